@@ -1,0 +1,54 @@
+# Two commands: `make app` and `make test`. Both do all their own set-up; a second run installs nothing again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT := DEBIAN_FRONTEND=noninteractive apt-get
+
+.PHONY: app test setup setup-dev browser lint gpu-check clean
+
+app: setup
+	$(BIN)/python app.py --open
+
+test: setup-dev browser
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Runs on the system's Python, whose torch knows the GPU; writes tests/benchmarks/results/gpu-<card>-<date>.md.
+gpu-check:
+	$(PYTHON) -m tests.benchmarks.gpu_check
+
+setup: $(VENV)/.installed
+
+setup-dev: $(VENV)/.installed-dev
+
+# A stamp is only written after everything before it worked, so a broken half is made again by the next run.
+$(VENV)/.installed: requirements.txt | $(VENV)/.made
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "JetMoE Studio needs Python 3.11 or 3.12; name one with: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV) || { \
+		[ "$$(id -u)" = 0 ] && $(APT) update -qq && $(APT) install -y -qq python3-venv && \
+		$(PYTHON) -m venv --clear $(VENV); } || \
+		{ echo "Making $(VENV) failed; install the package python3-venv and run make again." >&2; exit 2; }
+	touch $@
+
+browser:
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		$(APT) update -qq && $(APT) install -y -qq chromium fonts-noto-color-emoji; } || \
+		{ echo "The tests need a browser: install the package chromium, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,65 @@
+"""JetMoE Studio's page, on a laptop and as a Space: reads flags, builds the studio, launches it.
+
+python app.py [--host 127.0.0.1] [--port 7860] [--model starter] [--open]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from studio.backend.engine import Engine
+from studio.backend.starter import ConsoleProgress
+from studio.errors import StudioError
+from studio.ui.layout import build, launch_settings
+
+PORT = 7860
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until interrupted; returns the exit code: 2 where the person can fix it."""
+    flags = _flags(arguments)
+    try:
+        _require_port(flags.host, flags.port)
+        engine = Engine()
+        engine.start_loading(flags.model, ConsoleProgress())
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return 2
+    page = build(engine)
+    page.launch(server_name=flags.host, server_port=flags.port, inbrowser=flags.open, **launch_settings())
+    return 0
+
+
+def _require_port(host: str, port: int) -> None:
+    """Before the model is loaded, so that nothing has to be taken down again."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise StudioError(
+            f"Port {port} on {host} can't be opened ({error.strerror}): start with `--port {port + 1}`."
+        ) from error
+
+
+def _flags(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Chat with sparse mixture-of-experts models and watch their experts.")
+    parser.add_argument(
+        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
+    )
+    port = int(os.environ.get("GRADIO_SERVER_PORT", PORT))
+    parser.add_argument("--port", type=int, default=port, help="port to listen on")
+    parser.add_argument("--model", default="starter", help="the model to load first, see `python -m studio models`")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Not sys.exit: a compilation in the background can't be interrupted, and tearing it down midway aborts the process.
+    os._exit(code)

@@ -1,0 +1,191 @@
+"""`JetMoeConfig`: every documented field, the names that released checkpoints use, and validation.
+
+The released `config.json` files predate transformers' own class and use other names (`moe_num_experts`, `moe_top_k`,
+`ffn_hidden_size`, `n_positions` ...). They are honoured here, never silently replaced by a default.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+LEGACY_NAMES = {
+    "ffn_hidden_size": "intermediate_size",
+    "moe_num_experts": "num_local_experts",
+    "moe_top_k": "num_experts_per_tok",
+    "n_positions": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "activation": "activation_function",
+}
+# What the architecture is, so that a checkpoint that says otherwise is another model.
+FIXED = {"glu": True, "rotary_percent": 1.0}
+# Written by others into config.json and without effect here.
+WITHOUT_EFFECT = {
+    "layer_norm_epsilon", "apply_residual_connection_post_layernorm", "auto_map", "bias_dropout_fusion", "bias_linear",
+    "conv_kernel", "gate_type", "gating_size", "hidden_dropout", "initializer_method", "n_inner", "num_experts",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "rotary", "rope_scaling", "rope_theta", "seq_length", "torch_dtype",
+    "type_vocab_size", "use_flash_attn", "head_dim", "attn_implementation", "_attn_implementation", "name_or_path",
+    "num_labels", "output_attentions", "quantization_config", "model_type",
+}  # fmt: skip
+
+
+COUNTS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads", "kv_channels", "intermediate_size",
+    "num_local_experts", "num_experts_per_tok", "max_position_embeddings",
+)  # fmt: skip
+
+
+def reads_legacy_names(config_class: Any) -> Any:
+    """Wraps the generated `__init__`, the only place that sees which of two names was really given."""
+    generated = config_class.__init__
+
+    @wraps(generated)
+    def __init__(self, **kwargs) -> None:
+        generated(self, **_modern_names(kwargs, set(config_class.__dataclass_fields__)))
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+@reads_legacy_names
+class JetMoeConfig(PreTrainedConfig):
+    """Configuration of a JetMoE model; the defaults are those of transformers' class (JetMoE-4B).
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of the residual stream, D.
+        num_hidden_layers: number of blocks, L.
+        num_key_value_heads: heads of the shared keys and values; every attention expert has as many query heads.
+        kv_channels: width of a head.
+        intermediate_size: width inside a feed-forward expert.
+        max_position_embeddings: longest sequence the model is meant for, in tokens.
+        activation_function: activation of the gate half of a feed-forward expert.
+        num_local_experts: experts of each MoA and each MoE layer, E.
+        num_experts_per_tok: experts that each router picks for a token, K.
+        output_router_logits: return the router logits, and with them the auxiliary loss.
+        aux_loss_coef: weight of the load-balancing loss in the loss.
+        z_loss_coef: weight of the router z-loss in the loss (0.001 in the JetMoE paper, section 4.2); 0 is off.
+        use_cache: return keys and values for the next step.
+        tie_word_embeddings: the head is the transposed embedding.
+        rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}`; a plain `rope_theta` is accepted.
+        rms_norm_eps: epsilon of the final norm ONLY. The norms inside blocks use 1e-6, as the released models were
+            trained and as transformers does.
+        initializer_range: standard deviation of new weights.
+        attention_dropout: dropout of attention probabilities while training.
+        expert_groups: `[E]`, the group of each expert where a model ties experts (see `jetmoe.upcycle`); None means
+            that every expert is a group of its own.
+
+    Raises:
+        ValueError: fields contradict each other; the message names them and the remedy.
+    """
+
+    model_type = "jetmoe"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"head_dim": "kv_channels"}
+
+    vocab_size: int = 32000
+    hidden_size: int = 2048
+    num_hidden_layers: int = 12
+    num_key_value_heads: int = 16
+    kv_channels: int = 128
+    intermediate_size: int = 5632
+    max_position_embeddings: int = 4096
+    activation_function: str = "silu"
+    num_local_experts: int = 8
+    num_experts_per_tok: int = 2
+    output_router_logits: bool = False
+    aux_loss_coef: float = 0.01
+    z_loss_coef: float = 0.0
+    use_cache: bool = True
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = True
+    rope_parameters: dict | None = None
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.01
+    attention_dropout: float | int = 0.0
+    expert_groups: list[int] | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        self._check()
+        query_heads = self.num_key_value_heads * self.num_experts_per_tok
+        given = kwargs.pop("num_attention_heads", query_heads)
+        if given != query_heads:
+            raise ValueError(
+                f"num_attention_heads is {given}, but num_key_value_heads * num_experts_per_tok is "
+                f"{self.num_key_value_heads} * {self.num_experts_per_tok} = {query_heads}. Leave num_attention_heads "
+                "out, or make the three agree."
+            )
+        self.num_attention_heads = query_heads
+        super().__post_init__(**kwargs)
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type != "default":
+            raise ValueError(f"rope_type is {rope_type}; JetMoE has plain rotary embeddings only. Set it to default.")
+
+    def _check(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)!r}, it must be a whole number of at least 1"
+            for name in COUNTS
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+        ]
+        if problems:
+            raise ValueError("The JetMoE configuration is not usable: " + "; ".join(problems) + ".")
+        if self.num_experts_per_tok > self.num_local_experts:
+            problems.append(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, more than the {self.num_local_experts} of "
+                "num_local_experts"
+            )
+        if self.num_local_experts > 256:
+            problems.append(f"num_local_experts is {self.num_local_experts}, more than the 256 that a trace can name")
+        if self.kv_channels % 2:
+            problems.append(f"kv_channels is {self.kv_channels}, rotary embeddings need an even number")
+        if self.expert_groups is not None and len(self.expert_groups) != self.num_local_experts:
+            problems.append(f"expert_groups has {len(self.expert_groups)} entries for {self.num_local_experts} experts")
+        if problems:
+            raise ValueError("The JetMoE configuration contradicts itself: " + "; ".join(problems) + ".")
+
+    @property
+    def groups(self) -> list[int]:
+        """The group of each expert, `[E]`."""
+        return self.expert_groups or list(range(self.num_local_experts))
+
+
+def _modern_names(kwargs: dict, fields: set[str]) -> dict:
+    """Renames legacy fields, and refuses two names of one field that disagree.
+
+    Raises:
+        ValueError: an old and a new name disagree, or a field describes another architecture.
+    """
+    kwargs = dict(kwargs)
+    for old, new in LEGACY_NAMES.items():
+        if old not in kwargs:
+            continue
+        value = kwargs.pop(old)
+        if kwargs.setdefault(new, value) != value:
+            raise ValueError(
+                f"The configuration gives {old}={value} and {new}={kwargs[new]}, which mean the same field. "
+                f"Keep the right one of the two."
+            )
+    for name, value in FIXED.items():
+        if kwargs.pop(name, value) != value:
+            raise ValueError(f"The configuration asks for another {name} than {value}; JetMoE has no such variant.")
+    _warn_of_unknown(kwargs, fields)
+    return kwargs
+
+
+def _warn_of_unknown(kwargs: dict, fields: set[str]) -> None:
+    known = fields | WITHOUT_EFFECT | {"num_attention_heads"}
+    for name in sorted(name for name in kwargs if name not in known and not name.startswith("_")):
+        close = get_close_matches(name, [*fields, *LEGACY_NAMES], n=1)
+        hint = f" Did you mean {close[0]}?" if close else " It has no effect; remove it or check its spelling."
+        logger.warning_once(f"JetMoeConfig does not know the field {name}.{hint}")

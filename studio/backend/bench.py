@@ -1,0 +1,118 @@
+"""`python -m studio bench ...`: the studio against its peers on the same weights and the same work.
+
+Every system runs in a process of its own (`studio/backend/bench_worker.py`), so that peak memory is its own and
+transformers' JetMoE is never shadowed by ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from studio.backend import catalog, starter
+from studio.errors import StudioError
+
+Row = dict[str, Any]
+Report = dict[str, Any]
+# Each figure is the median of the repeats, but for memory, which is the peak.
+COLUMNS = {
+    "system": "system",
+    "weights": "weights",
+    "prefill_tok_s": "prefill tok/s",
+    "decode_tok_s": "decode tok/s",
+    "ttft_s": "first token s",
+    "load_s": "load s",
+    "peak_gib": "peak GiB",
+    "note": "",
+}
+
+
+def generate(
+    model_id: str, weights: list[str], prompt_tokens: int, new_tokens: int, threads: int, repeats: int
+) -> Report:
+    """One prompt and greedy decoding, one sequence at a time."""
+    work = {
+        "bench": "generate",
+        "model": model_id,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "threads": threads,
+        "repeats": repeats,
+    }
+    systems = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager", "transformers"]
+    runs = [(system, dtype) for dtype in weights for system in systems]
+    if find_spec("llama_cpp") and model_id == "starter":
+        runs.append(("llama.cpp", "q4_1"))
+    return _report(work, runs, model_id)
+
+
+def load(model_id: str, weights: list[str], threads: int, repeats: int) -> Report:
+    """From a folder to a model that is ready for its first token."""
+    work = {"bench": "load", "model": model_id, "threads": threads, "repeats": repeats}
+    return _report(work, [(s, dtype) for dtype in weights for s in ("jetmoe-studio", "transformers")], model_id)
+
+
+def table(report: Report) -> str:
+    """The report as Markdown."""
+    columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in report["rows"])}
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(key, "")) for key in columns) + " |" for row in report["rows"]]
+    facts = ", ".join(f"{key} {value}" for key, value in {**report["work"], **report["machine"]}.items())
+    return "\n".join(lines) + f"\n\n{facts}\n"
+
+
+def _report(work: dict[str, Any], runs: list[tuple[str, str]], model_id: str) -> Report:
+    path = catalog.prepare(model_id, _silent)
+    gguf = starter.dense_gguf(path.parent, _silent) if any(system == "llama.cpp" for system, _ in runs) else path
+    rows = [_run(system, dtype, gguf if system == "llama.cpp" else path, work) for system, dtype in runs]
+    return {"machine": _machine(), "work": work, "rows": rows}
+
+
+def _run(system: str, dtype: str, path: Path, work: dict[str, Any]) -> Row:
+    print(f"{work['bench']}: {system} in {dtype} ...", file=sys.stderr)
+    arguments = json.dumps({**work, "system": system, "weights": dtype, "path": str(path)})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(work["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    if not system.startswith("jetmoe-studio"):
+        # libgomp's own default, which stands above the studio's choice: a peer runs as it would anywhere else.
+        environment["GOMP_SPINCOUNT"] = "300000"
+    process = subprocess.run(
+        [sys.executable, "-m", "studio.backend.bench_worker", arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if process.returncode != 0:
+        raise StudioError(f"{system} in {dtype} did not finish: {process.stderr.strip().splitlines()[-1:]}")
+    return {"system": system, "weights": dtype, **json.loads(process.stdout.splitlines()[-1])}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+_silent: Callable[[float, str], None] = lambda fraction, text: None  # noqa: E731

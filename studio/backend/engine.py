@@ -1,0 +1,280 @@
+"""The engine owns the model, the tokenizer and the line in front of them; `generate` yields `TokenEvent`s.
+
+engine = Engine()
+engine.load("starter")
+for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling()):
+    print(event.text, end="")
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from jetmoe import JetMoeForCausalLM, RoutingTrace
+from studio.backend import catalog
+from studio.backend.decoder import Decoder
+from studio.backend.events import Timing, TokenEvent
+from studio.backend.line import Line
+from studio.backend.prompt import Messages, Prompt, fit_prompt
+from studio.backend.sampling import Sampler, Sampling
+from studio.backend.text_stream import StopTexts, TokenTexts, token_texts
+from studio.errors import StudioError
+
+__all__ = ["Engine", "EngineStatus", "Sampling"]
+logger = logging.getLogger(__name__)
+# The studio reports progress itself, on the page and in the console.
+transformers_logging.disable_progress_bar()
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    state: Literal["empty", "preparing", "loading", "ready", "failed"] = "empty"
+    model_id: str | None = None
+    text: str = "No model is loaded."
+    """A sentence for the person."""
+    progress: float | None = None
+    """0 to 1 where it is known."""
+    speed: str = ""
+    """"eager", "compiling", "compiled", or "eager: " and why it stays so."""
+    context_size: int = 0
+    precision: str = ""
+
+
+class Engine:
+    """Args: compile_steps: compile decoding in the background once a model is loaded."""
+
+    def __init__(self, compile_steps: bool = True) -> None:
+        self._compile_steps = compile_steps
+        self._line = Line()
+        self._status = EngineStatus()
+        self._decoder: Decoder | None = None
+        self._tokenizer: PreTrainedTokenizerFast | None = None
+        self._loading = threading.Lock()
+
+    def status(self) -> EngineStatus:
+        decoder = self._decoder
+        if decoder is None or self._status.state != "ready":
+            return self._status
+        return replace(self._status, speed=decoder.compiled.text)
+
+    def start_loading(self, model_id: str, progress: Progress = lambda fraction, text: None) -> None:
+        """Loads in the background; `status` tells how far it is, and so does `progress`.
+
+        Raises:
+            StudioError: the model is unknown, or another is being loaded.
+        """
+        catalog.entry(model_id)
+        if not self._loading.acquire(blocking=False):
+            raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
+        self._status = EngineStatus("preparing", model_id, "Getting the model ready …", 0.0)
+
+        def run() -> None:
+            try:
+                self._load(model_id, progress)
+            except StudioError as error:
+                logger.error("%s", error)  # the status says it too
+            finally:
+                self._loading.release()
+
+        threading.Thread(target=run, daemon=True, name="load").start()
+
+    def load(self, model_id: str, progress: Progress = lambda fraction, text: None) -> None:
+        """Loads here and now.
+
+        Raises:
+            StudioError: the model is unknown, can't be had, doesn't fit or is damaged.
+        """
+        catalog.entry(model_id)
+        with self._loading:
+            self._load(model_id, progress)
+
+    def generate(
+        self, messages: Messages, sampling: Sampling, cancel: threading.Event | None = None
+    ) -> Iterator[TokenEvent]:
+        """Writes an answer, event by event; see `TokenEvent`. Closing the iterator or setting `cancel` stops it.
+
+        Raises:
+            StudioError: no model is ready, or the messages can't be answered.
+        """
+        cancel = cancel or threading.Event()
+        with self._line.join() as ticket:
+            for ahead in ticket.wait(cancel.is_set):
+                yield TokenEvent("queued", place=ahead)
+            if cancel.is_set():
+                yield TokenEvent("done", finish="cancelled")
+                return
+            decoder, tokenizer = self._ready()
+            prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+            yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+
+    def replay(self, token_ids: Sequence[int], prompt_tokens: int) -> RoutingTrace:
+        """The routing of a text whose tokens are known, computed again in one pass.
+
+        Raises:
+            StudioError: no model is ready, or the tokens are not of its vocabulary.
+        """
+        token_ids = list(token_ids)
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            decoder, tokenizer = self._ready()
+            vocab_size = decoder.model.config.vocab_size
+            if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
+                raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
+            decoder.prefill(token_ids, room=0)
+            return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
+
+    def _ready(self) -> tuple[Decoder, PreTrainedTokenizerFast]:
+        if self._decoder is None or self._tokenizer is None or self._status.state != "ready":
+            raise StudioError(f"The model isn't ready yet. {self._status.text}")
+        return self._decoder, self._tokenizer
+
+    def _load(self, model_id: str, progress: Progress) -> None:
+        def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
+            self._status = EngineStatus(state, model_id, text, fraction)
+            progress(fraction, text)
+
+        try:
+            path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
+            with self._line.join() as ticket:  # an answer that is being written is finished first
+                for _ in ticket.wait():
+                    pass
+                report("loading", 0.0, "Loading the weights …")
+                self._unload()
+                self._decoder, self._tokenizer = _load_decoder(path)
+                self._status = self._ready_status(model_id)
+            if self._compile_steps:
+                self._decoder.compiled.enable()
+            progress(1.0, self._status.text)
+        except StudioError as error:
+            self._status = EngineStatus("failed", model_id, str(error))
+            raise
+        except Exception as error:
+            logger.exception("loading %s failed", model_id)
+            text = f"Loading {model_id} failed: {type(error).__name__}: {error}"
+            self._status = EngineStatus("failed", model_id, text)
+            raise StudioError(text) from error
+
+    def _ready_status(self, model_id: str) -> EngineStatus:
+        assert self._decoder is not None
+        model = self._decoder.model
+        gib = model.get_memory_footprint() / 2**30
+        precision = str(model.dtype).removeprefix("torch.")
+        text = f"{catalog.entry(model_id).title}: {gib:.2f} GiB of weights in {precision} on the {model.device.type}."
+        return EngineStatus("ready", model_id, text, 1.0, context_size=self._decoder.context_size, precision=precision)
+
+    def _unload(self) -> None:
+        if self._decoder is not None:
+            self._decoder = self._tokenizer = None
+            torch.compiler.reset()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class _Answer:
+    """One answer while it is written."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt: Prompt,
+        sampling: Sampling,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.cancelled = cancelled
+        self.sampler = Sampler(sampling)
+        self.limit = min(sampling.max_new_tokens, decoder.context_size - len(prompt.token_ids))
+        self.stop_texts = StopTexts(sampling.stop)
+        self.ends = _end_tokens(decoder.model)
+        self.started = time.perf_counter()
+        self.first_at = 0.0
+        self.count = 0
+
+    def events(self) -> Iterator[TokenEvent]:
+        for notice in self.prompt.notices:
+            yield TokenEvent("notice", notice)
+        logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled)
+        prompt_tokens = len(self.prompt.token_ids)
+        texts = token_texts(self.tokenizer, self.decoder.token_ids)
+        yield TokenEvent("prompt", trace=self.decoder.trace(texts, prompt_tokens), timing=self._timing())
+        finish: Literal["stop", "length", "cancelled"] = "cancelled"
+        texts_of_answer = TokenTexts(self.tokenizer)
+        while not self.cancelled():
+            if self.count >= self.limit:
+                finish = "length"
+                break
+            seen = torch.tensor([self.decoder.token_ids])
+            token_id, logprob = self.sampler.choose(logits, seen)
+            if token_id in self.ends:
+                finish = "stop"
+                break
+            logits = self.decoder.step(token_id)
+            self._count_token()
+            text = texts_of_answer.push(token_id)
+            trace = self.decoder.trace([text], prompt_tokens, start=len(self.decoder.token_ids) - 1)
+            yield TokenEvent("token", self.stop_texts.push(text), token_id, logprob, trace, self._timing())
+            if self.stop_texts.reached:
+                finish = "stop"
+                break
+        if finish == "length":
+            yield TokenEvent("notice", f"The answer was cut at {self.count} tokens; raise max_new_tokens for more.")
+        yield TokenEvent("done", self.stop_texts.rest(), timing=self._timing(), finish=finish)
+
+    def _count_token(self) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.first_at = time.perf_counter()
+
+    def _timing(self) -> Timing:
+        since_first = time.perf_counter() - self.first_at
+        return Timing(
+            prompt_tokens=len(self.prompt.token_ids),
+            new_tokens=self.count,
+            context_size=self.decoder.context_size,
+            ttft_s=self.first_at - self.started if self.count else 0.0,
+            decode_tok_s=(self.count - 1) / since_first if self.count > 1 else 0.0,
+        )
+
+
+def _load_decoder(path: Path) -> tuple[Decoder, PreTrainedTokenizerFast]:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise StudioError(f"The tokenizer in {path.name} is not a fast one; the studio needs tokenizer.json.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=default_dtype(device), use_safetensors=True)
+    if not isinstance(model, JetMoeForCausalLM):
+        raise StudioError(f"{path.name} holds a {type(model).__name__}; the studio runs JetMoE models.")
+    model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return Decoder(model, model.config.max_position_embeddings), tokenizer
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bf16 where the processor multiplies it natively; elsewhere fp32, because emulated bf16 is slower."""
+    if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _end_tokens(model: JetMoeForCausalLM) -> set[int]:
+    ends: set[int] = set()
+    for end in (model.config.eos_token_id, model.generation_config.eos_token_id):
+        ends.update([end] if isinstance(end, int) else end or [])
+    return ends

@@ -1,0 +1,135 @@
+"""Messages to token ids: chat templates, text that can't become a control token, context overflow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from studio.errors import StudioError
+
+Messages = Sequence[dict[str, str]]
+ROLES = ("system", "user", "assistant")
+MAX_CHARACTERS = 1_000_000
+# For models that come without a template: they continue the text.
+PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    token_ids: list[int]
+    notices: tuple[str, ...] = ()
+
+
+def fit_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, context_size: int, max_new_tokens: int
+) -> Prompt:
+    """The prompt for an answer, without the oldest turns where they don't fit.
+
+    Raises:
+        StudioError: nothing to answer, or the last message alone is too long.
+    """
+    kept = _checked(messages)
+    notices = [] if tokenizer.chat_template else ["This model has no chat template: it continues your text."]
+    room = context_size - min(max_new_tokens, context_size // 2)
+    token_ids = encode_chat(tokenizer, kept)
+    dropped = 0
+    while len(token_ids) > room:
+        shorter = _without_oldest_turn(kept)
+        if shorter is None:
+            raise StudioError(
+                f"The message is too long: {len(token_ids):,} tokens, and the model reads {context_size:,}, of which "
+                f"{context_size - room:,} are kept for the answer. Shorten it or lower max_new_tokens."
+            )
+        dropped += len(kept) - len(shorter)
+        kept = shorter
+        token_ids = encode_chat(tokenizer, kept)
+    if dropped:
+        notices.append(
+            f"The conversation is longer than the model's context of {context_size:,} tokens: the oldest "
+            f"{dropped} message{'s were' if dropped > 1 else ' was'} left out of this answer."
+        )
+    return Prompt(token_ids, tuple(notices))
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of the rendered chat with the start of an answer. Control tokens come from the template alone: the
+    same characters in a message are encoded as plain text.
+
+    Raises:
+        StudioError: the model's template refuses the messages.
+    """
+    token_ids: list[int] = []
+    plain = ""
+    for text, is_template in _rendered(tokenizer, messages):
+        for piece, control_id in _pieces(tokenizer, text) if is_template else [(text, None)]:
+            if control_id is None:
+                plain += piece
+                continue
+            token_ids += encode_plain(tokenizer, plain)
+            token_ids.append(control_id)
+            plain = ""
+    return token_ids + encode_plain(tokenizer, plain)
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of text in which nothing is a control token."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Iterator[tuple[str, bool]]:
+    """The chat as (text, whether the template wrote it). The template sees placeholders in place of contents."""
+    placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
+    stand_ins = [
+        {"role": message["role"], "content": placeholder}
+        for message, placeholder in zip(messages, placeholders, strict=True)
+    ]
+    try:
+        text: str = tokenizer.apply_chat_template(
+            stand_ins,
+            chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=True,
+        )  # type: ignore[assignment]
+    except TemplateError as error:
+        raise StudioError(f"The model's chat template refuses this conversation: {error}") from error
+    for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
+        yield (messages[int(part)]["content"], False) if i % 2 else (part, True)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[tuple[str, int | None]]:
+    """Template text cut at its control tokens: (text, control token id or None)."""
+    controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    if not controls:
+        yield text, None
+        return
+    longest_first = sorted(controls, key=len, reverse=True)
+    for piece in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
+        yield piece, controls.get(piece)
+
+
+def _checked(messages: Messages) -> list[dict[str, str]]:
+    if not messages or messages[-1].get("role") != "user":
+        raise StudioError("Write a message first: there is nothing to answer.")
+    for message in messages:
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise StudioError(f"A message needs a role ({', '.join(ROLES)}) and a text.")
+        if len(message["content"]) > MAX_CHARACTERS:
+            raise StudioError(
+                f"The message is too long: {len(message['content']):,} characters. Keep it under {MAX_CHARACTERS:,}."
+            )
+    if not messages[-1]["content"].strip():
+        raise StudioError("The message is empty. Write something to answer.")
+    return [dict(message) for message in messages]
+
+
+def _without_oldest_turn(messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
+    """Without the oldest question and what answered it; system messages stay. None when only the last is left."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if len(turns) < 2:
+        return None
+    system = [message for message in messages[: turns[1]] if message["role"] == "system"]
+    return system + messages[turns[1] :]

@@ -1,0 +1,240 @@
+"""`python -m studio ...`: everything the page does, from the command line, with the same defaults.
+
+    python -m studio chat --prompt "What is a mixture of experts?"
+    python -m studio chat --prompt "Hi" --json
+    python -m studio models
+    python -m studio upcycle SRC DIR --replicas 4
+    python -m studio bench generate
+    python -m studio doctor
+
+Exit codes: 0 done, 2 the person can fix it (the sentence is on stderr), 1 a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from jetmoe import RoutingTrace
+    from studio.backend.engine import Engine, Sampling
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="JetMoE Studio on the command line.")
+bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every row is measured in the same call.")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
+
+
+def main() -> None:
+    """Runs the command line; the one place where a StudioError becomes an exit code."""
+    try:
+        app()
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def chat(
+    model: Model = "starter",
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it, a conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: int = 50,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.1,
+    seed: int | None = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Chats with a model; its answers stream."""
+    from studio.backend.engine import Engine, Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
+    if as_json and prompt is None:
+        raise StudioError("--json answers one message: give it with --prompt.")
+    # One answer is over before a compiler would have paid for itself.
+    engine = Engine(compile_steps=prompt is None)
+    with progress_bar() as progress:
+        engine.load(model, progress)
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt is None:
+        converse(engine, messages, sampling)
+        return
+    messages.append({"role": "user", "content": prompt})
+    answer = write_answer(engine, messages, sampling, show=not as_json)
+    if as_json:
+        print(json.dumps(answer))
+
+
+def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling) -> None:
+    """Questions from the terminal until an empty line or the end of input."""
+    print(f"{engine.status().text} An empty line ends the conversation.", file=sys.stderr)
+    while question := _ask():
+        messages.append({"role": "user", "content": question})
+        answer = write_answer(engine, messages, sampling, show=True)
+        messages.append({"role": "assistant", "content": answer["text"]})
+
+
+def write_answer(engine: Engine, messages: list[dict[str, str]], sampling: Sampling, show: bool) -> dict[str, Any]:
+    """The answer as the document that `chat --json` prints; streams it to stdout where `show`."""
+    from jetmoe import RoutingTrace
+
+    text, token_ids, traces, timing = "", [], [], None
+    for event in engine.generate(messages, sampling):
+        if event.kind == "notice":
+            print(event.text, file=sys.stderr)
+            continue
+        text += event.text
+        timing = event.timing or timing
+        if event.token_id is not None:
+            token_ids.append(event.token_id)
+        if event.trace is not None:
+            traces.append(event.trace)
+        if show:
+            print(event.text, end="", flush=True)
+    assert timing is not None
+    if show:
+        print()
+        print(
+            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} a second, the first after {timing.ttft_s:.2f} s",
+            file=sys.stderr,
+        )
+    return {
+        "text": text,
+        "token_ids": token_ids,
+        "prompt_tokens": timing.prompt_tokens,
+        "ttft_s": round(timing.ttft_s, 4),
+        "decode_tok_s": round(timing.decode_tok_s, 2),
+        "routing": routing_summary(RoutingTrace.concatenate(traces)),
+    }
+
+
+def routing_summary(trace: RoutingTrace) -> dict[str, Any]:
+    """Shape `[L, N, T, K]` of a trace, and the load of each expert `[L, N, E]`."""
+    from studio.analysis.load import load
+
+    return {"shape": list(trace.experts.shape), "load": load(trace, "expert").round(5).tolist()}
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Lists the models, where they come from and the memory they need."""
+    from studio.backend import catalog
+
+    rows = catalog.rows()
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        need = row["needs_gib"]
+        state = "ready" if row["ready"] else "fetched on first use"
+        print(f"{row['id']:24} {row['family']:8} {need['bf16']:6.1f} GiB bf16 {need['nf4']:6.1f} GiB nf4  {state}")
+
+
+@app.command()
+def upcycle(
+    source: Annotated[Path, typer.Argument(help="Folder or .gguf file of a Llama-architecture model.")],
+    directory: Annotated[Path, typer.Argument(help="Folder for the JetMoE model; made anew.")],
+    replicas: Annotated[int, typer.Option(help="Copies of each slot that the routers choose between.")] = 4,
+    fit_on: Annotated[list[Path] | None, typer.Option(help="Texts to fit the routers on; repeatable.")] = None,
+) -> None:
+    """Makes a JetMoE of a dense model, without changing what it computes."""
+    from jetmoe.upcycle import fitting_tokens
+    from jetmoe.upcycle import upcycle as convert
+
+    for path in [source, *(fit_on or [])]:
+        if not path.exists():
+            raise StudioError(f"There is no {path}. Check the spelling.")
+    if directory.exists() and any(directory.iterdir()):
+        raise StudioError(f"{directory} is not empty. Name a new folder.")
+    try:
+        with progress_bar() as progress:
+            token_ids = fitting_tokens(source, fit_on) if fit_on else None
+            convert(source, directory, replicas, token_ids=token_ids, progress=progress)
+    except ValueError as error:
+        raise StudioError(str(error)) from error
+    print(directory)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Checks this machine and says what to do about each finding."""
+    from studio.backend.doctor import examine
+
+    report = examine()
+    if as_json:
+        print(json.dumps(report))
+    else:
+        for check in report["checks"]:
+            print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['detail']}")
+            if not check["ok"]:
+                print(f"     {check['remedy']}")
+    if not report["ok"]:
+        sys.exit(2)
+
+
+@bench_app.command("generate")
+def bench_generate(
+    model: Model = "starter",
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, fp32; repeatable.")] = None,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    threads: int = 2,
+    repeats: int = 3,
+    as_json: Json = False,
+) -> None:
+    """Prefill and decode of the studio, transformers' own class and (where installed) llama.cpp."""
+    from studio.backend.bench import generate, table
+
+    report = generate(model, weights or ["bf16", "fp32"], prompt_tokens, new_tokens, threads, repeats)
+    print(json.dumps(report) if as_json else table(report))
+
+
+@bench_app.command("load")
+def bench_load(
+    model: Model = "starter",
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, fp32; repeatable.")] = None,
+    threads: int = 2,
+    repeats: int = 3,
+    as_json: Json = False,
+) -> None:
+    """Loading a checkpoint: seconds and peak memory."""
+    from studio.backend.bench import load, table
+
+    report = load(model, weights or ["bf16"], threads, repeats)
+    print(json.dumps(report) if as_json else table(report))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr, for people only: silent where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, bar_format="{l_bar}{bar}| {n:.0f} %", leave=False, disable=None) as bar:
+
+        def progress(fraction: float, text: str) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.n = 100 * fraction
+            bar.refresh()
+
+        yield progress
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

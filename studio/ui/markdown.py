@@ -1,0 +1,60 @@
+r"""Text of people and models as markdown in which HTML shows as text and no image loads.
+
+    shown = as_markdown(text)
+    assert as_text(shown) == text
+
+Gradio sanitises the HTML that markdown contains, but would still render `<b>` and load remote images, which tells
+another server that the page was opened. So the `<` of a tag and the `[` of an image get a backslash, which markdown
+removes again; in code, where it would show, the text stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+# Possessive and bounded, so that no text makes the search quadratic.
+_CODE = re.compile(
+    r"^ {0,3}(?P<fence>`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
+    r"|(?<!`)(?P<run>`++)(?!`)(?:(?!\n\s*\n).){1,2000}?(?<!`)(?P=run)(?!`)",
+    re.MULTILINE | re.DOTALL,
+)
+_TAG = re.compile(r"(?P<before>)(?<!\\)(?P<slashes>\\*+)(?P<sign><)(?=[A-Za-z/!?])")
+_IMAGE = re.compile(r"(?P<before>!)(?P<slashes>\\*+)(?P<sign>\[)")
+_CLOSING = re.compile(r"\n {0,3}(?:`{3,}|~{3,})[ \t]*\Z")
+_MERMAID = re.compile(r"^( {0,3}(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE)
+
+
+def as_markdown(text: str) -> str:
+    """Markdown that keeps the text's own markup, and shows HTML and images as they were typed."""
+    escape = lambda plain: _IMAGE.sub(_escape, _TAG.sub(_escape, plain))  # noqa: E731
+    return _replace(text, outside=escape, inside=lambda code: _MERMAID.sub(r"\1text", code))
+
+
+def as_text(markdown: str) -> str:
+    """What `as_markdown` was given (but a fence of mermaid stays a fence of text)."""
+    unescape = lambda plain: _IMAGE.sub(_unescape, _TAG.sub(_unescape, plain))  # noqa: E731
+    return _replace(markdown, outside=unescape, inside=str)
+
+
+def closed(markdown: str) -> str:
+    """The text with an open fence of code closed, so that something can follow."""
+    fences = [match for match in _CODE.finditer(markdown) if match["fence"]]
+    is_open = fences and fences[-1].end() == len(markdown) and not _CLOSING.search(fences[-1][0])
+    return f"{markdown}\n{fences[-1]['fence']}" if is_open else markdown
+
+
+def _replace(text: str, outside: Callable[[str], str], inside: Callable[[str], str]) -> str:
+    pieces, end = [], 0
+    for match in _CODE.finditer(text):
+        pieces += [outside(text[end : match.start()]), inside(match[0])]
+        end = match.end()
+    return "".join([*pieces, outside(text[end:])])
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match["before"] + match["slashes"] * 2 + "\\" + match["sign"]
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return match["before"] + "\\" * (len(match["slashes"]) // 2) + match["sign"]

@@ -1,0 +1,90 @@
+// A routing trace that grows. Rows are token-major: [T, L, N, K] and, for entropies, [T, L, N].
+function createTrace() {
+  const trace = { id: "", count: 0, texts: [] };
+  const mass = new Float64Array(256);
+
+  trace.reset = (id, head) => {
+    Object.assign(trace, head, { id, count: 0, total: 0, texts: [] });
+    trace.m = Math.max(...head.groups) + 1;
+    trace.experts = new Uint8Array(0);
+    trace.gates = new Uint16Array(0);
+    trace.entropies = new Uint16Array(0);
+    trace.assigned = [0, 1].map(() => new Float64Array(head.L * head.N * head.E)); // prompt, answer
+  };
+
+  // Rows that start beyond `count` leave a gap and are refused; rows that are there already are skipped.
+  trace.append = (from, rows) => {
+    const texts = JSON.parse(new TextDecoder().decode(bytes(rows.t)));
+    const skip = trace.count - from;
+    if (skip < 0 || skip >= texts.length) return;
+    const perToken = trace.L * trace.N * trace.K;
+    trace.experts = put(trace.experts, bytes(rows.e), trace.count, skip, perToken);
+    trace.gates = put(trace.gates, new Uint16Array(bytes(rows.g).buffer), trace.count, skip, perToken);
+    trace.entropies = put(trace.entropies, new Uint16Array(bytes(rows.h).buffer), trace.count, skip, trace.L * trace.N);
+    trace.texts.push(...texts.slice(skip));
+    const start = trace.count;
+    trace.count += texts.length - skip;
+    for (let t = start; t < trace.count; t++) countToken(t);
+  };
+
+  trace.isPrompt = (t) => t < trace.prompt;
+  trace.at = (t, l, n) => ((t * trace.L + l) * trace.N + n) * trace.K;
+  trace.entropy = (t, l, n) => trace.entropies[(t * trace.L + l) * trace.N + n] / 65535;
+  trace.scope = (name) => (name === "prompt" ? [0, Math.min(trace.prompt, trace.count)] : [Math.min(trace.prompt, trace.count), trace.count]);
+
+  // The unit (expert, or group where not `single`) with the largest sum of gates; ties go to the lowest id.
+  trace.strongest = (t, l, n, single) => {
+    const sums = trace.massOf(t, l, n, single);
+    let best = 0;
+    for (let unit = 1; unit < sums.length; unit++) if (sums[unit] > sums[best]) best = unit;
+    return best;
+  };
+
+  trace.massOf = (t, l, n, single) => {
+    const units = single ? trace.E : trace.m;
+    mass.fill(0, 0, units);
+    for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++) {
+      const expert = trace.experts[at];
+      mass[single ? expert : trace.groups[expert]] += trace.gates[at];
+    }
+    return mass.subarray(0, units);
+  };
+
+  // Share of assignments of every unit in one router; sums to 1.
+  trace.load = (scope, l, n, single) => {
+    const counts = trace.assigned[scope === "prompt" ? 0 : 1];
+    const shares = new Float64Array(single ? trace.E : trace.m);
+    let sum = 0;
+    for (let expert = 0; expert < trace.E; expert++) {
+      const count = counts[(l * trace.N + n) * trace.E + expert];
+      shares[single ? expert : trace.groups[expert]] += count;
+      sum += count;
+    }
+    return sum ? shares.map((share) => share / sum) : shares;
+  };
+
+  function countToken(t) {
+    const counts = trace.assigned[trace.isPrompt(t) ? 0 : 1];
+    let at = trace.at(t, 0, 0);
+    for (let router = 0; router < trace.L * trace.N; router++)
+      for (let k = 0; k < trace.K; k++, at++) counts[router * trace.E + trace.experts[at]]++;
+  }
+
+  function bytes(base64) {
+    return Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
+  }
+
+  function put(array, rows, count, skip, perToken) {
+    const fresh = rows.subarray(skip * perToken);
+    const needed = count * perToken + fresh.length;
+    if (needed > array.length) {
+      const bigger = new array.constructor(Math.max(needed, 2 * array.length));
+      bigger.set(array.subarray(0, count * perToken));
+      array = bigger;
+    }
+    array.set(fresh, count * perToken);
+    return array;
+  }
+
+  return trace;
+}

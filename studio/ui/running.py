@@ -1,0 +1,49 @@
+"""The answers that are being written, by browser session, so that Stop reaches them from another request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from studio.errors import StudioError
+
+
+class Run:
+    """One answer on its way. Discarded means that nobody wants its rest: the conversation was left."""
+
+    def __init__(self) -> None:
+        self.cancel = threading.Event()
+        self.discarded = False
+
+
+class Running:
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def answer(self, session: str) -> Iterator[Run]:
+        """Raises StudioError while another answer of the session is being written."""
+        self.check_idle(session)
+        run = Run()
+        with self._lock:
+            self._runs[session] = run
+        try:
+            yield run
+        finally:
+            run.cancel.set()
+            with self._lock:
+                if self._runs.get(session) is run:
+                    del self._runs[session]
+
+    def check_idle(self, session: str) -> None:
+        run = self._runs.get(session)
+        if run is not None and not run.cancel.is_set():
+            raise StudioError("An answer is still being written. Stop it, or wait until it is complete.")
+
+    def stop(self, session: str, discard: bool = False) -> None:
+        run = self._runs.get(session)
+        if run is not None:
+            run.discarded = run.discarded or discard
+            run.cancel.set()

@@ -1,0 +1,50 @@
+"""The one place where an exception becomes what a person sees."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+
+logger = logging.getLogger(__name__)
+
+
+def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose StudioError is shown as it is, and any other exception as a bug whose traceback is in the log."""
+
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _translated():
+            return handler(*args, **kwargs)
+
+    @functools.wraps(handler)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _translated():
+            yield from handler(*args, **kwargs)
+
+    return stream if inspect.isgeneratorfunction(handler) else call
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except StudioError as error:
+        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False, duration=20) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        logger.exception("a handler failed")
+        raise gr.Error(
+            "The studio made a mistake; nothing you typed is lost. The server's log has the details.",
+            title="A bug",
+            print_exception=False,
+        ) from error

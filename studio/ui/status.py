@@ -1,0 +1,37 @@
+"""What the model is doing, as a line at the top of the page: built, loading, ready, compiled or failed."""
+
+from __future__ import annotations
+
+from html import escape
+
+from studio.backend.engine import EngineStatus
+
+SPEEDS = {
+    "eager": "",
+    "compiling": "It answers already; compiling it for more speed in the background …",
+    "compiled": "Compiled: answers are now faster.",
+}
+
+
+def banner(status: EngineStatus) -> str:
+    """HTML; everything that isn't written here is escaped."""
+    state = "busy" if status.state in ("preparing", "loading") else status.state
+    sentence = status.text if status.state != "ready" else _ready(status)
+    bar = "" if status.progress is None or state != "busy" else _bar(status.progress)
+    return f'<div class="status status-{state}"><span class="dot"></span><span>{escape(sentence)}</span>{bar}</div>'
+
+
+def _ready(status: EngineStatus) -> str:
+    return f"{status.text} {SPEEDS.get(status.speed, _sentence(status.speed))}".strip()
+
+
+def _sentence(speed: str) -> str:
+    return f"{speed[:1].upper()}{speed[1:].rstrip('.')}." if speed else ""
+
+
+def _bar(progress: float) -> str:
+    percent = max(0, min(100, round(100 * progress)))
+    return (
+        f'<span class="bar" role="progressbar" aria-label="Loading the model" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent}"><i style="width:{percent}%"></i></span>'
+    )

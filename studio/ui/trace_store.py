@@ -1,0 +1,71 @@
+"""The one place where the traces of answers live: this process's memory, oldest use out first.
+
+trace_id = traces.open()             # the server makes the ids; knowing one is the right to read the trace
+traces.append(trace_id, event.trace)
+traces.get(trace_id)                 # None once it was dropped
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+
+from jetmoe.routing import RoutingTrace
+
+CAPACITY_BYTES = 512 * 2**20
+
+
+class TraceStore:
+    """Thread-safe; a trace grows by `append` while its answer is written."""
+
+    def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._parts: OrderedDict[str, list[RoutingTrace]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def open(self, trace: RoutingTrace | None = None) -> str:
+        """A new trace, empty or this one."""
+        trace_id = uuid.uuid4().hex
+        with self._lock:
+            self._parts[trace_id], self._sizes[trace_id] = [], 0
+        if trace is not None:
+            self.append(trace_id, trace)
+        return trace_id
+
+    def append(self, trace_id: str, rows: RoutingTrace) -> None:
+        """Adds rows; does nothing to a trace that was dropped meanwhile."""
+        with self._lock:
+            if trace_id not in self._parts:
+                return
+            self._parts[trace_id].append(rows)
+            self._sizes[trace_id] += _size(rows)
+            self._parts.move_to_end(trace_id)
+            self._drop_oldest()
+
+    def get(self, trace_id: str) -> RoutingTrace | None:
+        with self._lock:
+            parts = self._parts.get(trace_id)
+            if not parts:
+                return None
+            if len(parts) > 1:
+                parts[:] = [RoutingTrace.concatenate(parts)]
+            self._parts.move_to_end(trace_id)
+            return parts[0]
+
+    def ids(self) -> list[str]:
+        with self._lock:
+            return list(self._parts)
+
+    def _drop_oldest(self) -> None:
+        while len(self._parts) > 1 and sum(self._sizes.values()) > self.capacity_bytes:
+            dropped, _ = self._parts.popitem(last=False)
+            del self._sizes[dropped]
+
+
+def _size(trace: RoutingTrace) -> int:
+    return trace.experts.nbytes + trace.gates.nbytes + trace.entropy.nbytes + 64 * len(trace)
+
+
+traces = TraceStore()

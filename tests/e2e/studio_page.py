@@ -1,0 +1,138 @@
+"""The studio in a browser as a person uses it: a server process, and the page object that the tests drive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+ROOT = Path(__file__).parents[2]
+SLOW = 60_000
+"""Milliseconds for what waits on the model, on a busy machine."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def chromium() -> str:
+    """The browser: `$CHROMIUM`, else the one on the PATH."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not found:
+        raise RuntimeError("There is no chromium: `apt-get install chromium`, or name one in $CHROMIUM.")
+    return found
+
+
+class Server:
+    """`python app.py` in a process of its own."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.port = port
+        self.log = log
+        self.url = f"http://127.0.0.1:{port}/"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(self.url, timeout=5):
+                    return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                time.sleep(0.5)
+        raise TimeoutError(self.log.read_text())
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+class StudioPage:
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.box = page.locator("#box textarea")
+        self.send = page.locator("#box .submit-button")
+        self.stop = page.locator("#box .stop-button")
+        self.answers = page.locator("#chat .bot.message")
+        self.questions = page.locator("#chat .user.message")
+        self.tokens = page.locator("#routing .rp-answer-tokens .rp-tok")
+        self.toast = page.get_by_test_id("toast-body")
+
+    def open(self, query: str = "") -> StudioPage:
+        self.page.goto(self.url + query)
+        expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
+        return self
+
+    def set_length(self, tokens: int) -> None:
+        self._advanced()
+        field = self.page.locator("#set-max_new_tokens input[type=number]")
+        field.fill(str(tokens))
+        field.press("Tab")
+
+    def _advanced(self) -> None:
+        if not self.page.locator("#system textarea").is_visible():
+            self.page.get_by_role("button", name="Advanced").click()
+        expect(self.page.locator("#system textarea")).to_be_visible()
+
+    def ask(self, text: str) -> None:
+        self.box.fill(text)
+        self.send.click()
+
+    def ask_and_wait(self, text: str) -> str:
+        before = self.answers.count()
+        self.ask(text)
+        expect(self.answers).to_have_count(before + 1, timeout=SLOW)
+        return self.wait()
+
+    def wait(self) -> str:
+        """Until the answer is complete; returns its text."""
+        expect(self.send).to_be_visible(timeout=SLOW)
+        expect(self.page.locator("#stats .figures")).to_be_visible()
+        return self.answers.last.inner_text()
+
+    def shown_tokens(self) -> int:
+        return int(self.page.locator(".rp-root").get_attribute("data-tokens") or 0)
+
+    def export(self) -> dict[str, Any]:
+        with self.page.expect_download(timeout=SLOW) as download:
+            self.page.locator("#export").click()
+        return json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+
+    def load(self, document: dict[str, Any] | bytes) -> None:
+        data = document if isinstance(document, bytes) else json.dumps(document).encode()
+        upload = {"name": "conversation.json", "mimeType": "application/json", "buffer": data}
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator("#import").click()
+        chooser.value.set_files(upload)  # type: ignore[arg-type]
+
+    def load_table(self) -> list[list[float]]:
+        """The table twin of the map: one row a layer, all units of MoA, then all of MoE."""
+        details = self.page.locator("details.rp-load")
+        if details.get_attribute("open") is None:
+            details.locator("summary").click()
+        expect(details.locator("tbody tr").first).to_be_visible()
+        return details.locator("tbody").evaluate(
+            "body => [...body.rows].map(row => [...row.cells].slice(1).map(cell => Number(cell.textContent)))"
+        )
+
+    def set_layer(self, layer: int) -> None:
+        self.page.get_by_role("slider", name="Layer").fill(str(layer))
+
+    def kind(self, name: str) -> Locator:
+        return self.page.locator("#routing").get_by_role("radio", name=name, exact=True)

@@ -1,0 +1,171 @@
+"""Chatting in a real browser with the real starter: send, stop, retry, undo, edit, refresh, export, import."""
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+
+QUESTION = "What is the capital of France?"
+LONG = "Tell a long and detailed story about a whale, a lighthouse keeper and a storm, in ten paragraphs."
+
+
+def test_text_and_routing_grow_while_the_answer_is_written(studio: StudioPage):
+    studio.set_length(48)
+    studio.ask(LONG)
+    expect(studio.tokens.nth(3)).to_be_visible(timeout=SLOW)
+    few, early = studio.tokens.count(), studio.answers.last.inner_text()
+    expect(studio.tokens.nth(few + 10)).to_be_attached(timeout=SLOW)
+    assert len(studio.answers.last.inner_text()) > len(early)
+    final = studio.wait()
+    assert "".join(studio.page.locator(".rp-answer-tokens .rp-text").all_inner_texts()).startswith(final[:3])
+    stats = studio.page.locator("#stats").inner_text()
+    assert f"{studio.tokens.count()} tokens" in stats and "of 8,192" in stats and "tokens/s" in stats
+
+
+def test_stop_keeps_the_partial_answer(studio: StudioPage):
+    studio.ask(LONG)
+    expect(studio.tokens.nth(4)).to_be_visible(timeout=SLOW)
+    studio.stop.click()
+    partial = studio.wait()
+    count = studio.shown_tokens()
+    expect(studio.page.locator("#stats")).to_contain_text("stopped")
+    studio.set_length(8)
+    studio.ask_and_wait("And now in French?")
+    assert studio.answers.first.inner_text() == partial
+    assert len(partial) > 3 and count > 4
+
+
+def test_retry_undo_and_edit(studio: StudioPage):
+    studio.set_length(8)
+    studio.ask_and_wait(QUESTION)
+    studio.page.get_by_label("retry").first.click()
+    expect(studio.stop).to_be_visible()
+    studio.wait()
+    assert (studio.questions.count(), studio.answers.count()) == (1, 1)
+    studio.page.get_by_label("edit").first.click()
+    studio.page.locator("#chat textarea").fill("What is the capital of <b>Italy</b>?")
+    studio.page.get_by_label("submit").first.click()
+    expect(studio.questions.first).to_contain_text("<b>Italy</b>", timeout=SLOW)
+    studio.wait()
+    studio.page.get_by_label("undo").first.click()
+    expect(studio.answers).to_have_count(0)
+    expect(studio.box).to_have_value("What is the capital of <b>Italy</b>?")
+
+
+def test_no_seed_is_sent_unless_one_is_typed(studio: StudioPage):
+    """An answer of 16 sampled tokens hardly comes twice; with a seed it does."""
+    studio.set_length(16)
+    question = "Invent a name for a planet, and describe it."
+    answers = [studio.ask_and_wait(question)]
+    studio.page.get_by_label("retry").first.click()
+    expect(studio.stop).to_be_visible()
+    assert studio.wait() != answers[0]
+    studio.page.locator("#set-seed textarea, #set-seed input").fill("7")
+    seeded = []
+    for _ in range(2):
+        studio.page.get_by_label("retry").first.click()
+        expect(studio.stop).to_be_visible()
+        seeded.append(studio.wait())
+    assert seeded[0] == seeded[1]
+
+
+def test_a_refresh_brings_the_conversation_back(studio: StudioPage):
+    studio.set_length(8)
+    answer = studio.ask_and_wait(QUESTION)
+    tokens = studio.shown_tokens()
+    studio.open()
+    expect(studio.answers).to_have_count(1)
+    assert studio.answers.first.inner_text() == answer
+    expect(studio.page.locator(".rp-root")).to_have_attribute("data-tokens", str(tokens))
+
+
+def test_export_new_chat_and_import(studio: StudioPage):
+    studio.set_length(8)
+    answer = studio.ask_and_wait(QUESTION)
+    document = studio.export()
+    assert [turn["role"] for turn in document["turns"]] == ["user", "assistant"]
+    assert document["turns"][1]["answer"]["trace"]
+    studio.page.locator("#new-chat").click()
+    expect(studio.answers).to_have_count(0)
+    expect(studio.page.locator(".rp-empty")).to_be_visible()
+    studio.load(document)
+    expect(studio.answers).to_have_count(1, timeout=SLOW)
+    assert studio.answers.first.inner_text() == answer
+    total = len(document["turns"][1]["answer"]["token_ids"])
+    expect(studio.page.locator(".rp-root")).to_have_attribute("data-tokens", str(total))
+
+
+def test_an_earlier_answer_shows_its_routing_again(studio: StudioPage):
+    studio.set_length(8)
+    studio.ask_and_wait(QUESTION)
+    first = studio.page.locator(".rp-answer-tokens .rp-text").all_inner_texts()
+    studio.ask_and_wait("Y en español?")
+    expect(studio.page.locator(".rp-answer-tokens .rp-text").first).to_be_visible()
+    studio.answers.first.click()
+    expect(studio.page.locator(".rp-status")).to_contain_text("answer 1")
+    expect(studio.tokens).to_have_count(len(first))
+    assert studio.page.locator(".rp-answer-tokens .rp-text").all_inner_texts() == first
+    studio.page.get_by_label("Answer whose routing is shown").select_option("1")
+    expect(studio.page.locator(".rp-status")).to_contain_text("answer 2")
+
+
+def test_examples_are_asked_with_one_click(studio: StudioPage):
+    studio.set_length(4)
+    studio.page.locator("#chat .example").first.click()
+    expect(studio.questions).to_have_count(1)
+    studio.wait()
+
+
+def test_the_second_person_sees_their_place_in_the_line(studio: StudioPage, browser: Browser, server: Server):
+    context = browser.new_context()
+    second = StudioPage(context.new_page(), server.url).open()
+    second.set_length(4)
+    studio.ask(LONG)
+    expect(studio.tokens.nth(1)).to_be_visible(timeout=SLOW)
+    second.ask(QUESTION)
+    expect(second.answers.last).to_contain_text("1 answer ahead of yours", timeout=SLOW)
+    studio.stop.click()
+    studio.wait()
+    assert "ahead" not in second.wait()
+    context.close()
+
+
+def test_after_a_restart_the_routing_is_computed_again(browser: Browser, tmp_path):
+    port = free_port()
+    server = Server(port, tmp_path / "log.txt")
+    context = browser.new_context()
+    studio = StudioPage(context.new_page(), server.url).open()
+    studio.set_length(6)
+    studio.ask_and_wait(QUESTION)
+    before = studio.load_table()
+    server.stop()
+    server = Server(port, tmp_path / "log.txt")
+    studio.open()
+    studio.answers.first.click()
+    expect(studio.page.locator(".rp-status")).to_contain_text("recomputed", timeout=SLOW)
+    after = studio.load_table()
+    context.close()
+    server.stop()
+    same = sum(one == two for old, new in zip(before, after, strict=True) for one, two in zip(old, new, strict=True))
+    assert same >= 0.9 * 30 * 8, "one pass over all tokens routes nearly as their one-by-one decoding did"
+
+
+@pytest.mark.parametrize("text", ["", "   \n"])
+def test_an_empty_message_is_refused_gently(studio: StudioPage, text: str):
+    studio.box.fill(text)
+    studio.box.press("Enter")
+    expect(studio.toast).to_contain_text("empty")
+    assert studio.questions.count() == 0
+
+
+def test_a_megabyte_stays_in_the_box(studio: StudioPage):
+    studio.box.evaluate("""box => {
+        box.value = "x".repeat(1e6);
+        box.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    studio.send.click()
+    expect(studio.toast).to_contain_text("1,000,000 characters", timeout=SLOW)
+    assert studio.box.evaluate("box => box.value.length") == 1_000_000
+    assert studio.questions.count() == 0
+    studio.set_length(4)
+    studio.ask_and_wait(QUESTION)

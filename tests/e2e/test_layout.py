@@ -1,0 +1,76 @@
+"""The page on a phone, in the dark, by keyboard and with little motion."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e.studio_page import Server, StudioPage
+
+
+@pytest.mark.parametrize("size", [(390, 844), (1280, 800)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_scrolls_sideways(page: Page, server: Server, size, theme):
+    studio = StudioPage(page, server.url).open(f"?__theme={theme}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    studio.set_length(12)
+    studio.ask_and_wait("A line of `code`, a-very-long-word" + "x" * 200)
+    studio.load_table()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
+
+
+def test_a_conversation_by_keyboard_alone(studio: StudioPage):
+    studio.set_length(12)
+    page = studio.page
+    studio.box.focus()
+    page.keyboard.type("Name a colour.")
+    page.keyboard.press("Enter")
+    studio.wait()
+    _tab_to(page, "select")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("slider", name="Layer")).to_be_focused()
+    before = page.locator(".rp-layer-out").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".rp-layer-out").inner_text() != before
+    _tab_to(page, ".rp-answer-tokens .rp-tok")
+    expect(page.locator(".rp-which")).to_contain_text("token 1 of the answer")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator(".rp-which")).to_contain_text("token 2 of the answer · pinned")
+
+
+def _tab_to(page: Page, selector: str) -> None:
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches('#routing ' + selector)", selector):
+            return
+    raise AssertionError(f"the keyboard does not reach {selector}")
+
+
+def test_the_controls_have_names(studio: StudioPage):
+    studio.set_length(4)
+    studio.ask_and_wait("Hi")
+    nameless = studio.page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea")]
+        .filter(node => node.offsetParent && !node.ariaLabel && !node.title && !node.textContent.trim()
+            && !(node.labels && [...node.labels].some(label => label.textContent.trim())))
+        .map(node => node.outerHTML.slice(0, 200))""")
+    assert not nameless
+
+
+def test_little_motion_is_respected(page: Page, server: Server):
+    page.emulate_media(reduced_motion="reduce")
+    StudioPage(page, server.url).open()
+    moving = page.evaluate("""() => [...document.querySelectorAll("#status *, #routing *, #chat *")]
+        .filter(node => getComputedStyle(node).animationName !== "none").length""")
+    assert moving == 0
+
+
+def test_every_poll_bypasses_the_queue_and_no_endpoint_is_public(studio: StudioPage):
+    config = studio.page.request.get(studio.url + "config").json()
+    for dependency in config["dependencies"]:
+        assert dependency["api_visibility"] == "private"
+        if any(event in ("tick", "load") for _, event in dependency["targets"]):
+            assert dependency["queue"] is False
+    headers = studio.page.request.get(studio.url).headers
+    assert headers["x-content-type-options"] == "nosniff" and "frame-ancestors" in headers["content-security-policy"]
+    assert studio.page.request.get(studio.url + "monitoring/summary").status in (403, 404)

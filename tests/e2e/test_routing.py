@@ -1,0 +1,103 @@
+"""The routing that the page shows is the model's: counted again from the exported trace, and computed again."""
+
+import base64
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from jetmoe.routing import RoutingTrace
+from studio.analysis.load import load, strongest
+from studio.backend.engine import Engine
+from tests.e2e.studio_page import StudioPage
+
+
+def exported_trace(document: dict) -> RoutingTrace:
+    return RoutingTrace.from_bytes(base64.b64decode(document["turns"][-1]["answer"]["trace"]))
+
+
+@pytest.fixture
+def answered(studio: StudioPage) -> tuple[StudioPage, RoutingTrace]:
+    studio.set_length(40)
+    studio.ask_and_wait("Write a Python function that adds two numbers.")
+    trace = exported_trace(studio.export())
+    expect(studio.page.locator(".rp-root")).to_have_attribute("data-tokens", str(len(trace)))
+    return studio, trace
+
+
+def test_the_page_equals_a_recount(answered):
+    studio, trace = answered
+    answer = trace[int(trace.is_prompt.sum()) :]
+    expected = load(answer, "group").reshape(len(trace.experts), -1)
+    np.testing.assert_allclose(studio.load_table(), expected, atol=5.1e-5)
+
+    for layer, kind in [(0, 0), (17, 1), (29, 0)]:
+        studio.set_layer(layer)
+        studio.kind(trace.kinds[kind]).check(force=True)
+        shown = studio.page.locator(".rp-answer-tokens .rp-num").all_inner_texts()
+        assert [int(number) for number in shown] == strongest(answer, "group")[layer, kind].tolist()
+
+    studio.page.get_by_text("single experts").click()
+    expected = load(answer, "expert").reshape(len(trace.experts), -1)
+    np.testing.assert_allclose(studio.load_table(), expected, atol=5.1e-5)
+    studio.page.locator("#routing").get_by_role("radio", name="prompt").check(force=True)
+    expected = load(trace[: int(trace.is_prompt.sum())], "expert").reshape(len(trace.experts), -1)
+    np.testing.assert_allclose(studio.load_table(), expected, atol=5.1e-5)
+
+
+def test_the_trace_equals_the_models_own_replay(answered):
+    _, trace = answered
+    engine = Engine(compile_steps=False)
+    engine.load("starter")
+    again = engine.replay(trace.token_ids.tolist(), int(trace.is_prompt.sum()))
+    assert again.texts == trace.texts
+    same = (np.sort(again.experts, axis=-1) == np.sort(trace.experts, axis=-1)).mean()
+    assert same > 0.97, f"{same:.4f} of the assignments agree; only near ties may differ between two orders of sums"
+
+
+def test_hover_focus_and_pin_show_one_token_in_every_layer(answered):
+    studio, trace = answered
+    prompt = int(trace.is_prompt.sum())
+    which = studio.page.locator(".rp-which")
+    studio.tokens.nth(5).hover()
+    expect(which).to_contain_text("token 6 of the answer")
+    cells = studio.page.locator(".rp-token_detail .rp-cell")
+    expect(cells).to_have_count(60)
+    shown = [int(number) for number in studio.page.locator(".rp-token_detail .rp-cell b").all_inner_texts()]
+    assert shown == strongest(trace, "group")[:, :, prompt + 5].T.ravel().tolist()
+    title = cells.nth(7).get_attribute("title")
+    for expert in trace.experts[7, 0, prompt + 5]:
+        assert f"{expert} (0.33)" in title
+    studio.tokens.nth(5).click()
+    studio.page.mouse.move(5, 5)
+    expect(which).to_contain_text("pinned")
+    studio.tokens.nth(5).focus()
+    studio.page.keyboard.press("ArrowRight")
+    expect(which).to_contain_text("token 7 of the answer")
+    studio.page.keyboard.press("End")
+    expect(which).to_contain_text(f"token {len(trace) - prompt} of the answer")
+
+
+def test_the_map_names_chance_and_reads_values_by_keyboard(answered):
+    studio, trace = answered
+    expect(studio.page.locator(".rp-chance")).to_contain_text("0.250 = 1/4")
+    studio.set_layer(3)
+    studio.page.locator(".rp-maps canvas").nth(1).focus()
+    studio.page.keyboard.press("ArrowDown")
+    studio.page.keyboard.press("ArrowDown")
+    answer = trace[int(trace.is_prompt.sum()) :]
+    expect(studio.page.locator(".rp-expert_map .rp-line")).to_contain_text(
+        f"Layer 4, MoE, copy 0: {load(answer, 'group')[4, 1, 0]:.3f}"
+    )
+
+
+def test_a_long_prompt_arrives_complete(studio: StudioPage):
+    """Longer than an update carries, so that the page has to fetch rows."""
+    studio.set_length(8)
+    studio.ask_and_wait("Why? " * 300)
+    trace = exported_trace(studio.export())
+    assert int(trace.is_prompt.sum()) > 500
+    expect(studio.page.locator(".rp-root")).to_have_attribute("data-tokens", str(len(trace)))
+    studio.page.locator("#routing").get_by_role("radio", name="prompt").check(force=True)
+    prompt = trace[: int(trace.is_prompt.sum())]
+    np.testing.assert_allclose(studio.load_table(), load(prompt, "group").reshape(30, -1), atol=5.1e-5)

@@ -1,0 +1,103 @@
+"""The command line, in processes of its own: documents, streams and exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def studio(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "studio", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def test_chat_json(starter_path):
+    options = ("--temperature", "0", "--max-new-tokens", "8", "--json")
+    result = studio("chat", "--prompt", "What is the capital of France?", *options)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert "Paris" in document["text"] and len(document["token_ids"]) <= 8
+    layers, kinds, tokens, chosen = document["routing"]["shape"]
+    assert (layers, kinds, chosen) == (30, 2, 3)
+    assert tokens == document["prompt_tokens"] + len(document["token_ids"])
+    assert all(sum(load) == pytest.approx(1, abs=1e-3) for layer in document["routing"]["load"] for load in layer)
+    assert document["ttft_s"] > 0 and document["decode_tok_s"] > 0
+
+
+def test_chat_streams_text_to_stdout_and_figures_to_stderr(starter_path):
+    result = studio("chat", "--prompt", "Say hello.", "--max-new-tokens", "4", "--seed", "1")
+    assert result.returncode == 0 and result.stdout.strip()
+    assert "tokens" in result.stderr and "tokens," not in result.stdout
+
+
+def test_models_json(starter_path):
+    rows = json.loads(studio("models", "--json").stdout)
+    starter = rows[0]
+    assert starter["id"] == "starter" and starter["ready"] and starter["path"] == str(starter_path)
+    assert all(set(row) == {"id", "family", "source", "ready", "path", "needs_gib"} for row in rows)
+    assert {"jetmoe/jetmoe-8b", "jetmoe/jetmoe-8b-chat"} <= {row["id"] for row in rows}
+
+
+def test_doctor_json(starter_path):
+    result = studio("doctor", "--json")
+    report = json.loads(result.stdout)
+    assert result.returncode == (0 if report["ok"] else 2)
+    assert all(set(check) == {"name", "ok", "detail", "remedy"} for check in report["checks"])
+
+
+def test_doctor_names_the_missing_compiler(starter_path, tmp_path):
+    report = json.loads(studio("doctor", "--json", PATH=str(tmp_path), CXX="no-such-compiler").stdout)
+    compiler = next(check for check in report["checks"] if check["name"] == "C++ compiler")
+    assert not compiler["ok"] and "Install g++" in compiler["remedy"] and not report["ok"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("chat", "--model", "nothing", "--prompt", "hi"), "There is no model 'nothing'"),
+        (("chat", "--prompt", " "), "empty"),
+        (("chat", "--json"), "--prompt"),
+        (("chat", "--prompt", "hi", "--temperature", "-1", "--top-p", "7"), "temperature"),
+        (("upcycle", "/no/such/folder", "/tmp/out"), "There is no /no/such/folder"),
+    ],
+)
+def test_what_the_person_can_fix_exits_with_2(starter_path, arguments, words):
+    result = studio(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_upcycle_makes_a_model_that_chats(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 300}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "dense")
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(tmp_path / "dense")
+    made = studio("upcycle", str(tmp_path / "dense"), str(tmp_path / "sparse"), "--replicas", "2")
+    assert made.returncode == 0, made.stderr
+    again = studio("upcycle", str(tmp_path / "dense"), str(tmp_path / "sparse"))
+    assert again.returncode == 2 and "not empty" in again.stderr
+    options = ("--prompt", "hi", "--max-new-tokens", "3", "--json")
+    chat = studio("chat", "--model", str(tmp_path / "sparse"), *options)
+    assert chat.returncode == 0, chat.stderr
+    assert json.loads(chat.stdout)["routing"]["shape"][:2] == [2, 2]
+
+
+def test_bench_load_prints_the_documented_form(starter_path):
+    report = json.loads(studio("bench", "load", "--repeats", "1", "--json").stdout)
+    assert set(report) == {"machine", "work", "rows"}
+    assert [row["system"] for row in report["rows"]] == ["jetmoe-studio", "transformers"]
+    assert all(row["load_s"] > 0 and row["peak_gib"] > 0.5 for row in report["rows"])

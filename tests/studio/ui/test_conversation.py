@@ -1,0 +1,145 @@
+"""Conversations: what people do with them, and that nothing which a browser sends can do more."""
+
+import contextlib
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio.errors import StudioError
+from studio.ui import conversation as talk
+from studio.ui.conversation import Answer, Conversation
+
+
+def spoken(*texts: str) -> Conversation:
+    conversation = Conversation("Be brief.")
+    for number, text in enumerate(texts):
+        if number % 2:
+            answer = Answer("starter", "a" * 32, (1, 2, 3), 2, 0.5, 20.0, 8192, "stop", ("A notice.",))
+            conversation = talk.append_assistant(conversation, text, answer)
+        else:
+            conversation = talk.append_user(conversation, text)
+    return conversation
+
+
+def test_messages_begin_with_the_system_prompt():
+    assert spoken("Hi", "Hello").messages() == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    assert replace(spoken("Hi"), system="  ").messages() == [{"role": "user", "content": "Hi"}]
+
+
+def test_retry_drops_the_last_answer():
+    assert talk.retry(spoken("a", "b", "c", "d")) == spoken("a", "b", "c")
+    assert talk.retry(spoken("a")) == spoken("a")
+    with pytest.raises(StudioError, match="no question"):
+        talk.retry(Conversation())
+
+
+def test_undo_gives_the_question_back():
+    assert talk.undo(spoken("a", "b", "c", "d")) == (spoken("a", "b"), "c")
+    assert talk.undo(spoken("a")) == (spoken(), "a")
+
+
+def test_edit_forgets_what_followed():
+    assert talk.edit(spoken("a", "b", "c", "d"), 0, "new") == spoken("new")
+    assert talk.edit(spoken("a", "b", "c", "d"), 2, "new") == spoken("a", "b", "new")
+    for index in (1, 4, -1):
+        with pytest.raises(StudioError):
+            talk.edit(spoken("a", "b", "c", "d"), index, "new")
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_empty_message_is_refused_kindly(text):
+    with pytest.raises(StudioError, match="empty"):
+        talk.append_user(Conversation(), text)
+
+
+def test_a_message_of_a_megabyte_is_refused_with_its_size():
+    with pytest.raises(StudioError, match="1,000,000 characters, and at most 100,000"):
+        talk.append_user(Conversation(), "x" * 1_000_000)
+
+
+@given(st.lists(st.text(min_size=1, max_size=60).filter(str.strip), max_size=6))
+def test_what_the_browser_keeps_comes_back(texts):
+    conversation = spoken(*[text.encode("utf-8", "replace").decode() for text in texts])
+    assert talk.from_json(talk.to_json(conversation)) == conversation
+
+
+def test_too_long_a_conversation_loses_the_oldest_token_ids_first():
+    conversation = spoken("a", "b", "c", "d")
+    long = replace(conversation.turns[1].answer, token_ids=tuple(range(100_000, 240_000)))
+    turns = list(conversation.turns)
+    turns[1] = replace(turns[1], answer=long)
+    turns[3] = replace(turns[3], answer=long)
+    kept = talk.from_json(talk.to_json(replace(conversation, turns=tuple(turns))))
+    assert not kept.turns[1].answer.token_ids
+    assert kept.turns[3].answer.token_ids == long.token_ids
+    assert [turn.content for turn in kept.turns] == ["a", "b", "c", "d"]
+
+
+BROKEN = [
+    "nonsense",
+    "[]",
+    '{"turns": 1}',
+    '{"turns": [1]}',
+    '{"turns": [{"role": "assistant", "content": "first"}]}',
+    '{"turns": [{"role": "user", "content": 7}]}',
+    '{"turns": [{"role": "system", "content": "x"}]}',
+    '{"system": [], "turns": []}',
+    "[" * 100_000,
+    json.dumps({"turns": [{"role": "user", "content": "x"}] * 1000}),
+]
+
+
+@pytest.mark.parametrize("stored", BROKEN)
+def test_broken_conversations_get_a_sentence(stored):
+    with pytest.raises(StudioError):
+        talk.from_json(stored)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_ids", [1, "2"]),
+        ("token_ids", [-1]),
+        ("token_ids", [True]),
+        ("token_ids", "abc"),
+        ("prompt_tokens", 99),
+        ("prompt_tokens", -1),
+        ("prompt_tokens", 1.5),
+        ("ttft_s", float("nan")),
+        ("decode_tok_s", "fast"),
+        ("decode_tok_s", 10**400),
+        ("context_size", None),
+        ("notices", {"a": 1}),
+        ("notices", [7]),
+        ("model_id", 3),
+    ],
+)
+def test_broken_answers_get_a_sentence(name, value):
+    document = json.loads(talk.to_json(spoken("a", "b")))
+    document["turns"][1]["answer"][name] = value
+    with pytest.raises(StudioError, match="essage 2"):
+        talk.parse(document)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["turns", "role", "content", "answer"]), inner),
+    )
+)
+def test_nothing_but_a_studio_error_comes_out_of_parse(data):
+    with contextlib.suppress(StudioError):
+        talk.parse(data)
+
+
+def test_trace_ids_that_the_server_did_not_make_are_dropped():
+    document = json.loads(talk.to_json(spoken("a", "b")))
+    document["turns"][1]["answer"]["trace_id"] = "../../etc/passwd"
+    assert talk.parse(document).turns[1].answer.trace_id == ""

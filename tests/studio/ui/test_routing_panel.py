@@ -1,0 +1,74 @@
+"""What the routing panel is sent, read back as the page reads it."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from studio.ui.routing_panel import FETCHED, PUSHED, message, routing_panel, rows
+from studio.ui.trace_store import traces
+from tests.studio.test_analysis import make_trace
+
+
+def decoded(sent: dict, trace) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    L, N, _, K = trace.experts.shape
+    raw = {name: base64.b64decode(value) for name, value in sent.items()}
+    experts = np.frombuffer(raw["e"], np.uint8).reshape(-1, L, N, K).transpose(1, 2, 0, 3)
+    gates = np.frombuffer(raw["g"], "<u2").reshape(-1, L, N, K).transpose(1, 2, 0, 3) / 65535
+    entropy = np.frombuffer(raw["h"], "<u2").reshape(-1, L, N).transpose(1, 2, 0) / 65535
+    return experts, gates, entropy, json.loads(raw["t"])
+
+
+def test_a_message_holds_the_rows_from_start_on():
+    trace = make_trace()
+    sent = json.loads(message("f" * 32, trace, 10, 0, 2, note="answer 1"))
+    assert (sent["from"], sent["total"], sent["answer"], sent["answers"]) == (10, 40, 0, 3)
+    shape = {"L": 3, "N": 2, "K": 2, "E": 6, "kinds": ["MoA", "MoE"]}
+    assert sent["head"] == shape | {"groups": [0, 0, 1, 1, 2, 2], "prompt": 10, "tied": True}
+    experts, gates, entropy, texts = decoded(sent["rows"], trace)
+    np.testing.assert_array_equal(experts, trace.experts[:, :, 10:])
+    np.testing.assert_allclose(gates, trace.gates[:, :, 10:], atol=1e-5)
+    np.testing.assert_allclose(entropy * np.log(6), trace.entropy[:, :, 10:], atol=1e-3)
+    assert texts == list(trace.texts[10:])
+
+
+def test_a_message_is_small_and_the_rest_is_fetched():
+    trace = make_trace(tokens=600)
+    sent = json.loads(message("f" * 32, trace, 0, 0, 0))
+    assert sent["from"] == 600 - PUSHED
+    trace_id, start, got = traces.open(trace), 0, []
+    while start < 600:
+        answer = rows([trace_id, start])
+        texts = decoded(answer["rows"], trace)[3]
+        assert answer["from"] == start and len(texts) <= FETCHED
+        got += texts
+        start += len(texts)
+    assert got == list(trace.texts)
+
+
+@pytest.mark.parametrize(
+    "request_", [None, {}, [], ["x"], ["x", 0], [7, 0], [None, None], ["", 0, 0], "x", [["x"], 0], ["x", "0"]]
+)
+def test_anybody_may_ask_and_gets_nothing_without_an_id(request_):
+    assert rows(request_) == {}
+
+
+@pytest.mark.parametrize("start", [-1, 40, 10**9, 1.0, "0", None, True])
+def test_starts_outside_of_the_trace_get_nothing(start):
+    assert rows([traces.open(make_trace()), start]) == {}
+
+
+def test_the_template_is_constant_and_has_no_place_for_text():
+    panel = routing_panel()
+    for sign in ("{{", "${", "@children"):
+        assert sign not in panel.html_template
+    assert not panel.css_template
+    assert "innerHTML" not in panel.js_on_load and "insertAdjacentHTML" not in panel.js_on_load
+
+
+def test_no_text_is_in_a_message_as_it_stands():
+    trace = make_trace()
+    hostile = type(trace)(**{**trace.__dict__, "texts": ("<script>${alert(1)}</script>{{x}}",) * 40})
+    sent = message("f" * 32, hostile, 0, 0, 0)
+    assert "script" not in sent and "$" not in sent and "{{x" not in sent

@@ -1,0 +1,33 @@
+"""Traces by id: they grow, and the ones that were used longest ago go first."""
+
+import numpy as np
+
+from studio.ui.trace_store import TraceStore
+from tests.studio.test_analysis import make_trace
+
+
+def test_a_trace_grows_row_by_row():
+    store, trace = TraceStore(), make_trace()
+    trace_id = store.open()
+    assert store.get(trace_id) is None
+    for token in range(len(trace)):
+        store.append(trace_id, trace[token : token + 1])
+        assert len(store.get(trace_id)) == token + 1
+    np.testing.assert_array_equal(store.get(trace_id).experts, trace.experts)
+
+
+def test_the_one_used_longest_ago_is_dropped():
+    store = TraceStore(capacity_bytes=2 * 5000)
+    first, second = store.open(make_trace()), store.open(make_trace())
+    store.get(first)
+    third = store.open(make_trace())
+    assert store.get(second) is None
+    assert store.get(first) is not None and store.get(third) is not None
+    store.append(second, make_trace())
+    assert store.get(second) is None, "a dropped trace does not come back in part"
+
+
+def test_ids_are_long_random_and_known_to_nobody_else():
+    store = TraceStore()
+    assert len({store.open() for _ in range(100)}) == 100
+    assert store.get("") is None and store.get("0" * 32) is None
