@@ -43,7 +43,7 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
     Guards on the model's own attributes are skipped, because checking them costs a tenth of a step: after a change of
     the model (adapters, dtype), call `torch.compiler.reset()` and take a new step.
     """
-    model.base_model.call_layer = _call_layer
+    model.model.call_layer = _call_layer
     compiled = torch.compile(
         step,
         fullgraph=True,
