@@ -43,8 +43,18 @@ class Decoder:
         self.compiled = CompiledSteps(model, context_size, record)
 
     @torch.no_grad()
-    def prefill(self, token_ids: Sequence[int], room: int, cancelled: Callable[[], bool] = lambda: False) -> Tensor:
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        room: int,
+        cancelled: Callable[[], bool] = lambda: False,
+        reuse: bool = True,
+    ) -> Tensor:
         """Logits `[1, vocabulary]` after the prompt, with room for that many tokens after it.
+
+        Args:
+            reuse: keep what an earlier text began with the same way. It saves reading, but the pieces that are read
+                differ from those of a first reading, and with them the last bits of the logits.
 
         Raises:
             StudioError: the prompt is longer than the context.
@@ -52,7 +62,7 @@ class Decoder:
         if len(token_ids) > self.context_size:
             raise StudioError(f"{len(token_ids):,} tokens are more than the model's context of {self.context_size:,}.")
         self._fit_cache(min(len(token_ids) + room, self.context_size))
-        self._keep(min(_common_length(self.token_ids, token_ids), len(token_ids) - 1))
+        self._keep(min(_common_length(self.token_ids, token_ids), len(token_ids) - 1) if reuse else 0)
         logits = None
         while len(self.token_ids) < len(token_ids) and not (logits is not None and cancelled()):
             logits = self._read(token_ids[len(self.token_ids) : len(self.token_ids) + PREFILL_TOKENS])

@@ -200,6 +200,7 @@ class _Answer:
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.cancelled = cancelled
+        self.seeded = sampling.seed is not None
         self.sampler = Sampler(sampling)
         self.limit = min(sampling.max_new_tokens, decoder.context_size - len(prompt.token_ids))
         self.stop_texts = StopTexts(sampling.stop)
@@ -211,7 +212,8 @@ class _Answer:
     def events(self) -> Iterator[TokenEvent]:
         for notice in self.prompt.notices:
             yield TokenEvent("notice", notice)
-        logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled)
+        # A seed promises the same answer again, down to the last bit of the logits that are sampled from.
+        logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled, reuse=not self.seeded)
         prompt_tokens = len(self.prompt.token_ids)
         texts = token_texts(self.tokenizer, self.decoder.token_ids)
         yield TokenEvent("prompt", trace=self.decoder.trace(texts, prompt_tokens), timing=self._timing())
