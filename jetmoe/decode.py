@@ -7,12 +7,13 @@ and stamps it out L times (a fifth of the compile time of the whole graph, the s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from jetmoe.modeling import JetMoeForCausalLM
+from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM, Past
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]
@@ -54,12 +55,30 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
 
 
 @torch.compiler.nested_compile_region
-def _call_layer_as_region(layer: torch.nn.Module, *args, **kwargs) -> tuple:
-    return layer(*args, **kwargs)
+def _layer_region(layer: JetMoeDecoderLayer, hidden: Tensor, mask: Tensor, rotary: tuple, *stored: Tensor) -> tuple:
+    past = Past(*stored)
+    output = layer(hidden, mask, rotary, past)
+    # One tensor of its own: of views, the graph around the region would assume other strides.
+    return *output, torch.stack(past.new)
 
 
-def _call_layer(layer: torch.nn.Module, *args, **kwargs) -> tuple:
+def _call_layer(
+    layer: JetMoeDecoderLayer,
+    hidden: Tensor,
+    mask: Tensor,
+    rotary: tuple,
+    past_key_values: Any = None,
+    output_attentions: bool = False,
+    **kwargs,
+) -> tuple:
     # Plain forwards stay plain: a region outside of a graph would be compiled on its own.
-    if torch.compiler.is_dynamo_compiling():
-        return _call_layer_as_region(layer, *args, **kwargs)
-    return layer(*args, **kwargs)
+    attention = layer.self_attention
+    fits = hidden.shape[1] == 1 and not output_attentions and attention.config._attn_implementation == "sdpa"
+    if not (torch.compiler.is_dynamo_compiling() and fits and past_key_values is not None):
+        return layer(hidden, mask, rotary, past_key_values, output_attentions, **kwargs)
+    # A region that wrote keys and values would copy all of them in and out; so it reads the past and hands out the new.
+    stored = past_key_values.layers[attention.layer_idx]
+    past = stored.keys, stored.values, stored.cumulative_length
+    *output, new = _layer_region(layer, hidden, mask, rotary, *past)
+    past_key_values.update(new[0], new[1], attention.layer_idx)
+    return tuple(output)

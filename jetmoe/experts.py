@@ -11,10 +11,14 @@ plain steps run in one thread while another compiles.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from jetmoe import nf4, nf4_cpu
+from jetmoe.nf4 import NF4Tensor, Parts
 
 # Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
 FEW_ROWS = 4
@@ -74,15 +78,37 @@ class SortedAssignments:
 
 
 class JetMoeExperts(nn.Module):
-    """E linear maps without bias. Parameters: `weight` `[E, out, in]`."""
+    """E linear maps without bias. Parameters: `weight` `[E, out, in]`, an `NF4Tensor` where it is in 4 bits."""
 
     def __init__(self, num_experts: int, input_size: int, output_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, output_size, input_size))
+        self._parts: Parts | None = None
+
+    def parts(self) -> Parts | None:
+        """The 4-bit weight as plain tensors; None where it is not in 4 bits."""
+        # A compiled graph must not see the parameter. The plain forward before it has left its parts here.
+        if not torch.compiler.is_dynamo_compiling():
+            self._parts = self.weight.parts if isinstance(self.weight, NF4Tensor) else None
+        return self._parts
 
     def extra_repr(self) -> str:
         experts, output_size, input_size = self.weight.shape
-        return f"experts={experts}, in={input_size}, out={output_size}"
+        stored = f", nf4, {nf4.stored_bytes(self.weight) / 2**20:.1f} MiB" if isinstance(self.weight, NF4Tensor) else ""
+        return f"experts={experts}, in={input_size}, out={output_size}{stored}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.weight, NF4Tensor):
+            rows = self.weight.parts.untile()._asdict()
+            destination |= {f"{prefix}weight{nf4.SUFFIXES[k]}": part for k, part in rows.items() if part is not None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args) -> None:
+        names = {field: f"{prefix}weight{suffix}" for field, suffix in nf4.SUFFIXES.items()}
+        if names["absmax"] in state_dict:
+            parts = Parts(**{field: state_dict.pop(name, None) for field, name in names.items()})
+            state_dict[names["codes"]] = NF4Tensor(parts, self.weight.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def few_tokens(routing: Routing) -> bool:
@@ -107,6 +133,8 @@ def permute(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 def sorted_linear(experts: JetMoeExperts, rows: Tensor, routing: Routing) -> Tensor:
     """Each sorted assignment through its expert: `[A, in]` -> `[A, out]`."""
+    if parts := experts.parts():
+        return _sorted_nf4_linear(parts, rows, routing)
     weight = experts.weight  # [E, out, in]
     if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16:
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
@@ -123,6 +151,8 @@ def sorted_linear(experts: JetMoeExperts, rows: Tensor, routing: Routing) -> Ten
 
 def chosen_linear(experts: JetMoeExperts, rows: Tensor, routing: Routing) -> Tensor:
     """Each assignment through its expert, in token order: `[A, in]` -> `[A, out]`; reads only the chosen weights."""
+    if parts := experts.parts():
+        return _chosen_nf4_linear(parts, rows, routing)
     weight = experts.weight  # [E, out, in]
     if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
         # Views of the chosen weights: gathering them would copy more bytes than the product reads.
@@ -147,6 +177,11 @@ def project(linear: nn.Module, rows: Tensor) -> Tensor:
     neighbours. Adapted and quantized layers keep their own forward."""
     if type(linear) is nn.Linear and linear.bias is None:
         return product(linear.weight, rows)
+    tiles = getattr(linear, "tiles", None)
+    if tiles is not None and rows.shape[:-1].numel() <= FEW_ROWS and not rows.requires_grad:
+        flat = rows.reshape(-1, rows.shape[-1])
+        first = torch.zeros(len(flat), dtype=torch.int64, device=rows.device)
+        return nf4_cpu.chosen_linear(flat, first, tiles).view(*rows.shape[:-1], -1)
     return linear(rows)
 
 
@@ -166,6 +201,60 @@ def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
     for e in range(weight.shape[0]):
         result = torch.where((owner == e).unsqueeze(1), F.linear(rows, weight[e]), result)
     return result
+
+
+def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
+    needs_gradient = rows.requires_grad and torch.is_grad_enabled()
+    if parts.tiled and not needs_gradient:
+        return nf4_cpu.sorted_linear(rows, routing.sorted().ends, parts)
+    experts = enumerate(rows.split(routing.sorted().sizes()))
+    return torch.cat([_NF4Linear.apply(part, parts.expert(e)) for e, part in experts])
+
+
+def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
+    experts = routing.experts.flatten()  # [A]
+    if parts.tiled:
+        return nf4_cpu.chosen_linear(rows, experts, parts)
+    if parts.codes.device.type == "cpu":
+        ids = enumerate(routing.chosen())
+        return torch.cat([_NF4Linear.apply(rows[a : a + 1], parts.expert(e)) for a, e in ids])
+    # Copies a few MiB of codes on the device instead of asking the host which expert it is.
+    chosen = parts.map(lambda part: part[experts])
+    return torch.cat([_nf4_linear(rows[a : a + 1], chosen.expert(a)) for a in range(len(rows))])
+
+
+def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
+    """Rows `[n, in]` through one 4-bit expert -> `[n, out]`."""
+    ops = nf4.require_bitsandbytes()
+    codes, shape = parts.codes.reshape(-1, 1), list(parts.shape[1:])
+    if parts.nested_absmax is None or parts.nested_offset is None:
+        return ops.gemm_4bit(rows, codes, shape, parts.absmax.flatten(), nf4.BLOCK, "nf4")
+    return ops.gemm_4bit(
+        rows,
+        codes,
+        shape,
+        parts.nested_absmax.flatten(),
+        nf4.BLOCK,
+        "nf4",
+        absmax_8bit=parts.absmax.flatten(),
+        absmax_code=nf4.nested_code(rows.device),
+        absmax_offset=parts.nested_offset.squeeze(0),
+    )
+
+
+class _NF4Linear(torch.autograd.Function):
+    """`_nf4_linear` with a gradient for the rows; the weights have none."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, parts: Parts) -> Tensor:
+        ctx.parts = parts
+        if not len(rows):
+            return rows.new_empty(0, parts.shape[1])
+        return _nf4_linear(rows, parts.untile())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad @ ctx.parts.dequantize(grad.dtype)[0], None
 
 
 class _Dispatch(torch.autograd.Function):

@@ -39,6 +39,7 @@ from jetmoe.experts import (
     sorted_linear,
 )
 from jetmoe.losses import load_balancing_loss, router_z_loss
+from jetmoe.nf4 import stored_bytes
 from jetmoe.routing import RoutingRecorder
 
 # The norms inside blocks, whatever config.rms_norm_eps says: so the released models were trained.
@@ -59,6 +60,27 @@ class JetMoePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization: str | None = None, **kwargs):
+        """As in transformers, and in 4 bits with `quantization="nf4"`, which is what `BitsAndBytesConfig(load_in_4bit=
+        True)` means here: experts and key-value projections in NF4, everything else in `dtype`. A checkpoint that was
+        saved in 4 bits loads in 4 bits; see `jetmoe.loading.load` for the devices.
+
+        Raises:
+            jetmoe.loading.CheckpointError: the files are missing, damaged or another family's, or the GPU is too small.
+        """
+        from jetmoe import loading
+
+        asked = loading.asked_for_4bit(pretrained_model_name_or_path, quantization, kwargs)
+        if asked is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return loading.load_pretrained(cls, pretrained_model_name_or_path, asked, **kwargs)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of all weights as they are stored, 4-bit ones with their scales."""
+        buffers = sum(buffer.nbytes for buffer in self.buffers()) if return_buffers else 0
+        return buffers + sum(stored_bytes(parameter) for parameter in self.parameters())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -361,7 +383,7 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        past_key_values: Cache | None = None,
+        past_key_values: Cache | Past | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple:
@@ -372,6 +394,15 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         transformed, moe = self.mlp(self.post_attention_layernorm(hidden))
         hidden = hidden + transformed
         return tuple(LayerOutput(hidden, attentions, moa.logits, moa.experts, moe.logits, moe.experts))
+
+
+class Past:
+    """One layer's keys and values before the current position, for a graph that writes the `new` ones itself."""
+
+    def __init__(self, keys: Tensor, values: Tensor, length: Tensor) -> None:
+        self.keys, self.values = keys, values  # [B, H, size, C]
+        self.length = length  # [1], how many of them are there
+        self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
 
 
 class JetMoeAttention(nn.Module):
@@ -395,7 +426,7 @@ class JetMoeAttention(nn.Module):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        cache: Cache | None = None,
+        cache: Cache | Past | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Routing]:
@@ -408,9 +439,13 @@ class JetMoeAttention(nn.Module):
         query, key = turned.split([K * H, H], dim=2)
         query = query.view(B, S, K, H, C)
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
-        attended, attentions = self._attend(query, key, value, mask, output_attentions, **kwargs)  # [B, S, K, H, C]
+        if isinstance(cache, Past):
+            cache.new = key, value
+            attended, attentions = single_query_attention(query, cache, mask, self.scaling), None  # [B, 1, K, H, C]
+        else:
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
+            attended, attentions = self._attend(query, key, value, mask, output_attentions, **kwargs)
         return self.experts.reduce(attended.reshape(B * S * K, H * C), routing).view(B, S, -1), attentions, routing
 
     def _attend(
@@ -422,8 +457,6 @@ class JetMoeAttention(nn.Module):
             raise ValueError(f"{implementation} attention has no weights to show; use 'eager'.")
         implementation = "eager" if output_attentions else implementation
         dropout = self.config.attention_dropout if self.training else 0.0
-        if implementation == "sdpa" and S == 1 and torch.compiler.is_dynamo_compiling() and query.device.type == "cpu":
-            return single_query_attention(query, key, value, mask, self.scaling, dropout), None
         if implementation == "sdpa" and S == 1:
             # A single position sees the same keys from every slot, so slots stand as query rows: no repeated keys.
             attended = F.scaled_dot_product_attention(
@@ -559,19 +592,22 @@ def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def single_query_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
-) -> Tensor:
-    """Attention of one position `[B, 1, K, H, C]` over `[B, H, keys, C]`, as sums that Inductor fuses into few loops.
+def single_query_attention(query: Tensor, past: Past, mask: Tensor | None, scaling: float) -> Tensor:
+    """Attention of one position `[B, 1, K, H, C]` over the past and its own key and value.
 
-    On a CPU the attention kernel's set-up costs more than the attention of one position.
+    Written as sums, which Inductor fuses into few loops: setting up an attention kernel costs more than the attention
+    of one position.
     """
-    heads = query.squeeze(1).transpose(1, 2).float()  # [B, H, K, C]
-    scores = (heads.unsqueeze(3) * key.float().unsqueeze(2)).sum(-1) * scaling  # [B, H, K, keys]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
-    attended = (weights.unsqueeze(-1) * value.float().unsqueeze(2)).sum(3)  # [B, H, K, C]
+    key, value = (new.float() for new in past.new)  # [B, H, 1, C]
+    heads = query.squeeze(1).transpose(1, 2).float() * scaling  # [B, H, K, C]
+    scores = (heads.unsqueeze(3) * past.keys.float().unsqueeze(2)).sum(-1)  # [B, H, K, size]
+    before = torch.arange(past.keys.shape[2], device=query.device) < past.length  # [size]
+    scores = scores.masked_fill(~(before if mask is None else before & mask), torch.finfo(scores.dtype).min)
+    own = (heads * key).sum(-1, keepdim=True)  # [B, H, K, 1]
+    highest = torch.maximum(scores.amax(-1, keepdim=True), own)
+    weights, own = (scores - highest).exp(), (own - highest).exp()
+    attended = (weights.unsqueeze(-1) * past.values.float().unsqueeze(2)).sum(3) + own * value  # [B, H, K, C]
+    attended = attended / (weights.sum(-1, keepdim=True) + own)
     return attended.transpose(1, 2).unsqueeze(1).to(query.dtype)
 
 

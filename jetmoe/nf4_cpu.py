@@ -1,0 +1,136 @@
+"""Products with 4-bit tiles on a CPU with AVX512-BF16: `chosen_linear` to decode, `sorted_linear` for many rows.
+
+Decoding runs `nf4_cpu.c`, compiled when it is first needed (half a second): one call for all experts of a token costs a
+tenth of a call for each. Without a C compiler bitsandbytes' kernel does the same, expert by expert. Both are operations
+that a compiled graph can hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetmoe.nf4 import BLOCK, TILE_ROWS, Parts, require_bitsandbytes
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+def supported() -> bool:
+    """Whether this processor multiplies tiles."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def c_compiler() -> str | None:
+    return shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc") or shutil.which("clang")
+
+
+def chosen_linear(rows: Tensor, experts: Tensor, tiles: Parts) -> Tensor:
+    """Each assignment through its expert, reading only the chosen weights.
+
+    Args:
+        rows: `[A, in]`, or `[A / K, in]` where K assignments in a row share their input.
+        experts: int64 `[A]`.
+
+    Returns:
+        `[A, out]` in the dtype of the rows, multiplied in bf16.
+    """
+    return torch.ops.jetmoe.nf4_chosen_linear(rows.bfloat16(), experts, tiles.codes, tiles.absmax).to(rows.dtype)
+
+
+def sorted_linear(rows: Tensor, ends: Tensor, tiles: Parts) -> Tensor:
+    """Rows that are sorted by expert, `[A, in]` -> `[A, out]`; `ends` `[E]` is the place after each expert's last."""
+    return torch.ops.jetmoe.nf4_sorted_linear(rows.bfloat16(), ends, tiles.codes, tiles.absmax).to(rows.dtype)
+
+
+def tile_linear(linear: Any) -> None:
+    """Gives bitsandbytes' `Linear4bit` its own packed weight as `tiles`, one expert's."""
+    linear.eval()(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # packs itself
+    codes = linear.weight.data.view(1, linear.out_features // TILE_ROWS, linear.in_features // 2, TILE_ROWS)
+    linear.tiles = Parts(codes, linear.weight.quant_state.absmax.unsqueeze(0))
+
+
+@cache
+def kernel() -> Callable[..., None] | None:
+    """The function of `nf4_cpu.c`; None without a C compiler.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        return None
+    # In a folder of our own that is gone once the library is loaded: nobody can put another in its place.
+    with tempfile.TemporaryDirectory(prefix="jetmoe-") as folder:
+        library = Path(folder) / "nf4_cpu.so"
+        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        if built.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed: {built.stderr.strip()}")
+        function = ctypes.CDLL(str(library)).jetmoe_nf4_chosen
+    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4
+    function.restype = None
+    return function
+
+
+_library = torch.library.Library("jetmoe", "FRAGMENT")
+_library.define("nf4_chosen_linear(Tensor rows, Tensor experts, Tensor codes, Tensor absmax) -> Tensor")
+_library.define("nf4_sorted_linear(Tensor rows, Tensor ends, Tensor codes, Tensor absmax) -> Tensor")
+
+
+@torch.library.impl(_library, "nf4_chosen_linear", "CPU")
+def _chosen_linear(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    assignments, repeat = len(experts), len(experts) // len(rows)
+    product = kernel()
+    if product is None:
+        chosen = enumerate(experts.tolist())
+        return torch.cat([_linear(rows[a // repeat].unsqueeze(0), codes[e], absmax[e]) for a, e in chosen])
+    rows, experts = rows.contiguous(), experts.contiguous()
+    result = rows.new_empty(assignments, codes.shape[1] * TILE_ROWS)
+    pointers = (tensor.data_ptr() for tensor in (rows, experts, codes, absmax, result))
+    product(*pointers, assignments, repeat, result.shape[1], rows.shape[1])
+    return result
+
+
+@torch.library.impl(_library, "nf4_sorted_linear", "CPU")
+def _sorted_linear(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    result = rows.new_empty(len(rows), codes.shape[1] * TILE_ROWS)
+    start = 0
+    for e, end in enumerate(ends.tolist()):
+        if end > start:
+            result[start:end] = _linear(rows[start:end], codes[e], absmax[e])
+        start = end
+    return result
+
+
+@torch.library.impl(_library, "nf4_chosen_linear", "Meta")
+def _chosen_shape(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    return rows.new_empty(len(experts), codes.shape[1] * TILE_ROWS)
+
+
+@torch.library.impl(_library, "nf4_sorted_linear", "Meta")
+def _sorted_shape(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    return rows.new_empty(len(rows), codes.shape[1] * TILE_ROWS)
+
+
+def _linear(rows: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    """One expert: bf16 `[n, in]`, `[out / 32, in / 2, 32]` and `[in / 64, out]` -> `[n, out]`."""
+    shape = [codes.shape[0] * TILE_ROWS, rows.shape[1]]
+    return require_bitsandbytes().gemv_4bit(rows, codes.view(shape[0], -1), shape, absmax, _values(), BLOCK)
+
+
+@cache
+def _values() -> Tensor:
+    """The values of NF4, by which bitsandbytes tells NF4 from FP4."""
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu")

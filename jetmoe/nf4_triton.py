@@ -1,0 +1,158 @@
+"""Products with 4-bit experts on CUDA for a few tokens: `chosen_linear` gathers, decodes and multiplies in one kernel.
+
+Decoding reads every chosen weight once, so its time is that of reading the codes: weights are decoded in registers and
+never exist in memory. The host never learns which experts were chosen, so a call fits into a CUDA graph.
+
+Importing this module needs Triton and raises ImportError without it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from jetmoe.nf4 import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
+
+# Blocks of 64 inputs that a program reads at a time: 128 bytes of codes of each row, one line of the cache.
+STEP_BLOCKS = 4
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
+    """Each assignment through its expert, reading only the chosen weights; does not wait for the device.
+
+    The first call on a device compiles the kernel and copies tables there: make it before capturing a CUDA graph.
+
+    Args:
+        rows: fp16, bf16 or fp32 `[A, in]`, or `[A / K, in]` where K assignments in a row share their input.
+        experts: int64 `[A]` on the device, each in `[0, E)`, which nothing checks.
+        parts: the weights `[E, out, in]` in rows, doubly quantized or not.
+
+    Returns:
+        `[A, out]` in the dtype of the rows, multiplied and summed in fp32.
+
+    Raises:
+        ValueError: the weights are in tiles or strided, the dtype of the rows is another one, or shapes disagree.
+    """
+    if parts.tiled:
+        raise ValueError("The kernel for CUDA reads 4-bit weights in rows; these are in tiles. Use their untile().")
+    if rows.dtype not in DTYPES:
+        raise ValueError(f"Rows must be fp16, bf16 or fp32; these are {rows.dtype}.")
+    if experts.dim() != 1 or experts.dtype != torch.int64:
+        raise ValueError(f"Experts must be int64 [A]; these are {experts.dtype} {list(experts.shape)}.")
+    _, output_size, input_size = parts.shape
+    if rows.dim() != 2 or rows.shape[1] != input_size:
+        raise ValueError(f"Rows must be [A, {input_size}] for these weights; these are {list(rows.shape)}.")
+    if not len(rows) or len(experts) % len(rows):
+        raise ValueError(f"{len(experts)} assignments cannot share {len(rows)} rows evenly.")
+    if not all(part is None or part.is_contiguous() for part in parts):
+        raise ValueError("The kernel for CUDA reads contiguous 4-bit weights; these are strided.")
+
+    result = rows.new_empty(len(experts), output_size)
+    block_out = rows_per_program(output_size)
+    double = parts.nested_absmax is not None
+    # Triton launches on the current device, which need not be that of the rows.
+    with torch.cuda.device_of(rows):
+        _chosen_linear[(triton.cdiv(output_size, block_out), len(experts))](
+            rows.contiguous(),
+            experts.contiguous(),
+            parts.codes,
+            parts.absmax,
+            parts.nested_absmax,
+            parts.nested_offset,
+            values(rows.device),
+            nested_code(rows.device) if double else None,
+            result,
+            repeat=len(experts) // len(rows),
+            OUT=output_size,
+            IN=input_size,
+            DOUBLE=double,
+            BLOCK_OUT=block_out,
+            STEP_BLOCKS=STEP_BLOCKS,
+            BLOCK=BLOCK,
+            NESTED_BLOCK=NESTED_BLOCK,
+            num_warps=4,
+        )
+    return result
+
+
+def rows_per_program(output_size: int) -> int:
+    """Rows of a weight that one program multiplies: as many as leave several programs for each of 132 processors."""
+    return 32 if output_size >= 8192 else 16 if output_size >= 4096 else 8
+
+
+@cache
+def values(device: torch.device) -> Tensor:
+    """The 16 values of NF4, fp32."""
+    require_bitsandbytes()
+    from bitsandbytes.functional import get_4bit_type
+
+    return get_4bit_type("nf4", device="cpu").to(device)
+
+
+@triton.jit(do_not_specialize=["repeat"])
+def _chosen_linear(
+    rows,
+    experts,
+    codes,
+    absmax,
+    nested_absmax,
+    nested_offset,
+    values,
+    nested_values,
+    result,
+    repeat,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    STEP_BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NESTED_BLOCK: tl.constexpr,
+):
+    """One program: `BLOCK_OUT` outputs of one assignment. Dimensions below are [outputs, blocks, pairs in a block]."""
+    PAIRS: tl.constexpr = BLOCK // 2
+    BLOCKS: tl.constexpr = IN // BLOCK
+    assignment = tl.program_id(1)
+    # int64: all experts together may hold more than 2^31 codes.
+    expert = tl.load(experts + assignment)
+    codes += expert * (OUT * IN // 2)
+    absmax += expert * (OUT * BLOCKS)
+    rows += (assignment // repeat).to(tl.int64) * IN
+    if DOUBLE:
+        nested_absmax += expert * ((OUT * BLOCKS + NESTED_BLOCK - 1) // NESTED_BLOCK)
+        offset = tl.load(nested_offset + expert)
+
+    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    total = tl.zeros([BLOCK_OUT, STEP_BLOCKS], tl.float32)
+    for start in range(0, BLOCKS, STEP_BLOCKS):
+        block = start + tl.arange(0, STEP_BLOCKS)
+        flat = out[:, None] * BLOCKS + block[None, :]
+        inside = (out < OUT)[:, None] & (block < BLOCKS)[None, :]
+        scale = tl.load(absmax + flat, mask=inside, other=0)
+        if DOUBLE:
+            spread = tl.load(nested_absmax + flat // NESTED_BLOCK, mask=inside, other=0.0)
+            scale = tl.load(nested_values + scale.to(tl.int32)) * spread + offset
+
+        pair = start * PAIRS + tl.arange(0, STEP_BLOCKS * PAIRS)
+        inside = (out < OUT)[:, None] & (pair < IN // 2)[None, :]
+        code = tl.load(codes + out[:, None] * (IN // 2) + pair[None, :], mask=inside, other=0)
+        code = tl.reshape(code, [BLOCK_OUT, STEP_BLOCKS, PAIRS])
+
+        # Read whole and split in registers: two strided reads would take twice the transactions.
+        place = start * BLOCK + tl.arange(0, STEP_BLOCKS * BLOCK)
+        x = tl.load(rows + place, mask=place < IN, other=0.0).to(tl.float32)
+        even, odd = tl.split(tl.reshape(x, [STEP_BLOCKS, PAIRS, 2]))
+
+        # The table is one line of the L1 cache; choosing among 16 constants would cost 15 instructions a weight.
+        first = tl.load(values + (code >> 4).to(tl.int32))
+        second = tl.load(values + (code & 0x0F).to(tl.int32))
+        # A block shares its scale: it multiplies the sum instead of each weight.
+        total += tl.sum(first * even[None, :, :] + second * odd[None, :, :], axis=2) * scale
+
+    product = tl.sum(total, axis=1).to(result.dtype.element_ty)
+    tl.store(result + assignment.to(tl.int64) * OUT + out, product, mask=out < OUT)
