@@ -25,6 +25,7 @@ from accelerate.utils import send_to_device
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from jetmoe import nf4, nf4_cpu
 from jetmoe.config import JetMoeConfig
@@ -132,6 +133,9 @@ def load(
     model.tie_weights()
     if quantization:
         model.config.quantization_config = quantization_config(double_quantization)
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(folder)
     model.eval().requires_grad_(False)
     return _spread(model, places)
 
@@ -549,3 +553,14 @@ class RunOn(ModelHook):
             part._parameters[name] = parameter
         self.at_home = []
         return output
+
+
+def quantized_share(model: nn.Module) -> float:
+    """The share of a model's parameters that are in 4 bits, 0 to 1."""
+    total = quantized = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose shape is not that of the weights
+        count = parameter.numel() if state is None else torch.Size(state.shape).numel()
+        total += count
+        quantized += count if state is not None or isinstance(parameter, NF4Tensor) else 0
+    return quantized / total

@@ -17,8 +17,11 @@ from torch import Tensor
 
 from jetmoe.nf4 import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
 
-# Blocks of 64 inputs that a program reads at a time: 128 bytes of codes of each row, one line of the cache.
-STEP_BLOCKS = 4
+# A program is small, two warps that decode 64 weights a thread at a time, so that even 2048 outputs of two assignments
+# make several programs for each of 132 processors. It fetches three steps ahead.
+WARPS = 2
+STEP = 4096
+STAGES = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -53,7 +56,7 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
         raise ValueError("The kernel for CUDA reads contiguous 4-bit weights; these are strided.")
 
     result = rows.new_empty(len(experts), output_size)
-    block_out = rows_per_program(output_size)
+    block_out = 16 if output_size >= 8192 else 8
     double = parts.nested_absmax is not None
     # Triton launches on the current device, which need not be that of the rows.
     with torch.cuda.device_of(rows):
@@ -72,17 +75,13 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
             IN=input_size,
             DOUBLE=double,
             BLOCK_OUT=block_out,
-            STEP_BLOCKS=STEP_BLOCKS,
+            STEP_BLOCKS=STEP // BLOCK // block_out,
             BLOCK=BLOCK,
             NESTED_BLOCK=NESTED_BLOCK,
-            num_warps=4,
+            STAGES=STAGES,
+            num_warps=WARPS,
         )
     return result
-
-
-def rows_per_program(output_size: int) -> int:
-    """Rows of a weight that one program multiplies: as many as leave several programs for each of 132 processors."""
-    return 32 if output_size >= 8192 else 16 if output_size >= 4096 else 8
 
 
 @cache
@@ -113,8 +112,9 @@ def _chosen_linear(
     STEP_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
     NESTED_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """One program: `BLOCK_OUT` outputs of one assignment. Dimensions below are [outputs, blocks, pairs in a block]."""
+    """One program: `BLOCK_OUT` outputs of one assignment."""
     PAIRS: tl.constexpr = BLOCK // 2
     BLOCKS: tl.constexpr = IN // BLOCK
     assignment = tl.program_id(1)
@@ -128,8 +128,9 @@ def _chosen_linear(
         offset = tl.load(nested_offset + expert)
 
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    table = tl.load(values + tl.arange(0, 16))
     total = tl.zeros([BLOCK_OUT, STEP_BLOCKS], tl.float32)
-    for start in range(0, BLOCKS, STEP_BLOCKS):
+    for start in tl.range(0, BLOCKS, STEP_BLOCKS, num_stages=STAGES):
         block = start + tl.arange(0, STEP_BLOCKS)
         flat = out[:, None] * BLOCKS + block[None, :]
         inside = (out < OUT)[:, None] & (block < BLOCKS)[None, :]
@@ -138,21 +139,22 @@ def _chosen_linear(
             spread = tl.load(nested_absmax + flat // NESTED_BLOCK, mask=inside, other=0.0)
             scale = tl.load(nested_values + scale.to(tl.int32)) * spread + offset
 
+        # Two dimensions: in three, the compiler spreads the threads over rows and the reads no longer join up.
         pair = start * PAIRS + tl.arange(0, STEP_BLOCKS * PAIRS)
         inside = (out < OUT)[:, None] & (pair < IN // 2)[None, :]
-        code = tl.load(codes + out[:, None] * (IN // 2) + pair[None, :], mask=inside, other=0)
-        code = tl.reshape(code, [BLOCK_OUT, STEP_BLOCKS, PAIRS])
+        code = tl.load(codes + out[:, None] * (IN // 2) + pair[None, :], mask=inside, other=0).to(tl.int32)
+        code = tl.reshape(code, [BLOCK_OUT * STEP_BLOCKS * PAIRS])
+        # The table lies in shared memory, 16 values in 16 banks: a read never waits. A load from the pointer would cost
+        # a 64-bit address each, choosing among constants 15 instructions.
+        first = tl.reshape(tl.gather(table, code >> 4, 0), [BLOCK_OUT, STEP_BLOCKS, PAIRS])
+        second = tl.reshape(tl.gather(table, code & 15, 0), [BLOCK_OUT, STEP_BLOCKS, PAIRS])
 
         # Read whole and split in registers: two strided reads would take twice the transactions.
         place = start * BLOCK + tl.arange(0, STEP_BLOCKS * BLOCK)
         x = tl.load(rows + place, mask=place < IN, other=0.0).to(tl.float32)
-        even, odd = tl.split(tl.reshape(x, [STEP_BLOCKS, PAIRS, 2]))
-
-        # The table is one line of the L1 cache; choosing among 16 constants would cost 15 instructions a weight.
-        first = tl.load(values + (code >> 4).to(tl.int32))
-        second = tl.load(values + (code & 0x0F).to(tl.int32))
+        even, odd = tl.split(tl.reshape(x, [1, STEP_BLOCKS, PAIRS, 2]))
         # A block shares its scale: it multiplies the sum instead of each weight.
-        total += tl.sum(first * even[None, :, :] + second * odd[None, :, :], axis=2) * scale
+        total += tl.sum(first * even + second * odd, axis=2) * scale
 
     product = tl.sum(total, axis=1).to(result.dtype.element_ty)
     tl.store(result + assignment.to(tl.int64) * OUT + out, product, mask=out < OUT)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -32,6 +32,9 @@ bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every 
 app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Precision = Annotated[
+    str, typer.Option(help="nf4 (4-bit), bf16 or fp32; auto: 4-bit on a GPU, on a CPU what suits the model.")
+]
 Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
 
 
@@ -47,6 +50,7 @@ def main() -> None:
 @app.command()
 def chat(
     model: Model = "starter",
+    precision: Precision = "auto",
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it, a conversation.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_new_tokens: int = 512,
@@ -68,7 +72,7 @@ def chat(
     # One answer is over before a compiler would have paid for itself.
     engine = Engine(compile_steps=prompt is None)
     with progress_bar() as progress:
-        engine.load(model, progress)
+        engine.load(model, progress, cast(Any, precision))
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is None:
         converse(engine, messages, sampling)
@@ -165,6 +169,26 @@ def upcycle(
             token_ids = fitting_tokens(source, fit_on) if fit_on else None
             convert(source, directory, replicas, token_ids=token_ids, progress=progress)
     except ValueError as error:
+        raise StudioError(str(error)) from error
+    print(directory)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE checkpoint.")],
+    directory: Annotated[Path, typer.Argument(help="Folder for the 4-bit one; what is there already is kept.")],
+    double: Annotated[bool, typer.Option(help="Quantize the scales too: 3 % smaller.")] = False,
+) -> None:
+    """Writes the 4-bit (NF4) checkpoint of a 16-bit one; started again, it goes on where it stopped."""
+    from jetmoe.loading import CheckpointError, convert
+    from studio.backend.download import reading
+
+    if not source.is_dir():
+        raise StudioError(f"There is no folder {source}. Check the spelling.")
+    try:
+        with progress_bar() as progress:
+            convert(source, directory, double_quantization=double, progress=reading(progress))
+    except (CheckpointError, RuntimeError) as error:
         raise StudioError(str(error)) from error
     print(directory)
 

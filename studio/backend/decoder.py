@@ -88,6 +88,14 @@ class Decoder:
         is_prompt = [i < prompt_tokens for i in range(start, start + len(texts))]
         return self.recorder.trace(self.token_ids[start : start + len(texts)], texts, is_prompt, start=start)
 
+    @property
+    def cache_bytes(self) -> int:
+        """What keys and values take."""
+        if self.cache is None:
+            return 0
+        stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr]
+        return sum(part.nbytes for part in stored if part is not None)
+
     def _plain_step(self, *args, **kwargs) -> Tensor:
         return step(self.model, *args, **kwargs)
 

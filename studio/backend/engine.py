@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from studio.backend import catalog
+from jetmoe.loading import CheckpointError, load
+from studio.backend import catalog, memory
 from studio.backend.decoder import Decoder
+from studio.backend.download import Progress, reading
 from studio.backend.events import Timing, TokenEvent
 from studio.backend.line import Line
+from studio.backend.memory import Placement, Precision
 from studio.backend.prompt import Messages, Prompt, fit_prompt
 from studio.backend.sampling import Sampler, Sampling
 from studio.backend.text_stream import StopTexts, TokenTexts, token_texts
@@ -36,7 +39,9 @@ logger = logging.getLogger(__name__)
 # The studio reports progress itself, on the page and in the console.
 transformers_logging.disable_progress_bar()
 
-Progress = Callable[[float, str], None]
+
+def _silent(fraction: float, text: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class EngineStatus:
     """"eager", "compiling", "compiled", or "eager: " and why it stays so."""
     context_size: int = 0
     precision: str = ""
+    """"nf4", "bf16" or "fp32"."""
+    memory: str = ""
+    """What weights and cache take, and how much of the model is in 4 bits."""
 
 
 class Engine:
@@ -68,22 +76,26 @@ class Engine:
         decoder = self._decoder
         if decoder is None or self._status.state != "ready":
             return self._status
-        return replace(self._status, speed=decoder.compiled.text)
+        return replace(self._status, speed=decoder.compiled.text, memory=memory.line(decoder))
 
-    def start_loading(self, model_id: str, progress: Progress = lambda fraction, text: None) -> None:
+    def start_loading(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
         """Loads in the background; `status` tells how far it is, and so does `progress`.
 
+        Args:
+            precision: "nf4", "bf16" or "fp32"; "auto" is 4 bits on a GPU and what the catalog says on a CPU.
+
         Raises:
-            StudioError: the model is unknown, or another is being loaded.
+            StudioError: the model or the precision is unknown, or another model is being loaded.
         """
         catalog.entry(model_id)
+        memory.check_precision(precision)
         if not self._loading.acquire(blocking=False):
             raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
         self._status = EngineStatus("preparing", model_id, "Getting the model ready …", 0.0)
 
         def run() -> None:
             try:
-                self._load(model_id, progress)
+                self._load(model_id, progress, precision)
             except StudioError as error:
                 logger.error("%s", error)  # the status says it too
             finally:
@@ -91,15 +103,16 @@ class Engine:
 
         threading.Thread(target=run, daemon=True, name="load").start()
 
-    def load(self, model_id: str, progress: Progress = lambda fraction, text: None) -> None:
-        """Loads here and now.
+    def load(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
+        """Loads here and now; arguments as of `start_loading`.
 
         Raises:
             StudioError: the model is unknown, can't be had, doesn't fit or is damaged.
         """
         catalog.entry(model_id)
+        memory.check_precision(precision)
         with self._loading:
-            self._load(model_id, progress)
+            self._load(model_id, progress, precision)
 
     def generate(
         self, messages: Messages, sampling: Sampling, cancel: threading.Event | None = None
@@ -118,7 +131,8 @@ class Engine:
                 return
             decoder, tokenizer = self._ready()
             prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
-            yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+            with memory.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
+                yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
 
     def replay(self, token_ids: Sequence[int], prompt_tokens: int) -> RoutingTrace:
         """The routing of a text whose tokens are known, computed again in one pass.
@@ -142,7 +156,7 @@ class Engine:
             raise StudioError(f"The model isn't ready yet. {self._status.text}")
         return self._decoder, self._tokenizer
 
-    def _load(self, model_id: str, progress: Progress) -> None:
+    def _load(self, model_id: str, progress: Progress, precision: Precision) -> None:
         def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
             self._status = EngineStatus(state, model_id, text, fraction)
             progress(fraction, text)
@@ -154,8 +168,10 @@ class Engine:
                     pass
                 report("loading", 0.0, "Loading the weights …")
                 self._unload()
-                self._decoder, self._tokenizer = _load_decoder(path)
-                self._status = self._ready_status(model_id)
+                place = memory.placement(catalog.entry(model_id), precision)
+                read = reading(lambda fraction, text: report("loading", fraction, text))
+                self._decoder, self._tokenizer = _load_decoder(path, place, read)
+                self._status = self._ready_status(model_id, place)
             if self._compile_steps:
                 self._decoder.compiled.enable()
             progress(1.0, self._status.text)
@@ -168,13 +184,17 @@ class Engine:
             self._status = EngineStatus("failed", model_id, text)
             raise StudioError(text) from error
 
-    def _ready_status(self, model_id: str) -> EngineStatus:
+    def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
         assert self._decoder is not None
-        model = self._decoder.model
-        gib = model.get_memory_footprint() / 2**30
-        precision = str(model.dtype).removeprefix("torch.")
-        text = f"{catalog.entry(model_id).title}: {gib:.2f} GiB of weights in {precision} on the {model.device.type}."
-        return EngineStatus("ready", model_id, text, 1.0, context_size=self._decoder.context_size, precision=precision)
+        text = f"{catalog.entry(model_id).title} in {place.precision} on the {place.device.upper()}."
+        return EngineStatus(
+            "ready",
+            model_id,
+            f"{text} {place.notice}".strip(),
+            1.0,
+            context_size=self._decoder.context_size,
+            precision=place.precision,
+        )
 
     def _unload(self) -> None:
         if self._decoder is not None:
@@ -256,23 +276,26 @@ class _Answer:
         )
 
 
-def _load_decoder(path: Path) -> tuple[Decoder, PreTrainedTokenizerFast]:
+def _load_decoder(
+    path: Path, place: Placement, progress: Callable[[int, int], None]
+) -> tuple[Decoder, PreTrainedTokenizerFast]:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise StudioError(f"The tokenizer in {path.name} is not a fast one; the studio needs tokenizer.json.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=default_dtype(device), use_safetensors=True)
-    if not isinstance(model, JetMoeForCausalLM):
-        raise StudioError(f"{path.name} holds a {type(model).__name__}; the studio runs JetMoE models.")
-    model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    try:
+        with memory.shortage("while loading: close other programs, or load the model in nf4"):
+            model = load(
+                JetMoeForCausalLM,
+                path,
+                quantization="nf4" if place.precision == "nf4" else None,
+                dtype=place.dtype,
+                device=place.device,
+                device_map="auto" if torch.cuda.device_count() > 1 else None,
+                progress=progress,
+            )
+    except (CheckpointError, RuntimeError) as error:
+        raise StudioError(str(error)) from error
     return Decoder(model, model.config.max_position_embeddings), tokenizer
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """bf16 where the processor multiplies it natively; elsewhere fp32, because emulated bf16 is slower."""
-    if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
 
 
 def _end_tokens(model: JetMoeForCausalLM) -> set[int]:

@@ -22,7 +22,7 @@ def banner(status: EngineStatus) -> str:
 
 
 def _ready(status: EngineStatus) -> str:
-    return f"{status.text} {SPEEDS.get(status.speed, _sentence(status.speed))}".strip()
+    return f"{status.text} {_sentence(status.memory)} {SPEEDS.get(status.speed, _sentence(status.speed))}".strip()
 
 
 def _sentence(speed: str) -> str:

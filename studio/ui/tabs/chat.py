@@ -29,6 +29,7 @@ EXAMPLES = (
     "Why is the sky blue? Answer for a child of ten.",
 )
 PLACEHOLDER = "### What would you like to ask?\nThe answer streams here; beside it, the experts that write it light up."
+PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
 STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a conversation outlives the server
 DOWNLOAD = """(text) => {
   if (!text) return "";
@@ -87,7 +88,12 @@ class _Page:
 
     def _settings(self) -> None:
         choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", entry.id) for entry in catalog.models()]
-        self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
+        with gr.Row():
+            self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
+            self.precision = gr.Dropdown(
+                PRECISIONS, value="auto", label="Precision", elem_id="precision",
+                info="Of expert and attention weights; automatic is 4-bit on a GPU, and on a CPU what suits the model.",
+            )  # fmt: skip
         self.system = gr.Textbox(
             label="System prompt", info="Put before every conversation; empty sends none.", lines=2, elem_id="system"
         )
@@ -166,11 +172,11 @@ def _wire(page: _Page, engine: Engine) -> None:
         return handlers.show_routing(stored, chosen._data.get("answer")).values()
 
     @shows_errors
-    def choose_model(model_id: str) -> None:
+    def choose_model(model_id: str, precision: Any) -> None:
         # The engine also takes folders, for the command line; a page must not choose any folder of the server.
         if model_id not in [entry.id for entry in catalog.models()]:
             raise StudioError("This model is not in the list. Reload the page and pick again.")
-        engine.start_loading(model_id)
+        engine.start_loading(model_id, precision=precision)
 
     page.box.submit(send, [page.box, *asking], shown, **writing)
     page.chat.example_select(send_example, asking, shown, **writing)
@@ -185,7 +191,7 @@ def _wire(page: _Page, engine: Engine) -> None:
         None, page.exported, page.exported, js=DOWNLOAD, **quiet
     )
     page.load.upload(load, page.load, shown, **quiet)
-    page.model.input(choose_model, page.model, None, **at_once)
+    gr.on([page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once)
     page_blocks = gr.context.Context.root_block
     assert page_blocks is not None, "a tab is built inside of gr.Blocks"
     page_blocks.load(open_page, page.stored, [*shown, page.model], **at_once)

@@ -1,0 +1,105 @@
+"""Where a model goes and in what precision, what it takes there, and what to say when that is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import psutil
+import torch
+
+from jetmoe import nf4_cpu
+from jetmoe.loading import quantized_share
+from studio.backend.catalog import ModelEntry
+from studio.backend.decoder import Decoder
+from studio.errors import StudioError
+
+Precision = Literal["auto", "nf4", "bf16", "fp32"]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Placement:
+    device: str
+    precision: str
+    """"nf4", "bf16" or "fp32"."""
+    dtype: torch.dtype
+    """Of everything that is not in 4 bits."""
+    notice: str = ""
+    """A sentence where this machine makes something slower than elsewhere."""
+
+
+def check_precision(precision: str) -> None:
+    """Raises StudioError for one that is not known."""
+    if precision not in get_args(Precision):
+        raise StudioError(f"There is no precision {precision!r}; pick one of {', '.join(get_args(Precision))}.")
+
+
+def placement(model: ModelEntry, precision: Precision) -> Placement:
+    """On a GPU where there is one.
+
+    Raises:
+        StudioError: it does not fit into this machine's memory; the message has the numbers.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = precision if precision != "auto" else "nf4" if device == "cuda" else model.cpu_precision
+    dtype = torch.float32 if wanted == "fp32" else default_dtype(device)
+    if wanted == "bf16" and dtype == torch.float32:
+        wanted = "fp32"
+    if device == "cpu":
+        _check_memory(model, wanted)
+    return Placement(device, wanted, dtype, _notice(device, wanted, precision))
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bf16 where the processor multiplies it natively; elsewhere fp32, because emulated bf16 is slower."""
+    if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def line(decoder: Decoder) -> str:
+    """ "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
+    parts = [f"weights {decoder.model.get_memory_footprint() / GIB:.2f} GiB"]
+    if decoder.cache_bytes:
+        parts.append(f"cache {decoder.cache_bytes / GIB:.2f} GiB")
+    share = quantized_share(decoder.model)
+    return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
+
+
+@contextmanager
+def shortage(when: str) -> Iterator[None]:
+    """Turns running out of memory into a StudioError: "... ran out of memory <when>."."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no error class of its own.
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        torch.cuda.empty_cache()
+        raise StudioError(f"This machine ran out of memory {when}.") from error
+
+
+def _check_memory(model: ModelEntry, precision: str) -> None:
+    needed = (
+        model.needs_gib["nf4"] if precision == "nf4" else model.needs_gib["bf16"] * (2 if precision == "fp32" else 1)
+    )
+    free = psutil.virtual_memory().available / GIB
+    if needed > free:
+        remedy = "close other programs" if precision == "nf4" else "load it in nf4"
+        raise StudioError(
+            f"{model.title} in {precision} needs {needed:.1f} GiB of memory and {free:.1f} GiB are free: {remedy}, "
+            "or pick a smaller model."
+        )
+
+
+def _notice(device: str, used: str, wanted: str) -> str:
+    if device == "cpu" and used == "fp32" and wanted != "fp32":
+        return "This processor has no native bf16, so it computes in 32 bits."
+    if device == "cpu" and used == "nf4" and not nf4_cpu.supported():
+        return "This processor has no AVX512-BF16, so 4-bit weights are unpacked for every token, which is slow."
+    if device == "cpu" and used == "nf4" and nf4_cpu.c_compiler() is None:
+        return "No C compiler was found; install gcc for faster 4-bit answers."
+    return ""
