@@ -10,6 +10,7 @@ plain steps run in one thread while another compiles.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,8 @@ from jetmoe.nf4 import NF4Tensor, Parts
 FEW_ROWS = 4
 # Up to this many assignments the chosen experts' weights are read row by row instead of sorting tokens by expert.
 FEW_ASSIGNMENTS = 16
+# Off until a table in tests/benchmarks/results shows it right and faster on a card: JETMOE_TRITON=1 turns it on.
+USE_TRITON = os.environ.get("JETMOE_TRITON") == "1"
 
 
 @dataclass
@@ -178,11 +181,14 @@ def project(linear: nn.Module, rows: Tensor) -> Tensor:
     if type(linear) is nn.Linear and linear.bias is None:
         return product(linear.weight, rows)
     tiles = getattr(linear, "tiles", None)
-    if tiles is not None and rows.shape[:-1].numel() <= FEW_ROWS and not rows.requires_grad:
-        flat = rows.reshape(-1, rows.shape[-1])
-        first = torch.zeros(len(flat), dtype=torch.int64, device=rows.device)
-        return nf4_cpu.chosen_linear(flat, first, tiles).view(*rows.shape[:-1], -1)
-    return linear(rows)
+    if tiles is None or rows.device.type != "cpu" or _needs_gradient(rows):
+        return linear(rows)
+    flat = rows.reshape(-1, rows.shape[-1])
+    if len(flat) <= FEW_ROWS:
+        result = nf4_cpu.chosen_linear(flat, torch.zeros(len(flat), dtype=torch.int64), tiles)
+    else:
+        result = nf4_cpu.sorted_linear(flat, torch.tensor([len(flat)]), tiles)
+    return result.view(*rows.shape[:-1], -1)
 
 
 def product(weight: Tensor, rows: Tensor) -> Tensor:
@@ -204,8 +210,7 @@ def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
 
 
 def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
-    needs_gradient = rows.requires_grad and torch.is_grad_enabled()
-    if parts.tiled and not needs_gradient:
+    if parts.tiled and not _needs_gradient(rows):
         return nf4_cpu.sorted_linear(rows, routing.sorted().ends, parts)
     experts = enumerate(rows.split(routing.sorted().sizes()))
     return torch.cat([_NF4Linear.apply(part, parts.expert(e)) for e, part in experts])
@@ -213,14 +218,26 @@ def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
 
 def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
     experts = routing.experts.flatten()  # [A]
-    if parts.tiled:
+    if parts.tiled and not _needs_gradient(rows):
         return nf4_cpu.chosen_linear(rows, experts, parts)
     if parts.codes.device.type == "cpu":
         ids = enumerate(routing.chosen())
         return torch.cat([_NF4Linear.apply(rows[a : a + 1], parts.expert(e)) for a, e in ids])
-    # Copies a few MiB of codes on the device instead of asking the host which expert it is.
+    if USE_TRITON:
+        from jetmoe import nf4_triton
+
+        return nf4_triton.chosen_linear(rows, experts, parts)
+    return gathered_nf4_linear(rows, experts, parts)
+
+
+def gathered_nf4_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
+    """Each assignment through its expert: copies a few MiB of codes on the device instead of asking which they are."""
     chosen = parts.map(lambda part: part[experts])
     return torch.cat([_nf4_linear(rows[a : a + 1], chosen.expert(a)) for a in range(len(rows))])
+
+
+def _needs_gradient(rows: Tensor) -> bool:
+    return rows.requires_grad and torch.is_grad_enabled()
 
 
 def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:

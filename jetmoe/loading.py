@@ -10,6 +10,7 @@ released checkpoints; the scales of a 4-bit `x.weight` lie beside it, under bits
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -89,7 +90,6 @@ class Stored:
         return torch.frombuffer(data, dtype=self.dtype).view(shape)
 
 
-@torch.no_grad()
 def load(
     model_class: Any,
     folder: Path | str,
@@ -114,28 +114,62 @@ def load(
         CheckpointError: files are missing, damaged, of another family, or too large for the device.
     """
     folder = Path(folder)
-    config = config or read_config(folder)
     stored = stored_tensors(folder)
+    config = config or read_config(folder)
+    model = build(
+        model_class,
+        config,
+        stored,
+        quantization=quantization,
+        double_quantization=double_quantization,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        progress=progress,
+    )
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(folder)
+    return model
+
+
+@torch.no_grad()
+def build(
+    model_class: Any,
+    config: JetMoeConfig,
+    stored: dict[str, Stored],
+    *,
+    quantization: Quantization | None = None,
+    double_quantization: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Any:
+    """`load` from tensors that are known already; see there."""
     if quantized := is_4bit(stored):
         quantization = "nf4"
         double_quantization = any(name.endswith(".nested_absmax") for name in stored)
     with torch.device("meta"):
         model: Any = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     slots = _slots(model, quantization == "nf4", double_quantization, dtype)
-    _check(slots, stored, quantized, config, folder)
-    places = _places(model, slots, torch.device(device), device_map)
+    if quantized:  # what was in tiles is stored with plain scales, the rest maybe doubly quantized
+        for slot in slots:
+            slot.double = any(name.startswith(f"{slot.name}.nested_") for name in stored)
+    _check(slots, stored, quantized, config)
+    places = _places(model, slots, _device(device), device_map)
     done, total = 0, sum(tensor.nbytes for tensor in stored.values())
     for slot in slots:
         # Tiles are for computing on the CPU; weights that only rest there travel in rows.
         for count in slot.fill(stored, _place(places, slot.name), tiles=len(places) == 1):
             done += count
             progress(done, total)
+    progress(total, total)
     model.tie_weights()
     if quantization:
         model.config.quantization_config = quantization_config(double_quantization)
-    if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.name_or_path = str(folder)
     model.eval().requires_grad_(False)
     return _spread(model, places)
 
@@ -163,7 +197,7 @@ def convert(
         model: Any = JetMoeForCausalLM(config)
     model.to(torch.bfloat16)
     slots = _slots(model, True, double_quantization, torch.bfloat16)
-    _check(slots, stored, False, config, folder)
+    _check(slots, stored, False, config)
     to.mkdir(parents=True, exist_ok=True)
     done, total = 0, sum(tensor.nbytes for tensor in stored.values())
     weight_map: dict[str, str] = {}
@@ -275,6 +309,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         if header is None:
             problems.append(f"{file.name} is damaged")
             continue
+        if unknown := sorted({entry["dtype"] for entry in header.values()} - set(DTYPES)):
+            raise CheckpointError(
+                f"{file.name} holds {', '.join(unknown)}; JetMoE checkpoints are in F32, BF16 or F16."
+            )
         size = file.stat().st_size
         cut = [name for name, entry in header.items() if start + entry["data_offsets"][1] > size]
         if cut:
@@ -337,10 +375,8 @@ class _Slot:
         sources = [stored[name] for suffix in nf4.SUFFIXES.values() if (name := self.name + suffix) in stored]
         for e in range(self.shape[0]):
             read = [source.read(e).unsqueeze(0).to(device) for source in sources]
-            if len(read) == 1:
-                nf4.quantize_into(parts.expert(e), read[0][0].to(self.dtype))
-            else:
-                nf4.copy_into(parts.expert(e), Parts(*read).tile() if parts.tiled else Parts(*read))
+            rows = Parts(*read) if len(read) > 1 else nf4.quantize(read[0].to(self.dtype), self.double).parts
+            nf4.copy_into(parts.expert(e), rows.tile() if parts.tiled else rows)
             yield sum(source.nbytes for source in sources) // self.shape[0]
 
     def _tiles(self, device: torch.device) -> bool:
@@ -375,10 +411,17 @@ def _slots(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype) 
         nf4.require_bitsandbytes()
         from bitsandbytes.nn import Linear4bit
 
+        inputs = {module.weight.shape[-1] for module in model.modules() if isinstance(module, JetMoeExperts)}
+        if odd := sorted(size for size in inputs if size % nf4.BLOCK):
+            raise CheckpointError(
+                f"4-bit weights need input sizes that are multiples of {nf4.BLOCK}, and this model has "
+                f"{', '.join(map(str, odd))}; load it in 16 bits."
+            )
         for name, module in list(model.named_modules()):
             if name.endswith(".kv_proj"):
                 rows, columns = module.weight.shape
                 linear = Linear4bit(columns, rows, False, dtype, double, "nf4", device="meta")
+                linear.support_avx512bf16_for_cpu = False  # else it packs itself, see nf4_cpu.tile_linear
                 model.set_submodule(name, linear)
     slots = []
     for name, parameter in model.named_parameters():  # tied ones once
@@ -404,9 +447,7 @@ def _quantized(slots: Sequence[_Slot], stored: dict[str, Stored]) -> dict[str, T
     return tensors
 
 
-def _check(
-    slots: Sequence[_Slot], stored: dict[str, Stored], stored_4bit: bool, config: JetMoeConfig, folder: Path
-) -> None:
+def _check(slots: Sequence[_Slot], stored: dict[str, Stored], stored_4bit: bool, config: JetMoeConfig) -> None:
     """Raises CheckpointError naming everything missing, surplus or of another shape."""
     expected = {name: shape for slot in slots for name, shape in slot.expected(stored_4bit).items()}
     problems = []
@@ -424,7 +465,7 @@ def _check(
             problems.append(f"{name} is {list(stored[name].shape)} instead of {list(shape)}")
     if problems:
         raise CheckpointError(
-            f"The weights in {folder.name} do not fit its config.json ({config.num_hidden_layers} layers, "
+            f"The weights do not fit their config.json ({config.num_hidden_layers} layers, "
             f"{config.num_local_experts} experts): {'; '.join(problems)}. Use the config.json that belongs to them."
         )
 
@@ -456,6 +497,8 @@ def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
             header = json.loads(opened.read(size))
         except ValueError:
             return None, 0
+    if not isinstance(header, dict):
+        return None, 0
     header.pop("__metadata__", None)
     return header, 8 + size
 
@@ -497,11 +540,20 @@ def _places(
     if isinstance(device_map, dict):
         if "disk" in device_map.values():
             raise CheckpointError("The model does not fit into the memory of GPUs and CPU together; use 4-bit.")
-        places = {name: torch.device(place) for name, place in device_map.items()}
-        return places if len(set(places.values())) > 1 else {"": next(iter(places.values()))}
-    if device.type == "cuda":
-        _check_gpu(device, sum(slot.final_bytes for slot in slots), any(slot.quantized for slot in slots))
-    return {"": device}
+        places = {name: _device(place) for name, place in device_map.items()}
+        if len(set(places.values())) == 1:
+            places = {"": next(iter(places.values()))}
+    else:
+        places = {"": device}
+    for gpu in {place for place in places.values() if place.type == "cuda"}:
+        there = [slot for slot in slots if _place(places, slot.name) == gpu]
+        _check_gpu(gpu, sum(slot.final_bytes for slot in there), any(slot.quantized for slot in there))
+    return places
+
+
+def _device(place: str | int | torch.device) -> torch.device:
+    # A number alone is an error on a machine without GPUs.
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
 
 
 def _check_gpu(device: torch.device, needed: int, quantized: bool) -> None:
@@ -529,7 +581,9 @@ def _spread(model: nn.Module, places: dict[str, torch.device]) -> nn.Module:
         return model
     main = next((device for device in places.values() if device.type != "cpu"), torch.device("cpu"))
     for name, device in places.items():
-        add_hook_to_module(model.get_submodule(name), RunOn(main if device.type == "cpu" else device))
+        module = model.get_submodule(name)
+        for part in module if isinstance(module, nn.ModuleList) else [module]:  # a list never runs itself
+            add_hook_to_module(part, RunOn(main if device.type == "cpu" else device))
     return model
 
 
@@ -545,7 +599,7 @@ class RunOn(ModelHook):
             for name, parameter in part._parameters.items():
                 if parameter is not None and parameter.device != self.device:
                     self.at_home.append((part, name, parameter))
-                    part._parameters[name] = nn.Parameter(parameter.to(self.device), requires_grad=False)
+                    part._parameters[name] = _lent(parameter, self.device)
         return send_to_device(args, self.device), send_to_device(kwargs, self.device, skip_keys="past_key_values")
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
@@ -553,6 +607,12 @@ class RunOn(ModelHook):
             part._parameters[name] = parameter
         self.at_home = []
         return output
+
+
+def _lent(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    if hasattr(parameter, "quant_state"):  # of bitsandbytes, which moves the scales in place
+        return copy.deepcopy(parameter).to(device)  # type: ignore[return-value]
+    return nn.Parameter(parameter.to(device), requires_grad=False)
 
 
 def quantized_share(model: nn.Module) -> float:

@@ -80,7 +80,9 @@ class JetMoePreTrainedModel(PreTrainedModel):
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of all weights as they are stored, 4-bit ones with their scales."""
         buffers = sum(buffer.nbytes for buffer in self.buffers()) if return_buffers else 0
-        return buffers + sum(stored_bytes(parameter) for parameter in self.parameters())
+        tiles = [getattr(module, "tiles", None) for module in self.modules()]
+        copies = sum(one.nbytes for one in tiles if one is not None)
+        return buffers + copies + sum(stored_bytes(parameter) for parameter in self.parameters())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -169,12 +169,18 @@ def quantize(weight: Tensor, double: bool = False) -> NF4Tensor:
 
 def quantize_into(parts: Parts, weight: Tensor) -> None:
     """Writes one expert `[out, in]` into parts of one expert, in their layout."""
+    from jetmoe import nf4_cpu  # which is made of what stands here
+
     ops = require_bitsandbytes()
-    codes, absmax = ops.quantize_4bit(weight.contiguous(), BLOCK, "nf4", torch.uint8)
+    if weight.device.type == "cpu":
+        codes, absmax = nf4_cpu.quantize(weight)
+    else:
+        codes, absmax = ops.quantize_4bit(weight.contiguous(), BLOCK, "nf4", torch.uint8)
     if parts.tiled:
         rows = Parts(codes.view(1, len(weight), -1), absmax.view(1, len(weight), -1))
         copy_into(parts, rows.tile())
         return
+    absmax = absmax.flatten()
     if parts.nested_absmax is not None and parts.nested_offset is not None:
         parts.nested_offset.copy_(absmax.mean())
         code = nested_code(absmax.device)
@@ -268,7 +274,9 @@ def _to(tensor: NF4Tensor, *, dtype=None, device=None, non_blocking=False, **kwa
     )
 
 
-def _copy(target: NF4Tensor, source: Tensor, *args, **kwargs) -> NF4Tensor:
+def _copy(target: Tensor, source: Tensor, *args, **kwargs) -> Tensor:
+    if not isinstance(target, NF4Tensor):
+        return target.copy_(source.dequantize())
     if isinstance(source, NF4Tensor):
         copy_into(target.parts, source.parts.tile() if target.parts.tiled else source.parts.untile())
     else:

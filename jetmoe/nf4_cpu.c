@@ -1,11 +1,16 @@
-/* Each row through its own expert, from 4-bit tiles, for AVX512-BF16. Built and called by nf4_cpu.py; the layout is
- * described at NF4Tensor.tile in nf4.py. Memory-bound by design: a byte of codes costs about three instructions. */
+/* What 4-bit weights need on a CPU. Built and called by nf4_cpu.py.
+ *
+ * jetmoe_nf4_chosen:   each row through its own expert, from tiles (laid out as Parts.tile in nf4.py says), for
+ *                      AVX512-BF16; bound by memory, as a byte of codes costs about three instructions.
+ * jetmoe_nf4_quantize: weights to codes and scales, bit for bit what bitsandbytes makes of them. */
 
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
 enum { TILE = 32, BLOCK = 64 };
+
+#ifdef __AVX512BF16__
 
 /* The sixteen values of NF4 (arXiv 2305.14314, appendix E) as the upper halves of their fp32 bits, rounded. */
 static uint16_t to_bf16(float value)
@@ -72,5 +77,31 @@ void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t 
         tile_product(x + a / repeat * columns, codes + (expert * rows + tile * TILE) * (columns / 2),
                      absmax + expert * rows * (columns / BLOCK) + tile * TILE, rows, columns, values,
                      y + a * rows + tile * TILE);
+    }
+}
+
+#endif
+
+/* bf16 weights, in blocks of 64, to codes [blocks, 32] and absmax [blocks]; a code is the number of the 15 bounds that
+ * lie below the scaled weight. */
+void jetmoe_nf4_quantize(const uint16_t *weights, const float *bounds, uint8_t *codes, float *absmax, long blocks)
+{
+#pragma omp parallel for schedule(static)
+    for (long block = 0; block < blocks; block++) {
+        float values[BLOCK], largest = 0.0f;
+        for (int i = 0; i < BLOCK; i++) {
+            uint32_t bits = (uint32_t)weights[block * BLOCK + i] << 16;
+            memcpy(&values[i], &bits, sizeof bits);
+            float size = values[i] < 0 ? -values[i] : values[i];
+            largest = size > largest ? size : largest;
+        }
+        float scale = 1.0f / (largest > 1e-38f ? largest : 1e-38f);
+        uint8_t below[BLOCK] = {0};
+        for (int b = 0; b < 15; b++)
+            for (int i = 0; i < BLOCK; i++)
+                below[i] += values[i] * scale > bounds[b];
+        for (int i = 0; i < BLOCK / 2; i++)
+            codes[block * (BLOCK / 2) + i] = (uint8_t)(below[2 * i] << 4 | below[2 * i + 1]);
+        absmax[block] = largest;
     }
 }

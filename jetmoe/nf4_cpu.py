@@ -52,20 +52,55 @@ def sorted_linear(rows: Tensor, ends: Tensor, tiles: Parts) -> Tensor:
     return torch.ops.jetmoe.nf4_sorted_linear(rows.bfloat16(), ends, tiles.codes, tiles.absmax).to(rows.dtype)
 
 
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """bf16 weights `[out, in]` to codes `[out, in / 2]` and maxima `[out, in / 64]`, bit for bit what bitsandbytes
+    makes of them, about twenty times faster."""
+    function = quantizer()
+    if function is None or weight.dtype != torch.bfloat16:
+        codes, absmax = require_bitsandbytes().quantize_4bit(weight.contiguous(), BLOCK, "nf4", torch.uint8)
+        return codes.view(len(weight), -1), absmax.view(len(weight), -1)
+    rows, columns = weight.shape
+    weight, bounds = weight.contiguous(), _bounds()
+    codes, absmax = torch.empty(rows, columns // 2, dtype=torch.uint8), torch.empty(rows, columns // BLOCK)
+    function(*(tensor.data_ptr() for tensor in (weight, bounds, codes, absmax)), absmax.numel())
+    return codes, absmax
+
+
 def tile_linear(linear: Any) -> None:
-    """Gives bitsandbytes' `Linear4bit` its own packed weight as `tiles`, one expert's."""
-    linear.eval()(torch.zeros(1, linear.in_features, dtype=torch.bfloat16))  # packs itself
-    codes = linear.weight.data.view(1, linear.out_features // TILE_ROWS, linear.in_features // 2, TILE_ROWS)
-    linear.tiles = Parts(codes, linear.weight.quant_state.absmax.unsqueeze(0))
+    """Gives bitsandbytes' `Linear4bit` a copy of its weight as `tiles`, one expert's.
+
+    A copy, because what it packs itself has no gradient and can be neither saved nor dequantized.
+    """
+    state = linear.weight.quant_state
+    rows = linear.weight.data.view(1, linear.out_features, -1), state.absmax.view(1, linear.out_features, -1)
+    nested = (state.state2.absmax.view(1, -1), state.offset.view(1)) if state.nested else ()
+    linear.tiles = Parts(*rows, *nested).tile()
 
 
 @cache
 def kernel() -> Callable[..., None] | None:
-    """The function of `nf4_cpu.c`; None without a C compiler.
+    """`jetmoe_nf4_chosen` of nf4_cpu.c; None without a C compiler. Raises RuntimeError: the compiler failed."""
+    return _function("jetmoe_nf4_chosen", pointers=5, numbers=4)
 
-    Raises:
-        RuntimeError: the compiler failed.
-    """
+
+@cache
+def quantizer() -> Callable[..., None] | None:
+    """`jetmoe_nf4_quantize` of nf4_cpu.c; None without a C compiler. Raises RuntimeError: the compiler failed."""
+    return _function("jetmoe_nf4_quantize", pointers=4, numbers=1)
+
+
+def _function(name: str, pointers: int, numbers: int) -> Callable[..., None] | None:
+    library = _compiled()
+    if library is None:
+        return None
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers
+    function.restype = None
+    return function
+
+
+@cache
+def _compiled() -> ctypes.CDLL | None:
     compiler = c_compiler()
     if compiler is None:
         return None
@@ -76,10 +111,7 @@ def kernel() -> Callable[..., None] | None:
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed: {built.stderr.strip()}")
-        function = ctypes.CDLL(str(library)).jetmoe_nf4_chosen
-    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4
-    function.restype = None
-    return function
+        return ctypes.CDLL(str(library))
 
 
 _library = torch.library.Library("jetmoe", "FRAGMENT")
@@ -90,11 +122,11 @@ _library.define("nf4_sorted_linear(Tensor rows, Tensor ends, Tensor codes, Tenso
 @torch.library.impl(_library, "nf4_chosen_linear", "CPU")
 def _chosen_linear(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
     assignments, repeat = len(experts), len(experts) // len(rows)
+    rows, experts = rows.contiguous(), experts.contiguous()
     product = kernel()
     if product is None:
         chosen = enumerate(experts.tolist())
         return torch.cat([_linear(rows[a // repeat].unsqueeze(0), codes[e], absmax[e]) for a, e in chosen])
-    rows, experts = rows.contiguous(), experts.contiguous()
     result = rows.new_empty(assignments, codes.shape[1] * TILE_ROWS)
     pointers = (tensor.data_ptr() for tensor in (rows, experts, codes, absmax, result))
     product(*pointers, assignments, repeat, result.shape[1], rows.shape[1])
@@ -103,7 +135,7 @@ def _chosen_linear(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor)
 
 @torch.library.impl(_library, "nf4_sorted_linear", "CPU")
 def _sorted_linear(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
-    result = rows.new_empty(len(rows), codes.shape[1] * TILE_ROWS)
+    rows, result = rows.contiguous(), rows.new_empty(len(rows), codes.shape[1] * TILE_ROWS)
     start = 0
     for e, end in enumerate(ends.tolist()):
         if end > start:
@@ -134,3 +166,10 @@ def _values() -> Tensor:
     from bitsandbytes.functional import get_4bit_type
 
     return get_4bit_type("nf4", device="cpu")
+
+
+@cache
+def _bounds() -> Tensor:
+    """The 15 numbers half-way between the values of NF4."""
+    values = _values()
+    return (values[1:] + values[:-1]) / 2

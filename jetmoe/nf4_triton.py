@@ -20,7 +20,7 @@ from jetmoe.nf4 import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandb
 # A program is small, two warps that decode 64 weights a thread at a time, so that even 2048 outputs of two assignments
 # make several programs for each of 132 processors. It fetches three steps ahead.
 WARPS = 2
-STEP = 4096
+STEP = 4096  # weights
 STAGES = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -28,7 +28,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
     """Each assignment through its expert, reading only the chosen weights; does not wait for the device.
 
-    The first call on a device compiles the kernel and copies tables there: make it before capturing a CUDA graph.
+    The first call for a shape and dtype compiles the kernel, the first on a device copies tables there: make one before
+    capturing a CUDA graph.
 
     Args:
         rows: fp16, bf16 or fp32 `[A, in]`, or `[A / K, in]` where K assignments in a row share their input.
@@ -56,11 +57,10 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
         raise ValueError("The kernel for CUDA reads contiguous 4-bit weights; these are strided.")
 
     result = rows.new_empty(len(experts), output_size)
-    block_out = 16 if output_size >= 8192 else 8
-    double = parts.nested_absmax is not None
+    constants = _constants(parts)
     # Triton launches on the current device, which need not be that of the rows.
     with torch.cuda.device_of(rows):
-        _chosen_linear[(triton.cdiv(output_size, block_out), len(experts))](
+        _chosen_linear[(triton.cdiv(output_size, constants["BLOCK_OUT"]), len(experts))](
             rows.contiguous(),
             experts.contiguous(),
             parts.codes,
@@ -68,20 +68,29 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
             parts.nested_absmax,
             parts.nested_offset,
             values(rows.device),
-            nested_code(rows.device) if double else None,
+            nested_code(rows.device) if constants["DOUBLE"] else None,
             result,
             repeat=len(experts) // len(rows),
-            OUT=output_size,
-            IN=input_size,
-            DOUBLE=double,
-            BLOCK_OUT=block_out,
-            STEP_BLOCKS=STEP // BLOCK // block_out,
-            BLOCK=BLOCK,
-            NESTED_BLOCK=NESTED_BLOCK,
-            STAGES=STAGES,
+            **constants,
             num_warps=WARPS,
         )
     return result
+
+
+def _constants(parts: Parts) -> dict[str, int]:
+    """What the kernel is compiled for."""
+    _, output_size, input_size = parts.shape
+    block_out = 16 if output_size >= 8192 else 8
+    return {
+        "OUT": output_size,
+        "IN": input_size,
+        "DOUBLE": parts.nested_absmax is not None,
+        "BLOCK_OUT": block_out,
+        "STEP_BLOCKS": STEP // BLOCK // block_out,
+        "BLOCK": BLOCK,
+        "NESTED_BLOCK": NESTED_BLOCK,
+        "STAGES": STAGES,
+    }
 
 
 @cache
@@ -139,22 +148,28 @@ def _chosen_linear(
             spread = tl.load(nested_absmax + flat // NESTED_BLOCK, mask=inside, other=0.0)
             scale = tl.load(nested_values + scale.to(tl.int32)) * spread + offset
 
-        # Two dimensions: in three, the compiler spreads the threads over rows and the reads no longer join up.
+        # In three dimensions the compiler would spread threads over rows, and their reads would no longer join up.
         pair = start * PAIRS + tl.arange(0, STEP_BLOCKS * PAIRS)
         inside = (out < OUT)[:, None] & (pair < IN // 2)[None, :]
         code = tl.load(codes + out[:, None] * (IN // 2) + pair[None, :], mask=inside, other=0).to(tl.int32)
-        code = tl.reshape(code, [BLOCK_OUT * STEP_BLOCKS * PAIRS])
-        # The table lies in shared memory, 16 values in 16 banks: a read never waits. A load from the pointer would cost
-        # a 64-bit address each, choosing among constants 15 instructions.
-        first = tl.reshape(tl.gather(table, code >> 4, 0), [BLOCK_OUT, STEP_BLOCKS, PAIRS])
-        second = tl.reshape(tl.gather(table, code & 15, 0), [BLOCK_OUT, STEP_BLOCKS, PAIRS])
+        first = _decode(table, code >> 4)
+        second = _decode(table, code & 15)
 
         # Read whole and split in registers: two strided reads would take twice the transactions.
         place = start * BLOCK + tl.arange(0, STEP_BLOCKS * BLOCK)
         x = tl.load(rows + place, mask=place < IN, other=0.0).to(tl.float32)
-        even, odd = tl.split(tl.reshape(x, [1, STEP_BLOCKS, PAIRS, 2]))
-        # A block shares its scale: it multiplies the sum instead of each weight.
-        total += tl.sum(first * even + second * odd, axis=2) * scale
+        even, odd = tl.split(tl.reshape(x, [STEP_BLOCKS * PAIRS, 2]))
 
-    product = tl.sum(total, axis=1).to(result.dtype.element_ty)
-    tl.store(result + assignment.to(tl.int64) * OUT + out, product, mask=out < OUT)
+        # A block shares its scale: it multiplies the sum instead of each weight.
+        product = tl.reshape(first * even[None, :] + second * odd[None, :], [BLOCK_OUT, STEP_BLOCKS, PAIRS])
+        total += tl.sum(product, axis=2) * scale
+
+    total = tl.sum(total, axis=1).to(result.dtype.element_ty)
+    tl.store(result + assignment.to(tl.int64) * OUT + out, total, mask=out < OUT)
+
+
+@triton.jit
+def _decode(table, code):
+    # A gather keeps the table in shared memory, 16 values in 16 banks: a read never waits. Loads from a pointer would
+    # cost a 64-bit address each, choosing among constants 15 instructions.
+    return tl.reshape(tl.gather(table, tl.reshape(code, [code.numel]), 0), code.shape)

@@ -37,6 +37,8 @@ Precision = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
 
+Shape = Annotated[str | None, typer.Option(help="jetmoe-8b: random weights of that shape instead of a model.")]
+
 
 def main() -> None:
     """Runs the command line; the one place where a StudioError becomes an exit code."""
@@ -213,7 +215,8 @@ def doctor(as_json: Json = False) -> None:
 @bench_app.command("generate")
 def bench_generate(
     model: Model = "starter",
-    weights: Annotated[list[str] | None, typer.Option(help="bf16, fp32; repeatable.")] = None,
+    shape: Shape = None,
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, nf4, fp32; repeatable.")] = None,
     prompt_tokens: int = 512,
     new_tokens: int = 128,
     threads: int = 2,
@@ -223,14 +226,15 @@ def bench_generate(
     """Prefill and decode of the studio, transformers' own class and (where installed) llama.cpp."""
     from studio.backend.bench import generate, table
 
-    report = generate(model, weights or ["bf16", "fp32"], prompt_tokens, new_tokens, threads, repeats)
+    report = generate(model, weights or ["bf16", "nf4"], prompt_tokens, new_tokens, threads, repeats, shape)
     print(json.dumps(report) if as_json else table(report))
 
 
 @bench_app.command("load")
 def bench_load(
     model: Model = "starter",
-    weights: Annotated[list[str] | None, typer.Option(help="bf16, fp32; repeatable.")] = None,
+    shape: Shape = None,
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, nf4, fp32; repeatable.")] = None,
     threads: int = 2,
     repeats: int = 3,
     as_json: Json = False,
@@ -238,7 +242,7 @@ def bench_load(
     """Loading a checkpoint: seconds and peak memory."""
     from studio.backend.bench import load, table
 
-    report = load(model, weights or ["bf16"], threads, repeats)
+    report = load(model, weights or ["bf16", "nf4"], threads, repeats, shape)
     print(json.dumps(report) if as_json else table(report))
 
 

@@ -19,11 +19,14 @@ from typing import Any
 
 import psutil
 
-from studio.backend import catalog, starter
+from studio.backend import bench_shapes, catalog, starter
 from studio.errors import StudioError
 
 Row = dict[str, Any]
 Report = dict[str, Any]
+STUDIO = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager"]
+# transformers "in nf4" is its own loading with bitsandbytes' load_in_4bit, which leaves experts in 16 bits.
+SYSTEMS = {kind: [*STUDIO, "transformers"] for kind in ("bf16", "fp32", "nf4")}
 # Each figure is the median of the repeats, but for memory, which is the peak.
 COLUMNS = {
     "system": "system",
@@ -32,34 +35,55 @@ COLUMNS = {
     "decode_tok_s": "decode tok/s",
     "ttft_s": "first token s",
     "load_s": "load s",
+    "bandwidth": "of bandwidth",
     "peak_gib": "peak GiB",
     "note": "",
 }
 
 
 def generate(
-    model_id: str, weights: list[str], prompt_tokens: int, new_tokens: int, threads: int, repeats: int
+    model_id: str,
+    weights: list[str],
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int,
+    repeats: int,
+    shape: str | None = None,
 ) -> Report:
-    """One prompt and greedy decoding, one sequence at a time."""
+    """One prompt and greedy decoding, one sequence at a time; on a GPU where there is one.
+
+    Args:
+        shape: random weights of a released model's shape (`bench_shapes.SHAPES`) instead of a model.
+
+    Raises:
+        StudioError: weights, model or shape are not known, or a system did not finish.
+    """
     work = {
         "bench": "generate",
-        "model": model_id,
+        "model": shape or model_id,
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "threads": threads,
         "repeats": repeats,
     }
-    systems = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager", "transformers"]
-    runs = [(system, dtype) for dtype in weights for system in systems]
-    if find_spec("llama_cpp") and model_id == "starter":
+    runs = [(system, kind) for kind in _known(weights) for system in SYSTEMS[kind]]
+    if find_spec("llama_cpp") and shape is None and model_id == "starter":
         runs.append(("llama.cpp", "q4_1"))
-    return _report(work, runs, model_id)
+    return _report(work, runs, model_id, shape)
 
 
-def load(model_id: str, weights: list[str], threads: int, repeats: int) -> Report:
-    """From a folder to a model that is ready for its first token."""
-    work = {"bench": "load", "model": model_id, "threads": threads, "repeats": repeats}
-    return _report(work, [(s, dtype) for dtype in weights for s in ("jetmoe-studio", "transformers")], model_id)
+def load(model_id: str, weights: list[str], threads: int, repeats: int, shape: str | None = None) -> Report:
+    """From a folder to a model that is ready for its first token; arguments as of `generate`."""
+    work = {"bench": "load", "model": shape or model_id, "threads": threads, "repeats": repeats}
+    runs = [(system, kind) for kind in _known(weights) for system in ("jetmoe-studio", "transformers")]
+    return _report(work, runs, model_id, shape)
+
+
+def _known(weights: list[str]) -> list[str]:
+    for kind in weights:
+        if kind not in SYSTEMS:
+            raise StudioError(f"There are no {kind!r} weights; pick of {', '.join(SYSTEMS)}.")
+    return weights
 
 
 def table(report: Report) -> str:
@@ -71,10 +95,14 @@ def table(report: Report) -> str:
     return "\n".join(lines) + f"\n\n{facts}\n"
 
 
-def _report(work: dict[str, Any], runs: list[tuple[str, str]], model_id: str) -> Report:
+def _report(work: dict[str, Any], runs: list[tuple[str, str]], model_id: str, shape: str | None) -> Report:
+    if shape:
+        bench_shapes.settings(shape)
+        rows = [_run(system, kind, Path(), {**work, "shape": shape}) for system, kind in runs]
+        return {"machine": _machine(), "work": work, "rows": rows}
     path = catalog.prepare(model_id, _silent)
     gguf = starter.dense_gguf(path.parent, _silent) if any(system == "llama.cpp" for system, _ in runs) else path
-    rows = [_run(system, dtype, gguf if system == "llama.cpp" else path, work) for system, dtype in runs]
+    rows = [_run(system, kind, gguf if system == "llama.cpp" else path, work) for system, kind in runs]
     return {"machine": _machine(), "work": work, "rows": rows}
 
 

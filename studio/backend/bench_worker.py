@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from studio.backend import bench_shapes
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.bfloat16}
 Work = dict[str, Any]
 # The first of each is a step that a graph may still be captured or a buffer still be made in.
 Timed = tuple[float, list[float]]
@@ -32,19 +34,82 @@ def main(work: Work) -> dict[str, Any]:
     once, note = {"transformers": stock}.get(work["system"], ours)(model, work)
     once()  # compiles, fills buffers
     runs = [once() for _ in range(work["repeats"])]
-    return {**figures(runs, work), "peak_gib": peak_gib(), "note": note()}
+    speeds, peak = figures(runs, work), peak_gib()
+    floor_s = bytes_per_token(model.config, work) / copy_bandwidth()
+    return {**speeds, "bandwidth": round(floor_s * speeds["decode_tok_s"], 2), "peak_gib": peak, "note": note()}
 
 
 def load_model(work: Work) -> tuple[Any, float]:
     """The model and the seconds that loading it took, imports not counted."""
-    if work["system"] != "transformers":
-        import jetmoe  # noqa: F401
-    from transformers import AutoModelForCausalLM
+    make = stock_model if work["system"] == "transformers" else our_model
+    model, seconds = make(work, DTYPES[work["weights"]], work["weights"] == "nf4")
+    model.eval().requires_grad_(False)
+    return model, seconds
+
+
+def stock_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(work["path"], dtype=DTYPES[work["weights"]], use_safetensors=True)
-    model.eval().requires_grad_(False)
+    if "shape" in work:
+        return bench_shapes.stock(work["shape"], four_bit, dtype, device()), time.perf_counter() - start
+    options: dict[str, Any] = {}
+    if four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        work["path"], dtype=dtype, use_safetensors=True, device_map=device(), **options
+    )
     return model, time.perf_counter() - start
+
+
+def our_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
+    from jetmoe import JetMoeForCausalLM
+    from jetmoe.loading import load
+
+    quantization: Any = "nf4" if four_bit else None
+    start = time.perf_counter()
+    if "shape" in work:
+        return bench_shapes.ours(work["shape"], quantization, dtype, device()), time.perf_counter() - start
+    model = load(JetMoeForCausalLM, work["path"], quantization=quantization, dtype=dtype, device=device())
+    return model, time.perf_counter() - start
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bytes_per_token(config: Any, work: Work) -> float:
+    """What has to move from memory to decode one token at best: the chosen experts' weights, all others once, and the
+    keys and values of the middle of the answer."""
+    D, L, K = config.hidden_size, config.num_hidden_layers, config.num_experts_per_tok
+    heads = config.num_key_value_heads * config.kv_channels
+    plain = 4 if work["weights"] == "fp32" else 2
+    small: float = 0.5 + 4 / 64 if work["weights"] == "nf4" else plain
+    experts = small if work["system"] != "transformers" else plain  # stock 4-bit leaves them
+    per_layer = experts * K * (2 * D * heads + 3 * D * config.intermediate_size) + small * 2 * heads * D
+    per_layer += plain * 2 * config.num_local_experts * D
+    context = work["prompt_tokens"] + work["new_tokens"] / 2
+    return L * (per_layer + plain * 2 * heads * context) + plain * config.vocab_size * D
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a large copy."""
+    source = torch.ones(2**28, dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def bench_load(work: Work) -> dict[str, Any]:
@@ -64,7 +129,7 @@ def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str
         def read(ids: Tensor) -> Tensor:
             return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
-        return timed(read, lambda token: read(torch.tensor([[token]])), prompt, work["new_tokens"])
+        return timed(read, lambda token: read(torch.tensor([[token]], device=device())), prompt, work["new_tokens"])
 
     return once, lambda: ""
 
@@ -129,6 +194,7 @@ def timed(prefill: Callable[[Tensor], Tensor], step: Callable[[int], Tensor], pr
     """Seconds of the prefill and of each greedy step."""
     start = time.perf_counter()
     logits = prefill(prompt)
+    synchronize()
     prefill_s = time.perf_counter() - start
     steps = []
     for _ in range(new_tokens):
@@ -152,11 +218,13 @@ def figures(runs: list[Timed], work: Work) -> dict[str, float]:
 def prompt_ids(vocab_size: int, work: Work) -> Tensor:
     """`[1, prompt_tokens]`, the same random tokens for every system."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(100, vocab_size, (1, work["prompt_tokens"]), generator=generator)
+    return torch.randint(100, vocab_size, (1, work["prompt_tokens"]), generator=generator).to(device())
 
 
 def peak_gib() -> float:
-    """The largest resident memory of this process so far."""
+    """The largest memory of this process so far, on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     status = Path("/proc/self/status").read_text()
     kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     return round(kib / 2**20, 2)

@@ -1,6 +1,7 @@
-"""`make gpu-check`: the GPU tests, then a table of decoding on the card, in one command and without a network.
+"""`make gpu-check`: the GPU tests, then speed tables on the card, in one command, without a network and a model.
 
-Writes tests/benchmarks/results/gpu-<card>-<date>.md. Random weights of the starter's shape: no model is needed.
+Writes tests/benchmarks/results/gpu-<card>-<date>.md. Runs on the system's Python, whose torch knows the card; what it
+measures is `python -m studio bench generate --shape ...`, and the Triton kernel beside bitsandbytes' own.
 """
 
 from __future__ import annotations
@@ -9,71 +10,55 @@ import datetime
 import re
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import StaticCache
+
+from studio.backend import bench
 
 RESULTS = Path(__file__).parent / "results"
-SHAPE = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
-    "kv_channels": 64,
-    "num_experts_per_tok": 3,
-    "num_local_experts": 12,
-    "intermediate_size": 512,
-}
+# JetMoE-8B's expert projections, out x in.
+PROJECTIONS = [(11264, 2048), (2048, 5632), (2048, 2048)]
 
 
 def main() -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a CUDA device and finds none.", file=sys.stderr)
         return 2
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "tests"], check=False)
     card = torch.cuda.get_device_name()
-    lines = [
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "tests"], check=False)
+    sections = [
         f"# {card}, {datetime.date.today()}",
-        "",
-        f"torch {torch.__version__}, starter shape, bf16, one sequence",
-        "",
+        f"GPU tests: {'passed' if tests.returncode == 0 else 'FAILED'} (torch {torch.__version__})",
+        "## JetMoE-8B shape, one sequence, prompt of 2,048 tokens",
+        bench.table(bench.generate("starter", ["bf16", "nf4"], 2048, 64, 2, 2, shape="jetmoe-8b")),
+        "## Two chosen experts times one token, µs",
+        kernel_table(),
     ]
-    lines += ["| decoding | tok/s |", "| --- | --- |"]
-    lines += [f"| {name} | {speed:.1f} |" for name, speed in speeds().items()]
-    lines += ["", f"GPU tests: {'passed' if tests.returncode == 0 else 'FAILED'}", ""]
     name = re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
     path = RESULTS / f"gpu-{name}-{datetime.date.today()}.md"
-    path.write_text("\n".join(lines))
+    path.write_text("\n\n".join(sections))
     print(path.read_text())
     return tests.returncode
 
 
-def speeds(steps: int = 100) -> dict[str, float]:
-    from jetmoe import JetMoeConfig, JetMoeForCausalLM
-    from jetmoe.decode import compiled_step, step
+def kernel_table() -> str:
+    """Of each projection the time of our Triton kernel and of a gather with bitsandbytes' product."""
+    from triton.testing import do_bench
 
-    with torch.device("cuda"):
-        model = JetMoeForCausalLM(JetMoeConfig(**SHAPE)).to(torch.bfloat16).eval().requires_grad_(False)
-    compiled = compiled_step(model)
-    runs = {"eager": lambda *args: step(model, *args), "compiled": compiled}
-    return {name: _tokens_per_second(model, run, steps) for name, run in runs.items()}
+    from jetmoe import experts, nf4, nf4_triton
 
-
-@torch.no_grad()
-def _tokens_per_second(model, run, steps: int) -> float:
-    cache = StaticCache(config=model.config, max_cache_len=1024)
-    token = torch.zeros(1, 1, dtype=torch.int64, device="cuda")
-    model(token.repeat(1, 512), past_key_values=cache)
-    for i in range(5):
-        run(token, torch.full_like(token, 512 + i), cache)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for i in range(steps):
-        run(token, torch.full_like(token, 517 + i), cache)
-    torch.cuda.synchronize()
-    return steps / (time.perf_counter() - start)
+    lines = ["| out x in | Triton | gather and bitsandbytes |", "| --- | --- | --- |"]
+    for rows, columns in PROJECTIONS:
+        weight = torch.randn(8, rows, columns, dtype=torch.bfloat16, device="cuda")
+        parts = nf4.quantize(weight).parts
+        tokens = torch.randn(2, columns, dtype=torch.bfloat16, device="cuda")
+        chosen = torch.tensor([1, 6], device="cuda")
+        ours = do_bench(partial(nf4_triton.chosen_linear, tokens, chosen, parts))
+        theirs = do_bench(partial(experts.gathered_nf4_linear, tokens, chosen, parts))
+        lines.append(f"| {rows} x {columns} | {1000 * ours:.1f} | {1000 * theirs:.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

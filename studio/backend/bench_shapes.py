@@ -1,0 +1,95 @@
+"""Random models in the shape of released ones, made on the device, for benchmarks where the real ones are out of reach.
+
+Speed and memory do not depend on the values, so all experts of a tensor hold the same ones.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studio.errors import StudioError
+
+# As the released config.json has it (jetmoe/jetmoe-8b).
+SHAPES: dict[str, dict[str, Any]] = {
+    "jetmoe-8b": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 16,
+        "kv_channels": 128,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+}
+
+
+def settings(shape: str) -> dict[str, Any]:
+    """The configuration of a shape, for any class. Raises StudioError: it is not known."""
+    if shape not in SHAPES:
+        raise StudioError(f"There is no shape {shape!r}; pick one of {', '.join(SHAPES)}.")
+    return SHAPES[shape]
+
+
+def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
+    """Our model of that shape, built as a checkpoint is loaded: slice by slice, quantized on the way."""
+    from jetmoe import JetMoeConfig, JetMoeForCausalLM
+    from jetmoe.loading import Stored, build
+
+    class Random(Stored):
+        def read(self, index: int | None = None) -> Tensor:
+            return _values(self.shape).clone() if index is None else _values(self.shape[1:])
+
+    config = JetMoeConfig(**settings(shape))
+    with torch.device("meta"):
+        state = JetMoeForCausalLM(config).state_dict()
+    state.pop("lm_head.weight")  # tied
+    stored: dict[str, Any] = {
+        name: Random(name, Path(), torch.bfloat16, tuple(tensor.shape), 0) for name, tensor in state.items()
+    }
+    return build(JetMoeForCausalLM, config, stored, quantization=quantization, dtype=dtype, device=device)
+
+
+def stock(shape: str, four_bit: bool, dtype: torch.dtype, device: str) -> Any:
+    """transformers' own JetMoE of that shape; in 4 bits what its `load_in_4bit` makes of it: linear layers only."""
+    from transformers import JetMoeConfig, JetMoeForCausalLM
+
+    config = JetMoeConfig(**settings(shape))
+    with torch.device("meta"):
+        model: Any = JetMoeForCausalLM(config)
+    model.to(dtype).to_empty(device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(_values(tuple(parameter.shape[-2:])))
+    return _linears_in_4bit(model, dtype, device) if four_bit else model
+
+
+def _linears_in_4bit(model: Any, dtype: torch.dtype, device: str) -> Any:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and name != "lm_head":
+            linear: Any = Linear4bit(module.in_features, module.out_features, False, dtype, False, "nf4", device="meta")
+            values: Any = Params4bit(
+                module.weight.data, False, compress_statistics=False, quant_type="nf4", module=linear
+            )
+            linear.weight = values.to(device)
+            model.set_submodule(name, linear)
+    return model
+
+
+@lru_cache(maxsize=2)
+def _values(shape: tuple[int, ...]) -> Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.randn(shape, dtype=torch.bfloat16) * 0.02
