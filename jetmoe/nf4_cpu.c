@@ -4,13 +4,13 @@
  *                      AVX512-BF16; bound by memory, as a byte of codes costs about three instructions.
  * jetmoe_nf4_quantize: weights to codes and scales, bit for bit what bitsandbytes makes of them. */
 
-#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
 enum { TILE = 32, BLOCK = 64 };
 
 #ifdef __AVX512BF16__
+#include <immintrin.h>
 
 /* The sixteen values of NF4 (arXiv 2305.14314, appendix E) as the upper halves of their fp32 bits, rounded. */
 static uint16_t to_bf16(float value)

@@ -63,6 +63,25 @@ def test_every_expert_is_what_bitsandbytes_makes_of_it_alone(dtype):
         assert torch.equal(parts.dequantize(dtype)[e], bnb.dequantize_4bit(codes, state))
 
 
+@pytest.mark.parametrize("compiler", [True, False])
+def test_weights_that_are_hard_to_round(monkeypatch, compiler):
+    """Blocks of zeros and of tiny numbers, and every bf16 between -1 and 1, so all that lie between two codes."""
+    if not compiler:
+        monkeypatch.setattr(nf4_cpu, "quantizer", lambda: None)
+    every = torch.arange(2**15).to(torch.int16).view(torch.bfloat16)
+    every = every[every < 1]
+    every = torch.cat([every, -every])
+    fill = torch.ones(-len(every) % 63, dtype=torch.bfloat16)
+    blocks = torch.cat([every, fill]).view(-1, 63)
+    blocks = torch.cat([blocks, torch.ones(len(blocks), 1, dtype=torch.bfloat16)], dim=1)  # each scaled by one
+    torch.manual_seed(0)
+    others = torch.zeros(1, 64), torch.full((1, 64), 1e-40), torch.randn(2**13, 64)
+    weight = torch.cat([blocks, *(block.bfloat16() for block in others)])
+    parts = quantize(weight.unsqueeze(0)).parts
+    codes, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    assert torch.equal(parts.codes.flatten(), codes.flatten()) and torch.equal(parts.absmax.flatten(), state.absmax)
+
+
 def test_double_quantization_is_that_of_bitsandbytes():
     weight = weights()
     parts = quantize(weight, double=True).parts

@@ -19,6 +19,13 @@ def studio(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+def refused(*arguments: str) -> str:
+    """What is said on stderr by a command that a person can mend."""
+    result = studio(*arguments)
+    assert result.returncode == 2, result.stderr
+    return result.stderr
+
+
 def test_chat_json(starter_path):
     options = ("--temperature", "0", "--max-new-tokens", "8", "--json")
     result = studio("chat", "--prompt", "What is the capital of France?", *options)
@@ -99,5 +106,25 @@ def test_upcycle_makes_a_model_that_chats(tmp_path):
 def test_bench_load_prints_the_documented_form(starter_path):
     report = json.loads(studio("bench", "load", "--repeats", "1", "--json").stdout)
     assert set(report) == {"machine", "work", "rows"}
-    assert [row["system"] for row in report["rows"]] == ["jetmoe-studio", "transformers"]
+    rows = [(row["system"], row["weights"]) for row in report["rows"]]
+    assert rows == [(system, kind) for kind in ("bf16", "nf4") for system in ("jetmoe-studio", "transformers")]
     assert all(row["load_s"] > 0 and row["peak_gib"] > 0.5 for row in report["rows"])
+
+
+def test_bench_refuses_weights_and_shapes_it_does_not_know():
+    assert "bf16, nf4, fp32" in refused("bench", "generate", "--weights", "int8")
+    assert "jetmoe-8b" in refused("bench", "load", "--shape", "llama")
+
+
+def test_quantize_writes_a_model_that_loads_in_4_bits(starter_path, tmp_path):
+    studio("quantize", str(starter_path), str(tmp_path / "nf4"))
+    answer = json.loads(
+        studio("chat", "--model", str(tmp_path / "nf4"), "--prompt", "Hi", "--max-new-tokens", "4", "--json").stdout
+    )
+    assert len(answer["token_ids"]) == 4
+    assert "4-bit already" in refused("quantize", str(tmp_path / "nf4"), str(tmp_path / "again"))
+    assert "no folder" in refused("quantize", str(tmp_path / "none"), str(tmp_path / "again"))
+
+
+def test_an_unknown_precision_is_refused():
+    assert "nf4, bf16, fp32" in refused("chat", "--precision", "int3", "--prompt", "Hi")

@@ -1,0 +1,28 @@
+"""Another precision, picked on the page: the model is loaded anew, says what it takes, and answers."""
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.e2e.studio_page import StudioPage
+
+
+def choose(studio: StudioPage, name: str) -> None:
+    studio._advanced()
+    studio.page.locator("#precision input").click()
+    studio.page.get_by_role("option", name=name, exact=True).click()
+
+
+def test_4_bits_on_the_page(studio: StudioPage):
+    status = studio.page.locator(".status-ready")
+    expect(status).to_contain_text(re.compile(r"Weights \d\.\d\d GiB"))
+    try:
+        choose(studio, "4-bit (NF4)")
+        expect(status).to_contain_text("in nf4 on the CPU", timeout=120_000)
+        expect(status).to_contain_text(re.compile(r"Weights 0\.2\d GiB.* 8\d % of parameters in 4-bit"))
+        studio.set_length(12)
+        assert len(studio.ask_and_wait("What is the capital of France?")) > 10
+        assert studio.shown_tokens() > 12
+    finally:
+        choose(studio, "Automatic")
+        expect(status).not_to_contain_text("nf4", timeout=120_000)

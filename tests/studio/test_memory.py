@@ -1,0 +1,86 @@
+"""Where a model goes and in what precision, what the page says of its memory, and running out of it."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from jetmoe import nf4_cpu
+from studio.backend import catalog, memory
+from studio.backend.decoder import Decoder
+from studio.errors import StudioError
+from tests.jetmoe.toy import toy_model
+
+STARTER = catalog.entry("starter")
+LARGE = catalog.entry("jetmoe/jetmoe-8b")
+GIB = 2**30
+
+
+@pytest.fixture
+def plenty(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, monkeypatch):
+    assert memory.placement(LARGE, "auto").precision == "nf4"
+    assert memory.placement(STARTER, "auto").precision != "nf4"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert memory.placement(STARTER, "auto") == memory.Placement("cuda", "nf4", torch.bfloat16)
+
+
+def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    slow = memory.placement(STARTER, "nf4")
+    assert "AVX512-BF16" in slow.notice and slow.dtype == torch.float32
+    wide = memory.placement(STARTER, "bf16")
+    assert wide.precision == "fp32" and "no native bf16" in wide.notice
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(nf4_cpu, "c_compiler", lambda: None)
+    assert "install gcc" in memory.placement(STARTER, "nf4").notice
+
+
+def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
+    assert memory.placement(LARGE, "nf4").device == "cpu"
+    with pytest.raises(StudioError, match=r"needs 18.0 GiB of memory and 10.0 GiB are free: load it in nf4"):
+        memory.placement(LARGE, "bf16" if memory.default_dtype("cpu") == torch.bfloat16 else "fp32")
+
+
+def test_the_line_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
+    from jetmoe import JetMoeForCausalLM
+
+    toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
+    plain = JetMoeForCausalLM.from_pretrained(tmp_path)
+    assert "4-bit" not in memory.line(Decoder(plain, 64))
+    decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
+    assert memory.line(decoder).startswith("weights 0.00 GiB, ") and memory.line(decoder).endswith(" in 4-bit")
+    decoder.prefill([3, 4, 5], room=2)
+    assert "cache 0.00 GiB" in memory.line(decoder) and decoder.cache_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence(error):
+    with (
+        pytest.raises(StudioError, match="ran out of memory while answering: lower it"),
+        memory.shortage("while answering: lower it"),
+    ):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shape"), memory.shortage("while answering"):
+        raise RuntimeError("shape mismatch")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(StudioError, match="auto, nf4, bf16, fp32"):
+        memory.check_precision("int3")
