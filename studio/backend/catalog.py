@@ -200,7 +200,8 @@ def _is_local(folder: Path) -> bool:
 def _local(folder: Path) -> ModelEntry:
     """Memory is estimated from the size of the weight files."""
     config = json.loads((folder / "config.json").read_text())
-    item = {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
+    four_bit = "quantization_config" in config
+    item = 0.5625 if four_bit else {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
     parameters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / item
     return ModelEntry(
         id=folder.name,
@@ -209,4 +210,5 @@ def _local(folder: Path) -> ModelEntry:
         source=str(folder),
         description=f"A model in {folder}.",
         needs_gib={"bf16": round(parameters * 2.2 / GIB + 0.5, 1), "nf4": round(parameters * 0.65 / GIB + 0.5, 1)},
+        cpu_precision="nf4" if four_bit else "bf16",
     )

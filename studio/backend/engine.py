@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from jetmoe.loading import CheckpointError, load
+from jetmoe.loading import CheckpointError, load, quantized_share
 from studio.backend import catalog, memory
 from studio.backend.decoder import Decoder
 from studio.backend.download import Progress, reading
@@ -71,6 +71,7 @@ class Engine:
         self._decoder: Decoder | None = None
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._loading = threading.Lock()
+        self._asked: tuple[str, Precision] | None = None
 
     def status(self) -> EngineStatus:
         decoder = self._decoder
@@ -90,7 +91,10 @@ class Engine:
         catalog.entry(model_id)
         memory.check_precision(precision)
         if not self._loading.acquire(blocking=False):
+            if self._asked == (model_id, precision):  # a page may ask twice for one choice
+                return
             raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
+        self._asked = model_id, precision
         self._status = EngineStatus("preparing", model_id, "Getting the model ready …", 0.0)
 
         def run() -> None:
@@ -186,14 +190,16 @@ class Engine:
 
     def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
         assert self._decoder is not None
-        text = f"{catalog.entry(model_id).title} in {place.precision} on the {place.device.upper()}."
+        # A checkpoint that is 4-bit stays so, whatever was asked for.
+        precision = "nf4" if quantized_share(self._decoder.model) else place.precision
+        text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",
             model_id,
             f"{text} {place.notice}".strip(),
             1.0,
             context_size=self._decoder.context_size,
-            precision=place.precision,
+            precision=precision,
         )
 
     def _unload(self) -> None:
