@@ -187,6 +187,12 @@ class CompiledSteps:
         self._step = compiled_step(self._model)
         self.request(cache_size(1, self._context_size))
 
+    def close(self) -> None:
+        """Forgets what was compiled, before another model comes. A compilation that runs is waited for."""
+        self.enabled = False
+        with _one_compilation:
+            torch.compiler.reset()
+
     def get(self, cache_length: int) -> Step | None:
         return self._step if cache_length in self._ready else None
 
@@ -199,6 +205,8 @@ class CompiledSteps:
 
     def _compile(self, cache_length: int) -> None:
         with _one_compilation, _short_turns():
+            if not self.enabled:
+                return
             self.text = "compiling"
             try:
                 self._rehearse(cache_length)

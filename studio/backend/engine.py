@@ -204,8 +204,8 @@ class Engine:
 
     def _unload(self) -> None:
         if self._decoder is not None:
+            self._decoder.compiled.close()
             self._decoder = self._tokenizer = None
-            torch.compiler.reset()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
