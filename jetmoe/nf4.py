@@ -161,33 +161,21 @@ def quantize(weight: Tensor, double: bool = False) -> NF4Tensor:
     Raises:
         ValueError: in is no multiple of 64.
     """
-    parts = empty(tuple(weight.shape), double, weight.device)  # type: ignore[arg-type]
-    for e, one in enumerate(weight):
-        quantize_into(parts.expert(e), one)
-    return NF4Tensor(parts, weight.dtype)
-
-
-def quantize_into(parts: Parts, weight: Tensor) -> None:
-    """Writes one expert `[out, in]` into parts of one expert, in their layout."""
     from jetmoe import nf4_cpu  # which is made of what stands here
 
-    ops = require_bitsandbytes()
-    if weight.device.type == "cpu":
-        codes, absmax = nf4_cpu.quantize(weight)
-    else:
-        codes, absmax = ops.quantize_4bit(weight.contiguous(), BLOCK, "nf4", torch.uint8)
-    if parts.tiled:
-        rows = Parts(codes.view(1, len(weight), -1), absmax.view(1, len(weight), -1))
-        copy_into(parts, rows.tile())
-        return
-    absmax = absmax.flatten()
-    if parts.nested_absmax is not None and parts.nested_offset is not None:
-        parts.nested_offset.copy_(absmax.mean())
-        code = nested_code(absmax.device)
-        absmax, spread = ops.quantize_blockwise(absmax - parts.nested_offset, code, NESTED_BLOCK)
-        parts.nested_absmax.copy_(spread)
-    parts.codes.copy_(codes.view(parts.codes.shape))
-    parts.absmax.copy_(absmax.view(parts.absmax.shape))
+    ops, on_cpu = require_bitsandbytes(), weight.device.type == "cpu"
+    parts = empty(tuple(weight.shape), double, weight.device)  # type: ignore[arg-type]
+    for stored, one in zip(map(parts.expert, range(len(weight))), weight, strict=True):
+        made = nf4_cpu.quantize(one) if on_cpu else ops.quantize_4bit(one.contiguous(), BLOCK, "nf4", torch.uint8)
+        codes, absmax = made[0], made[1].flatten()
+        if stored.nested_absmax is not None and stored.nested_offset is not None:
+            stored.nested_offset.copy_(absmax.mean())
+            code = nested_code(absmax.device)
+            absmax, spread = ops.quantize_blockwise(absmax - stored.nested_offset, code, NESTED_BLOCK)
+            stored.nested_absmax.copy_(spread)
+        stored.codes.copy_(codes.view(stored.codes.shape))
+        stored.absmax.copy_(absmax.view(stored.absmax.shape))
+    return NF4Tensor(parts, weight.dtype)
 
 
 def copy_into(target: Parts, source: Parts) -> None:
@@ -277,11 +265,9 @@ def _to(tensor: NF4Tensor, *, dtype=None, device=None, non_blocking=False, **kwa
 def _copy(target: Tensor, source: Tensor, *args, **kwargs) -> Tensor:
     if not isinstance(target, NF4Tensor):
         return target.copy_(source.dequantize())
-    if isinstance(source, NF4Tensor):
-        copy_into(target.parts, source.parts.tile() if target.parts.tiled else source.parts.untile())
-    else:
-        for e, one in enumerate(source):
-            quantize_into(target.parts.expert(e), one.to(target.device))
+    if not isinstance(source, NF4Tensor):
+        source = quantize(source.to(target.device), double=target.parts.nested_absmax is not None)
+    copy_into(target.parts, source.parts.tile() if target.parts.tiled else source.parts.untile())
     return target
 
 

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from jetmoe.nf4 import BYTES_PER_WEIGHT
 from studio.backend import starter
 from studio.backend.download import Progress, require_space
 from studio.backend.home import home as home
@@ -201,7 +202,11 @@ def _local(folder: Path) -> ModelEntry:
     """Memory is estimated from the size of the weight files."""
     config = json.loads((folder / "config.json").read_text())
     four_bit = "quantization_config" in config
-    item = 0.5625 if four_bit else {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
+    item = (
+        BYTES_PER_WEIGHT
+        if four_bit
+        else {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
+    )
     parameters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / item
     return ModelEntry(
         id=folder.name,

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
 from jetmoe.decode import Step, compiled_step, step
+from jetmoe.loading import quantized_share
 from studio.backend.home import home
 from studio.errors import StudioError
 
@@ -87,6 +89,15 @@ class Decoder:
         assert self.recorder is not None
         is_prompt = [i < prompt_tokens for i in range(start, start + len(texts))]
         return self.recorder.trace(self.token_ids[start : start + len(texts)], texts, is_prompt, start=start)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        return self.model.get_memory_footprint()
+
+    @cached_property
+    def quantized_share(self) -> float:
+        """The share of the parameters that are in 4 bits, 0 to 1."""
+        return quantized_share(self.model)
 
     @property
     def cache_bytes(self) -> int:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from jetmoe.loading import CheckpointError, load, quantized_share
+from jetmoe.loading import CheckpointError, load
 from studio.backend import catalog, memory
 from studio.backend.decoder import Decoder
 from studio.backend.download import Progress, reading
@@ -191,7 +191,7 @@ class Engine:
     def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
         assert self._decoder is not None
         # A checkpoint that is 4-bit stays so, whatever was asked for.
-        precision = "nf4" if quantized_share(self._decoder.model) else place.precision
+        precision = "nf4" if self._decoder.quantized_share else place.precision
         text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",

@@ -11,7 +11,6 @@ import psutil
 import torch
 
 from jetmoe import nf4_cpu
-from jetmoe.loading import quantized_share
 from studio.backend.catalog import ModelEntry
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
@@ -62,10 +61,10 @@ def default_dtype(device: str) -> torch.dtype:
 
 def line(decoder: Decoder) -> str:
     """ "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
-    parts = [f"weights {decoder.model.get_memory_footprint() / GIB:.2f} GiB"]
+    parts = [f"weights {decoder.weight_bytes / GIB:.2f} GiB"]
     if decoder.cache_bytes:
         parts.append(f"cache {decoder.cache_bytes / GIB:.2f} GiB")
-    share = quantized_share(decoder.model)
+    share = decoder.quantized_share
     return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
 

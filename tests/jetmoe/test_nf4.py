@@ -287,11 +287,15 @@ def test_products_without_a_c_compiler(monkeypatch):
         assert_rounded(result, dumb(experts.weight.dequantize(torch.float32), rows.float(), routing))
 
 
-@tiles_only
-@pytest.mark.parametrize("compiler", [True, False])
-def test_assignments_may_share_rows(monkeypatch, compiler):
-    if not compiler:
+@pytest.fixture(params=["with a C compiler", "without"])
+def either_kernel(request, monkeypatch):
+    if request.param == "without":
         monkeypatch.setattr(nf4_cpu, "kernel", lambda: None)
+
+
+@tiles_only
+@pytest.mark.usefixtures("either_kernel")
+def test_assignments_may_share_rows():
     tiles = quantize(weights(torch.bfloat16)).parts.tile()
     rows, routing = uneven(torch.bfloat16)
     chosen = routing.experts.flatten()
@@ -300,10 +304,8 @@ def test_assignments_may_share_rows(monkeypatch, compiler):
 
 
 @tiles_only
-@pytest.mark.parametrize("compiler", [True, False])
-def test_strided_rows(monkeypatch, compiler):
-    if not compiler:
-        monkeypatch.setattr(nf4_cpu, "kernel", lambda: None)
+@pytest.mark.usefixtures("either_kernel")
+def test_strided_rows():
     tiles = quantize(weights(torch.bfloat16)).parts.tile()
     rows, routing = uneven(torch.bfloat16)
     strided = rows.t().contiguous().t()
