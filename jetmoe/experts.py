@@ -2,7 +2,8 @@
 
 A router decides once per layer (`Routing`), and every expert product of that layer uses the same decision: either in
 token order with only the chosen experts' weights touched (a few tokens: decode), or sorted by expert (prefill,
-training). Shape letters are declared in `jetmoe/routing.py`; `A = T * K` are the assignments of tokens to experts.
+training). What LoRA adapters add (`low_rank.py`) is computed beside the product. Shape letters are declared in
+`jetmoe/routing.py`; `A = T * K` are the assignments of tokens to experts.
 
 Code for compiled steps asks `is_dynamo_compiling`, not `is_compiling`: the latter is one flag for all threads, and
 plain steps run in one thread while another compiles.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jetmoe import nf4, nf4_cpu
+from jetmoe.low_rank import LowRank, peel
 from jetmoe.nf4 import NF4Tensor, Parts
 
 # Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
@@ -123,7 +125,7 @@ def dispatch(tokens: Tensor, routing: Routing) -> Tensor:
     """The input row of each sorted assignment: `[T, in]` -> `[A, in]`."""
     assignments = routing.sorted()
     if tokens.requires_grad and torch.is_grad_enabled():
-        return _Dispatch.apply(tokens, assignments.order, assignments.inverse, routing.top_k)
+        return _Dispatch.apply(tokens, assignments, routing.top_k)
     return tokens.index_select(0, assignments.order // routing.top_k)
 
 
@@ -134,36 +136,35 @@ def permute(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     return rows.index_select(0, index)
 
 
-def sorted_linear(experts: JetMoeExperts, rows: Tensor, routing: Routing) -> Tensor:
-    """Each sorted assignment through its expert: `[A, in]` -> `[A, out]`."""
-    if parts := experts.parts():
-        return _sorted_nf4_linear(parts, rows, routing)
-    weight = experts.weight  # [E, out, in]
-    if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16:
-        return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
-    if torch.compiler.is_dynamo_compiling():
-        return _every_expert_linear(weight, rows, routing.sorted().ends)
-    parts = rows.split(routing.sorted().sizes())
-    if torch.is_grad_enabled():
-        return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])
-    result = rows.new_empty(len(rows), weight.shape[1])  # [A, out]
-    for e, (part, place) in enumerate(zip(parts, result.split(routing.sorted().sizes()), strict=True)):
-        torch.mm(part, weight[e].t(), out=place)
-    return result
+def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> Tensor:
+    """Each token through its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
+    layer, low_rank = peel(experts, tokens.dtype)
+    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # for one expert a token nothing is copied
+        return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
+    return sorted_linear(experts, dispatch(tokens, routing), routing)
 
 
-def chosen_linear(experts: JetMoeExperts, rows: Tensor, routing: Routing) -> Tensor:
-    """Each assignment through its expert, in token order: `[A, in]` -> `[A, out]`; reads only the chosen weights."""
-    if parts := experts.parts():
-        return _chosen_nf4_linear(parts, rows, routing)
-    weight = experts.weight  # [E, out, in]
-    if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
-        # Views of the chosen weights: gathering them would copy more bytes than the product reads.
-        chosen = routing.chosen()
-        return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
-    # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
-    chosen_weight = weight[routing.experts.flatten()]  # [A, out, in]
-    return (chosen_weight.float() * rows.float().unsqueeze(1)).sum(-1).to(rows.dtype)  # [A, out]
+def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+    """Each sorted assignment through its expert, with what adapters add: `[A, in]` -> `[A, out]`."""
+    layer, low_rank = peel(experts, rows.dtype)
+    if _expert_by_expert(layer, rows, low_rank):
+        return _frozen_linear(layer, low_rank, rows, routing, 1)
+    result = _sorted_product(layer.parts() or layer.weight, rows, routing)
+    if low_rank is None:
+        return result
+    return result + _sorted_product(low_rank.B, _sorted_product(low_rank.A, rows, routing), routing)
+
+
+def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+    """Each assignment through its expert, with what adapters add, in token order: `[A, in]` -> `[A, out]`; reads only
+    the chosen weights."""
+    layer, low_rank = peel(experts, rows.dtype)
+    result = _chosen_product(layer, rows, routing)
+    if low_rank is None:
+        return result
+    ids = routing.experts.flatten()  # [A]
+    inner = (low_rank.A[ids].float() * rows.float().unsqueeze(1)).sum(-1)  # [A, R]
+    return result + (low_rank.B[ids].float() * inner.unsqueeze(1)).sum(-1).to(result.dtype)  # [A, out]
 
 
 def combine(rows: Tensor, gates: Tensor) -> Tensor:
@@ -176,8 +177,14 @@ def combine(rows: Tensor, gates: Tensor) -> Tensor:
 
 
 def project(linear: nn.Module, rows: Tensor) -> Tensor:
-    """`linear(rows)` `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor fuses with its
-    neighbours. Adapted and quantized layers keep their own forward."""
+    """`linear(rows)` with what adapters add, `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor
+    fuses with its neighbours."""
+    layer, low_rank = peel(linear, rows.dtype)
+    result = _project(layer, rows)
+    return result if low_rank is None else result + product(low_rank.B[0], product(low_rank.A[0], rows))
+
+
+def _project(linear: nn.Module, rows: Tensor) -> Tensor:
     if type(linear) is nn.Linear and linear.bias is None:
         return product(linear.weight, rows)
     tiles = getattr(linear, "tiles", None)
@@ -197,6 +204,50 @@ def product(weight: Tensor, rows: Tensor) -> Tensor:
         return (weight.float() * rows.float().unsqueeze(-2)).sum(-1).to(rows.dtype)
     # Flat: of a slice with more dimensions, matmul would make a batch and copy the weight for it.
     return F.linear(rows.reshape(-1, rows.shape[-1]), weight).view(*rows.shape[:-1], -1)
+
+
+def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
+    """Whether `_FrozenLinear` is the way: not for weights that learn, nor where one call does all experts."""
+    if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
+        return False
+    if isinstance(layer.weight, NF4Tensor):
+        return torch.is_grad_enabled() and (rows.requires_grad or low_rank is not None)
+    return not (rows.is_cuda and rows.dtype == torch.bfloat16)
+
+
+def _frozen_linear(layer: Any, low_rank: LowRank | None, rows: Tensor, routing: Routing, top_k: int) -> Tensor:
+    A, B = low_rank or (None, None)
+    return _FrozenLinear.apply(rows, A, B, layer.parts() or layer.weight, routing.sorted(), top_k)
+
+
+def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
+    """Each sorted row through its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
+    if isinstance(weight, Parts):
+        return _sorted_nf4_linear(weight, rows, routing)
+    if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
+        return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
+    if torch.compiler.is_dynamo_compiling():
+        return _every_expert_linear(weight, rows, routing.sorted().ends)
+    parts = rows.split(routing.sorted().sizes())
+    return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])
+
+
+def _unaligned(weight: Tensor) -> bool:
+    """Whether grouped_mm refuses it: strides must be multiples of 16 bytes."""
+    return any(size * weight.element_size() % 16 for size in weight.shape[1:])
+
+
+def _chosen_product(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
+    if parts := layer.parts():
+        return _chosen_nf4_linear(parts, rows, routing)
+    weight = layer.weight  # [E, out, in]
+    if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
+        # Views of the chosen weights: gathering them would copy more bytes than the product reads.
+        chosen = routing.chosen()
+        return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
+    # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
+    chosen_weight = weight[routing.experts.flatten()]  # [A, out, in]
+    return (chosen_weight.float() * rows.float().unsqueeze(1)).sum(-1).to(rows.dtype)  # [A, out]
 
 
 def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
@@ -274,18 +325,125 @@ class _NF4Linear(torch.autograd.Function):
         return grad @ ctx.parts.dequantize(grad.dtype)[0], None
 
 
-class _Dispatch(torch.autograd.Function):
+class _FrozenLinear(torch.autograd.Function):
+    """Sorted rows through E frozen maps and the factors beside them, one expert at a time.
+
+    With `top_k` above 1 the rows are tokens `[T, in]`, gathered where they are needed: K copies of them would be kept
+    for the backward pass otherwise. An expert's rows are taken with zeros behind them (`_roomy`); what comes out of
+    those is overwritten by the next expert.
+    """
+
     @staticmethod
-    def forward(ctx, tokens: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.top_k = top_k
-        return tokens.index_select(0, order // top_k)  # [A, in]
+    def forward(
+        ctx,
+        rows: Tensor,
+        A: Tensor | None,
+        B: Tensor | None,
+        weight: Tensor | Parts,
+        assignments: SortedAssignments,
+        top_k: int,
+    ) -> Tensor:
+        spans = _roomy(assignments, rows)
+        size = max((span.end for span in spans), default=0)
+        result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and room, out]
+        inner = []  # [n, R] of each span
+        for span in spans:
+            part = _gathered(rows, assignments, span, top_k)  # [n, in]
+            place = result[span.start : span.end]
+            torch.mm(part, _matrix(weight, span.expert, rows.dtype).t(), out=place)
+            if A is not None and B is not None:
+                inner.append(part @ A[span.expert].t())
+                place.addmm_(inner[-1], B[span.expert].t())
+        # Rows are only needed for the gradient of A.
+        ctx.save_for_backward(None if A is None else rows, A, B, *inner)
+        ctx.weight, ctx.assignments, ctx.top_k, ctx.spans = weight, assignments, top_k, spans
+        return result[: len(rows) * top_k]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (inverse,) = ctx.saved_tensors
-        per_token = grad.index_select(0, inverse).view(-1, ctx.top_k, grad.shape[-1])  # [T, K, in]
-        return per_token.sum(1), None, None, None
+        rows, A, B, *inner = ctx.saved_tensors
+        size = max((span.end for span in ctx.spans), default=0)
+        grad_A, grad_B = (None, None) if A is None else (torch.zeros_like(A), torch.zeros_like(B))
+        grad_rows = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = grad.new_empty(max(size, len(grad)), ctx.weight.shape[2])  # [A and room, in]
+        for i, span in enumerate(ctx.spans):
+            part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
+            if grad_rows is not None:
+                place = grad_rows[span.start : span.end]  # [n, in]
+                torch.mm(part, _matrix(ctx.weight, span.expert, grad.dtype), out=place)
+            if grad_A is not None and grad_B is not None:
+                grad_inner = part @ B[span.expert]  # [n, R]
+                if grad_rows is not None:
+                    place.addmm_(grad_inner, A[span.expert])
+                torch.mm(part.t(), inner[i], out=grad_B[span.expert])
+                torch.mm(grad_inner.t(), _gathered(rows, ctx.assignments, span, ctx.top_k), out=grad_A[span.expert])
+        if grad_rows is not None:
+            grad_rows = grad_rows[: len(ctx.assignments.order)]
+            if ctx.top_k > 1:
+                grad_rows = _summed_by_token(grad_rows, ctx.assignments, ctx.top_k)
+        return grad_rows, grad_A, grad_B, None, None, None
+
+
+class _Span(NamedTuple):
+    """An expert's sorted assignments and the room behind them."""
+
+    expert: int
+    start: int
+    end: int
+    own: int
+    """How many of them are the expert's."""
+
+
+def _roomy(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
+    """The experts that have assignments; on a CPU in bf16 with room, so that few different sizes occur.
+
+    oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes), and every
+    expert of every layer has another number of rows. Room makes 8 sizes for each power of two.
+    """
+    spans, start = [], 0
+    for e, count in enumerate(assignments.sizes()):
+        if count:
+            step = max(16, 2 ** (count.bit_length() - 4)) if _compiles_shapes(rows) else 1
+            spans.append(_Span(e, start, start - count // -step * step, count))
+        start += count
+    return spans
+
+
+def _compiles_shapes(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16
+
+
+def _matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
+    """One expert's `[out, in]`."""
+    return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert]
+
+
+def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int) -> Tensor:
+    """The rows of the span's assignments, and zeros in its room: a NaN of another expert's row would spread."""
+    own = slice(span.start, span.start + span.own)
+    room = span.end - own.stop
+    if top_k == 1:
+        return F.pad(rows[own], (0, 0, 0, room)) if room else rows[own]
+    part = rows.index_select(0, F.pad(assignments.order[own] // top_k, (0, room)))
+    part[span.own :].zero_()
+    return part
+
+
+def _summed_by_token(grad: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
+    """The gradient of each token from those of its sorted assignments: `[A, in]` -> `[T, in]`."""
+    return grad.index_select(0, assignments.inverse).view(-1, top_k, grad.shape[-1]).sum(1)
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
+        ctx.assignments, ctx.top_k = assignments, top_k
+        return tokens.index_select(0, assignments.order // top_k)  # [A, in]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _summed_by_token(grad, ctx.assignments, ctx.top_k), None, None
 
 
 class _Permute(torch.autograd.Function):

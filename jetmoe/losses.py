@@ -1,7 +1,7 @@
-"""Auxiliary losses of the routers, per layer and per router kind.
+"""Losses: of the routers, per layer and per router kind, and of next tokens without all logits at once.
 
-Both are computed for each router on its own and then averaged, so that two layers that collapse onto different
-experts can't cancel out in a pooled count.
+The routers' losses are computed for each router on its own and then averaged, so that two layers that collapse onto
+different experts can't cancel out in a pooled count.
 """
 
 from __future__ import annotations
@@ -9,7 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+IGNORED = -100
+# Bytes of the fp32 logits that exist at once.
+CHUNK_BYTES = 2**26
+
+
+def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """The summed cross-entropy of next tokens, fp32, from hidden states; a part of the logits exists at a time.
+
+    Only rows with a label are multiplied with the head, and gradients are made in the same pass.
+
+    Args:
+        hidden: `[T, D]`.
+        head: `[V, D]`.
+        labels: int64 `[T]`, already shifted; -100 where no loss is wanted.
+    """
+    labelled = (labels != IGNORED).nonzero().squeeze(1)  # [n]
+    return _ChunkedCrossEntropy.apply(hidden.index_select(0, labelled), head, labels[labelled])
 
 
 def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, attention_mask: Tensor | None = None) -> Tensor:
@@ -50,3 +69,32 @@ def _token_weights(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
         return logits.new_full((len(logits), 1), 1 / len(logits), dtype=torch.float32)
     kept = attention_mask.reshape(-1, 1).to(logits.device, torch.float32)  # [T, 1]
     return kept / kept.sum().clamp(min=1)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        size = max(1, CHUNK_BYTES // (4 * len(head)))
+        for start in range(0, len(hidden), size):
+            rows, targets = hidden[start : start + size], labels[start : start + size].unsqueeze(1)
+            log_probs = F.log_softmax(rows @ head.t(), dim=-1, dtype=torch.float32)  # [n, V]
+            total -= log_probs.gather(1, targets).sum()
+            if grad_hidden is None and grad_head is None:
+                continue
+            slopes = log_probs.exp_()  # [n, V]
+            slopes.scatter_add_(1, targets, slopes.new_full(targets.shape, -1.0))
+            slopes = slopes.to(rows.dtype)
+            if grad_hidden is not None:
+                torch.mm(slopes, head, out=grad_hidden[start : start + size])
+            if grad_head is not None:
+                grad_head.addmm_(slopes.t(), rows)
+        ctx.save_for_backward(grad_hidden, grad_head)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        scaled = (None if one is None else one * grad.to(one.dtype) for one in ctx.saved_tensors)
+        return *scaled, None

@@ -31,14 +31,15 @@ from jetmoe.experts import (
     Routing,
     chosen_linear,
     combine,
-    dispatch,
+    dispatched_linear,
     few_tokens,
     permute,
     product,
     project,
     sorted_linear,
 )
-from jetmoe.losses import load_balancing_loss, router_z_loss
+from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
+from jetmoe.low_rank import peel
 from jetmoe.nf4 import stored_bytes
 from jetmoe.routing import RoutingRecorder
 
@@ -234,6 +235,7 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_logits_to_keep: int | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast | tuple:
         """Runs the decoder and the head; the arguments beyond these are those of `JetMoeModel.forward`.
@@ -242,11 +244,12 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             labels: `[B, S]`, -100 where no loss is wanted; shifted here.
             logits_to_keep: how many last positions get logits (0: all), or the positions themselves;
                 `num_logits_to_keep` is its old name.
+            skip_logits: give the loss of the labels alone, computed in chunks; for training on large vocabularies.
 
         Returns:
-            logits `[B, S or kept, vocabulary]`; loss where labels are given; aux_loss where output_router_logits:
-            `load_balancing_loss` as it is, which enters the loss times aux_loss_coef, with the z-loss times
-            z_loss_coef beside it; and everything that the decoder returns.
+            logits `[B, S or kept, vocabulary]`, None where skipped; loss where labels are given; aux_loss where
+            output_router_logits: `load_balancing_loss` as it is, which enters the loss times aux_loss_coef, with the
+            z-loss times z_loss_coef beside it; and everything that the decoder returns.
         """
         output_router_logits = _default(output_router_logits, self.config.output_router_logits)
         outputs = self.model(
@@ -263,9 +266,11 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             cache_position=cache_position,
             **{name: value for name, value in kwargs.items() if name != "num_items_in_batch"},
         )
-        keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
-        kept = keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)
-        logits = project(self.lm_head, outputs.last_hidden_state[:, kept])  # [B, kept, vocabulary]
+        logits = None
+        if not skip_logits:
+            keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
+            kept = keep if isinstance(keep, Tensor) else slice(-keep if keep else None, None)
+            logits = project(self.lm_head, outputs.last_hidden_state[:, kept])  # [B, kept, vocabulary]
 
         aux_loss = None
         if output_router_logits:
@@ -273,7 +278,10 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             aux_loss = load_balancing_loss(outputs.router_logits, top_k, attention_mask)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            if logits is None:
+                loss = self._chunked_loss(outputs.last_hidden_state, labels, kwargs.get("num_items_in_batch"))
+            else:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             if aux_loss is not None:
                 loss = loss + self.config.aux_loss_coef * aux_loss.to(loss.device)
                 if self.config.z_loss_coef:
@@ -290,6 +298,12 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
+
+    def _chunked_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        """The loss that `loss_function` gives: the mean over labels, or their sum over `count` of a whole batch."""
+        labels = labels[:, 1:].to(hidden.device)  # [B, S - 1]
+        total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels.flatten())
+        return total / ((labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
 
 
 class JetMoeForSequenceClassification(JetMoePreTrainedModel):
@@ -500,7 +514,7 @@ class JetMoeMoA(nn.Module):
         if few_tokens(routing):
             rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
         else:
-            rows = sorted_linear(self.input_linear, dispatch(tokens, routing), routing)  # [A, H * C]
+            rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, H * C]
             rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
         return rows.view(len(tokens), routing.top_k, -1), routing
 
@@ -534,7 +548,7 @@ class JetMoeMoE(nn.Module):
             rows = self._gated(chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing))
             rows = chosen_linear(self.output_linear, rows, routing)  # [A, D]
         else:
-            rows = self._gated(sorted_linear(self.input_linear, dispatch(tokens, routing), routing))
+            rows = self._gated(dispatched_linear(self.input_linear, tokens, routing))
             rows = sorted_linear(self.output_linear, rows, routing)  # [A, D]
             rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
         return (combine(rows, routing.gates) + self.bias).view_as(hidden), routing
@@ -555,7 +569,10 @@ class JetMoeRouter(nn.Module):
 
     def forward(self, tokens: Tensor) -> Routing:
         # In fp32 whatever the model's dtype: bf16 logits let ties between an upcycled model's slots break.
-        logits = product(self.layer.weight.float(), tokens.float())  # [T, E]
+        layer, low_rank = peel(self.layer, torch.float32)
+        logits = product(layer.weight.float(), tokens.float())  # [T, E]
+        if low_rank is not None:
+            logits = logits + product(low_rank.B[0], product(low_rank.A[0], tokens.float()))
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
         return Routing(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
 
@@ -567,10 +584,35 @@ class JetMoeRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and hidden.requires_grad and not torch.compiler.is_dynamo_compiling():
+            return _RMSNorm.apply(hidden, self.weight, self.eps)
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"
+
+
+class _RMSNorm(torch.autograd.Function):
+    """`F.rms_norm`, which keeps two copies in fp32 for its backward pass; here the input is kept, as it is."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.eps = eps
+        return F.rms_norm(hidden, weight.shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden, weight = ctx.saved_tensors
+        wide = hidden.float()
+        inverse = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()  # [..., 1]
+        normed = wide.mul_(inverse) if wide is not hidden else wide * inverse  # [..., D]
+        slopes = grad * weight.float()
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)  # [D]
+        inward = (slopes * normed).mean(-1, keepdim=True)
+        return ((slopes - normed * inward) * inverse).to(hidden.dtype), grad_weight, None
 
 
 def repeat_tokens(tokens: Tensor, routing: Routing) -> Tensor:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from studio.cli_runs import runs_app
+from studio.cli_train import resume, train
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="JetMoE Studio on the command line.")
 bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every row is measured in the same call.")
 app.add_typer(bench_app, name="bench")
+app.add_typer(runs_app, name="runs")
+app.command()(train)
+runs_app.command()(resume)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Precision = Annotated[

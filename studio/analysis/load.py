@@ -22,7 +22,7 @@ def unit_count(trace: RoutingTrace, unit: Unit) -> int:
 
 def assignments(trace: RoutingTrace, unit: Unit) -> np.ndarray:
     """int64 `[L, N, U]`: how many of the T * K assignments of each router each of the U units got."""
-    units = _units(trace, unit)  # [L, N, T, K]
+    units = chosen_units(trace, unit)  # [L, N, T, K]
     counts = [(units == index).sum(axis=(2, 3)) for index in range(unit_count(trace, unit))]  # U times [L, N]
     return np.stack(counts, axis=-1)  # [L, N, U]
 
@@ -40,11 +40,12 @@ def chance(trace: RoutingTrace, unit: Unit) -> float:
 
 def strongest(trace: RoutingTrace, unit: Unit) -> np.ndarray:
     """uint8 `[L, N, T]`: the unit with the largest sum of gates; ties go to the lowest id."""
-    units = _units(trace, unit)  # [L, N, T, K]
+    units = chosen_units(trace, unit)  # [L, N, T, K]
     gates = trace.gates.astype(np.float32)
     mass = [np.where(units == index, gates, 0).sum(axis=-1) for index in range(unit_count(trace, unit))]
     return np.stack(mass, axis=-1).argmax(axis=-1).astype(np.uint8)  # [L, N, T]
 
 
-def _units(trace: RoutingTrace, unit: Unit) -> np.ndarray:
+def chosen_units(trace: RoutingTrace, unit: Unit) -> np.ndarray:
+    """uint8 `[L, N, T, K]`: the unit of each selected expert."""
     return trace.groups[trace.experts] if unit == "group" else trace.experts

@@ -1,11 +1,27 @@
-"""What `engine.generate` yields: the page, the command line and the API all consume these events."""
+"""The events of an answer and of a training run: the page, the command line and the API all consume these.
+
+for event in engine.generate(messages, sampling): ...     # TokenEvent
+
+log = EventLog(run.folder / "events.jsonl")
+log.append("log", step=10, values={"loss": 2.5})
+for event in log.read(after=seen): ...                    # TrainEvent
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from jetmoe.routing import RoutingTrace
+if TYPE_CHECKING:  # reading the events of a run must not wait for torch
+    from jetmoe.routing import RoutingTrace
+
+BLOCK = 64 * 1024
+TrainKind = Literal["log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "done", "failed", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +57,100 @@ class TokenEvent:
     timing: Timing | None = None
     place: int = 0
     finish: Literal["", "stop", "length", "cancelled"] = ""
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """One line of a run's `events.jsonl`. `seq` counts from 1 and goes on when the run is resumed.
+
+    kind:
+        log: a point of the curves, under transformers' names: loss, learning_rate, grad_norm ...
+        eval: figures of the held-out rows: eval_loss ...
+        checkpoint, routing, sample, audit: what was saved, measured, answered or is trained.
+        warning: a sentence for the person; training goes on.
+        done, failed, cancelled: how it ended; the last event, unless the run is resumed.
+    """
+
+    seq: int
+    step: int
+    kind: TrainKind
+    values: dict[str, Any]
+
+
+class EventLog:
+    """The events of one run, one JSON line each; appended, never rewritten.
+
+    One process at a time writes, any number read. A line that a killed process left unfinished counts for nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def append(self, kind: TrainKind, step: int, values: Mapping[str, Any]) -> TrainEvent:
+        """Writes the event through to the file; NaN and infinities become null, so that every reader knows the line.
+
+        Raises:
+            OSError: the disk is full, or the folder is gone.
+        """
+        with self._lock, self.path.open("ab+") as file:
+            torn, last = _end(file)
+            event = TrainEvent(last + 1, step, kind, _strict(dict(values)))
+            line = json.dumps(asdict(event), allow_nan=False)
+            file.write(b"\n" * torn + line.encode() + b"\n")
+        return event
+
+    def read(self, after: int = 0) -> Iterator[TrainEvent]:
+        """The events whose `seq` is above `after`; the time it takes does not grow with the file."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(_start(file, after))
+            for line in file:
+                event = _event(line)
+                if event is not None and event.seq > after and line.endswith(b"\n"):
+                    yield event
+
+
+def _end(file: IO[bytes]) -> tuple[bool, int]:
+    """Whether the last line is unfinished, and the last `seq`."""
+    size = file.seek(0, 2)
+    reach = BLOCK
+    while True:
+        file.seek(max(0, size - reach))
+        tail = file.read()
+        last = next((event.seq for line in reversed(tail.splitlines()) if (event := _event(line))), 0)
+        if last or reach >= size:
+            return bool(tail) and not tail.endswith(b"\n"), last
+        reach *= 2
+
+
+def _start(file: IO[bytes], after: int) -> int:
+    """Where to read from: the start of a line before which every `seq` is at most `after`, found by bisection."""
+    low, high = 0, file.seek(0, 2)
+    while high - low > BLOCK:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline()
+        start = file.tell()
+        event = _event(file.readline())
+        if event is not None and event.seq <= after and start < high:
+            low = start
+        else:
+            high = middle
+    return low
+
+
+def _event(line: bytes) -> TrainEvent | None:
+    try:
+        return TrainEvent(**json.loads(line))
+    except (ValueError, TypeError):  # cut off, or the rest of a line that was
+        return None
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

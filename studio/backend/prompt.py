@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -63,16 +64,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[
         StudioError: the model's template refuses the messages.
     """
     token_ids: list[int] = []
-    plain = ""
-    for text, is_template in _rendered(tokenizer, messages):
-        for piece, control_id in _pieces(tokenizer, text) if is_template else [(text, None)]:
-            if control_id is None:
-                plain += piece
-                continue
-            token_ids += encode_plain(tokenizer, plain)
-            token_ids.append(control_id)
-            plain = ""
-    return token_ids + encode_plain(tokenizer, plain)
+    for is_control, pieces in groupby(chat_pieces(tokenizer, messages, add_generation_prompt=True), is_control_piece):
+        if is_control:
+            token_ids += [piece.control_id for piece in pieces if piece.control_id is not None]
+        else:
+            token_ids += encode_plain(tokenizer, "".join(piece.text for piece in pieces))
+    return token_ids
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -80,8 +77,28 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Iterator[tuple[str, bool]]:
-    """The chat as (text, whether the template wrote it). The template sees placeholders in place of contents."""
+@dataclass(frozen=True)
+class Piece:
+    """A part of a rendered chat: the content of a message, text of the template, or one of its control tokens."""
+
+    text: str
+    message: int | None = None
+    """The index of the message whose content it is."""
+    control_id: int | None = None
+
+
+def is_control_piece(piece: Piece) -> bool:
+    return piece.control_id is not None
+
+
+def chat_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
+) -> Iterator[Piece]:
+    """The rendered chat. The template sees placeholders in place of contents.
+
+    Raises:
+        StudioError: the model's template refuses the messages.
+    """
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     stand_ins = [
         {"role": message["role"], "content": placeholder}
@@ -92,23 +109,26 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Iterato
             stand_ins,
             chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
         )  # type: ignore[assignment]
     except TemplateError as error:
         raise StudioError(f"The model's chat template refuses this conversation: {error}") from error
     for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
-        yield (messages[int(part)]["content"], False) if i % 2 else (part, True)
+        if i % 2:
+            yield Piece(messages[int(part)]["content"], message=int(part))
+        else:
+            yield from _template_pieces(tokenizer, part)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[tuple[str, int | None]]:
-    """Template text cut at its control tokens: (text, control token id or None)."""
+def _template_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[Piece]:
+    """Text of the template, cut at its control tokens."""
     controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
     if not controls:
-        yield text, None
+        yield Piece(text)
         return
     longest_first = sorted(controls, key=len, reverse=True)
-    for piece in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
-        yield piece, controls.get(piece)
+    for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
+        yield Piece(part, control_id=controls.get(part))
 
 
 def _checked(messages: Messages) -> list[dict[str, str]]:

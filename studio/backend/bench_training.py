@@ -1,0 +1,50 @@
+"""`bench train`: optimizer steps of a LoRA on all experts, in a process of its own; called by `bench_worker.py`.
+
+Nothing at the top of this file may import `jetmoe`: it would take the place of transformers' own JetMoE.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# All expert tensors, by the names that tell attention experts from feed-forward experts (jetmoe.lora.PRESETS).
+TARGETS = ["experts.input_linear.weight", "experts.output_linear.weight",
+           "mlp.input_linear.weight", "mlp.output_linear.weight"]  # fmt: skip
+
+
+def train(model: Any, work: dict[str, Any], synchronize: Any) -> dict[str, Any]:
+    """Tokens a second of forward, backward and AdamW step: the median of the repeats, after one step that warms up."""
+    import peft
+
+    if work["checkpointing"]:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    config = peft.LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules=[], target_parameters=TARGETS)
+    adapted = peft.get_peft_model(model, config).train()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    # The peer has no chunked loss; its logits are those that its own forward makes.
+    options = {} if work["system"] == "transformers" else {"skip_logits": True}
+    seconds, losses = [], []
+    for ids in batches(model.config.vocab_size, work, model.device):
+        start = time.perf_counter()
+        loss = adapted(input_ids=ids, labels=ids, use_cache=False, **options).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+        losses.append(float(loss))
+    tokens = work["batch"] * work["length"]
+    return {"train_tok_s": round(tokens / statistics.median(seconds[1:]), 1), "note": f"loss {losses[-1]:.3f}"}
+
+
+def batches(vocab_size: int, work: dict[str, Any], device: Any) -> list[Tensor]:
+    """`repeats` + 1 batches `[batch, length]` of the same random tokens for every system."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (work["repeats"] + 1, work["batch"], work["length"])
+    return list(torch.randint(100, vocab_size, shape, generator=generator).to(device))

@@ -1,0 +1,73 @@
+"""Short examples share a row of a batch; none sees another.
+
+    packs = pack([len(each.token_ids) for each in rendered], max_length=1024)
+    features = [[(rendered[i].token_ids, rendered[i].trained) for i in each] for each in packs]
+    batch = Collator(pad_id)(features[:4])        # input_ids, labels, position_ids, each [B, S]
+
+There is no attention mask: transformers' `create_causal_mask` tells the examples apart by positions that start again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+Feature = Sequence[tuple[Sequence[int], Sequence[bool]]]
+"""The examples of one row: token ids, and whether each is trained."""
+
+
+def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Indices of the examples that share a row, each index once: the longest first, each into the fullest row that
+    still has room for it.
+
+    Raises:
+        ValueError: an example is longer than a row.
+    """
+    if max(lengths, default=0) > max_length:
+        raise ValueError(f"an example of {max(lengths)} tokens does not fit into {max_length}")
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, index of the pack), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect_left(rooms, (lengths[i], 0))
+        if place == len(rooms):
+            packs.append([])
+            rooms.append((max_length, len(packs) - 1))
+        room, target = rooms.pop(place)
+        packs[target].append(i)
+        insort(rooms, (room - lengths[i], target))
+    return packs
+
+
+class Collator:
+    """Features to a batch. The first token of an example is never a label: it would be predicted from the end of the
+    example before."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        size = max(sum(len(token_ids) for token_ids, _ in feature) for feature in features)
+        rows = [_row(feature, size, self.pad_id) for feature in features]
+        names = ("input_ids", "labels", "position_ids")
+        return {
+            name: torch.tensor(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
+        }  # [B, S]
+
+
+def _row(feature: Feature, size: int, pad_id: int) -> tuple[list[int], list[int], list[int]]:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    position_ids: list[int] = []
+    for token_ids, trained in feature:
+        input_ids += token_ids
+        labels += [
+            token if keep and i else IGNORED for i, (token, keep) in enumerate(zip(token_ids, trained, strict=True))
+        ]
+        position_ids += range(len(token_ids))
+    padding = size - len(input_ids)
+    # Every padding position is an example of its own, which nothing else sees.
+    return input_ids + [pad_id] * padding, labels + [IGNORED] * padding, position_ids + [0] * padding

@@ -1,0 +1,54 @@
+"""The rows of a parquet file, read by a process of its own that may crash without harm.
+
+with ParquetRows(path, 200_000_000) as file:
+    file.names, file.left_out                # all columns, and those that hold no text: pictures, dates
+    for found in file: ...                   # {"cells": {...}} or {"reason": why the row can't be read}
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from studio.errors import StudioError
+
+WORKER = Path(__file__).with_name("parquet_worker.py")
+
+
+class ParquetRows:
+    """Raises StudioError: the file is damaged, or unpacks to more than `most_bytes`."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self.path = path
+        # -P: the modules beside the worker must not stand in for others of the same name.
+        command = [sys.executable, "-P", str(WORKER), str(path.absolute()), str(most_bytes)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.lines = cast(TextIO, self.process.stdout)
+
+    def __enter__(self) -> ParquetRows:
+        head = next(iter(self))
+        self.names: list[str] = head["names"]
+        self.left_out = [name for name in self.names if name not in head["columns"]]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.lines.close()
+        self.process.wait()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in self.lines:
+            found = json.loads(line)
+            if "error" in found:
+                self.close()
+                raise StudioError(f"{self.path.name} {found['error']}")
+            yield found
+        if self.process.wait():
+            raise StudioError(f"{self.path.name} is not a whole parquet file: its reader crashed. Export it again.")

@@ -1,0 +1,422 @@
+"""The store of training runs, which page and command line share: a row in sqlite3 and a folder for each run.
+
+    store = RunStore()
+    run = store.create(Recipe.load("starter/lora_experts", ["data=rows.csv"]), name="dictionary")
+    store.mark_running(run.id, os.getpid())
+    run.events.append("log", step=1, values={"loss": 2.7})
+    store.finish(run.id, "done")
+
+<home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, events.jsonl, log.txt,
+checkpoints/ and adapter/. Any number of threads and processes may use one store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from studio.backend.events import EventLog, TrainEvent
+from studio.backend.home import home
+from studio.backend.recipe import Recipe
+from studio.errors import StudioError
+
+Ending = Literal["done", "failed", "cancelled", "interrupted"]
+State = Literal["queued", "running"] | Ending
+BUSY_S = 15.0
+SCHEMA = 1
+TABLE = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
+    created REAL NOT NULL, started REAL, ended REAL, pid INTEGER, pid_created REAL,
+    step INTEGER NOT NULL DEFAULT 0, best_eval_loss REAL, message TEXT NOT NULL DEFAULT '',
+    cancel_requested INTEGER NOT NULL DEFAULT 0
+);
+PRAGMA user_version = 1;
+COMMIT;
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the store knew it when asked. Times are seconds since 1970."""
+
+    folder: Path
+    id: str
+    name: str
+    state: State
+    model: str
+    data: str
+    created: float
+    started: float | None
+    ended: float | None
+    pid: int | None
+    pid_created: float | None
+    """When that process began: a later one may have got the same number."""
+    step: int
+    best_eval_loss: float | None
+    message: str
+    """Why it ended, or what is going on."""
+    cancel_requested: bool
+
+    @property
+    def events(self) -> EventLog:
+        return EventLog(self.folder / "events.jsonl")
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def folder_exists(self) -> bool:
+        """False where somebody deleted it by hand; the row alone is left then."""
+        return self.folder.is_dir()
+
+    def recipe(self) -> Recipe:
+        """The settings that it was started with.
+
+        Raises:
+            StudioError: the folder or its recipe was deleted or damaged.
+        """
+        file = self.folder / "recipe.yaml"
+        if not file.is_file():
+            raise StudioError(f"The files of run {self.id[:8]} are gone: there is no {file}. Delete the run.")
+        return Recipe.load(file)
+
+    def row(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self) | {"folder": str(self.folder), "folder_exists": self.folder_exists}
+
+
+class RunStore:
+    """All runs of one home folder.
+
+    Ids may be cut short to their first characters. Every method raises StudioError where the database is locked,
+    damaged or can't be written; nothing is ever deleted to mend it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.home = folder or home()
+        self.path = self.home / "runs.sqlite3"
+
+    def create(self, recipe: Recipe, name: str = "") -> Run:
+        """A new queued run with its folder; an empty name becomes one of preset and id.
+
+        Raises:
+            StudioError: a name that is none, or no space for the folder.
+        """
+        run_id = str(uuid.uuid4())
+        name = _checked_name(name) or f"{recipe.preset} {run_id[:8]}"
+        recipe = _anchored(recipe)
+        with self._open() as db:
+            row = (run_id, name, recipe.model, recipe.data, time.time())
+            db.execute("INSERT INTO runs (id, name, state, model, data, created) VALUES (?, ?, 'queued', ?, ?, ?)", row)
+            # Before the row is committed, so that no list ever shows a run without a folder.
+            _make_folder(self.home / "runs" / run_id, recipe)
+        return self.get(run_id)
+
+    def get(self, run_id: str) -> Run:
+        """The run of that id, or of the only id that begins so.
+
+        Raises:
+            StudioError: no id, no such run, or several.
+        """
+        if not re.fullmatch("[0-9a-f-]{1,36}", run_id):
+            raise StudioError(
+                f"{run_id[:60]!r} is not the id of a run. Ids are listed by `python -m studio runs list`."
+            )
+        with self._open() as db:
+            # Such an id holds none of LIKE's wildcards.
+            rows = db.execute("SELECT * FROM runs WHERE id LIKE ? ORDER BY created LIMIT 9", (run_id + "%",)).fetchall()
+        if not rows:
+            raise StudioError(f"There is no run {run_id}. Runs are listed by `python -m studio runs list`.")
+        if len(rows) > 1:
+            ids = ", ".join(row["id"][:13] for row in rows)
+            raise StudioError(f"Several runs begin with {run_id}: {ids}. Give more characters.")
+        return self._run(rows[0])
+
+    def list(self) -> Sequence[Run]:
+        """All runs, the latest first."""
+        with self._open() as db:
+            rows = db.execute("SELECT * FROM runs ORDER BY created DESC, id").fetchall()
+        return [self._run(row) for row in rows]
+
+    def mark_running(self, run_id: str, pid: int | None = None) -> Run:
+        """A queued run begins in that process (this one unless told); saying it twice is fine.
+
+        Raises:
+            StudioError: the run is not queued any more, or the process is gone.
+        """
+        run_id, pid = self.get(run_id).id, os.getpid() if pid is None else pid
+        began = _began(pid)
+        if began is None:
+            raise StudioError(f"Process {pid} of run {run_id[:8]} ended at once; the run's log says why.")
+        changed = self._write(
+            "UPDATE runs SET state = 'running', started = ?, ended = NULL, pid = ?, pid_created = ?, message = '' "
+            "WHERE id = ? AND state = 'queued'",
+            (time.time(), pid, began, run_id),
+        )
+        run = self.get(run_id)
+        if not changed and (run.state, run.pid) != ("running", pid):
+            raise StudioError(f"Run {run_id[:8]} is {run.state}, not queued, so it can't be started.")
+        return run
+
+    def update(
+        self,
+        run_id: str,
+        *,
+        step: int | None = None,
+        best_eval_loss: float | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Writes down how far it is; None leaves a value as it is.
+
+        Raises:
+            StudioError: there is no such run any more.
+        """
+        run_id = self.get(run_id).id
+        self._write(
+            "UPDATE runs SET step = coalesce(?, step), best_eval_loss = coalesce(?, best_eval_loss), "
+            "message = coalesce(?, message) WHERE id = ?",
+            (step, best_eval_loss, message, run_id),
+        )
+
+    def finish(self, run_id: str, state: Ending, message: str = "") -> Run:
+        """How a run ended. What was said first holds, except that "interrupted" is only a guess.
+
+        Raises:
+            StudioError: there is no such run any more.
+        """
+        run_id = self.get(run_id).id
+        self._write(
+            "UPDATE runs SET state = ?, message = ?, ended = ? "
+            "WHERE id = ? AND state IN ('queued', 'running', 'interrupted')",
+            (state, message, time.time(), run_id),
+        )
+        return self.get(run_id)
+
+    def requeue(self, run_id: str) -> Run:
+        """Puts a run that ended early back in the queue, to go on from its last checkpoint.
+
+        Raises:
+            StudioError: it is done, or has not ended, or its folder is gone.
+        """
+        run = self.get(run_id)
+        run_id = run.id
+        run.recipe()
+        changed = self._write(
+            "UPDATE runs SET state = 'queued', ended = NULL, message = '', cancel_requested = 0 "
+            "WHERE id = ? AND state IN ('failed', 'cancelled', 'interrupted')",
+            (run_id,),
+        )
+        run = self.get(run_id)
+        if not changed:
+            raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
+        return run
+
+    def reconcile(self) -> Sequence[Run]:
+        """The runs whose process died without a word, now marked as interrupted."""
+        dead = [run for run in self.list() if run.state == "running" and not is_alive(run)]
+        message = "Its process ended without a word: the machine went down, or memory ran out. It can be resumed."
+        for run in dead:
+            # Unless it was resumed in the meantime, in a new process.
+            self._write(
+                "UPDATE runs SET state = 'interrupted', message = ?, ended = ? "
+                "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
+                (message, time.time(), run.id, run.pid, run.pid_created),
+            )
+        return [self.get(run.id) for run in dead]
+
+    def request_cancel(self, run_id: str) -> Run:
+        """Asks a running run to stop at its next step, and takes a queued one out of the queue.
+
+        Raises:
+            StudioError: it has ended.
+        """
+        run_id = self.get(run_id).id
+        cancelled = self._write(
+            "UPDATE runs SET state = 'cancelled', message = ?, ended = ? WHERE id = ? AND state = 'queued'",
+            ("Cancelled before it began.", time.time(), run_id),
+        )
+        asked = self._write("UPDATE runs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
+        run = self.get(run_id)
+        if not (cancelled or asked):
+            raise StudioError(f"Run {run_id[:8]} is {run.state}: there is nothing left to cancel.")
+        return run
+
+    def cancel_requested(self, run_id: str) -> bool:
+        return self.get(run_id).cancel_requested
+
+    def delete(self, run_id: str) -> None:
+        """Deletes the row and the folder with checkpoints and adapter.
+
+        Raises:
+            StudioError: it is running, or files can't be deleted.
+        """
+        run = self.get(run_id)
+        if not self._write("DELETE FROM runs WHERE id = ? AND state != 'running'", (run.id,)):
+            raise StudioError(f"Run {run.id[:8]} is running. Cancel it first.")
+        try:
+            if run.folder_exists:
+                shutil.rmtree(run.folder)
+        except OSError as error:
+            raise StudioError(f"{run.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
+
+    def _run(self, row: sqlite3.Row) -> Run:
+        values = {**row, "cancel_requested": bool(row["cancel_requested"])}
+        return Run(folder=self.home / "runs" / row["id"], **values)
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> int:
+        """How many rows it changed."""
+        with self._open() as db:
+            return db.execute(statement, values).rowcount
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection and a transaction of its own for each call: threads and processes then never share one."""
+        _make(self.home)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db, db:
+                db.row_factory = sqlite3.Row
+                _prepare(db)
+                yield db
+        except sqlite3.Error as error:
+            if sentence := _sentence(error, self.path):
+                raise StudioError(sentence) from error
+            raise
+
+
+def is_alive(run: Run) -> bool:
+    """Whether the very process that began the run is still there."""
+    began = None if run.pid is None else _began(run.pid)
+    # Two seconds: the system's idea of when it booted moves with its clock.
+    return began is not None and run.pid_created is not None and abs(began - run.pid_created) < 2
+
+
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """`{"runs": [{id, name, state}], "settings": {name: {id: value}}, "figures": {name: {id: value}}}`.
+
+    Raises:
+        StudioError: fewer than two runs, or the folder of one is gone.
+    """
+    if len({run.id for run in runs}) < 2:
+        raise StudioError("Name at least two different runs to compare.")
+    return {
+        "runs": [{"id": run.id, "name": run.name, "state": run.state} for run in runs],
+        "settings": differences({run.id: run.recipe() for run in runs}),
+        "figures": side_by_side({run.id: figures(run.events.read()) for run in runs}),
+    }
+
+
+def differences(recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+    """The settings that are not the same in all recipes, in the recipe's order."""
+    every = side_by_side({run_id: asdict(recipe) for run_id, recipe in recipes.items()})
+    return {name: values for name, values in every.items() if _differ([*values.values()])}
+
+
+def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
+    """The last value of every figure that was logged or evaluated, and the best evaluation loss."""
+    last: dict[str, float | None] = {}
+    for event in events:
+        if event.kind in ("log", "eval"):
+            last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
+            losses = [loss for loss in (last.get("best_eval_loss"), event.values.get("eval_loss")) if loss is not None]
+            last |= {"best_eval_loss": min(losses)} if losses else {}
+    return last
+
+
+def side_by_side(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """From values by run and name to values by name and run; None where a run has no such value."""
+    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
+    return {name: {run_id: of_run.get(name) for run_id, of_run in values.items()} for name in names}
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _began(pid: int) -> float | None:
+    """When that process was created; None where there is none, or only what is left of it until its parent looks."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _checked_name(name: str) -> str:
+    name = name.strip()
+    if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
+        raise StudioError("A run's name is up to 80 printable characters without / and \\. Choose another.")
+    return name
+
+
+def _anchored(recipe: Recipe) -> Recipe:
+    """A run may be resumed from another folder than it was started in."""
+    data = Path(recipe.data)
+    return replace(recipe, data=str(data.resolve())) if data.is_file() else recipe
+
+
+def _make_folder(folder: Path, recipe: Recipe) -> None:
+    _make(folder)
+    try:
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise StudioError(f"{folder} can't be written ({error.strerror}). Free some disk space.") from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "Check its permissions and the disk, or set STUDIO_HOME to another folder."
+        raise StudioError(f"{folder} can't be made ({error.strerror}). {remedy}") from error
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA:
+        raise StudioError("The list of runs was written by a newer studio. Update this one.")
+    if version < SCHEMA:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(TABLE)
+
+
+def _sentence(error: sqlite3.Error, path: Path) -> str:
+    """What a person can do about it; empty where nothing, because it is a bug."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the number only tells variants apart
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"Another program keeps {path} locked. Close it, or try again in a moment."
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return (
+            f"{path} is damaged. Move it and the files beside it that begin with the same name to another folder: a "
+            f"new list of runs then begins, and all that the runs made stays in {path.parent / 'runs'}."
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return f"The disk is full, so {path} can't be written. Free some space."
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        return f"{path} can't be read and written. Check the permissions of it and its folder, and the disk."
+    return ""

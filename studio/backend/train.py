@@ -1,0 +1,291 @@
+"""One training run on transformers.Trainer, from its first step or from its last checkpoint.
+
+    run = start(recipe, name="dictionary")        # here and now; `python -m studio train` does this
+    resume(run.id)
+    python -m studio.backend.train RUN_ID         # a run that is queued in the store, as the page starts it
+
+Under `accelerate launch` every process calls the same function; the first one writes the store, events and files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from studio.backend import memory
+from studio.backend.audit import audit_report, pad_id, total_steps
+from studio.backend.download import Progress
+from studio.backend.events import TrainEvent
+from studio.backend.packing import Collator
+from studio.backend.prepare import Prepared, prepare, processes
+from studio.backend.recipe import Recipe
+from studio.backend.runs import Run, RunStore
+from studio.backend.watch import Watcher
+from studio.errors import StudioError
+
+logger = logging.getLogger(__name__)
+# A checkpoint is only whole once this file is in it, which is written last.
+WHOLE = "whole"
+DATA = "data.json"
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+OUT_OF_MEMORY = "while training: lower batch_size or max_length, or set gradient_checkpointing or precision=nf4"
+Show = Callable[[TrainEvent], None]
+
+
+def start(
+    recipe: Recipe,
+    name: str = "",
+    progress: Progress = lambda fraction, text: None,
+    show: Show = lambda event: None,
+) -> Run:
+    """Trains a new run to its end.
+
+    Raises:
+        StudioError: it can't start, or failed; the run is kept, with what went wrong.
+    """
+    return carry_out(_agree(lambda: RunStore().create(recipe, name).id), progress, show)
+
+
+def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
+    """Goes on from the last whole checkpoint, or from the start where there is none.
+
+    Raises:
+        StudioError: the run can't be resumed, or failed again.
+    """
+    return carry_out(_agree(lambda: RunStore().requeue(run_id).id), progress, show)
+
+
+def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
+    """Trains a queued run to its end; arguments and errors as of `start`."""
+    store, is_main = RunStore(), processes().is_main_process
+    run = store.mark_running(run_id) if is_main else store.get(run_id)
+    events = run.events if is_main else None
+    try:
+        with memory.shortage(OUT_OF_MEMORY):
+            message = _Training(run, store, progress, show).finish()
+    except Exception as error:
+        sentence = str(error) if isinstance(error, StudioError) else f"{type(error).__name__}: {error}"
+        if events is not None:
+            events.append("failed", store.get(run.id).step, {"message": sentence})
+            store.finish(run.id, "failed", sentence)
+        raise
+    except KeyboardInterrupt:
+        if events is not None:
+            store.finish(run.id, "interrupted", "Stopped from the keyboard. It can be resumed.")
+        raise
+    if is_main:
+        cancelled = store.cancel_requested(run.id)
+        store.finish(run.id, "cancelled" if cancelled else "done", message)
+    return store.get(run.id)
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [file.parent for file in run.checkpoints.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+class _Training:
+    def __init__(self, run: Run, store: RunStore, progress: Progress, show: Show) -> None:
+        self.run, self.store = run, store
+        self.recipe = run.recipe()
+        self.prepared = prepare(self.recipe, progress)
+        self.is_main = processes().is_main_process
+        self.checkpoint = last_checkpoint(run)
+        if self.is_main:
+            _same_data(run, self.prepared)
+        self.watcher = Watcher(
+            run, store, self.prepared, show, steps=total_steps(self.prepared, processes().num_processes)
+        )
+        self.trainer = StudioTrainer(self.prepared, run, self.watcher)
+
+    def finish(self) -> str:
+        """Trains and saves the adapter; what to say of it."""
+        if self.checkpoint is None:
+            self._before()
+        self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        if not self.is_main:
+            return ""
+        self._save()
+        return self.watcher.ended(self.store.cancel_requested(self.run.id))
+
+    def _before(self) -> None:
+        """What everything later is compared with."""
+        if self.is_main:
+            self.watcher.audit(audit_report(self.prepared))
+            self.prepared.model.zero_grad(set_to_none=True)
+        if self.prepared.data.held_out:
+            self.trainer.evaluate()
+        elif self.is_main:
+            self.watcher.observe()
+
+    def _save(self) -> None:
+        try:
+            self.prepared.model.save_pretrained(self.run.adapter, save_embedding_layers=False)
+        except (OSError, SafetensorError) as error:
+            raise StudioError(
+                f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "
+                "its last checkpoint is whole."
+            ) from error
+
+
+class StudioTrainer(Trainer):
+    """transformers.Trainer with a loss that never has all logits, guarded steps and whole checkpoints."""
+
+    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
+        recipe, data = prepared.recipe, prepared.data
+        self.watcher, self.run = watcher, run
+        callbacks: list[Any] = [watcher]
+        if recipe.early_stopping:
+            callbacks.append(EarlyStoppingCallback(recipe.early_stopping))
+        super().__init__(
+            model=prepared.model,
+            args=_arguments(recipe, run, bool(data.held_out), prepared.base.device),
+            data_collator=Collator(pad_id(prepared.tokenizer)),
+            train_dataset=data.train,
+            eval_dataset=data.held_out or None,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.balance = bool(recipe.balance_loss)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        options = {"use_cache": False, "skip_logits": True, "output_router_logits": self.balance}
+        return super().compute_loss(model, {**inputs, **options}, return_outputs, num_items_in_batch)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise StudioError(
+                f"The loss is not a number any more at step {self.state.global_step + 1}: lower learning_rate or "
+                "max_grad_norm, and look for odd rows. The last whole checkpoint is kept."
+            )
+        self.watcher.worked(inputs["input_ids"].numel(), time.perf_counter() - start)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """The mean over all labels, where Trainer's own is a mean of the batches' means."""
+        model: Any = self.model_wrapped
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64)  # loss, labels
+        for batch in self.get_eval_dataloader(eval_dataset):
+            batch = self._prepare_inputs(batch)
+            loss = model(**batch, use_cache=False, skip_logits=True, num_items_in_batch=1).loss
+            total += torch.stack([loss.double(), (batch["labels"] != -100).sum().double()]).cpu()
+        loss, labels = self.accelerator.reduce(total.float().to(self.args.device), "sum").tolist()
+        metrics = {"eval_loss": loss / max(labels, 1)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                (folder / WHOLE).touch()
+        except SAVE_ERRORS as error:
+            if not _is_of_disk(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            self.watcher.warn(
+                f"The checkpoint at step {self.state.global_step} can't be written ({error}). Free some space: "
+                "training goes on, and the last whole checkpoint is kept."
+            )
+
+
+def _is_of_disk(error: Exception) -> bool:
+    return not isinstance(error, RuntimeError) or "PytorchStreamWriter" in str(error)
+
+
+# What a full disk raises, by whom: Python, safetensors, and torch, which has no class of its own for it.
+SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
+
+
+def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) -> TrainingArguments:
+    by_steps = "steps" if recipe.eval_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=SCHEDULERS[recipe.lr_scheduler],
+        warmup_steps=recipe.warmup_share,  # below 1 it is a share
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps or -1,
+        seed=recipe.seed,
+        logging_steps=recipe.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy=by_steps if evaluates else "no",
+        eval_steps=recipe.eval_steps or None,
+        save_strategy=by_steps,
+        save_steps=recipe.save_steps,
+        save_total_limit=recipe.keep_checkpoints,
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        # Only adapters and 4-bit weights differ between processes' graphs, never which parameters take part.
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _same_data(run: Run, prepared: Prepared) -> None:
+    """Raises StudioError: the data file is another one than when the run began."""
+    file, now = run.folder / DATA, prepared.data.report()
+    if not file.is_file():
+        file.write_text(json.dumps(now))
+    elif json.loads(file.read_text())["fingerprint"] != now["fingerprint"]:
+        raise StudioError(
+            f"{now['file']} has changed since this run began, so it can't go on as it was. Put the old file back, or "
+            "start a new run."
+        )
+
+
+def _agree(make: Callable[[], str]) -> str:
+    """What the first process made, in all of them."""
+    made = [make() if processes().is_main_process else ""]
+    return broadcast_object_list(made)[0]
+
+
+def main() -> int:
+    """The process that the page starts for a queued run; returns the exit code."""
+    transformers_logging.disable_progress_bar()
+    try:
+        carry_out(sys.argv[1])
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
