@@ -17,6 +17,9 @@ from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM, Past
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]
+# Elements of a loop for each thread below which it stays in one. A token takes many such loops, and where cores are
+# busy with something else, every handing out waits for its turn there.
+SMALLEST_SHARE = 16384
 
 
 @torch.no_grad()
@@ -49,7 +52,10 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
         step,
         fullgraph=True,
         dynamic=False,
-        options={"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
+        options={
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+            "cpp.min_chunk_size": SMALLEST_SHARE,
+        },
     )
     return lambda *args, **kwargs: compiled(model, *args, **kwargs)
 

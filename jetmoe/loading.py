@@ -11,6 +11,7 @@ released checkpoints; the scales of a 4-bit `x.weight` lie beside it, under bits
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 import struct
@@ -45,6 +46,8 @@ DTYPES = {
     "U8": torch.uint8,
 }
 INDEX = "model.safetensors.index.json"
+# What a conversion was begun with; lies beside its files.
+RECEIPT = "conversion.json"
 # A head may be new: the checkpoint of a language model has none for classification.
 HEADS = ("score.weight",)
 BESIDE_WEIGHTS = (
@@ -57,6 +60,8 @@ BESIDE_WEIGHTS = (
 # What the Auto classes pass on by themselves, and what is never otherwise here.
 ALWAYS_SO = ("adapter_kwargs", "_from_auto", "_commit_hash", "use_safetensors", "weights_only", "low_cpu_mem_usage")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# Of each tensor, enough to tell two trainings of one model apart.
+SAMPLE_BYTES = 4096
 GIB = 2**30
 
 
@@ -185,7 +190,7 @@ def convert(
     """Writes the 4-bit checkpoint of a 16-bit one, a file a decoder layer; started again, it goes on where it stopped.
 
     Raises:
-        CheckpointError: as `load`.
+        CheckpointError: as `load`, or `to` holds what was begun from another checkpoint or with other settings.
     """
     from jetmoe.modeling import JetMoeForCausalLM
 
@@ -198,7 +203,7 @@ def convert(
     model.to(torch.bfloat16)
     slots = _slots(model, True, double_quantization, torch.bfloat16)
     _check(slots, stored, False, config)
-    to.mkdir(parents=True, exist_ok=True)
+    _begin(to, {"double_quantization": double_quantization, "source_sha256": _fingerprint(stored)})
     done, total = 0, sum(tensor.nbytes for tensor in stored.values())
     weight_map: dict[str, str] = {}
     for number, (_, layer) in enumerate(groupby(slots, key=lambda slot: slot.name.split(".")[:3])):
@@ -220,6 +225,32 @@ def convert(
     progress(total, total)
 
 
+def _begin(to: Path, receipt: dict[str, Any]) -> None:
+    """Raises CheckpointError: other work than the receipt's has left files there."""
+    to.mkdir(parents=True, exist_ok=True)
+    file = to / RECEIPT
+    if not file.is_file() and not list(to.glob("*.safetensors")):
+        part = to / f"{RECEIPT}.part"
+        part.write_text(json.dumps(receipt, indent=1))
+        part.rename(file)
+    elif not file.is_file() or json.loads(file.read_text()) != receipt:
+        raise CheckpointError(
+            f"{to} holds weights of another checkpoint or of other settings than asked for now; convert to another "
+            "folder, or delete this one first."
+        )
+
+
+def _fingerprint(stored: dict[str, Stored]) -> str:
+    """Of names, shapes and the beginning of every tensor, wherever the files lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stored.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        with tensor.file.open("rb") as opened:
+            opened.seek(tensor.start)
+            digest.update(opened.read(min(SAMPLE_BYTES, tensor.nbytes)))
+    return digest.hexdigest()
+
+
 def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: dict[str, Any]) -> bool | None:
     """Whether double quantization is wanted where 4 bits are; None where they are not. Takes quantization_config out.
 
@@ -232,13 +263,20 @@ def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: d
     if quantization is not None and quantization != "nf4":
         raise ValueError(f"quantization={quantization!r} is not known; use 'nf4' or None.")
     if asked is None and quantization is None:
-        config = Path(name_or_path) / "config.json"
-        asked = json.loads(config.read_text()).get("quantization_config") if config.is_file() else None
+        asked = _saved_quantization(name_or_path, kwargs)
     if asked is None:
         return False if quantization else None
     if not asked.get("load_in_4bit") or (asked.get("bnb_4bit_quant_type") or "nf4") not in ("nf4", "fp4"):
         raise ValueError("JetMoE loads in 16 or 32 bits or in 4-bit NF4; use BitsAndBytesConfig(load_in_4bit=True).")
     return bool(asked.get("bnb_4bit_use_double_quant"))
+
+
+def _saved_quantization(name_or_path: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What config.json says of 4 bits, in a folder or on the hub."""
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / kwargs.get("subfolder", "") / "config.json").is_file():
+        return None  # which loading will say
+    hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}
+    return JetMoeConfig.get_config_dict(name_or_path, **hub)[0].get("quantization_config")
 
 
 def load_pretrained(model_class: Any, name_or_path: str | Path, double: bool, **kwargs) -> Any:
@@ -248,6 +286,7 @@ def load_pretrained(model_class: Any, name_or_path: str | Path, double: bool, **
         TypeError: an argument has no meaning for 4-bit weights.
     """
     hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+    subfolder = kwargs.pop("subfolder", "")
     dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     taken = ("config", "device_map", "progress", "attn_implementation")
     arguments: dict[str, Any] = {name: kwargs.pop(name) for name in taken if name in kwargs}
@@ -260,11 +299,12 @@ def load_pretrained(model_class: Any, name_or_path: str | Path, double: bool, **
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(str(name_or_path), allow_patterns=["*.safetensors", "*.json"], **hub))
+        patterns = [str(Path(subfolder) / pattern) for pattern in ("*.safetensors", "*.json")]
+        folder = Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     return load(
         model_class,
-        folder,
+        folder / subfolder,
         quantization="nf4",
         double_quantization=double,
         dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,

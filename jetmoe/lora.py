@@ -124,7 +124,7 @@ def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
     falling = np.take_along_axis(load, order, axis=-1)
     before = np.cumsum(falling, axis=-1) - falling
     # A hair less than asked: rounding must not take in one more expert.
-    needed = (before < share * (1 - 1e-9) * load.sum(axis=-1, keepdims=True)) & (falling > 0)
+    needed = (before < share * (1 - 1e-6) * load.sum(axis=-1, keepdims=True)) & (falling > 0)
     hot = np.zeros_like(needed)
     np.put_along_axis(hot, order, needed, axis=-1)
     return hot
@@ -202,9 +202,7 @@ class Adapters:
         """
         module = None if name is None else self._module(name)
         for _, wrapper in wrappers(self._model):
-            wrapper.enable_adapters(module is not None)
-            if module is not None:
-                wrapper.set_adapter(module)
+            wrapper.set_adapter([] if module is None else module)
         self._model.requires_grad_(False)
         self.used = name
 
@@ -226,12 +224,12 @@ class Adapters:
 
     def _delete(self, module: str) -> None:
         assert self._adapted is not None
+        self.use(self.used)  # of an adapter in use PEFT would put another in its place
         if len(self._adapted.peft_config) > 1:
             self._adapted.delete_adapter(module)
         else:
             _unwrap(self._model)
             self._adapted = None
-        self.use(self.used)
 
 
 def read_config(folder: Path | str) -> peft.LoraConfig:
@@ -249,15 +247,15 @@ def read_config(folder: Path | str) -> peft.LoraConfig:
         raise AdapterError(f"{CONFIG} is damaged ({error}); save or download the adapter again.") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         raise AdapterError(f"{Path(folder).name} is not a LoRA adapter; only LoRA is supported.")
+    stored = {name: value for name, value in stored.items() if value is not None}
     if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
         raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
-    stored = {name: value for name, value in stored.items() if value is not None}
     if odd := [name for name, value in stored.items() if not _is_sound(name, value)]:
         raise AdapterError(f"{CONFIG} is damaged: {', '.join(odd)} can't be such; save or download the adapter again.")
     modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
     here = {*PRESETS["all"].modules, *PRESETS["router"].modules, *MOA, *MOE}
     if foreign := {*modules, *parameters} - here:
-        raise AdapterError(f"The adapter changes {', '.join(sorted(foreign))}, which JetMoE doesn't have.")
+        raise AdapterError(f"The adapter changes {', '.join(sorted(foreign))[:99]}, which JetMoE doesn't have.")
     ranks = [stored.get("r"), *(stored.get("rank_pattern") or {}).values()]
     if not all(isinstance(rank, int) and 1 <= rank <= MAX_RANK for rank in ranks):
         raise AdapterError(f"The adapter's ranks must be whole numbers from 1 to {MAX_RANK}, not {str(ranks)[:99]}.")
@@ -278,7 +276,7 @@ def _is_sound(name: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e9
+    return isinstance(value, int | float) and abs(value) < 1e12
 
 
 def _list(value: Any) -> list[str]:

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from jetmoe import single_query
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts import (
     JetMoeExperts,
@@ -457,7 +458,8 @@ class JetMoeAttention(nn.Module):
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
         if isinstance(cache, Past):
             cache.new = key, value
-            attended, attentions = single_query_attention(query, cache, mask, self.scaling), None  # [B, 1, K, H, C]
+            known = single_query.Known(cache.keys, cache.values, cache.length, key, value)
+            attended, attentions = single_query.attend(query, known, mask, self.scaling), None  # [B, 1, K, H, C]
         else:
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
@@ -480,7 +482,8 @@ class JetMoeAttention(nn.Module):
             )  # [B, H, K, C]
             return attended.transpose(1, 2).unsqueeze(1), None
         grouped = query.permute(0, 3, 2, 1, 4).reshape(B, H * K, S, C)
-        if implementation == "sdpa" and mask is None and S >= 2 * CAUSAL_BLOCK and query.device.type == "cpu":
+        reads = mask is None and not torch.is_grad_enabled()
+        if implementation == "sdpa" and reads and S >= 2 * CAUSAL_BLOCK and query.device.type == "cpu":
             attended = blockwise_causal_attention(grouped, key, value, dropout)  # [B, H * K, S, C]
             return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
         if implementation == "sdpa":
@@ -634,25 +637,6 @@ def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotary
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def single_query_attention(query: Tensor, past: Past, mask: Tensor | None, scaling: float) -> Tensor:
-    """Attention of one position `[B, 1, K, H, C]` over the past and its own key and value.
-
-    Written as sums, which Inductor fuses into few loops: setting up an attention kernel costs more than the attention
-    of one position.
-    """
-    key, value = (new.float() for new in past.new)  # [B, H, 1, C]
-    heads = query.squeeze(1).transpose(1, 2).float() * scaling  # [B, H, K, C]
-    scores = (heads.unsqueeze(3) * past.keys.float().unsqueeze(2)).sum(-1)  # [B, H, K, size]
-    before = torch.arange(past.keys.shape[2], device=query.device) < past.length  # [size]
-    scores = scores.masked_fill(~(before if mask is None else before & mask), torch.finfo(scores.dtype).min)
-    own = (heads * key).sum(-1, keepdim=True)  # [B, H, K, 1]
-    highest = torch.maximum(scores.amax(-1, keepdim=True), own)
-    weights, own = (scores - highest).exp(), (own - highest).exp()
-    attended = (weights.unsqueeze(-1) * past.values.float().unsqueeze(2)).sum(3) + own * value  # [B, H, K, C]
-    attended = attended / (weights.sum(-1, keepdim=True) + own)
-    return attended.transpose(1, 2).unsqueeze(1).to(query.dtype)
 
 
 def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

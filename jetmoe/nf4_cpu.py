@@ -1,17 +1,13 @@
 """Products with 4-bit tiles on a CPU with AVX512-BF16: `chosen_linear` to decode, `sorted_linear` for many rows.
 
-Decoding runs `nf4_cpu.c`, compiled when it is first needed (half a second): one call for all experts of a token costs a
-tenth of a call for each. Without a C compiler bitsandbytes' kernel does the same, expert by expert. Both are operations
-that a compiled graph can hold.
+Decoding runs `nf4_cpu.c`: one call for all experts of a token costs a tenth of a call for each. Where that can't be
+compiled, which `c_library.py` announces, bitsandbytes' kernel does the same, expert by expert. Both are operations that
+a compiled graph can hold.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetmoe import c_library
 from jetmoe.nf4 import BLOCK, TILE_ROWS, Parts, require_bitsandbytes
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -30,8 +27,9 @@ def supported() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def c_compiler() -> str | None:
-    return shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc") or shutil.which("clang")
+def problem() -> str:
+    """A sentence where products are slower than they could be on this processor, else ""."""
+    return _chosen()[1]
 
 
 def chosen_linear(rows: Tensor, experts: Tensor, tiles: Parts) -> Tensor:
@@ -77,41 +75,20 @@ def tile_linear(linear: Any) -> None:
     linear.tiles = Parts(*rows, *nested).tile()
 
 
-@cache
 def kernel() -> Callable[..., None] | None:
-    """`jetmoe_nf4_chosen` of nf4_cpu.c; None without a C compiler. Raises RuntimeError: the compiler failed."""
-    return _function("jetmoe_nf4_chosen", pointers=5, numbers=4)
+    """`jetmoe_nf4_chosen` of nf4_cpu.c; None where it can't be compiled."""
+    return _chosen()[0]
 
 
 @cache
 def quantizer() -> Callable[..., None] | None:
-    """`jetmoe_nf4_quantize` of nf4_cpu.c; None without a C compiler. Raises RuntimeError: the compiler failed."""
-    return _function("jetmoe_nf4_quantize", pointers=4, numbers=1)
-
-
-def _function(name: str, pointers: int, numbers: int) -> Callable[..., None] | None:
-    library = _compiled()
-    if library is None:
-        return None
-    function = getattr(library, name)
-    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_long] * numbers
-    function.restype = None
-    return function
+    """`jetmoe_nf4_quantize` of nf4_cpu.c; None where it can't be compiled."""
+    return c_library.function(SOURCE, "jetmoe_nf4_quantize", [ctypes.c_void_p] * 4 + [ctypes.c_long])[0]
 
 
 @cache
-def _compiled() -> ctypes.CDLL | None:
-    compiler = c_compiler()
-    if compiler is None:
-        return None
-    # In a folder of our own that is gone once the library is loaded: nobody can put another in its place.
-    with tempfile.TemporaryDirectory(prefix="jetmoe-") as folder:
-        library = Path(folder) / "nf4_cpu.so"
-        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed: {built.stderr.strip()}")
-        return ctypes.CDLL(str(library))
+def _chosen() -> tuple[Callable[..., None] | None, str]:
+    return c_library.function(SOURCE, "jetmoe_nf4_chosen", [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4)
 
 
 _library = torch.library.Library("jetmoe", "FRAGMENT")
@@ -121,6 +98,8 @@ _library.define("nf4_sorted_linear(Tensor rows, Tensor ends, Tensor codes, Tenso
 
 @torch.library.impl(_library, "nf4_chosen_linear", "CPU")
 def _chosen_linear(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
+    if rows.stride(0) == 0:
+        rows = rows[:1]  # one token's row, repeated for each of its experts
     assignments, repeat = len(experts), len(experts) // len(rows)
     rows, experts = rows.contiguous(), experts.contiguous()
     product = kernel()

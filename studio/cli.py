@@ -2,6 +2,8 @@
 
     python -m studio chat --prompt "What is a mixture of experts?"
     python -m studio chat --prompt "Hi" --json
+    python -m studio chat --adapter 3f2a
+    python -m studio export 3f2a --to DIR --merge
     python -m studio models
     python -m studio upcycle SRC DIR --replicas 4
     python -m studio bench generate
@@ -41,7 +43,7 @@ Precision = Annotated[
     str, typer.Option(help="nf4 (4-bit), bf16 or fp32; auto: 4-bit on a GPU, on a CPU what suits the model.")
 ]
 Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
-
+Adapter = Annotated[str | None, typer.Option(help="Answer with it: a run's id, or the folder of a PEFT adapter.")]
 Shape = Annotated[str | None, typer.Option(help="jetmoe-8b: random weights of that shape instead of a model.")]
 
 
@@ -56,7 +58,10 @@ def main() -> None:
 
 @app.command()
 def chat(
-    model: Model = "starter",
+    model: Annotated[
+        str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")
+    ] = None,
+    adapter: Adapter = None,
     precision: Precision = "auto",
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it, a conversation.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
@@ -71,40 +76,47 @@ def chat(
     as_json: Json = False,
 ) -> None:
     """Chats with a model; its answers stream."""
+    from studio.backend.adapters import find
     from studio.backend.engine import Engine, Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
     if as_json and prompt is None:
         raise StudioError("--json answers one message: give it with --prompt.")
-    # One answer is over before a compiler would have paid for itself.
-    engine = Engine(compile_steps=prompt is None)
+    run = None if adapter is None else find(adapter).run
+    # One answer is over before a compiler would have paid for itself, and a switch would wait for one that runs.
+    engine = Engine(compile_steps=prompt is None and adapter is None)
     with progress_bar() as progress:
-        engine.load(model, progress, cast(Any, precision))
+        engine.load(model or (run.model if run else "starter"), progress, cast(Any, precision))
+    if adapter is not None:
+        engine.load_adapter(adapter, adapter)
+        engine.compile_steps = prompt is None
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is None:
-        converse(engine, messages, sampling)
+        converse(engine, messages, sampling, adapter)
         return
     messages.append({"role": "user", "content": prompt})
-    answer = write_answer(engine, messages, sampling, show=not as_json)
+    answer = write_answer(engine, messages, sampling, adapter, show=not as_json)
     if as_json:
         print(json.dumps(answer))
 
 
-def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling) -> None:
+def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None) -> None:
     """Questions from the terminal until an empty line or the end of input."""
     print(f"{engine.status().text} An empty line ends the conversation.", file=sys.stderr)
     while question := _ask():
         messages.append({"role": "user", "content": question})
-        answer = write_answer(engine, messages, sampling, show=True)
+        answer = write_answer(engine, messages, sampling, adapter, show=True)
         messages.append({"role": "assistant", "content": answer["text"]})
 
 
-def write_answer(engine: Engine, messages: list[dict[str, str]], sampling: Sampling, show: bool) -> dict[str, Any]:
+def write_answer(
+    engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None, show: bool
+) -> dict[str, Any]:
     """The answer as the document that `chat --json` prints; streams it to stdout where `show`."""
     from jetmoe import RoutingTrace
 
     text, token_ids, traces, timing = "", [], [], None
-    for event in engine.generate(messages, sampling):
+    for event in engine.generate(messages, sampling, adapter=adapter):
         if event.kind == "notice":
             print(event.text, file=sys.stderr)
             continue
@@ -125,6 +137,7 @@ def write_answer(engine: Engine, messages: list[dict[str, str]], sampling: Sampl
         )
     return {
         "text": text,
+        "adapter": adapter,
         "token_ids": token_ids,
         "prompt_tokens": timing.prompt_tokens,
         "ttft_s": round(timing.ttft_s, 4),
@@ -138,6 +151,31 @@ def routing_summary(trace: RoutingTrace) -> dict[str, Any]:
     from studio.analysis.load import load
 
     return {"shape": list(trace.experts.shape), "load": load(trace, "expert").round(5).tolist()}
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's id, or its first characters; or the folder of a PEFT adapter.")],
+    to: Annotated[Path, typer.Option(help="Folder for it; made anew.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the weights, and prove it.")] = False,
+    four_bit: Annotated[bool, typer.Option("--four-bit", help="With --merge: in 4 bits instead of 16.")] = False,
+    model: Annotated[str | None, typer.Option(help="The model that was trained, where no run tells.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a run's adapter, or the model with it merged in, with a model card."""
+    from studio.backend import export as exporting
+
+    with progress_bar() as progress:
+        exported = exporting.export(run, to, merge, four_bit, model, progress)
+    if as_json:
+        print(json.dumps(exported.row()))
+        return
+    print(exported.folder)
+    if proof := exported.proof:
+        print(
+            f"Merge proof: off by {proof['error']:.3f} of the adapter's change (at most {proof['tolerance']}), and by "
+            f"{proof['from_base']:.3f} from the base; read back and compared on {proof['tokens']} tokens."
+        )
 
 
 @app.command()
@@ -248,6 +286,25 @@ def bench_load(
     from studio.backend.bench import load, table
 
     report = load(model, weights or ["bf16", "nf4"], threads, repeats, shape)
+    print(json.dumps(report) if as_json else table(report))
+
+
+@bench_app.command("train")
+def bench_train(
+    model: Model = "starter",
+    shape: Shape = None,
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, nf4, fp32; repeatable.")] = None,
+    batch: int = 4,
+    length: int = 256,
+    rank: int = 16,
+    threads: int = 2,
+    repeats: int = 5,
+    as_json: Json = False,
+) -> None:
+    """Training steps of a LoRA on all experts, against stock PEFT on transformers' own class."""
+    from studio.backend.bench import table, train
+
+    report = train(model, weights or ["bf16"], batch, length, rank, threads, repeats, shape)
     print(json.dumps(report) if as_json else table(report))
 
 

@@ -27,6 +27,7 @@ Report = dict[str, Any]
 STUDIO = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager"]
 # "transformers" in nf4 is its own loading with bitsandbytes' load_in_4bit, which leaves experts in 16 bits.
 PEERS = ["jetmoe-studio", "transformers"]
+CHECKPOINTED = "jetmoe-studio-checkpointed"
 WEIGHTS = ("bf16", "nf4", "fp32")
 # Each figure is the median of the repeats, but for memory, which is the peak.
 COLUMNS = {
@@ -35,6 +36,7 @@ COLUMNS = {
     "prefill_tok_s": "prefill tok/s",
     "decode_tok_s": "decode tok/s",
     "ttft_s": "first token s",
+    "train_tok_s": "train tok/s",
     "load_s": "load s",
     "bandwidth": "of bandwidth",
     "peak_gib": "peak GiB",
@@ -78,6 +80,28 @@ def load(model_id: str, weights: list[str], threads: int, repeats: int, shape: s
     """From a folder to a model that is ready for its first token; arguments as of `generate`."""
     work = {"bench": "load", "model": shape or model_id, "threads": threads, "repeats": repeats}
     runs = [(system, kind) for kind in _known(weights) for system in PEERS]
+    return _report(work, runs, model_id, shape)
+
+
+def train(
+    model_id: str,
+    weights: list[str],
+    batch: int,
+    length: int,
+    rank: int,
+    threads: int,
+    repeats: int,
+    shape: str | None = None,
+) -> Report:
+    """Optimizer steps of a LoRA on all experts, against stock PEFT's `target_parameters` on stock transformers, which
+    can't checkpoint gradients; other arguments as of `generate`.
+
+    Args:
+        batch, length: of a step, rows and tokens.
+    """
+    work = {"bench": "train", "model": shape or model_id, "batch": batch, "length": length, "rank": rank,
+            "threads": threads, "repeats": repeats}  # fmt: skip
+    runs = [(system, kind) for kind in _known(weights) for system in ["jetmoe-studio", CHECKPOINTED, "transformers"]]
     return _report(work, runs, model_id, shape)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.backend import bench_shapes
+from studio.backend import bench_shapes, bench_training
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.bfloat16}
 Work = dict[str, Any]
@@ -28,6 +28,8 @@ def main(work: Work) -> dict[str, Any]:
     torch.set_num_threads(work["threads"])
     if work["bench"] == "load":
         return bench_load(work)
+    if work["bench"] == "train":
+        return {**bench_training.train(load_model(work)[0], work, synchronize), "peak_gib": peak_gib()}
     if work["system"] == "llama.cpp":
         return bench_llama_cpp(work)
     model, _ = load_model(work)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import psutil
 import torch
 
-from jetmoe import nf4_cpu
+from jetmoe import nf4_cpu, single_query
 from studio.backend.catalog import ModelEntry
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
@@ -99,6 +99,6 @@ def _notice(device: str, used: str, wanted: str) -> str:
         return "This processor has no native bf16, so it computes in 32 bits."
     if device == "cpu" and used == "nf4" and not nf4_cpu.supported():
         return "This processor has no AVX512-BF16, so 4-bit weights are unpacked for every token, which is slow."
-    if device == "cpu" and used == "nf4" and nf4_cpu.c_compiler() is None:
-        return "No C compiler was found; install gcc for faster 4-bit answers."
+    if device == "cpu" and used != "fp32":
+        return (nf4_cpu.problem() if used == "nf4" else "") or single_query.problem()
     return ""

@@ -107,9 +107,7 @@ class _Training:
         self.checkpoint = last_checkpoint(run)
         if self.is_main:
             _same_data(run, self.prepared)
-        self.watcher = Watcher(
-            run, store, self.prepared, show, steps=total_steps(self.prepared, processes().num_processes)
-        )
+        self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared))
         self.trainer = StudioTrainer(self.prepared, run, self.watcher)
 
     def finish(self) -> str:

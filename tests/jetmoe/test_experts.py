@@ -1,9 +1,31 @@
 """The expert layer against the dumbest correct code: every path, outputs and gradients."""
 
+import peft
 import pytest
 import torch
+import torch.nn.functional as F
 
-from jetmoe.experts import JetMoeExperts, Routing, chosen_linear, combine, dispatch, permute, sorted_linear
+from jetmoe import nf4, nf4_cpu
+from jetmoe.experts import (
+    JetMoeExperts,
+    Routing,
+    chosen_linear,
+    combine,
+    dispatch,
+    dispatched_linear,
+    permute,
+    sorted_linear,
+)
+from jetmoe.modeling import JetMoeRMSNorm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than products of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def dumb(weight, tokens, routing):
@@ -64,3 +86,158 @@ def test_combine_weighs_by_gate():
     rows = torch.randn(10, 6)
     expected = torch.stack([sum(routing.gates[t, k] * rows[2 * t + k] for k in range(2)) for t in range(5)])
     torch.testing.assert_close(combine(rows, routing.gates), expected)
+
+
+# --- frozen weights with adapters beside them
+
+
+def adapted_experts(E, out, inner, R=4, dtype=torch.bfloat16, stored="plain"):
+    """Stock PEFT's wrapper of a frozen expert layer, its factors not zero."""
+    experts = JetMoeExperts(E, inner, out)
+    torch.nn.init.normal_(experts.weight)
+    if stored != "plain":
+        parts = nf4.quantize(experts.weight.detach().to(dtype)).parts
+        experts.weight = torch.nn.Parameter(nf4.NF4Tensor(parts.tile() if stored == "tiles" else parts, dtype), False)
+    config = peft.LoraConfig(r=R, lora_alpha=6, target_parameters=["experts.weight"])
+    wrapper = peft.get_peft_model(torch.nn.ModuleDict({"experts": experts}), config).base_model.model["experts"]
+    for factor in (wrapper.lora_A, wrapper.lora_B):
+        torch.nn.init.normal_(factor["default"].weight, std=0.3)
+    return wrapper.to(dtype)
+
+
+def dumb_adapted(wrapper, tokens, routing):
+    """In fp32, from the weights that stock PEFT would make."""
+    factors = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
+    weight = wrapper.get_base_layer().weight.detach()
+    weight = weight.dequantize(torch.float32) if isinstance(weight, nf4.NF4Tensor) else weight.float()
+    E, out, inner = weight.shape
+    A, B = (factor.detach().float().requires_grad_() for factor in factors)
+    per_expert = [B.view(out, -1, E)[:, :, e] @ A.view(E, -1, inner)[e] for e in range(E)]  # [out, in] each
+    wide = tokens.detach().float().requires_grad_()
+    changed = torch.stack([weight[e] + wrapper.scaling["default"] * per_expert[e] for e in range(E)])
+    return dumb(changed, wide, routing), [wide, A, B]
+
+
+def uneven_routing(sizes, K, seed=0):
+    """Each expert gets as many assignments as asked; no token picks an expert twice."""
+    torch.manual_seed(seed)
+    ids = torch.cat([torch.full((size,), e) for e, size in enumerate(sizes)])
+    experts = ids.view(K, -1).t()  # [T, K]: an expert that got at most T is in no row twice
+    experts = experts[torch.randperm(len(experts))]
+    logits = torch.zeros(len(experts), len(sizes))
+    return Routing(logits, experts, torch.full(experts.shape, 1 / K))
+
+
+def run_frozen(wrapper, tokens, routing, path):
+    """In token order, by the products that gather tokens themselves or by those of sorted rows."""
+    if path == "gathered":
+        rows = dispatched_linear(wrapper, tokens, routing)
+    else:
+        rows = sorted_linear(wrapper, dispatch(tokens, routing), routing)
+    return permute(rows, routing.sorted().inverse, routing.sorted().order)
+
+
+def gradients(rows, wrapper, tokens, direction):
+    factors = [wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight]
+    return torch.autograd.grad((rows.float() * direction).sum(), [tokens, *factors])
+
+
+# Nothing for some, one row, sizes next to a power of two, and a last expert whose room lies beyond the rows.
+SIZES = [[0, 1, 33, 66, 0, 20], [40, 0, 0, 0, 40, 40], [0, 0, 61, 0, 0, 59], [1, 17, 31, 16, 15, 40]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("K", [1, 2, 3])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_frozen_weights_with_adapters(sizes, K, path, dtype):
+    routing = uneven_routing(sizes, K)
+    assert routing.sorted().sizes() == sizes
+    wrapper = adapted_experts(len(sizes), 24, 40, dtype=dtype)
+    assert_as_dumb(wrapper, torch.randn(len(routing.experts), 40, dtype=dtype), routing, path)
+
+
+@pytest.mark.parametrize("stored", ["rows", "tiles"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("sizes", SIZES[:2])
+def test_4bit_weights_with_adapters(sizes, path, dtype, stored):
+    """Tiles train on any processor and in any dtype, but answer only in bf16 where it multiplies them."""
+    routing = uneven_routing(sizes, 2)
+    wrapper = adapted_experts(len(sizes), 32, 64, dtype=dtype, stored=stored)
+    answers = stored == "rows" or (dtype == torch.bfloat16 and nf4_cpu.supported())
+    assert_as_dumb(wrapper, torch.randn(len(routing.experts), 64, dtype=dtype), routing, path, answers)
+
+
+def assert_as_dumb(wrapper, tokens, routing, path, answers=True):
+    """Outputs, when answering too, and all gradients; also where tokens need none."""
+    dtype = tokens.dtype
+    expected, inputs = dumb_adapted(wrapper, tokens, routing)
+    assert_close_for(dtype, run_frozen(wrapper, tokens, routing, path), expected)
+    if answers:
+        with torch.no_grad():
+            assert_close_for(dtype, run_frozen(wrapper, tokens, routing, path), expected)
+    tokens.requires_grad_()
+    rows = run_frozen(wrapper, tokens, routing, path)
+    assert_close_for(dtype, rows, expected)
+    direction = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad((expected * direction).sum(), inputs)
+    for grad, other in zip(gradients(rows, wrapper, tokens, direction), expected_grads, strict=True):
+        assert_close_for(dtype, grad, other)
+
+
+def assert_close_for(dtype, result, expected):
+    """bf16 rounds factors, rows and sums to 8 bits each."""
+    assert result.dtype == dtype
+    share = 1e-5 if dtype == torch.float32 else 2**-6
+    atol = share * float(expected.detach().abs().max())
+    torch.testing.assert_close(result.float(), expected, rtol=2 * share, atol=atol)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["row", "gradient"])
+@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("K", [1, 2])
+def test_a_bad_row_stays_with_its_experts(K, path, where, bad):
+    sizes = [33, 0, 40, 17, 30]
+    routing = uneven_routing(sizes, K)
+    wrapper = adapted_experts(len(sizes), 24, 40)
+    tokens = torch.randn(len(routing.experts), 40).bfloat16()
+    direction = torch.randn(sum(sizes), 24)
+    first = int(routing.sorted().order[sizes[0]])  # of expert 2: the row behind expert 0's
+    (tokens[first // K] if where == "row" else direction[first])[3] = bad
+    tokens.requires_grad_()
+    rows = run_frozen(wrapper, tokens, routing, path)
+    expected, inputs = dumb_adapted(wrapper, tokens, routing)
+    assert torch.equal(rows.isfinite().all(1), expected.isfinite().all(1))
+    expected_grads = torch.autograd.grad((expected * direction).sum(), inputs)
+    assert not all(other.isfinite().all() for other in expected_grads)
+    for grad, other in zip(gradients(rows, wrapper, tokens, direction), expected_grads, strict=True):
+        assert (grad.isfinite() | ~other.isfinite()).all()
+
+
+# --- norms that keep their input as it is
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_norm_and_its_gradients(dtype, frozen):
+    torch.manual_seed(0)
+    norm = JetMoeRMSNorm(24, 1e-2)
+    torch.nn.init.normal_(norm.weight)
+    norm.to(dtype).requires_grad_(not frozen)
+    hidden = (3 * torch.randn(2, 5, 24)).to(dtype)
+    hidden[0, 0] = 0  # where eps alone counts
+    before = hidden.clone()
+    hidden.requires_grad_()
+    result = norm(hidden)
+    wide, weight = hidden.detach().float().requires_grad_(), norm.weight.detach().float().requires_grad_()
+    expected = F.rms_norm(wide, [24], weight, 1e-2)
+    assert_close_for(dtype, result, expected)
+    inputs, wide_inputs = ([hidden], [wide]) if frozen else ([hidden, norm.weight], [wide, weight])
+    direction = torch.randn(2, 5, 24)
+    grads = torch.autograd.grad((result.float() * direction).sum(), inputs)
+    expected_grads = torch.autograd.grad((expected * direction).sum(), wide_inputs)
+    for grad, other in zip(grads, expected_grads, strict=True):
+        assert_close_for(dtype, grad, other)
+    assert torch.equal(hidden, before)

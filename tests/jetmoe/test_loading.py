@@ -3,8 +3,12 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import bitsandbytes.functional as bnb
+import huggingface_hub.constants
 import pytest
 import torch
 from accelerate.hooks import add_hook_to_module
@@ -12,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from jetmoe import JetMoeForCausalLM, JetMoeForSequenceClassification, loading, nf4_cpu
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, loading, nf4, nf4_cpu
 from jetmoe.experts import JetMoeExperts
 from jetmoe.loading import INDEX, CheckpointError, RunOn, convert, load, quantized_share
 from jetmoe.nf4 import NF4Tensor, quantize
+from studio.backend import bench_shapes
 from tests.jetmoe.toy import toy_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 32, "num_hidden_layers": 3}
@@ -141,6 +146,53 @@ def test_memory_footprint_counts_what_is_stored(whole, double):
     assert tiles == pytest.approx(expected, abs=1000 if double else 0)
 
 
+def test_the_released_shape_takes_at_most_5_2_gib():
+    """As computed from what each parameter is stored in, in tiles too, where projections are there twice."""
+    config = JetMoeConfig(**bench_shapes.SHAPES["jetmoe-8b"])
+    with torch.device("meta"):
+        model = JetMoeForCausalLM(config).bfloat16()
+    total = {"rows": 0, "tiles": 0}
+    for slot in loading._slots(model, True, False, torch.bfloat16):
+        numbers = slot.shape.numel()
+        if isinstance(slot.module, JetMoeExperts):
+            sizes = {kind: nf4.empty(tuple(slot.shape), device="meta", tiled=kind == "tiles").nbytes for kind in total}
+            assert max(sizes.values()) <= 0.57 * numbers
+        else:
+            rows = numbers * (nf4.BYTES_PER_WEIGHT if slot.quantized else 2)
+            sizes = {"rows": rows, "tiles": rows * (2 if slot.quantized else 1)}
+        total = {kind: total[kind] + sizes[kind] for kind in total}
+    assert model.num_parameters() > 8.5e9 and 4.4 < min(total.values()) / 2**30 < max(total.values()) / 2**30 <= 5.2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget an earlier peak")
+def test_memory_peaks_near_the_final_size(tmp_path):
+    """In a process of its own, so that no memory of earlier tests is taken again."""
+    wide = toy_model(hidden_size=1024, intermediate_size=2048, kv_channels=64, num_local_experts=8)
+    wide.bfloat16().save_pretrained(tmp_path)
+    run = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    footprint, growth = map(int, run.stdout.split())
+    one_slice = 2 * 2 * 2048 * 1024  # an expert's larger projection
+    assert growth < footprint + 4 * one_slice, (footprint, growth)
+
+
+# Loads twice; the first time fills what libraries keep.
+PEAK = """
+import sys
+from pathlib import Path
+from jetmoe import JetMoeForCausalLM
+from jetmoe.loading import load
+
+def kib(name):
+    return next(int(row.split()[1]) for row in open("/proc/self/status") if row.startswith(name))
+
+del_me = load(JetMoeForCausalLM, sys.argv[1], quantization="nf4")
+Path("/proc/self/clear_refs").write_text("5")
+before = kib("VmRSS")
+model = load(JetMoeForCausalLM, sys.argv[1], quantization="nf4")
+print(model.get_memory_footprint(), (kib("VmHWM") - before) * 1024)
+"""
+
+
 def test_every_way_to_ask_for_4_bits_is_the_same(whole):
     expected = logits(load_4bit(whole))
     assert not torch.equal(expected, logits(load(JetMoeForCausalLM, whole)))
@@ -256,6 +308,55 @@ def test_converting_goes_on_where_it_stopped(whole, tmp_path):
     assert {file for file in files if file.stat().st_mtime_ns != times[file]} == {files[2]}
     assert not list(tmp_path.glob("*.part"))
     assert torch.equal(logits(JetMoeForCausalLM.from_pretrained(tmp_path)), expected)
+
+
+def test_a_conversion_of_something_else_is_not_gone_on_with(whole, tmp_path):
+    convert(whole, tmp_path / "to")
+    (tmp_path / "to" / INDEX).unlink()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "to").iterdir()}
+    other = shutil.copytree(whole, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors[f"{LAYER}.mlp.bias"] += 1  # another training of the same model
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    for folder, double in ((other, False), (whole, True)):
+        with pytest.raises(CheckpointError, match=r"of another checkpoint or of other settings .* delete this one"):
+            convert(folder, tmp_path / "to", double_quantization=double)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "to").iterdir()} == before
+    convert(shutil.copytree(whole, tmp_path / "moved"), tmp_path / "to")  # the same, wherever it lies
+    with pytest.raises(CheckpointError, match="of another checkpoint"):
+        convert(whole, other)  # nor are weights overwritten that no conversion made
+
+
+# --- from the hub
+
+
+@pytest.fixture
+def hub(whole, tmp_path, monkeypatch):
+    """A hub's cache with a 4-bit checkpoint, doubly quantized: whole, and in a folder of the repository."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # Auto classes ask all the same
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--somebody--jetmoe-4bit"
+    snapshot = repository / "snapshots" / revision
+    convert(whole, snapshot / "inner", double_quantization=True)
+    shutil.copytree(snapshot / "inner", snapshot, dirs_exist_ok=True)
+    for name in ("main", "v1"):
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / name).write_text(revision)
+    return {"cache_dir": tmp_path / "hub", "local_files_only": True}
+
+
+@pytest.mark.parametrize("model_class", [JetMoeForCausalLM, AutoModelForCausalLM])
+@pytest.mark.parametrize("where", [{}, {"revision": "v1"}, {"subfolder": "inner"}])
+def test_a_4_bit_checkpoint_on_the_hub_loads_in_4_bits(whole, hub, where, model_class):
+    model = model_class.from_pretrained("somebody/jetmoe-4bit", **where, **hub)
+    assert quantized_share(model) > 0.5 and model.config.quantization_config["bnb_4bit_use_double_quant"]
+    assert torch.equal(logits(model), logits(load_4bit(whole, double_quantization=True)))
+
+
+def test_a_checkpoint_that_the_hub_does_not_have(hub):
+    for name, where in (("somebody/else", {}), ("somebody/jetmoe-4bit", {"revision": "v2"})):
+        with pytest.raises(OSError, match="cached files"):
+            JetMoeForCausalLM.from_pretrained(name, **where, **hub)
 
 
 # --- devices

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import sys
 
 import bitsandbytes.functional as bnb
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from jetmoe import JetMoeForCausalLM, nf4, nf4_cpu
+from jetmoe import JetMoeForCausalLM, c_library, nf4, nf4_cpu
 from jetmoe.decode import compiled_step, step
 from jetmoe.experts import JetMoeExperts, Routing, chosen_linear, dispatch, permute, project, sorted_linear
 from jetmoe.loading import load
@@ -128,6 +129,14 @@ def test_a_missing_bitsandbytes_is_one_sentence(monkeypatch):
     with pytest.raises(RuntimeError, match=r"4-bit weights need bitsandbytes.*pip install 'bitsandbytes") as raised:
         nf4.require_bitsandbytes()
     assert "16-bit" in str(raised.value)
+
+
+def test_a_broken_bitsandbytes_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "bitsandbytes.py").write_text("raise OSError('libbitsandbytes_cpu.so: invalid ELF header')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    with pytest.raises(RuntimeError, match=r"importing it fails \(libbits.* invalid ELF header\).*pip install"):
+        nf4.require_bitsandbytes()
 
 
 # --- the parameter
@@ -314,12 +323,49 @@ def test_strided_rows():
     assert torch.equal(nf4_cpu.sorted_linear(strided, ends, tiles), nf4_cpu.sorted_linear(rows, ends, tiles))
 
 
-def test_a_c_compiler_that_fails_is_reported(monkeypatch):
-    monkeypatch.setattr(nf4_cpu, "c_compiler", lambda: "false")
-    with pytest.raises(RuntimeError, match=r"false -O3 .* failed"):
-        nf4_cpu._compiled.__wrapped__()
-    monkeypatch.setattr(nf4_cpu, "c_compiler", lambda: None)
-    assert nf4_cpu._compiled.__wrapped__() is None
+@pytest.fixture
+def fresh():
+    """What was compiled is forgotten, before and after."""
+    cached = (c_library.built, nf4_cpu._chosen, nf4_cpu.quantizer)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old"])
+def bad_compiler(request, fresh, tmp_path, monkeypatch):
+    """A C compiler that does not help, and what is said of it."""
+    scripts = {
+        "fails": "echo 'no such option: -fopenmp' >&2; exit 1",
+        "makes nothing of use": 'for last; do :; done; echo garbage > "$last"',
+        "is too old": 'shift 2; gcc -O1 -march=x86-64 "$@"',
+    }
+    if request.param == "is not there":
+        monkeypatch.setattr(c_library, "c_compiler", lambda: None)
+        return "install gcc"
+    compiler = tmp_path / "fake-cc"
+    compiler.write_text(f"#!/bin/sh\n{scripts[request.param]}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    return "install a newer gcc" if request.param == "is too old" else r"fake-cc can't build nf4_cpu\.c .* set CC"
+
+
+@tiles_only
+def test_a_c_compiler_that_does_not_help_is_announced_and_done_without(bad_compiler, caplog):
+    experts = experts_of(LAYOUTS["tiles"](weights(torch.bfloat16)))
+    rows, routing = uneven(torch.bfloat16)
+    c_library.built.cache_clear()
+    nf4_cpu.quantizer.cache_clear()
+    with pytest.warns(UserWarning, match=bad_compiler):
+        in_order = both_products(experts, rows, routing)[1]
+    assert nf4_cpu.kernel() is None and re.search(bad_compiler, caplog.text)
+    assert_rounded(in_order, dumb(experts.weight.dequantize(torch.float32), rows.float(), routing))
+
+
+def test_a_c_compiler_that_works_needs_no_word(fresh, recwarn):
+    assert nf4_cpu.quantizer() is not None and nf4_cpu.problem() == "" and not recwarn.list
 
 
 @pytest.mark.parametrize("path", ["sorted", "chosen"])

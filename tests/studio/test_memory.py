@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from jetmoe import nf4_cpu
+from jetmoe import nf4_cpu, single_query
 from studio.backend import catalog, memory
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
@@ -37,8 +37,16 @@ def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
     wide = memory.placement(STARTER, "bf16")
     assert wide.precision == "fp32" and "no native bf16" in wide.notice
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    monkeypatch.setattr(nf4_cpu, "c_compiler", lambda: None)
-    assert "install gcc" in memory.placement(STARTER, "nf4").notice
+    assert memory.placement(STARTER, "nf4").notice == nf4_cpu.problem() == ""
+
+
+def test_a_c_compiler_that_fails_is_said(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for module, precisions in ((nf4_cpu, ["nf4"]), (single_query, ["nf4", "bf16"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "problem", lambda: "No C compiler was found.")
+            notices = {used: memory.placement(STARTER, used).notice for used in ("nf4", "bf16")}
+        assert {used for used, notice in notices.items() if notice == "No C compiler was found."} == set(precisions)
 
 
 def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):

@@ -1,0 +1,104 @@
+"""Attention of one position over the keys and values before it and its own: what a decoding step does.
+
+On a CPU in bf16 it runs `single_query.c`, an operation that a compiled graph can hold. It reads only the keys that are
+there, where a graph of fixed shapes reads the whole buffer: a third of a step of JetMoE-8B in 4 bits. Shape letters are
+declared in `jetmoe/routing.py`; H heads, C channels of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jetmoe import c_library
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+class Known(NamedTuple):
+    """What a position sees."""
+
+    keys: Tensor  # [B, H, size, C]
+    values: Tensor  # [B, H, size, C]
+    length: Tensor  # [], how many of them are there
+    key: Tensor  # [B, H, 1, C], its own
+    value: Tensor  # [B, H, 1, C]
+
+
+def attend(query: Tensor, known: Known, mask: Tensor | None, scaling: float) -> Tensor:
+    """`[B, 1, K, H, C]` -> `[B, 1, K, H, C]`.
+
+    Args:
+        mask: bool `[B or 1, 1, 1, size]`, False where a key is not to be seen.
+    """
+    if query.device.type == "cpu" and query.dtype == known.keys.dtype == torch.bfloat16:
+        return torch.ops.jetmoe.single_query_attention(query, *known, mask, scaling)
+    return sums(query, known, mask, scaling)
+
+
+def sums(query: Tensor, known: Known, mask: Tensor | None, scaling: float) -> Tensor:
+    """`attend` written as sums, which Inductor fuses into few loops: setting up an attention kernel costs more than the
+    attention of one position."""
+    key, value = known.key.float(), known.value.float()  # [B, H, 1, C]
+    heads = query.squeeze(1).transpose(1, 2).float() * scaling  # [B, H, K, C]
+    scores = (heads.unsqueeze(3) * known.keys.float().unsqueeze(2)).sum(-1)  # [B, H, K, size]
+    before = torch.arange(known.keys.shape[2], device=query.device) < known.length  # [size]
+    scores = scores.masked_fill(~(before if mask is None else before & mask), torch.finfo(scores.dtype).min)
+    own = (heads * key).sum(-1, keepdim=True)  # [B, H, K, 1]
+    highest = torch.maximum(scores.amax(-1, keepdim=True), own)
+    weights, own = (scores - highest).exp(), (own - highest).exp()
+    attended = (weights.unsqueeze(-1) * known.values.float().unsqueeze(2)).sum(3) + own * value  # [B, H, K, C]
+    attended = attended / (weights.sum(-1, keepdim=True) + own)
+    return attended.transpose(1, 2).unsqueeze(1).to(query.dtype)
+
+
+def problem() -> str:
+    """A sentence where the C file can't be compiled and the sums run in its place, else ""."""
+    return _kernel()[1]
+
+
+@cache
+def _kernel() -> tuple[Callable[..., None] | None, str]:
+    numbers = [ctypes.c_long] * 6 + [ctypes.c_float]
+    return c_library.function(SOURCE, "jetmoe_attend", [ctypes.c_void_p] * 8 + numbers)
+
+
+_library = torch.library.Library("jetmoe", "FRAGMENT")
+_library.define(
+    "single_query_attention(Tensor query, Tensor keys, Tensor values, Tensor length, Tensor key, Tensor value, "
+    "Tensor? mask, float scaling) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "single_query_attention", "CPU")
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    length: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    function, _ = _kernel()
+    if function is None:
+        return sums(query, Known(keys, values, length, key, value), mask, scaling)
+    B, _, K, H, C = query.shape
+    size = keys.shape[2]
+    visible = torch.ones(B, size, dtype=torch.bool) if mask is None else mask.expand(B, 1, 1, size).contiguous()
+    tensors = [tensor.contiguous() for tensor in (query, keys, values, key, value, visible)]
+    tensors += [torch.empty(B, H, K, size + 1), torch.empty(query.shape, dtype=query.dtype)]
+    function(*(tensor.data_ptr() for tensor in tensors), B, K, H, size, C, int(length), scaling)
+    return tensors[-1]
+
+
+@torch.library.impl(_library, "single_query_attention", "Meta")
+def _attend_shape(query: Tensor, *args) -> Tensor:
+    return torch.empty(query.shape, dtype=query.dtype, device="meta")
