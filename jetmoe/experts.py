@@ -176,6 +176,13 @@ def combine(rows: Tensor, gates: Tensor) -> Tensor:
     return total
 
 
+def collect(rows: Tensor, routing: Routing) -> Tensor:
+    """The sum over a token's experts of sorted rows, which its gates have weighed already: `[A, out]` -> `[T, out]`."""
+    if rows.requires_grad and torch.is_grad_enabled():
+        return _Collect.apply(rows, routing.sorted(), routing.top_k)
+    return _summed_by_token(rows, routing.sorted(), routing.top_k)
+
+
 def project(linear: nn.Module, rows: Tensor) -> Tensor:
     """`linear(rows)` with what adapters add, `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor
     fuses with its neighbours."""
@@ -430,9 +437,9 @@ def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: 
     return part
 
 
-def _summed_by_token(grad: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
-    """The gradient of each token from those of its sorted assignments: `[A, in]` -> `[T, in]`."""
-    return grad.index_select(0, assignments.inverse).view(-1, top_k, grad.shape[-1]).sum(1)
+def _summed_by_token(rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
+    """The sum of each token's sorted assignments: `[A, *]` -> `[T, *]`."""
+    return rows.index_select(0, assignments.inverse).view(-1, top_k, rows.shape[-1]).sum(1)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -444,6 +451,17 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         return _summed_by_token(grad, ctx.assignments, ctx.top_k), None, None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
+        ctx.assignments, ctx.top_k = assignments, top_k
+        return _summed_by_token(rows, assignments, top_k)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad.index_select(0, ctx.assignments.order // ctx.top_k), None, None
 
 
 class _Permute(torch.autograd.Function):

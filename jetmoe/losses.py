@@ -14,7 +14,7 @@ from torch import Tensor
 
 IGNORED = -100
 # Bytes of the fp32 logits that exist at once.
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**25
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -31,6 +32,7 @@ from jetmoe.experts import (
     JetMoeExperts,
     Routing,
     chosen_linear,
+    collect,
     combine,
     dispatched_linear,
     few_tokens,
@@ -524,12 +526,11 @@ class JetMoeMoA(nn.Module):
     def reduce(self, rows: Tensor, routing: Routing) -> Tensor:
         """Output projections of the same experts, summed by gate: `[A, H * C]` -> `[T, D]`."""
         if few_tokens(routing):
-            rows = chosen_linear(self.output_linear, rows, routing)  # [A, D]
-        else:
-            rows = permute(rows, routing.sorted().order, routing.sorted().inverse)
-            rows = sorted_linear(self.output_linear, rows, routing)  # [A, D]
-            rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
-        return combine(rows, routing.gates) + self.bias
+            return combine(chosen_linear(self.output_linear, rows, routing), routing.gates) + self.bias
+        # Weighed before the product, so that its result need not be kept for the gradient of the gates.
+        rows = rows * routing.gates.flatten().unsqueeze(1)  # [A, H * C]
+        rows = permute(rows, routing.sorted().order, routing.sorted().inverse)
+        return collect(sorted_linear(self.output_linear, rows, routing), routing) + self.bias
 
 
 class JetMoeMoE(nn.Module):
@@ -549,12 +550,21 @@ class JetMoeMoE(nn.Module):
         routing = self.router(tokens)
         if few_tokens(routing):
             rows = self._gated(chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing))
-            rows = chosen_linear(self.output_linear, rows, routing)  # [A, D]
+            result = combine(chosen_linear(self.output_linear, rows, routing), routing.gates)  # [T, D]
         else:
-            rows = self._gated(dispatched_linear(self.input_linear, tokens, routing))
-            rows = sorted_linear(self.output_linear, rows, routing)  # [A, D]
-            rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
-        return (combine(rows, routing.gates) + self.bias).view_as(hidden), routing
+            rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, 2 * I]
+            gates = permute(routing.gates.flatten().unsqueeze(1), routing.sorted().order, routing.sorted().inverse)
+            if rows.requires_grad and torch.is_grad_enabled():
+                # Computed again for the gradient: cheap, and as large as all that is kept otherwise.
+                rows = checkpoint(self._weighed, rows, gates, use_reentrant=False, preserve_rng_state=False)
+            else:
+                rows = self._weighed(rows, gates)
+            result = collect(sorted_linear(self.output_linear, rows, routing), routing)  # [T, D]
+        return (result + self.bias).view_as(hidden), routing
+
+    def _weighed(self, rows: Tensor, gates: Tensor) -> Tensor:
+        """Weighed before the last product, so that its result need not be kept: `[A, 2 * I]`, `[A, 1]` -> `[A, I]`."""
+        return self._gated(rows) * gates
 
     def _gated(self, rows: Tensor) -> Tensor:
         """`[A, 2 * I]` -> `[A, I]`."""

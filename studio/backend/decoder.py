@@ -84,6 +84,12 @@ class Decoder:
         self.token_ids.append(token_id)
         return logits
 
+    def change_model(self, change: Callable[[], None]) -> None:
+        """Changes the weights, such as the adapter in use: keys, values and compiled steps of before are void."""
+        self.compiled.pause()
+        self.token_ids = []
+        change()
+
     def trace(self, texts: Sequence[str], prompt_tokens: int, start: int = 0) -> RoutingTrace:
         """The routing of the tokens from `start` on; the first `prompt_tokens` of all are the prompt."""
         assert self.recorder is not None
@@ -185,6 +191,7 @@ class CompiledSteps:
         self._requested: set[int] = set()
         self._lock = threading.Lock()
         self.enabled = False
+        self.paused = True
 
     def enable(self) -> None:
         """Starts compiling, if this machine can. The results are kept on disk under the studio's home."""
@@ -194,8 +201,12 @@ class CompiledSteps:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
         # One kernel at a time: a pool of compilers would take cores and memory from the answers being written.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-        self.enabled = True
-        self._step = compiled_step(self._model)
+        with self._lock:
+            self.paused = False
+            if self.enabled:
+                return
+            self._step = compiled_step(self._model)
+            self.enabled = True
         self.request(cache_size(1, self._context_size))
 
     def close(self) -> None:
@@ -203,6 +214,26 @@ class CompiledSteps:
         self.enabled = False
         with _one_compilation:
             torch.compiler.reset()
+
+    @property
+    def busy(self) -> bool:
+        """Whether `pause` and `close` would have to wait."""
+        return self.enabled and _one_compilation.locked()
+
+    def pause(self) -> None:
+        """Back to plain steps before the model is changed, because compiled ones don't look whether it was."""
+        if self.enabled:
+            self.close()
+            with self._lock:
+                self._ready, self._requested = set(), set()
+            self.paused = True
+            self.text = "eager: the adapter has just changed; it is compiled for once it answers twice in a row"
+
+    def resume(self) -> None:
+        """Compiles for the model as it is now, unless that runs or has failed. Who asks at the second answer in a row
+        never waits for a compiler whose work is void before it is used."""
+        if self.paused:
+            self.enable()
 
     def get(self, cache_length: int) -> Step | None:
         return self._step if cache_length in self._ready else None

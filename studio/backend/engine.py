@@ -2,7 +2,8 @@
 
 engine = Engine()
 engine.load("starter")
-for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling()):
+engine.load_adapter("3f2a", "pirate")       # of a run; folders of PEFT adapters do too
+for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling(), adapter="pirate"):
     print(event.text, end="")
 """
 
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
 from jetmoe.loading import CheckpointError, load
+from jetmoe.lora import AdapterError, Adapters
 from studio.backend import catalog, memory
+from studio.backend.adapters import find, require_model
 from studio.backend.decoder import Decoder
 from studio.backend.download import Progress, reading
 from studio.backend.events import Timing, TokenEvent
@@ -62,13 +66,14 @@ class EngineStatus:
 
 
 class Engine:
-    """Args: compile_steps: compile decoding in the background once a model is loaded."""
+    """Args: compile_steps: compile decoding in the background, once a model is loaded or an adapter answers again."""
 
     def __init__(self, compile_steps: bool = True) -> None:
-        self._compile_steps = compile_steps
+        self.compile_steps = compile_steps
         self._line = Line()
         self._status = EngineStatus()
         self._decoder: Decoder | None = None
+        self._adapters: Adapters | None = None
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._loading = threading.Lock()
         self._asked: tuple[str, Precision] | None = None
@@ -118,13 +123,46 @@ class Engine:
         with self._loading:
             self._load(model_id, progress, precision)
 
+    def load_adapter(self, run_or_folder: str | Path, name: str) -> None:
+        """Puts an adapter beside the model, for `generate` to name; one of the same name is replaced.
+
+        Args:
+            run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
+
+        Raises:
+            StudioError: no model is ready, there is no such adapter, or it is of another model.
+        """
+        found = find(run_or_folder)
+        with self._line.join() as ticket:  # no answer is changed while it is written
+            for _ in ticket.wait():
+                pass
+            decoder, _ = self._ready()
+            assert self._adapters is not None and self._status.model_id is not None
+            require_model(found, self._status.model_id)
+            try:
+                with memory.shortage("while loading the adapter: close other programs"):
+                    decoder.change_model(partial(self._adapters.load, found.folder, name))
+            except AdapterError as error:
+                raise StudioError(str(error)) from error
+
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return [] if self._adapters is None else self._adapters.names
+
     def generate(
-        self, messages: Messages, sampling: Sampling, cancel: threading.Event | None = None
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        cancel: threading.Event | None = None,
+        adapter: str | None = None,
     ) -> Iterator[TokenEvent]:
         """Writes an answer, event by event; see `TokenEvent`. Closing the iterator or setting `cancel` stops it.
 
+        Args:
+            adapter: the name of a loaded one that answers; None is the model alone.
+
         Raises:
-            StudioError: no model is ready, or the messages can't be answered.
+            StudioError: no model is ready, the adapter isn't loaded, or the messages can't be answered.
         """
         cancel = cancel or threading.Event()
         with self._line.join() as ticket:
@@ -135,14 +173,15 @@ class Engine:
                 return
             decoder, tokenizer = self._ready()
             prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+            yield from self._switch(adapter)
             with memory.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
                 yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
 
-    def replay(self, token_ids: Sequence[int], prompt_tokens: int) -> RoutingTrace:
-        """The routing of a text whose tokens are known, computed again in one pass.
+    def replay(self, token_ids: Sequence[int], prompt_tokens: int, adapter: str | None = None) -> RoutingTrace:
+        """The routing of a text whose tokens are known, computed again in one pass, by the model or an adapter.
 
         Raises:
-            StudioError: no model is ready, or the tokens are not of its vocabulary.
+            StudioError: no model is ready, the adapter isn't loaded, or the tokens are not of its vocabulary.
         """
         token_ids = list(token_ids)
         with self._line.join() as ticket:
@@ -152,6 +191,8 @@ class Engine:
             vocab_size = decoder.model.config.vocab_size
             if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
                 raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
+            for _ in self._switch(adapter):
+                pass
             decoder.prefill(token_ids, room=0)
             return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
 
@@ -159,6 +200,20 @@ class Engine:
         if self._decoder is None or self._tokenizer is None or self._status.state != "ready":
             raise StudioError(f"The model isn't ready yet. {self._status.text}")
         return self._decoder, self._tokenizer
+
+    def _switch(self, adapter: str | None) -> Iterator[TokenEvent]:
+        """Only for who is first in line. Says so where it takes a while."""
+        assert self._decoder is not None and self._adapters is not None
+        if adapter == self._adapters.used:
+            if self.compile_steps:
+                self._decoder.compiled.resume()
+            return
+        if adapter is not None and adapter not in self._adapters.names:
+            loaded = ", ".join(self._adapters.names) or "none"
+            raise StudioError(f"The adapter {adapter!r} is not loaded; loaded: {loaded}. Load it first.")
+        if self._decoder.compiled.busy:
+            yield TokenEvent("notice", "The adapter answers once the compiler is done with the model as it was.")
+        self._decoder.change_model(partial(self._adapters.use, adapter))
 
     def _load(self, model_id: str, progress: Progress, precision: Precision) -> None:
         def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
@@ -175,8 +230,9 @@ class Engine:
                 place = memory.placement(catalog.entry(model_id), precision)
                 read = reading(lambda fraction, text: report("loading", fraction, text))
                 self._decoder, self._tokenizer = _load_decoder(path, place, read)
+                self._adapters = Adapters(self._decoder.model)
                 self._status = self._ready_status(model_id, place)
-            if self._compile_steps:
+            if self.compile_steps:
                 self._decoder.compiled.enable()
             progress(1.0, self._status.text)
         except StudioError as error:
@@ -205,7 +261,7 @@ class Engine:
     def _unload(self) -> None:
         if self._decoder is not None:
             self._decoder.compiled.close()
-            self._decoder = self._tokenizer = None
+            self._decoder = self._tokenizer = self._adapters = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -19,9 +19,9 @@ def studio(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, **environment: str) -> str:
     """What is said on stderr by a command that a person can mend."""
-    result = studio(*arguments)
+    result = studio(*arguments, **environment)
     assert result.returncode == 2, result.stderr
     return result.stderr
 
@@ -128,3 +128,46 @@ def test_quantize_writes_a_model_that_loads_in_4_bits(starter_path, tmp_path):
 
 def test_an_unknown_precision_is_refused():
     assert "nf4, bf16, fp32" in refused("chat", "--precision", "int3", "--prompt", "Hi")
+
+
+def test_chat_with_the_adapter_of_a_run(tmp_path, monkeypatch):
+    """The run tells the model."""
+    home, run = toy_run(tmp_path, monkeypatch)
+    options = ("--prompt", "Say 7", "--max-new-tokens", "6", "--temperature", "0", "--precision", "fp32", "--json")
+    tuned = json.loads(studio("chat", "--adapter", run.id[:8], *options, **home).stdout)
+    assert set(tuned) == {"text", "adapter", "token_ids", "prompt_tokens", "ttft_s", "decode_tok_s", "routing"}
+    base = json.loads(studio("chat", "--model", run.model, *options, **home).stdout)
+    assert tuned["adapter"] == run.id[:8] and base["adapter"] is None
+    assert tuned["token_ids"] != base["token_ids"]
+    assert "neither the folder of a PEFT adapter" in refused("chat", "--adapter", "../nothing", *options, **home)
+
+
+def test_a_conversation_with_an_adapter(tmp_path, monkeypatch):
+    home, run = toy_run(tmp_path, monkeypatch)
+    command = [sys.executable, "-m", "studio", "chat", "--adapter", run.id, "--max-new-tokens", "3"]
+    result = subprocess.run(
+        command, input="Hi\nAgain\n\n", capture_output=True, text=True, check=True, env={**os.environ, **home}
+    )
+    assert result.stderr.count("a second, the first after") == 2
+    assert "once the compiler is done" not in result.stderr
+
+
+def test_export_writes_adapter_and_merged_model(tmp_path, monkeypatch):
+    home, run = toy_run(tmp_path, monkeypatch)
+    adapter = json.loads(studio("export", run.id[:8], "--to", str(tmp_path / "a"), "--json", **home).stdout)
+    assert adapter == {"folder": str(tmp_path / "a"), "base_model": "toy", "proof": None, "merged": False}
+    merged = studio("export", run.id[:8], "--to", str(tmp_path / "b"), "--merge", "--json", **home)
+    document = json.loads(merged.stdout)
+    assert document["merged"] and document["proof"]["error"] <= document["proof"]["tolerance"]
+    assert document["proof"] == json.loads((tmp_path / "b/merge_proof.json").read_text())
+    assert "is not empty" in refused("export", run.id, "--to", str(tmp_path / "a"), **home)
+
+
+def toy_run(tmp_path, monkeypatch):
+    """A home with one finished run in it, as environment, and the run."""
+    from tests.studio.test_adapters import finished_run
+    from tests.studio.toy_folder import toy_folder
+
+    home = {"STUDIO_HOME": str(tmp_path / "home")}
+    monkeypatch.setenv("STUDIO_HOME", home["STUDIO_HOME"])
+    return home, finished_run(toy_folder(tmp_path / "toy"))

@@ -1,0 +1,401 @@
+"""Writes a tuned model for others: the adapter, or base and adapter merged with a proof, and a model card.
+
+    export("3f2a", "pirate")                            # loads in stock PEFT on stock transformers' JetMoE
+    export("3f2a", "pirate-merged", merge=True)         # loads in stock transformers
+
+The folder appears whole or not at all. A merged one is read back first, and its logits are held against those of base
+and adapter, and of the base alone; the figures are in `merge_proof.json` and in the model card.
+"""
+
+from __future__ import annotations
+
+import gc
+import html
+import json
+import re
+import shutil
+import textwrap
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from jetmoe import JetMoeForCausalLM
+from jetmoe.loading import CheckpointError, is_4bit, load, stored_tensors
+from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters, merge, read_config
+from studio.backend import catalog, memory
+from studio.backend.adapters import Found, find, require_model
+from studio.backend.download import Progress, reading, require_space
+from studio.backend.probe import MAX_TOKENS, TEXT
+from studio.backend.prompt import encode_plain
+from studio.backend.runs import Run
+from studio.backend.train import DATA
+from studio.errors import StudioError
+
+# The studio reports progress itself.
+transformers_logging.disable_progress_bar()
+PROOF = "merge_proof.json"
+# How far from base and adapter a merged model may be, in parts of the change that the adapter makes. Rounding to the
+# stored precision is in it; below one half, it is nearer to base and adapter than to the base.
+TOLERANCE = {"bf16": 0.25, "nf4": 0.5}
+LARGEST_CARD = 1 << 20
+
+
+@dataclass(frozen=True)
+class Export:
+    folder: Path
+    base_model: str
+    """A hub id, or the id of a local model; never a path."""
+    proof: dict[str, Any] | None
+    """What `merge_proof.json` holds; None of an adapter, which is copied as it is."""
+
+    def row(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return vars(self) | {"folder": str(self.folder), "merged": self.proof is not None}
+
+
+def export(
+    run_or_folder: str | Path,
+    to: str | Path,
+    merge: bool = False,
+    four_bit: bool = False,
+    model: str | None = None,
+    progress: Progress = lambda fraction, text: None,
+) -> Export:
+    """Writes the adapter, or the merged model, to a new folder.
+
+    Args:
+        run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
+        merge: add the adapter to the weights and store those, in 16 bits.
+        four_bit: with `merge`, in 4 bits: of the base's 4-bit weights, dequantized, changed and quantized again.
+        model: what the adapter was trained on; known where a run made it.
+
+    Raises:
+        StudioError: no such adapter, another model's, a folder that isn't empty, a full disk, or a merge whose proof
+            fails; nothing is left behind then.
+    """
+    found, target = find(run_or_folder), Path(to)
+    base = _Base.of(found, model)
+    if four_bit and not merge:
+        raise StudioError("Only a merged model is written in 4 bits, not an adapter: merge too, or leave out 4 bits.")
+    merging = _Merge(found.folder, base, "nf4" if four_bit else "bf16", progress) if merge else None
+    with _whole(target, _bytes_needed(found, merging)) as folder:
+        try:
+            proof = merging.write(folder) if merging else None
+            if merging is None:
+                _write_adapter(found, base, folder)
+        except (AdapterError, CheckpointError) as error:
+            raise StudioError(str(error)) from error
+        with _writing(target):
+            (folder / "README.md").write_text(_card(found, base, proof), encoding="utf-8")
+    return Export(target, base.entry.id, proof)
+
+
+@dataclass(frozen=True)
+class _Base:
+    model: str
+    """As the catalog understands it; may be a path."""
+    entry: catalog.ModelEntry
+
+    @classmethod
+    def of(cls, found: Found, model: str | None) -> _Base:
+        """Raises StudioError: it isn't known or not the one that was trained."""
+        model = model or (found.run.model if found.run else None)
+        if not model:
+            raise StudioError(f"No run of this studio made the adapter in {found.folder}; say of what model it is.")
+        require_model(found, model)
+        return cls(model, catalog.entry(model))
+
+
+# --- folders that appear whole
+
+
+@contextmanager
+def _whole(target: Path, need_bytes: int) -> Iterator[Path]:
+    """A folder beside the target that takes its place at the end; whatever fails, nothing of it stays."""
+    with _writing(target):
+        target = target.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise StudioError(f"{target} is not empty. Name a new folder.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        require_space(target.parent, need_bytes)
+        work = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        work.mkdir()
+    try:
+        yield work
+        with _writing(target):
+            if target.exists():
+                target.rmdir()
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StudioError(
+            f"Writing to {folder.absolute().parent} failed ({str(error)[:300]}). Free some space there, or name "
+            "another folder."
+        ) from error
+
+
+def _bytes_needed(found: Found, merging: _Merge | None) -> int:
+    """What a model needs in memory is a little more than its files take."""
+    if merging is not None:
+        return int(merging.base.entry.needs_gib[merging.precision] * memory.GIB)
+    return sum(file.stat().st_size for file in found.folder.glob(WEIGHTS)) + LARGEST_CARD
+
+
+# --- the adapter
+
+
+def _write_adapter(found: Found, base: _Base, folder: Path) -> None:
+    """Raises AdapterError, StudioError: it can't be read or written."""
+    read_config(found.folder)
+    _check_weights(found.folder)
+    config = json.loads((found.folder / CONFIG).read_text())
+    config["base_model_name_or_path"] = base.entry.id
+    with _writing(folder):
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        shutil.copyfile(found.folder / WEIGHTS, folder / WEIGHTS)
+
+
+def _check_weights(folder: Path) -> None:
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as weights:
+            weights.keys()
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder.name} holds no {WEIGHTS}; other formats can run code when opened.") from error
+    except SafetensorError as error:
+        raise AdapterError(f"{WEIGHTS} is damaged ({error}); save or download the adapter again.") from error
+
+
+# --- the merged model
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Base and adapter on their way to merged files."""
+
+    adapter: Path
+    base: _Base
+    precision: Literal["bf16", "nf4"]
+    progress: Progress
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """The proof. Raises AdapterError, CheckpointError, StudioError: it can't be merged or written, or it fails."""
+        path = catalog.prepare(self.base.model, self.progress)
+        if self.precision != "nf4" and is_4bit(stored_tensors(path)):
+            raise StudioError(f"{self.base.entry.id} is in 4 bits: merge in 4 bits (--four-bit), or name a 16-bit one.")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = encode_plain(tokenizer, TEXT)[:MAX_TOKENS]
+        alone, tuned, lost = self._merged(path, folder, ids)
+        gc.collect()  # what was written is read back into the memory of what wrote it
+        torch.cuda.empty_cache()
+        proof = prove(alone, tuned, _logits(self._load(folder), ids), self.precision) | {"rounding_loss": lost}
+        with _writing(folder):
+            tokenizer.save_pretrained(folder)
+            (folder / PROOF).write_text(json.dumps(proof, indent=2))
+        return proof
+
+    def _merged(self, path: Path, folder: Path, ids: list[int]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Writes the merged weights; logits of the base and with the adapter, and what rounding lost."""
+        model = self._load(path)
+        adapters = Adapters(model)
+        alone = _logits(model, ids)
+        adapters.load(self.adapter, "tuned")
+        adapters.use("tuned")
+        tuned = _logits(model, ids)
+        self.progress(1.0, "Merging and writing …")
+        lost = merge(model)
+        with _writing(folder):
+            model.save_pretrained(folder)
+        return alone, tuned, lost
+
+    def _load(self, path: Path) -> Any:
+        with memory.shortage("while merging: close other programs, or merge in 4 bits"):
+            return load(
+                JetMoeForCausalLM,
+                path,
+                quantization="nf4" if self.precision == "nf4" else None,
+                dtype=torch.bfloat16,  # also where it is emulated: this is what is written
+                device=memory.placement(self.base.entry, self.precision).device,
+                progress=reading(self.progress),
+            )
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: list[int]) -> Tensor:
+    output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return output.logits[0].float().cpu()  # [T, vocabulary]
+
+
+def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[str, Any]:
+    """That a merged model answers as base and adapter do, and not as the base alone, by their logits on one text.
+
+    Returns:
+        change: how far the adapter moves the logits, relative to those of the base;
+        error, from_base: how far the merged ones are from base and adapter, and from the base, relative to that change.
+
+    Raises:
+        StudioError: it does not, or the adapter changes nothing.
+    """
+    change = (tuned - alone).norm()
+    if not change > 0:
+        raise StudioError("The adapter changes nothing on the probe text: there is nothing to merge. Train it first.")
+    error, from_base = float((merged - tuned).norm() / change), float((merged - alone).norm() / change)
+    if not error <= TOLERANCE[precision]:
+        raise StudioError(_failure(error, precision))
+    return {
+        "precision": precision,
+        "tokens": len(merged),
+        "change": float(change / alone.norm()),
+        "error": error,
+        "tolerance": TOLERANCE[precision],
+        "from_base": from_base,
+        "same_next_token": float((merged.argmax(-1) == tuned.argmax(-1)).float().mean()),
+    }
+
+
+def _failure(error: float, precision: str) -> str:
+    cause = "4 bits are too coarse for so small a change" if precision == "nf4" else "its change is lost in rounding"
+    remedy = "merge in 16 bits, or export the adapter" if precision == "nf4" else "export the adapter without merging"
+    return (
+        f"The merged model does not answer as base and adapter do: it is off by {error:.2f} of the change that the "
+        f"adapter makes, and {TOLERANCE[precision]} are allowed; {cause}. Nothing was written: {remedy}."
+    )
+
+
+# --- the model card
+
+
+def _card(found: Found, base: _Base, proof: dict[str, Any] | None) -> str:
+    """Text that people wrote is escaped or fenced, so that it can change neither front matter nor page."""
+    run = found.run
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(base, proof), sort_keys=False, allow_unicode=True)}---",
+        f"# {_escaped(run.name if run else found.folder.name)}",
+        f"{'A merged model' if proof else 'A LoRA adapter'} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
+        "## Use\n\n" + _usage(base, proof),
+        *([] if run is None else _training(run, base)),
+        *([] if proof is None else ["## Merge proof\n\n" + _proof_text(proof)]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(base: _Base, proof: dict[str, Any] | None) -> dict[str, Any]:
+    known = base.entry in (catalog.STARTER, *catalog.RELEASED)
+    return {
+        "base_model": base.entry.id,
+        "base_model_relation": "finetune" if proof else "adapter",
+        "library_name": "transformers" if proof else "peft",
+        "pipeline_tag": "text-generation",
+        **({"license": "apache-2.0"} if known else {}),
+        "tags": ["jetmoe", "mixture-of-experts", "lora"],
+    }
+
+
+def _usage(base: _Base, proof: dict[str, Any] | None) -> str:
+    four_bit = proof is not None and proof["precision"] == "nf4"
+    need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
+    lines = [f"import jetmoe  # {need}", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if proof:
+        lines.append('model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")')
+        lines.append('tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")')
+        return _fenced("\n".join(lines), "python")
+    lines.insert(1, "from peft import PeftModel")
+    lines.append(f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.entry.id)})")
+    lines.append('model = PeftModel.from_pretrained(base, "THIS FOLDER")')
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})")
+    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
+
+
+def _training(run: Run, base: _Base) -> list[str]:
+    recipe = run.recipe()
+    # Whose machine it was, and where the files lay there, is nobody's business.
+    shown = replace(recipe, model=base.entry.id, data=Path(recipe.data).name)
+    sections = {"Training": _metrics(run), "Data": _data(run), "Routing": _drift(run)}
+    texts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return [*texts, "## Recipe\n\n" + _fenced(shown.to_yaml(), "yaml")]
+
+
+def _metrics(run: Run) -> str:
+    curves = {"loss": _series(run, "log", "loss"), "held-out loss": _series(run, "eval", "eval_loss")}
+    rows = {name: [curve[0], curve[-1], min(curve)] for name, curve in curves.items() if curve}
+    return _table(["", "first", "last", "best"], rows)
+
+
+def _series(run: Run, kind: str, name: str) -> list[float]:
+    values = [event.values.get(name) for event in run.events.read() if event.kind == kind]
+    return [value for value in values if isinstance(value, int | float)]
+
+
+def _data(run: Run) -> str:
+    file = run.folder / DATA
+    report = json.loads(file.read_text()) if file.is_file() else {}
+    names = ("file", "format", "examples", "train_rows", "held_out_rows", "fingerprint")
+    return _table(["", ""], {name.replace("_", " "): [report[name]] for name in names if name in report})
+
+
+def _drift(run: Run) -> str:
+    """Of the last measurement against the base, on the studio's probe text or the recipe's."""
+    titles = {
+        "flip_rate": "tokens whose strongest expert changed",
+        "overlap": "chosen experts that stayed",
+        "js": "Jensen-Shannon divergence of the routers, in nats",
+        "load_shift": "load that moved to other experts",
+    }
+    series = {title: _series(run, "routing", name) for name, title in titles.items()}
+    return _table(["", "0 to 1"], {title: values[-1:] for title, values in series.items() if values})
+
+
+def _proof_text(proof: dict[str, Any]) -> str:
+    titles = {
+        "change": "how far the adapter moves the logits",
+        "error": "merged model from base and adapter, in parts of that",
+        "tolerance": "of which are allowed",
+        "from_base": "merged model from the base, in parts of that",
+        "same_next_token": "tokens after which both predict the same",
+    }
+    rows = {title: [proof[name]] for name, title in titles.items()}
+    rows |= {f"rounding of the {part}, relative to its change": [loss] for part, loss in proof["rounding_loss"].items()}
+    text = (
+        f"The written files were read back in {proof['precision']} and compared on a text of {proof['tokens']} tokens."
+    )
+    return f"{text}\n\n{_table(['', ''], rows)}"
+
+
+def _table(head: list[str], rows: dict[str, list[Any]]) -> str:
+    """Empty without rows."""
+    cells = [[name, *map(_shown, row)] for name, row in rows.items()]
+    lines = [head, ["---"] * len(head), *(list(map(_escaped, row)) for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    """One line without Markdown and HTML."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _fenced(text: str, language: str) -> str:
+    """In a fence that nothing in the text can close."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{textwrap.dedent(text).strip()}\n{fence}"
