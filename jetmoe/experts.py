@@ -336,8 +336,8 @@ class _FrozenLinear(torch.autograd.Function):
     """Sorted rows through E frozen maps and the factors beside them, one expert at a time.
 
     With `top_k` above 1 the rows are tokens `[T, in]`, gathered where they are needed: K copies of them would be kept
-    for the backward pass otherwise. An expert's rows are taken with zeros behind them (`_roomy`); what comes out of
-    those is overwritten by the next expert.
+    for the backward pass otherwise. An expert's rows are taken with room behind them (`_roomy`). What comes out of the
+    room is overwritten by the next expert; where sums are made, the room holds zeros.
     """
 
     @staticmethod
@@ -355,12 +355,13 @@ class _FrozenLinear(torch.autograd.Function):
         result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and room, out]
         inner = []  # [n, R] of each span
         for span in spans:
-            part = _gathered(rows, assignments, span, top_k)  # [n, in]
+            part = _gathered(rows, assignments, span, top_k, zeros=False)  # [n, in]
             place = result[span.start : span.end]
             torch.mm(part, _matrix(weight, span.expert, rows.dtype).t(), out=place)
             if A is not None and B is not None:
                 inner.append(part @ A[span.expert].t())
                 place.addmm_(inner[-1], B[span.expert].t())
+                inner[-1][span.own :].zero_()
         # Rows are only needed for the gradient of A.
         ctx.save_for_backward(None if A is None else rows, A, B, *inner)
         ctx.weight, ctx.assignments, ctx.top_k, ctx.spans = weight, assignments, top_k, spans
@@ -426,20 +427,28 @@ def _matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
     return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert]
 
 
-def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int) -> Tensor:
-    """The rows of the span's assignments, and zeros in its room: a NaN of another expert's row would spread."""
+def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int, zeros: bool = True) -> Tensor:
+    """The rows of the span's assignments, and in its room zeros, or whatever follows where `zeros` need not be."""
     own = slice(span.start, span.start + span.own)
     room = span.end - own.stop
     if top_k == 1:
-        return F.pad(rows[own], (0, 0, 0, room)) if room else rows[own]
-    part = rows.index_select(0, F.pad(assignments.order[own] // top_k, (0, room)))
-    part[span.own :].zero_()
+        if not room or (not zeros and span.end <= len(rows)):
+            return rows[span.start : span.end]
+        return F.pad(rows[own], (0, 0, 0, room))
+    index = assignments.order[own if zeros else slice(span.start, span.end)] // top_k
+    part = rows.index_select(0, F.pad(index, (0, span.end - span.start - len(index))))
+    if zeros:
+        part[span.own :].zero_()
     return part
 
 
 def _summed_by_token(rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
     """The sum of each token's sorted assignments: `[A, *]` -> `[T, *]`."""
-    return rows.index_select(0, assignments.inverse).view(-1, top_k, rows.shape[-1]).sum(1)
+    in_order = rows.index_select(0, assignments.inverse).view(-1, top_k, rows.shape[-1])  # [T, K, *]
+    total = in_order[:, 0]
+    for k in range(1, top_k):  # a sum over K would take three times as long
+        total = total + in_order[:, k]
+    return total
 
 
 class _Dispatch(torch.autograd.Function):

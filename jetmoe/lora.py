@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,10 +180,13 @@ class Adapters:
             AdapterError: it is no adapter, not of this model, or asks for what is not supported.
         """
         config, weights, module = read_config(folder), _read_weights(Path(folder)), next(self._fresh)
-        if self._adapted is None:
-            self._adapted = peft.PeftModel(self._model, _widened(config), adapter_name=module)
-        else:
-            self._adapted.add_adapter(module, _widened(config))
+        with warnings.catch_warnings():
+            # PEFT follows these patterns for parameters too, but looks for them among modules and says it found none.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys")
+            if self._adapted is None:
+                self._adapted = peft.PeftModel(self._model, _widened(config), adapter_name=module)
+            else:
+                self._adapted.add_adapter(module, _widened(config))
         try:
             _check_weights(weights, peft.get_peft_model_state_dict(self._adapted, adapter_name=module), config)
         except AdapterError:

@@ -644,9 +644,28 @@ def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dt
 
 def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of `[B, S, heads, C]`; the two halves of C are the two axes that turn."""
-    cos, sin = rotary
+    if heads.requires_grad and torch.is_grad_enabled():
+        return _Rotate.apply(heads, *rotary)
+    return _rotated(heads, *rotary)
+
+
+def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.chunk(2, dim=-1)
     return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the gradient turned back."""
+
+    @staticmethod
+    def forward(ctx, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.rotary = cos, sin
+        return _rotated(heads, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.rotary
+        return _rotated(grad, cos, -sin), None, None
 
 
 def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

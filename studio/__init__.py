@@ -1,8 +1,11 @@
-"""JetMoE Studio. Importing it settles how long OpenMP spins, which must happen before torch is loaded."""
+"""JetMoE Studio. Importing it settles what must be settled before torch and bitsandbytes are loaded."""
 
+import logging
 import os
 
 # Waiting threads of libgomp spin for long by default. On two cores that also serve a page, compile or run a browser,
 # the spinning starves the very thread that is waited for. This many turns bridge the gaps between two products, and no
 # more: on idle cores the speed is the same, on busy ones twice as high or more.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# At import it announces that an optional kernel package, to be fetched from a hub, is not there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -339,7 +339,9 @@ def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
     for event in events:
         if event.kind in ("log", "eval"):
             last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
-            losses = [loss for loss in (last.get("best_eval_loss"), event.values.get("eval_loss")) if loss is not None]
+            # At step 0 it is the base's.
+            now = event.values.get("eval_loss") if event.step else None
+            losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None]
             last |= {"best_eval_loss": min(losses)} if losses else {}
     return last
 

@@ -127,11 +127,11 @@ class Watcher(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.step = state.global_step
-        loss = metrics["eval_loss"]
-        self.best = loss if self.best is None else min(self.best, loss)
         self.tell("eval", metrics)
-        if self.is_main:
-            self.store.update(self.run.id, best_eval_loss=self.best)
+        if self.step:  # at step 0 it is the base's
+            self.best = min(metrics["eval_loss"], math.inf if self.best is None else self.best)
+            if self.is_main:
+                self.store.update(self.run.id, best_eval_loss=self.best)
         self.observe()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

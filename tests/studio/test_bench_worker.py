@@ -51,3 +51,13 @@ def test_the_limit_counts_what_a_token_needs(work, weights):
             expected += 2 * module.weight.numel()
     keys_and_values = 2 * 2 * 2 * 64 * (6 + 4 / 2)  # both, layers, bytes, heads x channels, tokens
     assert bench_worker.bytes_per_token(model.config, work) == expected + keys_and_values
+
+
+@pytest.mark.parametrize("weights", ["bf16", "nf4"])
+@pytest.mark.parametrize("system", ["jetmoe-studio", "jetmoe-studio-checkpointed"])
+def test_a_row_of_training(work, system, weights):
+    """The same tokens again and again would be learned; random ones only keep the loss finite."""
+    steps = {"bench": "train", "batch": 2, "length": 16, "rank": 4, "repeats": 2}
+    row = bench_worker.main({**work, **steps, "system": system, "weights": weights})
+    assert row["train_tok_s"] > 0 and row["peak_gib"] > 0
+    assert 0 < float(row["note"].removeprefix("loss ")) < 10

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
-from studio.backend import audit, train
+from studio.backend import audit, runs, train
 from studio.backend.prepare import prepare
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
@@ -69,7 +69,7 @@ def test_a_run_learns_and_tells_about_it(settings):
     assert run.state == "done" and run.step == 30
     evaluations = [each["eval_loss"] for each in values(run, "eval")]
     assert len(evaluations) == 4 and evaluations[-1] < 0.9 * evaluations[0]
-    assert run.best_eval_loss == min(evaluations)
+    assert run.best_eval_loss == min(evaluations[1:])
     assert [event.seq for event in run.events.read()] == list(range(1, len(list(run.events.read())) + 1))
     log = values(run, "log")[-1]
     assert {"loss", "grad_norm", "learning_rate", "tok_s", "memory_gib", "left_s", "progress"} <= log.keys()
@@ -154,6 +154,18 @@ def test_balance_loss_enters_the_loss(settings):
     plain, balanced = losses(started(settings))[0], losses(started(settings, balance_loss=0.1))[0]
     # Two experts a token: an even load reads 2, a collapsed one up to 4.
     assert 0.2 - 1e-3 <= balanced - plain <= 0.4
+
+
+def test_the_loss_of_the_base_is_not_the_best_of_the_run(settings, monkeypatch):
+    real = train.Watcher.on_evaluate
+
+    def worse(self, args, state, control, metrics=None, **kwargs):
+        return real(self, args, state, control, {"eval_loss": 1.0 + state.global_step}, **kwargs)
+
+    monkeypatch.setattr(train.Watcher, "on_evaluate", worse)
+    run = started(settings)
+    assert [each["eval_loss"] for each in values(run, "eval")] == [1, 3, 5, 7]
+    assert run.best_eval_loss == runs.figures(run.events.read())["best_eval_loss"] == 3
 
 
 def test_early_stopping(settings):
