@@ -12,6 +12,7 @@ plain steps run in one thread while another compiles.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jetmoe import nf4, nf4_cpu
 from jetmoe.low_rank import LowRank, peel
 from jetmoe.nf4 import NF4Tensor, Parts
 
+Before = Callable[[Tensor, Tensor], Tensor]
 # Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
 FEW_ROWS = 4
 # Up to this many assignments the chosen experts' weights are read row by row instead of sorting tokens by expert.
@@ -142,6 +144,19 @@ def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> T
     if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # for one expert a token nothing is copied
         return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
     return sorted_linear(experts, dispatch(tokens, routing), routing)
+
+
+def weighed_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
+    """Sorted assignments through `before` and then their expert: `[A, *]` and `[A, 1]` -> `[A, out]`.
+
+    `before(rows, gates)` `[n, in]` is computed again for the gradient, so that its result need not be kept.
+    """
+    layer, low_rank = peel(experts, rows.dtype)
+    if _expert_by_expert(layer, rows, low_rank):
+        A, B = low_rank or (None, None)
+        weight = layer.parts() or layer.weight
+        return _WeighedLinear.apply(rows, gates, A, B, weight, routing.sorted(), before)
+    return sorted_linear(experts, before(rows, gates), routing)
 
 
 def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
@@ -356,14 +371,9 @@ class _FrozenLinear(torch.autograd.Function):
         inner = []  # [n, R] of each span
         for span in spans:
             part = _gathered(rows, assignments, span, top_k, zeros=False)  # [n, in]
-            place = result[span.start : span.end]
-            torch.mm(part, _matrix(weight, span.expert, rows.dtype).t(), out=place)
-            if A is not None and B is not None:
-                inner.append(part @ A[span.expert].t())
-                place.addmm_(inner[-1], B[span.expert].t())
-                inner[-1][span.own :].zero_()
+            inner.append(_product_of_span(part, span, weight, A, B, result[span.start : span.end]))
         # Rows are only needed for the gradient of A.
-        ctx.save_for_backward(None if A is None else rows, A, B, *inner)
+        ctx.save_for_backward(None if A is None else rows, A, B, *(one for one in inner if one is not None))
         ctx.weight, ctx.assignments, ctx.top_k, ctx.spans = weight, assignments, top_k, spans
         return result[: len(rows) * top_k]
 
@@ -391,6 +401,67 @@ class _FrozenLinear(torch.autograd.Function):
             if ctx.top_k > 1:
                 grad_rows = _summed_by_token(grad_rows, ctx.assignments, ctx.top_k)
         return grad_rows, grad_A, grad_B, None, None, None
+
+
+class _WeighedLinear(torch.autograd.Function):
+    """`_FrozenLinear` of what `before` makes of the rows, of which the rows alone are kept."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        rows: Tensor,
+        gates: Tensor,
+        A: Tensor | None,
+        B: Tensor | None,
+        weight: Tensor | Parts,
+        assignments: SortedAssignments,
+        before: Before,
+    ) -> Tensor:
+        spans = _roomy(assignments, rows)
+        size = max((span.end for span in spans), default=0)
+        result = rows.new_empty(max(size, len(rows)), weight.shape[1])  # [A and room, out]
+        inner = []  # [n, R] of each span
+        for span in spans:
+            part = before(*(_gathered(one, assignments, span, 1, zeros=False) for one in (rows, gates)))  # [n, in]
+            inner.append(_product_of_span(part, span, weight, A, B, result[span.start : span.end]))
+        ctx.save_for_backward(rows, gates, A, B, *(one for one in inner if one is not None))
+        ctx.weight, ctx.assignments, ctx.spans, ctx.before = weight, assignments, spans, before
+        return result[: len(rows)]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        rows, gates, A, B, *inner = ctx.saved_tensors
+        grad_A, grad_B = (None, None) if A is None else (torch.zeros_like(A), torch.zeros_like(B))
+        grad_rows, grad_gates = torch.empty_like(rows), torch.empty_like(gates)
+        for i, span in enumerate(ctx.spans):
+            part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
+            sources = [_gathered(one, ctx.assignments, span, 1).detach().requires_grad_() for one in (rows, gates)]
+            with torch.enable_grad():
+                made = ctx.before(*sources)  # [n, in]
+            grad_made = part @ _matrix(ctx.weight, span.expert, grad.dtype)  # [n, in]
+            if grad_A is not None and grad_B is not None:
+                grad_inner = part @ B[span.expert]  # [n, R]
+                grad_made.addmm_(grad_inner, A[span.expert])
+                torch.mm(part.t(), inner[i], out=grad_B[span.expert])
+                torch.mm(grad_inner.t(), made.detach(), out=grad_A[span.expert])
+            own = slice(span.start, span.start + span.own)
+            slopes = torch.autograd.grad(made, sources, grad_made)
+            grad_rows[own], grad_gates[own] = (slope[: span.own] for slope in slopes)
+        return grad_rows, grad_gates, grad_A, grad_B, None, None, None
+
+
+def _product_of_span(
+    part: Tensor, span: _Span, weight: Tensor | Parts, A: Tensor | None, B: Tensor | None, place: Tensor
+) -> Tensor | None:
+    """An expert's rows `[n, in]` through its map, with what adapters add, into `place` `[n, out]`; `[n, R]` of the
+    factors, zero beyond the expert's own."""
+    torch.mm(part, _matrix(weight, span.expert, part.dtype).t(), out=place)
+    if A is None or B is None:
+        return None
+    inner = part @ A[span.expert].t()  # [n, R]
+    place.addmm_(inner, B[span.expert].t())
+    inner[span.own :].zero_()
+    return inner
 
 
 class _Span(NamedTuple):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -40,6 +39,7 @@ from jetmoe.experts import (
     product,
     project,
     sorted_linear,
+    weighed_linear,
 )
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
 from jetmoe.low_rank import peel
@@ -554,16 +554,12 @@ class JetMoeMoE(nn.Module):
         else:
             rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, 2 * I]
             gates = permute(routing.gates.flatten().unsqueeze(1), routing.sorted().order, routing.sorted().inverse)
-            if rows.requires_grad and torch.is_grad_enabled():
-                # Computed again for the gradient: cheap, and as large as all that is kept otherwise.
-                rows = checkpoint(self._weighed, rows, gates, use_reentrant=False, preserve_rng_state=False)
-            else:
-                rows = self._weighed(rows, gates)
-            result = collect(sorted_linear(self.output_linear, rows, routing), routing)  # [T, D]
+            rows = weighed_linear(self.output_linear, rows, gates, routing, before=self._weighed)  # [A, D]
+            result = collect(rows, routing)  # [T, D]
         return (result + self.bias).view_as(hidden), routing
 
     def _weighed(self, rows: Tensor, gates: Tensor) -> Tensor:
-        """Weighed before the last product, so that its result need not be kept: `[A, 2 * I]`, `[A, 1]` -> `[A, I]`."""
+        """Weighed before the last product, whose result then need not be kept: `[A, 2 * I]`, `[A, 1]` -> `[A, I]`."""
         return self._gated(rows) * gates
 
     def _gated(self, rows: Tensor) -> Tensor:

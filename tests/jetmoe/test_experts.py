@@ -15,6 +15,7 @@ from jetmoe.experts import (
     dispatched_linear,
     permute,
     sorted_linear,
+    weighed_linear,
 )
 from jetmoe.modeling import JetMoeRMSNorm
 
@@ -129,9 +130,12 @@ def uneven_routing(sizes, K, seed=0):
 
 
 def run_frozen(wrapper, tokens, routing, path):
-    """In token order, by the products that gather tokens themselves or by those of sorted rows."""
+    """In token order, by the products that gather tokens themselves or by those of sorted rows, also weighed by 1."""
     if path == "gathered":
         rows = dispatched_linear(wrapper, tokens, routing)
+    elif path == "weighed":
+        gates = torch.ones(routing.experts.numel(), 1, dtype=tokens.dtype)
+        rows = weighed_linear(wrapper, dispatch(tokens, routing), gates, routing, before=torch.mul)
     else:
         rows = sorted_linear(wrapper, dispatch(tokens, routing), routing)
     return permute(rows, routing.sorted().inverse, routing.sorted().order)
@@ -147,7 +151,7 @@ SIZES = [[0, 1, 33, 66, 0, 20], [40, 0, 0, 0, 40, 40], [0, 0, 61, 0, 0, 59], [1,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("path", ["gathered", "sorted", "weighed"])
 @pytest.mark.parametrize("K", [1, 2, 3])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_frozen_weights_with_adapters(sizes, K, path, dtype):
@@ -157,9 +161,35 @@ def test_frozen_weights_with_adapters(sizes, K, path, dtype):
     assert_as_dumb(wrapper, torch.randn(len(routing.experts), 40, dtype=dtype), routing, path)
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_again_has_the_same_gradients(dtype, adapted):
+    """A gated unit before the product, as a feed-forward expert has; the gates have a gradient too."""
+    sizes = SIZES[0]
+    routing = uneven_routing(sizes, 2)
+    wrapper = adapted_experts(len(sizes), 24, 20, dtype=dtype)
+    experts = wrapper if adapted else wrapper.get_base_layer()
+
+    def before(rows, gates):
+        gate, up = rows.chunk(2, dim=-1)
+        return F.silu(gate) * up * gates
+
+    rows = torch.randn(sum(sizes), 40, dtype=dtype, requires_grad=True)
+    gates = torch.rand(sum(sizes), 1, dtype=dtype, requires_grad=True)
+    inputs = [rows, gates] + [wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight] * adapted
+    results = [
+        weighed_linear(experts, rows, gates, routing, before),
+        sorted_linear(experts, before(rows, gates), routing),
+    ]
+    direction = torch.randn(sum(sizes), 24)
+    grads = [torch.autograd.grad((result.float() * direction).sum(), inputs) for result in results]
+    for ours, other in zip([results[0], *grads[0]], [results[1], *grads[1]], strict=True):
+        assert_close_for(dtype, ours, other.float())
+
+
 @pytest.mark.parametrize("stored", ["rows", "tiles"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("path", ["gathered", "sorted", "weighed"])
 @pytest.mark.parametrize("sizes", SIZES[:2])
 def test_4bit_weights_with_adapters(sizes, path, dtype, stored):
     """Tiles train on any processor and in any dtype, but answer only in bf16 where it multiplies them."""
@@ -196,7 +226,7 @@ def assert_close_for(dtype, result, expected):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["row", "gradient"])
-@pytest.mark.parametrize("path", ["gathered", "sorted"])
+@pytest.mark.parametrize("path", ["gathered", "sorted", "weighed"])
 @pytest.mark.parametrize("K", [1, 2])
 def test_a_bad_row_stays_with_its_experts(K, path, where, bad):
     sizes = [33, 0, 40, 17, 30]
