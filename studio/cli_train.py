@@ -54,11 +54,15 @@ def resume(run: RunId, as_json: Json = False) -> None:
 
 
 def _print_audit(recipe: Any, as_json: bool) -> None:
+    from studio.backend import memory
     from studio.backend.audit import audit_report, table
-    from studio.backend.prepare import prepare
+    from studio.backend.prepare import prepare, processes
+    from studio.backend.train import OUT_OF_MEMORY
 
-    report = audit_report(prepare(recipe))
-    print(json.dumps(report) if as_json else table(report))
+    with memory.shortage(OUT_OF_MEMORY):
+        report = audit_report(prepare(recipe))
+    if processes().is_main_process:
+        print(json.dumps(report) if as_json else table(report))
 
 
 def _print_run(run: Run, as_json: bool) -> None:

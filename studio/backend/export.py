@@ -351,15 +351,19 @@ def _data(run: Run) -> str:
 
 
 def _drift(run: Run) -> str:
-    """Of the last measurement against the base, on the studio's probe text or the recipe's."""
+    """Against the base, on the studio's probe text or the recipe's."""
     titles = {
         "flip_rate": "tokens whose strongest expert changed",
         "overlap": "chosen experts that stayed",
         "js": "Jensen-Shannon divergence of the routers, in nats",
         "load_shift": "load that moved to other experts",
     }
-    series = {title: _series(run, "routing", name) for name, title in titles.items()}
-    return _table(["", "0 to 1"], {title: values[-1:] for title, values in series.items() if values})
+    # The adapter is the best checkpoint's, so its drift is what was measured there.
+    losses = [(each.values.get("eval_loss"), each.step) for each in run.events.read() if each.kind == "eval"]
+    best = min([(loss, step) for loss, step in losses if loss is not None and step], default=(None, None))[1]
+    measured = [each for each in run.events.read() if each.kind == "routing" and best in (None, each.step)]
+    values = measured[-1].values if measured else {}
+    return _table(["", "0 to 1"], {title: [values[name]] for name, title in titles.items() if name in values})
 
 
 def _proof_text(proof: dict[str, Any]) -> str:

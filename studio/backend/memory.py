@@ -75,7 +75,7 @@ def shortage(when: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         # The CPU's allocator has no error class of its own.
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise
         torch.cuda.empty_cache()
         raise StudioError(f"This machine ran out of memory {when}.") from error

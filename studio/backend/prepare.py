@@ -120,7 +120,7 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
 
 
 def _rows(rendered: Sequence[Rendered], recipe: Recipe) -> list[Feature]:
-    examples = [(each.token_ids, each.trained) for each in rendered if any(each.trained)]
+    examples = [(each.token_ids, each.trained) for each in rendered if any(each.trained[1:])]
     if not recipe.packing:
         return [[example] for example in examples]
     packs = pack([len(token_ids) for token_ids, _ in examples], recipe.max_length)

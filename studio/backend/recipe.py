@@ -144,8 +144,7 @@ class Recipe:
         """All settings, in their sections."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return "\n".join(
-            f"# {title}\n" + yaml.safe_dump({n: values[n] for n in names}, sort_keys=False, allow_unicode=True)
-            for title, names in sections().items()
+            f"# {title}\n" + _dumped({name: values[name] for name in names}) for title, names in sections().items()
         )
 
 
@@ -251,6 +250,19 @@ DEFAULTS: dict[str, Any] = {
     setting.name: setting.default if setting.default_factory is MISSING else setting.default_factory()
     for setting in fields(Recipe)
 }
+
+
+def _dumped(values: dict[str, Any]) -> str:
+    # Line breaks that are no newline come back from YAML as blanks unless everything beyond ASCII is escaped.
+    texts = "".join(text for value in values.values() for text in _texts(value))
+    readable = not re.search("[\x85\u2028\u2029]", texts)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
 
 
 def _refuse(problems: list[str]) -> None:

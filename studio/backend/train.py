@@ -15,16 +15,21 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
+from jetmoe.lora import WEIGHTS
 from studio.backend import memory
 from studio.backend.audit import audit_report, pad_id, total_steps
 from studio.backend.download import Progress
@@ -32,7 +37,7 @@ from studio.backend.events import TrainEvent
 from studio.backend.packing import Collator
 from studio.backend.prepare import Prepared, prepare, processes
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run, RunStore
+from studio.backend.runs import Ending, Run, RunStore
 from studio.backend.watch import Watcher
 from studio.errors import StudioError
 
@@ -70,26 +75,36 @@ def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: 
 
 def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
     """Trains a queued run to its end; arguments and errors as of `start`."""
+    _refuse_shards()
     store, is_main = RunStore(), processes().is_main_process
     run = store.mark_running(run_id) if is_main else store.get(run_id)
     events = run.events if is_main else None
     try:
         with memory.shortage(OUT_OF_MEMORY):
-            message = _Training(run, store, progress, show).finish()
+            ending, message = _Training(run, store, progress, show).finish()
     except Exception as error:
         sentence = str(error) if isinstance(error, StudioError) else f"{type(error).__name__}: {error}"
+        store.finish(run.id, "failed", sentence)  # whichever process saw it; the first word holds
         if events is not None:
-            events.append("failed", store.get(run.id).step, {"message": sentence})
-            store.finish(run.id, "failed", sentence)
+            with suppress(OSError):  # on a full disk the store has the sentence
+                events.append("failed", store.get(run.id).step, {"message": sentence})
         raise
     except KeyboardInterrupt:
         if events is not None:
             store.finish(run.id, "interrupted", "Stopped from the keyboard. It can be resumed.")
         raise
     if is_main:
-        cancelled = store.cancel_requested(run.id)
-        store.finish(run.id, "cancelled" if cancelled else "done", message)
+        store.finish(run.id, ending, message)
     return store.get(run.id)
+
+
+def _refuse_shards() -> None:
+    """Raises StudioError: the model would be spread over devices, where its adapter can be neither probed nor saved."""
+    if processes().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise StudioError(
+            "A model spread over devices (FSDP, DeepSpeed) can't be trained here: launch with "
+            "recipes/accelerate/ddp.yaml, and precision=nf4 where it doesn't fit on one device."
+        )
 
 
 def last_checkpoint(run: Run) -> Path | None:
@@ -110,15 +125,27 @@ class _Training:
         self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared))
         self.trainer = StudioTrainer(self.prepared, run, self.watcher)
 
-    def finish(self) -> str:
-        """Trains and saves the adapter; what to say of it."""
+    def finish(self) -> tuple[Ending, str]:
+        """Trains and saves the adapter; how it ended, and what to say of it."""
         if self.checkpoint is None:
             self._before()
-        self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        if self.checkpoint is None or not self._is_over(self.checkpoint):
+            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         if not self.is_main:
-            return ""
+            return "done", ""
         self._save()
         return self.watcher.ended(self.store.cancel_requested(self.run.id))
+
+    def _is_over(self, checkpoint: Path) -> bool:
+        """Whether nothing but the end of the run was missing; its weights are then the run's. Trainer itself would go
+        one step further."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
+        peft.set_peft_model_state_dict(self.prepared.model, load_file(best / WEIGHTS))
+        self.watcher.step, self.watcher.steps, self.watcher.best = state.global_step, state.max_steps, state.best_metric
+        return True
 
     def _before(self) -> None:
         """What everything later is compared with."""
@@ -147,8 +174,8 @@ class StudioTrainer(Trainer):
         recipe, data = prepared.recipe, prepared.data
         self.watcher, self.run = watcher, run
         callbacks: list[Any] = [watcher]
-        if recipe.early_stopping:
-            callbacks.append(EarlyStoppingCallback(recipe.early_stopping))
+        if recipe.early_stopping and data.held_out:
+            callbacks.append(Patience(recipe.early_stopping))
         super().__init__(
             model=prepared.model,
             args=_arguments(recipe, run, bool(data.held_out), prepared.base.device),
@@ -158,12 +185,15 @@ class StudioTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
-        self.balance = bool(recipe.balance_loss)
+        self.balance_loss, self.base_config = recipe.balance_loss, prepared.base.config
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        options = {"use_cache": False, "skip_logits": True, "output_router_logits": self.balance}
+        # Cross-entropy is a sum over the whole step's labels, the balance a mean of each batch on each device.
+        parts = self.current_gradient_accumulation_steps * processes().num_processes
+        self.base_config.aux_loss_coef = self.balance_loss / parts
+        options = {"use_cache": False, "skip_logits": True, "output_router_logits": bool(self.balance_loss)}
         return super().compute_loss(model, {**inputs, **options}, return_outputs, num_items_in_batch)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -195,18 +225,31 @@ class StudioTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        best = self.state.best_model_checkpoint
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / WHOLE).touch()
+                self.watcher.tell("checkpoint", {"folder": folder.name})
         except SAVE_ERRORS as error:
-            if not _is_of_disk(error):
+            # Of several processes the others wait for this one.
+            if not _is_of_disk(error) or processes().num_processes > 1:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
+            self.state.best_model_checkpoint = best
             self.watcher.warn(
                 f"The checkpoint at step {self.state.global_step} can't be written ({error}). Free some space: "
                 "training goes on, and the last whole checkpoint is kept."
             )
+
+
+class Patience(EarlyStoppingCallback):
+    """Goes on counting where a resumed run was."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        stored = state.stateful_callbacks.get(type(self).__name__, {})
+        self.early_stopping_patience_counter = stored.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
 
 def _is_of_disk(error: Exception) -> bool:
@@ -241,7 +284,7 @@ def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) 
         eval_steps=recipe.eval_steps or None,
         save_strategy=by_steps,
         save_steps=recipe.save_steps,
-        save_total_limit=recipe.keep_checkpoints,
+        save_total_limit=recipe.keep_checkpoints + evaluates,  # Trainer counts the best one too
         load_best_model_at_end=evaluates,
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
@@ -257,11 +300,18 @@ def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) 
 
 
 def _same_data(run: Run, prepared: Prepared) -> None:
-    """Raises StudioError: the data file is another one than when the run began."""
-    file, now = run.folder / DATA, prepared.data.report()
+    """Raises StudioError: data file or number of processes are others than when the run began."""
+    file, now = run.folder / DATA, prepared.data.report() | {"processes": processes().num_processes}
     if not file.is_file():
         file.write_text(json.dumps(now))
-    elif json.loads(file.read_text())["fingerprint"] != now["fingerprint"]:
+        return
+    then = json.loads(file.read_text())
+    if then["processes"] != now["processes"]:
+        raise StudioError(
+            f"This run began on {then['processes']} processes and can't go on the same on {now['processes']}: use "
+            f"`accelerate launch --num_processes {then['processes']} ... -m studio runs resume {run.id[:8]}`."
+        )
+    if then["fingerprint"] != now["fingerprint"]:
         raise StudioError(
             f"{now['file']} has changed since this run began, so it can't go on as it was. Put the old file back, or "
             "start a new run."

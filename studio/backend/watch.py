@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from jetmoe.lora import part_of
@@ -21,7 +21,7 @@ from studio.backend.events import TrainEvent, TrainKind
 from studio.backend.prepare import Prepared, processes
 from studio.backend.probe import Probe
 from studio.backend.prompt import encode_chat
-from studio.backend.runs import Run, RunStore
+from studio.backend.runs import Ending, Run, RunStore
 from studio.errors import StudioError
 
 GIB = 2**30
@@ -48,9 +48,7 @@ class Watcher(TrainerCallback):
         self.tokens = 0
         """Of the training steps so far, and the seconds they took."""
         self.step_s = 0.0
-        # With shards on several devices one process alone has no model to ask.
-        self.whole_model = processes().distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self.probe = Probe(prepared.base, prepared.tokenizer, prepared.recipe.probe_text) if self._observes else None
+        self.probe = Probe(prepared.base, prepared.tokenizer, prepared.recipe.probe_text) if self.is_main else None
 
     # --- what happens
 
@@ -60,12 +58,13 @@ class Watcher(TrainerCallback):
     def warn(self, sentence: str) -> None:
         self.tell("warning", {"message": sentence})
 
-    def ended(self, cancelled: bool) -> str:
-        """Says how the run ended; returns the sentence."""
+    def ended(self, asked_to_stop: bool) -> tuple[Ending, str]:
+        """Says how the run ended; returns it with the sentence."""
+        ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
         best = "" if self.best is None else f", the best held-out loss is {self.best:.3f}"
-        message = f"{'Cancelled' if cancelled else 'Done'} after {self.step} of {self.steps} steps{best}."
-        self.tell("cancelled" if cancelled else "done", {"message": message})
-        return message
+        message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
+        self.tell(ending, {"message": message})
+        return ending, message
 
     def tell(self, kind: TrainKind, values: dict[str, Any]) -> None:
         if self.is_main:
@@ -96,8 +95,6 @@ class Watcher(TrainerCallback):
         self.steps = state.max_steps
         self.best = state.best_metric
         self.started = time.monotonic()
-        if not self.whole_model:
-            self.warn("With the model spread over devices, samples and routing are not measured during the run.")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         done = state.global_step - self.start_step
@@ -134,14 +131,7 @@ class Watcher(TrainerCallback):
                 self.store.update(self.run.id, best_eval_loss=self.best)
         self.observe()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell("checkpoint", {"folder": f"checkpoint-{state.global_step}"})
-
     # --- parts
-
-    @property
-    def _observes(self) -> bool:
-        return self.is_main and self.whole_model
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
         """The likeliest tokens, one by one."""

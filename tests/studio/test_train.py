@@ -6,16 +6,20 @@ import json
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import IntervalStrategy
 from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
@@ -154,6 +158,8 @@ def test_balance_loss_enters_the_loss(settings):
     plain, balanced = losses(started(settings))[0], losses(started(settings, balance_loss=0.1))[0]
     # Two experts a token: an even load reads 2, a collapsed one up to 4.
     assert 0.2 - 1e-3 <= balanced - plain <= 0.4
+    halves = losses(started(settings, balance_loss=0.1, batch_size=1, gradient_accumulation=2))[0]
+    assert halves == pytest.approx(balanced, abs=0.02)
 
 
 def test_the_loss_of_the_base_is_not_the_best_of_the_run(settings, monkeypatch):
@@ -291,6 +297,53 @@ def test_cancelling_keeps_a_checkpoint(settings, monkeypatch):
     assert run.state == "cancelled" and run.step < 10
     assert train.last_checkpoint(run) is not None
     assert train.resume is not None and RunStore().requeue(run.id).state == "queued"
+
+
+def test_a_run_whose_end_alone_is_missing_is_only_ended(settings):
+    """Killed while it saved its adapter: no step more, and the same adapter."""
+    run = started(settings, max_steps=5, eval_steps=5, save_steps=5, epochs=9)  # ends in the middle of an epoch
+    name = "adapter_model.safetensors"
+    before = load_file(run.adapter / name)
+    with closing(sqlite3.connect(RunStore().path)) as db, db:
+        db.execute("UPDATE runs SET state = 'interrupted'")
+    (run.adapter / name).unlink()
+    again = train.resume(run.id)
+    assert again.state == "done" and again.message == run.message
+    assert all(torch.equal(tensor, before[key]) for key, tensor in load_file(again.adapter / name).items())
+
+
+def test_patience_is_counted_on_after_a_resume(settings):
+    state = SimpleNamespace(stateful_callbacks={"Patience": {"attributes": {"early_stopping_patience_counter": 2}}})
+    arguments = SimpleNamespace(
+        metric_for_best_model="eval_loss", eval_strategy=IntervalStrategy.STEPS, load_best_model_at_end=True
+    )
+    patience = train.Patience(3)
+    patience.on_train_begin(arguments, state, None)
+    assert patience.early_stopping_patience_counter == 2
+
+
+def test_resuming_asks_for_the_same_number_of_processes(settings, monkeypatch):
+    monkeypatch.setattr("studio.backend.watch.CANCEL_POLL_S", 0.0)
+    run = cancelled_run(settings)
+    file = run.folder / train.DATA
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
+    with pytest.raises(StudioError, match=r"began on 2 processes .* --num_processes 2"):
+        train.resume(run.id)
+
+
+def test_early_stopping_without_held_out_rows_is_left_out(settings):
+    Path(settings["data"]).write_text('{"prompt": "a", "completion": "b"}\n' * 5)
+    assert started(settings, early_stopping=2).state == "done"
+
+
+def test_other_errors_are_not_called_a_lack_of_memory(settings, monkeypatch):
+    def broken(self, *args):
+        raise NotImplementedError("no such kernel")
+
+    monkeypatch.setattr(train.Trainer, "training_step", broken)
+    with pytest.raises(NotImplementedError):
+        started(settings)
+    assert RunStore().list()[0].message == "NotImplementedError: no such kernel"
 
 
 # --- what goes wrong
