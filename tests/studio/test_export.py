@@ -203,8 +203,8 @@ def test_the_card_has_figures_data_and_recipe(run, tmp_path):
         run.events.append("log", step, {"loss": loss, "learning_rate": 1e-4})
     run.events.append("eval", 1, {"eval_loss": 2.5})
     run.events.append("eval", 3, {"eval_loss": float("nan")})
-    run.events.append("routing", 1, {"flip_rate": 0.0, "js": 0.0})
-    run.events.append("routing", 3, {"flip_rate": 0.0625, "js": 0.125, "by_layer": {}})
+    run.events.append("routing", 1, {"flip_rate": 0.0625, "js": 0.125, "by_layer": {}})  # of the best checkpoint
+    run.events.append("routing", 3, {"flip_rate": 0.75, "js": 0.5})
     (run.folder / "data.json").write_text(json.dumps({"file": "rows.jsonl", "examples": 40, "fingerprint": "abc"}))
     folder = export(run.id, tmp_path / "out").folder
     text = (folder / "README.md").read_text()
