@@ -179,10 +179,7 @@ def _adapted(base: Any, recipe: Recipe) -> Any:
         config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha)
     except AdapterError as error:
         raise StudioError(f"{error} (preset, insist_on_router)") from error
-    model = peft.get_peft_model(base, config)
-    # Not the folder that it was loaded from, which says nothing on another machine.
-    config.base_model_name_or_path = recipe.model
-    return model
+    return peft.get_peft_model(base, config)
 
 
 def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:

@@ -158,8 +158,12 @@ class _Training:
             self.watcher.observe()
 
     def _save(self) -> None:
+        model = self.prepared.model
+        # Not the folder that it was loaded from, which says nothing on another machine. Checkpoints name that folder:
+        # there PEFT finds the base's configuration, which it would ask the hub for otherwise.
+        model.peft_config[model.active_adapter].base_model_name_or_path = self.recipe.model
         try:
-            self.prepared.model.save_pretrained(self.run.adapter, save_embedding_layers=False)
+            model.save_pretrained(self.run.adapter, save_embedding_layers=False)
         except (OSError, SafetensorError) as error:
             raise StudioError(
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "

@@ -1,7 +1,8 @@
 """`make gpu-check`: the GPU tests, then speed tables on the card, in one command, without a network and a model.
 
 Writes tests/benchmarks/results/gpu-<card>-<date>.md. Runs on the system's Python, whose torch knows the card; what it
-measures is `python -m studio bench generate --shape ...`, and the Triton kernel beside bitsandbytes' own.
+measures is `python -m studio bench generate --shape ...` and `bench train --shape ...`, and the Triton kernel beside
+bitsandbytes' own.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main() -> int:
         f"GPU tests: {'passed' if tests.returncode == 0 else 'FAILED'} (torch {torch.__version__})",
         "## JetMoE-8B shape, one sequence, prompt of 2,048 tokens",
         bench.table(bench.generate("starter", ["bf16", "nf4"], 2048, 64, 2, 2, shape="jetmoe-8b")),
+        "## JetMoE-8B shape, LoRA of rank 16 on all experts, batches of 1 x 2,048 tokens",
+        bench.table(bench.train("starter", ["nf4"], 1, 2048, 16, 2, 2, shape="jetmoe-8b")),
         "## Two chosen experts times one token, µs",
         kernel_table(),
     ]
