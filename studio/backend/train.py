@@ -30,8 +30,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from jetmoe.lora import WEIGHTS
-from studio.backend import memory
+from studio.backend import catalog, memory
 from studio.backend.audit import audit_report, pad_id, total_steps
+from studio.backend.data import DataSettings, resolve
 from studio.backend.download import Progress
 from studio.backend.events import TrainEvent
 from studio.backend.packing import Collator
@@ -61,7 +62,16 @@ def start(
     Raises:
         StudioError: it can't start, or failed; the run is kept, with what went wrong.
     """
+    check(recipe)
     return carry_out(_agree(lambda: RunStore().create(recipe, name).id), progress, show)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises StudioError: what can be seen at once is wrong, such as a model or a file that isn't there. No run is made
+    of such a recipe."""
+    catalog.entry(recipe.model)
+    resolve(recipe.data)
+    DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows)
 
 
 def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:

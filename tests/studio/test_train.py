@@ -387,6 +387,20 @@ def test_rows_that_are_all_too_long_are_refused_before_a_model_is_loaded(setting
         started(settings, max_length=16)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": "nowhere.csv"}, "There is no file"),
+        ({"model": "nothing"}, "There is no model"),
+        ({"format": "odd"}, "format must be one of"),
+    ],
+)
+def test_what_is_not_there_makes_no_run(settings, change, said):
+    with pytest.raises(StudioError, match=said):
+        started(settings, **change)
+    assert not RunStore().list()
+
+
 def test_bad_rows_are_told(settings, tmp_path):
     with Path(settings["data"]).open("a") as file:
         file.write('\n{"prompt": "x", "completion": ""}\n')
