@@ -22,6 +22,7 @@ from torch import Tensor
 from jetmoe.lora import AuditRow, audit
 from studio.backend.packing import Collator
 from studio.backend.prepare import Prepared, processes
+from studio.backend.rendering import Rendered, preview
 
 TRIAL_STEPS = 3
 GIB = 2**30
@@ -44,6 +45,7 @@ def audit_report(prepared: Prepared) -> dict[str, Any]:
         "trained": total,
         "precision": prepared.precision,
         "data": prepared.data.report(),
+        "example": _example(prepared),
         "warnings": [*prepared.warnings, *_warnings(rows, prepared)],
         "forecast": _forecast(prepared, total),
     }
@@ -63,6 +65,8 @@ def table(report: dict[str, Any]) -> str:
         f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, of "
         f"which {data['trained_tokens']:,} are trained; {data['train_rows']:,} rows to train on, "
         f"{data['held_out_rows']:,} held out.",
+        f"Tokens of an example: {_histogram(data['edges'], data['counts'])}",
+        "The first, trained where marked: " + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
         f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} are free.",
         f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps "
         f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens a second), evaluations not counted.",
@@ -84,6 +88,17 @@ def total_steps(prepared: Prepared) -> int:
         return recipe.max_steps
     batches = math.ceil(len(prepared.data.train) / (recipe.batch_size * processes().num_processes))
     return math.ceil(max(1, math.ceil(batches / recipe.gradient_accumulation)) * recipe.epochs)
+
+
+def _example(prepared: Prepared) -> list[tuple[str, bool]]:
+    """The first row as the model sees it, in spans of (text, whether it is trained)."""
+    token_ids, trained = prepared.data.train[0][0]
+    return preview(prepared.tokenizer, Rendered([*token_ids], [*trained], cut=False))
+
+
+def _histogram(edges: list[int], counts: list[int]) -> str:
+    bins = zip(edges, edges[1:], counts, strict=False)
+    return ", ".join(f"{low} to {high - 1}: {count:,}" for low, high, count in bins if count)
 
 
 def _warnings(rows: list[AuditRow], prepared: Prepared) -> list[str]:

@@ -418,7 +418,12 @@ def test_the_audit_counts_what_trains(settings):
     assert report["trained"] == sum(row["trained"] for row in report["rows"])
     assert sum(row["share"] for row in report["rows"]) == pytest.approx(1)
     assert report["warnings"] == ["The MLP experts are frozen: the preset 'attention' trains none of them."]
-    assert "MLP experts" in audit.table(report) and "Memory: about" in audit.table(report)
+    table = audit.table(report)
+    assert "MLP experts" in table and "Memory: about" in table
+    assert sum(report["data"]["counts"]) == 40 and "Tokens of an example: " in table
+    (question, answer) = report["example"][:2]
+    assert question[0].startswith("<|im_start|>user\nSay ") and not question[1]
+    assert answer[0].endswith("<|im_end|>") and answer[1] and f"⟦{answer[0]}⟧" in table
 
 
 def test_the_trial_trains_nothing(settings):
