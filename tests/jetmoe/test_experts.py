@@ -19,14 +19,7 @@ from jetmoe.experts import (
 )
 from jetmoe.modeling import JetMoeRMSNorm
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than products of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dumb(weight, tokens, routing):
