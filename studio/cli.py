@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from studio.cli_runs import runs_app
+from studio.cli_runs import Json, runs_app
 from studio.cli_train import resume, train
 from studio.errors import StudioError
 
@@ -38,7 +38,6 @@ app.add_typer(runs_app, name="runs")
 app.command()(train)
 runs_app.command()(resume)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Precision = Annotated[
     str, typer.Option(help="nf4 (4-bit), bf16 or fp32; auto: 4-bit on a GPU, on a CPU what suits the model.")
 ]

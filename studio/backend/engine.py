@@ -24,7 +24,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from jetmoe.loading import CheckpointError, load
 from jetmoe.lora import AdapterError, Adapters
 from studio.backend import catalog, memory
 from studio.backend.adapters import find, require_model
@@ -344,19 +343,8 @@ def _load_decoder(
     tokenizer = AutoTokenizer.from_pretrained(path)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise StudioError(f"The tokenizer in {path.name} is not a fast one; the studio needs tokenizer.json.")
-    try:
-        with memory.shortage("while loading: close other programs, or load the model in nf4"):
-            model = load(
-                JetMoeForCausalLM,
-                path,
-                quantization="nf4" if place.precision == "nf4" else None,
-                dtype=place.dtype,
-                device=place.device,
-                device_map="auto" if torch.cuda.device_count() > 1 else None,
-                progress=progress,
-            )
-    except (CheckpointError, RuntimeError) as error:
-        raise StudioError(str(error)) from error
+    spread = "auto" if torch.cuda.device_count() > 1 else None
+    model = memory.load_model(path, place, "load the model in nf4", progress, device_map=spread)
     return Decoder(model, model.config.max_position_embeddings), tokenizer
 
 

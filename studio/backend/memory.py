@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import psutil
 import torch
 
-from jetmoe import nf4_cpu, single_query
+from jetmoe import JetMoeForCausalLM, nf4_cpu, single_query
+from jetmoe.loading import CheckpointError, load
 from studio.backend.catalog import ModelEntry
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
@@ -50,6 +52,34 @@ def placement(model: ModelEntry, precision: Precision) -> Placement:
     if device == "cpu":
         _check_memory(model, wanted)
     return Placement(device, wanted, dtype, _notice(device, wanted, precision))
+
+
+def load_model(
+    path: Path,
+    place: Placement,
+    remedy: str,
+    progress: Callable[[int, int], None],
+    device: str | None = None,
+    device_map: str | None = None,
+) -> JetMoeForCausalLM:
+    """The model in that folder, in its place, or on another device, or over several.
+
+    Raises:
+        StudioError: files or memory don't suffice; where it is memory, to close other programs or `remedy`.
+    """
+    try:
+        with shortage(f"while loading: close other programs, or {remedy}"):
+            return load(
+                JetMoeForCausalLM,
+                path,
+                quantization="nf4" if place.precision == "nf4" else None,
+                dtype=place.dtype,
+                device=device or place.device,
+                device_map=device_map,
+                progress=progress,
+            )
+    except (CheckpointError, RuntimeError) as error:
+        raise StudioError(str(error)) from error
 
 
 def default_dtype(device: str) -> torch.dtype:

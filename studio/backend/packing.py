@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from jetmoe.losses import IGNORED
+
 Feature = Sequence[tuple[Sequence[int], Sequence[bool]]]
 """The examples of one row: token ids, and whether each is trained."""
 

@@ -18,8 +18,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jetmoe import JetMoeForCausalLM, RoutingRecorder
-from jetmoe.loading import CheckpointError, load
+from jetmoe import RoutingRecorder
 from jetmoe.lora import AdapterError, hot_experts, lora_config, mask_gradients, require_free_routers
 from studio.analysis.load import assignments
 from studio.backend import catalog, memory
@@ -158,18 +157,7 @@ def _load(recipe: Recipe, path: Path, progress: Progress) -> tuple[Any, str]:
     memory.check_precision(recipe.precision)
     place = memory.placement(entry, cast(memory.Precision, recipe.precision))
     device = str(processes().device) if place.device == "cuda" else "cpu"
-    try:
-        with memory.shortage("while loading: close other programs, or train with precision=nf4"):
-            model = load(
-                JetMoeForCausalLM,
-                path,
-                quantization="nf4" if place.precision == "nf4" else None,
-                dtype=place.dtype,
-                device=device,
-                progress=reading(progress),
-            )
-    except (CheckpointError, RuntimeError) as error:
-        raise StudioError(str(error)) from error
+    model = memory.load_model(path, place, "train with precision=nf4", reading(progress), device)
     return model, place.precision
 
 

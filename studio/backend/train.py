@@ -30,6 +30,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from jetmoe.lora import WEIGHTS
+from jetmoe.losses import IGNORED
 from studio.backend import catalog, memory
 from studio.backend.audit import audit_report, pad_id, total_steps
 from studio.backend.data import DataSettings, resolve
@@ -160,8 +161,7 @@ class _Training:
     def _before(self) -> None:
         """What everything later is compared with."""
         if self.is_main:
-            self.watcher.audit(audit_report(self.prepared))
-            self.prepared.model.zero_grad(set_to_none=True)
+            self.watcher.tell("audit", audit_report(self.prepared))
         if self.prepared.data.held_out:
             self.trainer.evaluate()
         elif self.is_main:
@@ -230,7 +230,7 @@ class StudioTrainer(Trainer):
         for batch in self.get_eval_dataloader(eval_dataset):
             batch = self._prepare_inputs(batch)
             loss = model(**batch, use_cache=False, skip_logits=True, num_items_in_batch=1).loss
-            total += torch.stack([loss.double(), (batch["labels"] != -100).sum().double()]).cpu()
+            total += torch.stack([loss.double(), (batch["labels"] != IGNORED).sum().double()]).cpu()
         loss, labels = self.accelerator.reduce(total.float().to(self.args.device), "sum").tolist()
         metrics = {"eval_loss": loss / max(labels, 1)}
         self.log(metrics)

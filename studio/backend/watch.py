@@ -52,9 +52,6 @@ class Watcher(TrainerCallback):
 
     # --- what happens
 
-    def audit(self, report: dict[str, Any]) -> None:
-        self.tell("audit", report)
-
     def warn(self, sentence: str) -> None:
         self.tell("warning", {"message": sentence})
 

@@ -6,10 +6,6 @@ sampling = read_sampling(*values)         # in a handler, in the same order
 
 from __future__ import annotations
 
-import ast
-import inspect
-import itertools
-import textwrap
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -17,6 +13,7 @@ import gradio as gr
 from gradio.components import Component
 
 from studio.backend.engine import Sampling
+from studio.backend.recipe import field_help
 from studio.errors import StudioError
 
 # What a slider needs beyond the field: lowest, highest, step, unit. Other fields become a text.
@@ -46,18 +43,6 @@ def read_sampling(*values: Any) -> Sampling:
     if len(values) != len(names):
         raise StudioError(f"Sampling has {len(names)} settings, not {len(values)}. Reload the page.")
     return Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
-
-
-def field_help(settings: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0].body  # type: ignore[attr-defined]
-    pairs = itertools.pairwise(body)
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in pairs
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }
 
 
 def _control(name: str, default: Any, info: str) -> Component:

@@ -382,7 +382,7 @@ def test_running_out_of_memory_ends_the_run_with_what_to_lower(settings, monkeyp
 
 
 def test_rows_that_are_all_too_long_are_refused_before_a_model_is_loaded(settings, monkeypatch):
-    monkeypatch.setattr("studio.backend.prepare.load", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("studio.backend.memory.load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     with pytest.raises(StudioError, match="raise max_length"):
         started(settings, max_length=16)
 
