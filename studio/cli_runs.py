@@ -11,6 +11,7 @@ An id may be cut short to its first characters.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -87,6 +88,8 @@ def _store() -> RunStore:
     from studio.backend.runs import RunStore
 
     store = RunStore()
+    if notice := store.mend():
+        print(notice, file=sys.stderr)
     store.reconcile()
     return store
 

@@ -2,7 +2,7 @@
 
 from studio.registry import discover
 for tab in discover("studio.ui.tabs", "TAB"):
-    tab.build(engine)
+    tab.build(engine, jobs)
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # reading the events of a run must not wait for torch
     from jetmoe.routing import RoutingTrace
 
 BLOCK = 64 * 1024
-TrainKind = Literal["log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "done", "failed", "cancelled"]
+TrainKind = Literal[
+    "log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "resumed", "done", "failed", "cancelled"
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class TrainEvent:
         eval: figures of the held-out rows: eval_loss ...
         checkpoint, routing, sample, audit: what was saved, measured, answered or is trained.
         warning: a sentence for the person; training goes on.
+        resumed: it was asked to go on.
         done, failed, cancelled: how it ended; the last event, unless the run is resumed.
     """
 

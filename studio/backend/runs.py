@@ -6,27 +6,31 @@
     run.events.append("log", step=1, values={"loss": 2.7})
     store.finish(run.id, "done")
 
-<home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, events.jsonl, log.txt,
-checkpoints/ and adapter/. Any number of threads and processes may use one store.
+<home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
+log.txt, checkpoints/ and adapter/, from which `mend` makes the list again. Any number of threads and processes may use
+one store.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from filelock import FileLock
 
-from studio.backend.events import EventLog, TrainEvent
+from studio.backend.events import EventLog, TrainEvent, TrainKind
 from studio.backend.home import home
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
@@ -34,18 +38,39 @@ from studio.errors import StudioError
 Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
 BUSY_S = 15.0
-SCHEMA = 1
+# The database in the folder of one run, as far as the folder does not tell it otherwise.
+RECORD = "run.json"
+SCHEMA = 2
 TABLE = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
     created REAL NOT NULL, started REAL, ended REAL, pid INTEGER, pid_created REAL,
     step INTEGER NOT NULL DEFAULT 0, best_eval_loss REAL, message TEXT NOT NULL DEFAULT '',
-    cancel_requested INTEGER NOT NULL DEFAULT 0
+    cancel_requested INTEGER NOT NULL DEFAULT 0, queued INTEGER NOT NULL DEFAULT 0
 );
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 COMMIT;
 """
+# Of a first version, which had no order of its own in the queue.
+ADD_QUEUED = """
+BEGIN IMMEDIATE;
+ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
+UPDATE runs SET queued = rowid;
+PRAGMA user_version = 2;
+COMMIT;
+"""
+CANCELLED = "Cancelled. It can be resumed from its last checkpoint."
+SILENT = "Its process ended without a word: the machine went down, or memory ran out. It can be resumed."
+TO_THE_END = "UPDATE runs SET queued = (SELECT max(queued) + 1 FROM runs) WHERE id = ?"
+RESTORE = """
+INSERT INTO runs (id, name, state, model, data, created, started, pid, pid_created, step, best_eval_loss, message)
+VALUES (:id, :name, :state, :model, :data, :created, :started, :pid, :pid_created, :step, :best_eval_loss, :message)
+"""
+
+
+class DamagedStore(StudioError):
+    """The database can't be read as one; `RunStore.mend` makes a new one."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +88,14 @@ class Run:
     ended: float | None
     pid: int | None
     pid_created: float | None
-    """When that process began: a later one may have got the same number."""
+    """When that process began, in seconds since the machine did: a later one may have got the same number."""
     step: int
     best_eval_loss: float | None
     message: str
     """Why it ended, or what is going on."""
     cancel_requested: bool
+    queued: int
+    """Of two queued runs, the one with the lower number begins first. A count, as clocks may be set back."""
 
     @property
     def events(self) -> EventLog:
@@ -118,8 +145,11 @@ class RunStore:
         self.home = folder or home()
         self.path = self.home / "runs.sqlite3"
 
-    def create(self, recipe: Recipe, name: str = "") -> Run:
+    def create(self, recipe: Recipe, name: str = "", begin: bool = False) -> Run:
         """A new queued run with its folder; an empty name becomes one of preset and id.
+
+        Args:
+            begin: it is not queued but runs from now on, in this process.
 
         Raises:
             StudioError: a name that is none, or no space for the folder.
@@ -130,9 +160,12 @@ class RunStore:
         with self._open() as db:
             row = (run_id, name, recipe.model, recipe.data, time.time())
             db.execute("INSERT INTO runs (id, name, state, model, data, created) VALUES (?, ?, 'queued', ?, ?, ?)", row)
+            db.execute(TO_THE_END, (run_id,))
+            if begin:
+                _begin(db, run_id, os.getpid())
             # Before the row is committed, so that no list ever shows a run without a folder.
             _make_folder(self.home / "runs" / run_id, recipe)
-        return self.get(run_id)
+        return self._recorded(run_id)
 
     def get(self, run_id: str) -> Run:
         """The run of that id, or of the only id that begins so.
@@ -157,8 +190,12 @@ class RunStore:
     def list(self) -> Sequence[Run]:
         """All runs, the latest first."""
         with self._open() as db:
-            rows = db.execute("SELECT * FROM runs ORDER BY created DESC, id").fetchall()
+            rows = db.execute("SELECT * FROM runs ORDER BY rowid DESC").fetchall()
         return [self._run(row) for row in rows]
+
+    def queue(self) -> Sequence[Run]:
+        """The queued runs, the next one first."""
+        return sorted((run for run in self.list() if run.state == "queued"), key=lambda run: run.queued)
 
     def mark_running(self, run_id: str, pid: int | None = None) -> Run:
         """A queued run begins in that process (this one unless told); saying it twice is fine.
@@ -167,15 +204,9 @@ class RunStore:
             StudioError: the run is not queued any more, or the process is gone.
         """
         run_id, pid = self.get(run_id).id, os.getpid() if pid is None else pid
-        began = _began(pid)
-        if began is None:
-            raise StudioError(f"Process {pid} of run {run_id[:8]} ended at once; the run's log says why.")
-        changed = self._write(
-            "UPDATE runs SET state = 'running', started = ?, ended = NULL, pid = ?, pid_created = ?, message = '' "
-            "WHERE id = ? AND state = 'queued'",
-            (time.time(), pid, began, run_id),
-        )
-        run = self.get(run_id)
+        with self._open() as db:
+            changed = _begin(db, run_id, pid)
+        run = self._recorded(run_id)
         if not changed and (run.state, run.pid) != ("running", pid):
             raise StudioError(f"Run {run_id[:8]} is {run.state}, not queued, so it can't be started.")
         return run
@@ -214,8 +245,8 @@ class RunStore:
         )
         return self.get(run_id)
 
-    def requeue(self, run_id: str) -> Run:
-        """Puts a run that ended early back in the queue, to go on from its last checkpoint.
+    def requeue(self, run_id: str, begin: bool = False) -> Run:
+        """Puts a run that ended early back in the queue, to go on from its last checkpoint; `begin` as of `create`.
 
         Raises:
             StudioError: it is done, or has not ended, or its folder is gone.
@@ -223,26 +254,33 @@ class RunStore:
         run = self.get(run_id)
         run_id = run.id
         run.recipe()
-        changed = self._write(
-            "UPDATE runs SET state = 'queued', ended = NULL, message = '', cancel_requested = 0 "
-            "WHERE id = ? AND state IN ('failed', 'cancelled', 'interrupted')",
-            (run_id,),
-        )
-        run = self.get(run_id)
-        if not changed:
+        with self._open() as db:
+            changed = db.execute(
+                "UPDATE runs SET state = 'queued', ended = NULL, message = '', cancel_requested = 0 "
+                "WHERE id = ? AND state IN ('failed', 'cancelled', 'interrupted')",
+                (run_id,),
+            ).rowcount
+            db.execute(TO_THE_END, (run_id,))
+            if changed and begin:
+                _begin(db, run_id, os.getpid())
+        run = self._recorded(run_id)
+        if changed:
+            _tell(run, "resumed")
+        else:
             raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
         return run
 
     def reconcile(self) -> Sequence[Run]:
-        """The runs whose process died without a word, now marked as interrupted."""
+        """The runs whose process is gone although they run by the list: interrupted, unless their events tell how they
+        ended."""
         dead = [run for run in self.list() if run.state == "running" and not is_alive(run)]
-        message = "Its process ended without a word: the machine went down, or memory ran out. It can be resumed."
         for run in dead:
+            state, message = last_word(run) or ("interrupted", SILENT)
             # Unless it was resumed in the meantime, in a new process.
             self._write(
-                "UPDATE runs SET state = 'interrupted', message = ?, ended = ? "
+                "UPDATE runs SET state = ?, message = ?, ended = ? "
                 "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
-                (message, time.time(), run.id, run.pid, run.pid_created),
+                (state, message, time.time(), run.id, run.pid, run.pid_created),
             )
         return [self.get(run.id) for run in dead]
 
@@ -281,9 +319,49 @@ class RunStore:
         except OSError as error:
             raise StudioError(f"{run.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
 
+    def mend(self) -> str:
+        """Where the database is damaged, sets it aside and makes a new one out of the runs' folders.
+
+        Returns:
+            What was done, as a sentence; empty where nothing had to be.
+        """
+        _make(self.home)
+        with FileLock(self.path.with_suffix(".lock")):
+            try:
+                self.list()
+            except DamagedStore:
+                return self._made_again()
+        return ""
+
+    def _made_again(self) -> str:
+        """The new database is whole before it takes the place of the old one: runs that go on never miss it."""
+        fresh = RunStore(self.home)
+        fresh.path = self.path.with_name(f"{uuid.uuid4().hex}.sqlite3")
+        rows = sorted(filter(None, map(_row, (self.home / "runs").glob("*/"))), key=lambda row: row["created"])
+        with fresh._open() as db:
+            db.execute("PRAGMA journal_mode = DELETE")  # so that it is one file
+            db.executemany(RESTORE, rows)
+        aside = f"{self.path.name}.damaged-{uuid.uuid4().hex[:8]}"
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(self.home / (aside + suffix))
+        fresh.path.rename(self.path)
+        return (
+            f"The list of runs was damaged. It has been made again out of the folders of {len(rows)} runs, and the "
+            f"damaged file is kept as {aside}."
+        )
+
     def _run(self, row: sqlite3.Row) -> Run:
         values = {**row, "cancel_requested": bool(row["cancel_requested"])}
         return Run(folder=self.home / "runs" / row["id"], **values)
+
+    def _recorded(self, run_id: str) -> Run:
+        """The run, after what is only in the database was written into its folder too."""
+        run = self.get(run_id)
+        record = {name: getattr(run, name) for name in ("name", "created", "started", "pid", "pid_created")}
+        if run.folder_exists:
+            _write_whole(run.folder / RECORD, json.dumps(record))
+        return run
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> int:
         """How many rows it changed."""
@@ -300,6 +378,11 @@ class RunStore:
                 _prepare(db)
                 yield db
         except sqlite3.Error as error:
+            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DamagedStore(
+                    f"{self.path} is damaged. An open studio makes the list of runs again out of their folders, and so "
+                    "does `python -m studio runs list`; the damaged file is kept. Try again in a moment."
+                ) from error
             if sentence := _sentence(error, self.path):
                 raise StudioError(sentence) from error
             raise
@@ -308,8 +391,15 @@ class RunStore:
 def is_alive(run: Run) -> bool:
     """Whether the very process that began the run is still there."""
     began = None if run.pid is None else _began(run.pid)
-    # Two seconds: the system's idea of when it booted moves with its clock.
+    # Two seconds: the system computes this from its clock, in whole seconds.
     return began is not None and run.pid_created is not None and abs(began - run.pid_created) < 2
+
+
+def last_word(run: Run) -> tuple[Ending, str] | None:
+    """How a run whose process is gone has ended, and what is to be said of it; None where nothing tells."""
+    if ending := _ending(run.events):
+        return ending
+    return ("cancelled", CANCELLED) if run.cancel_requested else None
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
@@ -360,11 +450,28 @@ def _is_figure(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
+def _begin(db: sqlite3.Connection, run_id: str, pid: int) -> int:
+    """Whether a queued run now runs in that process.
+
+    Raises:
+        StudioError: the process is gone.
+    """
+    began = _began(pid)
+    if began is None:
+        raise StudioError(f"Process {pid} of run {run_id[:8]} ended at once; the run's log says why.")
+    return db.execute(
+        "UPDATE runs SET state = 'running', started = ?, ended = NULL, pid = ?, pid_created = ?, message = '' "
+        "WHERE id = ? AND state = 'queued'",
+        (time.time(), pid, began, run_id),
+    ).rowcount
+
+
 def _began(pid: int) -> float | None:
-    """When that process was created; None where there is none, or only what is left of it until its parent looks."""
+    """When that process was created, in seconds since the machine was started; None where there is no such process, or
+    only what is left of it until its parent looks. The date of its creation would move with the system's clock."""
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time() - psutil.boot_time()
     except psutil.NoSuchProcess:
         return None
 
@@ -376,6 +483,53 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _row(folder: Path) -> dict[str, Any] | None:
+    """What a run's folder tells of it; None where it is none."""
+    try:
+        recipe, run_id = Recipe.load(folder / "recipe.yaml"), str(uuid.UUID(folder.name))
+    except (StudioError, ValueError):
+        return None
+    record: dict[str, Any] = dict.fromkeys(("started", "pid", "pid_created"))
+    record |= {"name": f"{recipe.preset} {run_id[:8]}", "created": folder.stat().st_mtime}
+    with suppress(OSError, ValueError):
+        record |= json.loads((folder / RECORD).read_text())
+    log = EventLog(folder / "events.jsonl")
+    # One that still runs is known by its process; `reconcile` finds the others.
+    state, message = _ending(log) or ("running" if record["pid"] else "interrupted", "")
+    return record | {
+        "id": run_id,
+        "model": recipe.model,
+        "data": recipe.data,
+        "state": state,
+        "step": max((event.step for event in log.read()), default=0),
+        "best_eval_loss": figures(log.read()).get("best_eval_loss"),
+        "message": message,
+    }
+
+
+def _ending(log: EventLog) -> tuple[Ending, str] | None:
+    last = next(iter(deque(log.read(), maxlen=1)), None)
+    if last is None or last.kind not in ("done", "failed", "cancelled"):
+        return None
+    return last.kind, str(last.values.get("message", ""))
+
+
+def _tell(run: Run, kind: TrainKind) -> None:
+    try:
+        run.events.append(kind, run.step, {})
+    except OSError as error:
+        raise StudioError(f"{run.folder} can't be written ({error.strerror}). Free some disk space.") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        raise StudioError(f"{path} can't be written ({error.strerror}). Free some disk space.") from error
+
+
 def _anchored(recipe: Recipe) -> Recipe:
     """A run may be resumed from another folder than it was started in."""
     data = Path(recipe.data)
@@ -384,10 +538,7 @@ def _anchored(recipe: Recipe) -> Recipe:
 
 def _make_folder(folder: Path, recipe: Recipe) -> None:
     _make(folder)
-    try:
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise StudioError(f"{folder} can't be written ({error.strerror}). Free some disk space.") from error
+    _write_whole(folder / "recipe.yaml", recipe.to_yaml())
 
 
 def _make(folder: Path) -> None:
@@ -402,23 +553,24 @@ def _prepare(db: sqlite3.Connection) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA:
         raise StudioError("The list of runs was written by a newer studio. Update this one.")
-    if version < SCHEMA:
+    if version == 1:
+        db.executescript(ADD_QUEUED)
+    elif version < SCHEMA:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(TABLE)
 
 
 def _sentence(error: sqlite3.Error, path: Path) -> str:
     """What a person can do about it; empty where nothing, because it is a bug."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the number only tells variants apart
+    code = _code(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"Another program keeps {path} locked. Close it, or try again in a moment."
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return (
-            f"{path} is damaged. Move it and the files beside it that begin with the same name to another folder: a "
-            f"new list of runs then begins, and all that the runs made stays in {path.parent / 'runs'}."
-        )
     if code == sqlite3.SQLITE_FULL:
         return f"The disk is full, so {path} can't be written. Free some space."
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
         return f"{path} can't be read and written. Check the permissions of it and its folder, and the disk."
     return ""
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the number only tells variants apart

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -53,7 +55,7 @@ def test_the_life_of_a_run(store):
     assert run.recipe() == recipe and run.folder == store.home / "runs" / run.id
     running = store.mark_running(run.id)
     assert (running.state, running.pid) == ("running", os.getpid())
-    assert running.pid_created == psutil.Process().create_time()
+    assert running.pid_created == pytest.approx(psutil.Process().create_time() - psutil.boot_time(), abs=2)
     store.update(run.id, step=20, best_eval_loss=1.5)
     store.update(run.id, step=21, message="half way")
     now = store.get(run.id)
@@ -193,8 +195,7 @@ def test_delete(store):
 
 def test_a_folder_deleted_by_hand_is_said_so_and_the_row_can_go(store):
     run = store.create(Recipe())
-    (run.folder / "recipe.yaml").unlink()
-    run.folder.rmdir()
+    shutil.rmtree(run.folder)
     assert not store.get(run.id).folder_exists and not run.row()["folder_exists"]
     assert list(run.events.read()) == []
     for act in (run.recipe, lambda: store.requeue(run.id)):
@@ -239,6 +240,64 @@ def test_a_damaged_database_is_said_so_and_kept(store, damage):
     assert store.path.read_bytes() == content and run.folder_exists
 
 
+def test_a_damaged_database_is_kept_aside_and_made_again_from_the_folders(store):
+    done, alive, waiting = (store.create(Recipe(r=r), f"rank {r}") for r in (1, 2, 3))
+    store.mark_running(done.id)
+    done.events.append("eval", 5, {"eval_loss": 2.5})
+    done.events.append("done", 7, {"message": "Done after 7 of 7 steps."})
+    store.mark_running(alive.id)
+    before = store.get(alive.id)
+    (store.home / "runs" / "not-a-run").mkdir()
+    (waiting.folder / "run.json").write_text("{")
+    assert store.mend() == ""
+    store.path.write_bytes(b"not a database, " * 64)
+    assert "made again out of the folders of 3 runs" in store.mend()
+    assert next(store.home.glob("runs.sqlite3.damaged-*")).read_bytes() == b"not a database, " * 64
+    again = store.get(done.id)
+    assert (again.name, again.state, again.step, again.best_eval_loss) == ("rank 1", "done", 7, 2.5)
+    assert again.message == "Done after 7 of 7 steps." and again.recipe().r == 1
+    assert store.get(alive.id) == replace(before, queued=0)
+    assert store.get(waiting.id).state == "interrupted" and store.reconcile() == []
+    assert store.mend() == "" and store.create(Recipe()).queued == 1
+
+
+def test_who_died_after_its_last_word_has_ended_as_it_said(store, child):
+    run = store.create(Recipe())
+    store.mark_running(run.id, child.pid)
+    run.events.append("done", 3, {"message": "Done after 3 of 3 steps."})
+    child.kill()
+    child.wait()
+    store.reconcile()
+    assert (store.get(run.id).state, store.get(run.id).message) == ("done", "Done after 3 of 3 steps.")
+
+
+def test_the_queue_goes_by_who_asked_first_whatever_the_clock_says(store, monkeypatch):
+    first = store.create(Recipe())
+    monkeypatch.setattr(runs.time, "time", lambda: first.created - 1e6)
+    second = store.create(Recipe())
+    assert [run.id for run in store.queue()] == [first.id, second.id]
+    assert [run.id for run in store.list()] == [second.id, first.id]
+    store.mark_running(first.id)
+    store.finish(first.id, "failed")
+    store.requeue(first.id)
+    assert [run.id for run in store.queue()] == [second.id, first.id]
+
+
+def test_a_run_that_begins_here_is_never_in_the_queue(store):
+    run = store.create(Recipe(), begin=True)
+    assert (run.state, run.pid) == ("running", os.getpid()) and not store.queue()
+    store.finish(run.id, "interrupted")
+    assert store.requeue(run.id, begin=True).state == "running"
+
+
+def test_a_database_of_the_first_version_gets_an_order(store):
+    ids = [store.create(Recipe()).id for _ in range(2)]
+    with sqlite3.connect(store.path) as db:
+        db.execute("ALTER TABLE runs DROP COLUMN queued")
+        db.execute("PRAGMA user_version = 1")
+    assert [run.id for run in store.queue()] == ids
+
+
 def test_a_locked_database_is_said_so(store, monkeypatch):
     run = store.create(Recipe())
     monkeypatch.setattr(runs, "BUSY_S", 0.1)
@@ -253,7 +312,7 @@ def test_a_locked_database_is_said_so(store, monkeypatch):
 def test_a_database_of_a_newer_studio_is_left_alone(store):
     store.create(Recipe())
     with sqlite3.connect(store.path) as db:
-        db.execute("PRAGMA user_version = 2")
+        db.execute("PRAGMA user_version = 3")
     with pytest.raises(StudioError, match="newer studio"):
         store.list()
 

@@ -1,0 +1,257 @@
+"""The queue of training runs and its supervisor: one run at a time, each in a process of its own.
+
+    jobs = Jobs()
+    jobs.open()                              # starts what is queued, and takes over what an earlier server started
+    run = jobs.start(Recipe(...), "dictionary")
+    jobs.place(run.id)                       # 1: it is the next one
+    jobs.cancel(run.id)
+
+Everything that lasts is in the store, so page and command line see the same, and a server that is killed loses nothing:
+the process of a run goes on, and the next server finds it by its number and the time it began.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from studio.backend import child
+from studio.backend.download import require_space
+from studio.backend.recipe import Recipe
+from studio.backend.runs import DamagedStore, Run, RunStore, last_word
+from studio.backend.uploads import clean
+from studio.errors import StudioError
+
+logger = logging.getLogger(__name__)
+POLL_S = 1.0
+# How long a run that was cancelled may work on at its step, and then at ending.
+STEP_S = 30.0
+END_S = 10.0
+GIB = 2**30
+QUOTA_GIB = 50.0
+# A checkpoint of the largest adapter and the log need less.
+SPACE_BYTES = GIB
+QUEUED_AT_MOST = 20
+
+
+class Jobs:
+    """Args:
+    command: what carries out the run whose id follows.
+    step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
+    """
+
+    def __init__(
+        self,
+        store: RunStore | None = None,
+        command: Sequence[str] = ("-m", "studio.backend.train"),
+        step_s: float = STEP_S,
+        end_s: float = END_S,
+    ) -> None:
+        self.store = store or RunStore()
+        self.notice = ""
+        """What a person must know of the store, such as that it had to be made again."""
+        self._command, self._step_s, self._end_s = command, step_s, end_s
+        self._lock = FileLock(self.store.home / "supervisor.lock", thread_local=False)
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked_at: dict[str, float] = {}
+        self._changing = threading.Lock()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
+
+        Raises:
+            StudioError: the store can't be read.
+        """
+        self.notice = self.store.mend()
+        self._thread = threading.Thread(target=self._supervise, daemon=True, name="supervisor")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the supervisor and no run."""
+        self._closed.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._lock.release()
+
+    def start(self, recipe: Recipe, name: str = "") -> Run:
+        """Puts a new run at the end of the queue.
+
+        Raises:
+            StudioError: the queue, the quota or the disk is full, or the store can't be written.
+        """
+        self._require_room()
+        run = self.store.create(recipe, name)
+        self._wake.set()
+        return run
+
+    def resume(self, run_id: str) -> Run:
+        """Puts a run that ended early at the end of the queue, to go on from its last whole checkpoint.
+
+        Raises:
+            StudioError: as of `start`, or it can't be resumed.
+        """
+        self._require_room()
+        run = self.store.requeue(run_id)
+        self._wake.set()
+        return run
+
+    def cancel(self, run_id: str) -> Run:
+        """Ends a run after the step that it is at, or takes it out of the queue.
+
+        Raises:
+            StudioError: it has ended.
+        """
+        run = self.store.request_cancel(run_id)
+        self._wake.set()
+        return run
+
+    def delete(self, run_id: str) -> None:
+        """Raises StudioError: it is running, or its files can't be deleted."""
+        with self._changing:  # not while it is being started
+            self.store.delete(run_id)
+
+    def place(self, run_id: str) -> int:
+        """1: starts next; 0: not queued."""
+        ids = [run.id for run in self.store.queue()]
+        return ids.index(run_id) + 1 if run_id in ids else 0
+
+    def training(self) -> Run | None:
+        """The run that is being trained, by this server or in a terminal."""
+        return next((run for run in self.store.list() if run.state == "running"), None)
+
+    def _require_room(self) -> None:
+        if len(self.store.queue()) >= QUEUED_AT_MOST:
+            raise StudioError(f"{QUEUED_AT_MOST} runs are queued already. Cancel one, or wait until one has ended.")
+        require_space(self.store.home, SPACE_BYTES)
+        used, quota = size(self.store.home / "runs") / GIB, quota_gib()
+        if used > quota:
+            raise StudioError(
+                f"The runs take {used:.1f} GiB of the {quota:g} that they may. Delete some that are no longer needed."
+            )
+
+    # --- the supervisor's thread
+
+    def _supervise(self) -> None:
+        while not self._closed.is_set():
+            self._guarded(self._tick)
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """The supervisor outlives what goes wrong with one tick; the next one tries again."""
+        try:
+            work()
+        except DamagedStore:
+            self.notice = self.store.mend()
+            logger.warning("%s", self.notice)
+        except StudioError as error:
+            self.notice = str(error)
+            logger.warning("%s", error)
+        except Exception:
+            logger.exception("the supervisor failed; it goes on")
+
+    def _tick(self) -> None:
+        if not self._supervises():
+            return
+        self._record_ends()
+        self.store.reconcile()
+        running = self.training()
+        if running is not None:
+            self._press(running)
+            return
+        with self._changing:
+            queue = self.store.queue()
+            if queue:
+                self._begin(queue[0])
+
+    def _supervises(self) -> bool:
+        if self._lock.is_locked:
+            return True
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        clean(self.store)
+        return True
+
+    def _begin(self, run: Run) -> None:
+        """What keeps one run from beginning ends that run, not the queue."""
+        try:
+            process = child.spawn([*self._command, run.id], run.log)
+        except StudioError as error:
+            self.store.finish(run.id, "failed", str(error))
+            return
+        self._children[run.id] = process
+        if process.poll() is None:
+            self.store.mark_running(run.id, process.pid)
+
+    def _record_ends(self) -> None:
+        for run_id, process in [*self._children.items()]:
+            code = process.poll()
+            if code is None:
+                continue
+            del self._children[run_id]
+            run = self.store.get(run_id)
+            if run.state in ("running", "queued"):
+                self._record(run, code)
+
+    def _record(self, run: Run, code: int) -> None:
+        """The end of a process that did not tell it itself."""
+        said = last_word(run)
+        if said is None and code < 0:
+            said = "interrupted", f"{child.killed(code)} It can be resumed."
+        if said is None:
+            said = "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
+        self.store.finish(run.id, *said)
+
+    def _press(self, run: Run) -> None:
+        """First a run that was cancelled is let to its end of the step, then it is told to end, then it is ended."""
+        if not run.cancel_requested or run.pid is None:
+            self._asked_at.pop(run.id, None)
+            return
+        waited = time.monotonic() - self._asked_at.setdefault(run.id, time.monotonic())
+        if waited > self._step_s + self._end_s:
+            child.end_group(run.pid, signal.SIGKILL)
+        elif waited > self._step_s:
+            child.end_group(run.pid, signal.SIGTERM)
+
+
+def quota_gib() -> float:
+    """Raises StudioError: `$STUDIO_QUOTA_GIB` is no number."""
+    text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
+    try:
+        return float(text)
+    except ValueError as error:
+        raise StudioError(f"STUDIO_QUOTA_GIB must be a number of GiB, such as {QUOTA_GIB:g}, not {text!r}.") from error
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in it; what is deleted meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_size
+    return total
+
+
+def tail(log: Path, most: int = 2000) -> str:
+    """The last line that says something."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
