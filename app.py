@@ -13,6 +13,7 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from studio.backend.engine import Engine
+from studio.backend.jobs import Jobs
 from studio.backend.starter import ConsoleProgress
 from studio.errors import StudioError
 from studio.ui.layout import build, launch_settings
@@ -25,13 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     flags = _flags(arguments)
     try:
         _require_port(flags.host, flags.port)
-        engine = Engine()
+        engine, jobs = Engine(), Jobs()
+        jobs.open()
         engine.start_loading(flags.model, ConsoleProgress())
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2
-    page = build(engine)
-    page.launch(server_name=flags.host, server_port=flags.port, inbrowser=flags.open, **launch_settings())
+    page = build(engine, jobs)
+    page.launch(server_name=flags.host, server_port=flags.port, inbrowser=flags.open, **launch_settings(jobs))
     return 0
 
 

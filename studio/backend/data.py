@@ -118,6 +118,16 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Data
     return Dataset(path, sha256(path), format.name, columns, examples, bad_rows, notices, _duplicates(examples))
 
 
+def column_names(name_or_path: str | Path) -> list[str]:
+    """Of the first rows, in their order.
+
+    Raises:
+        StudioError: no such file, not readable, or no good row.
+    """
+    path = resolve(name_or_path)
+    return _names(path, _probe(iter(Rows(path, Limits()))))
+
+
 def resolve(name_or_path: str | Path) -> Path:
     """The path of a bundled sample by its name, or of the file itself.
 
@@ -152,10 +162,8 @@ def _detect(
     path: Path, probed: list[Row | BadRow], settings: DataSettings
 ) -> tuple[Format, dict[str, str], tuple[str, ...]]:
     """(format, the column of each field, notices). Raises StudioError: none fits, or there is no good row."""
+    names = _names(path, probed)
     rows = [row.cells for row in probed if isinstance(row, Row)]
-    if not rows:
-        raise _no_good_row(path, [row for row in probed if isinstance(row, BadRow)])
-    names = list(dict.fromkeys(chain(*rows)))
     if missing := [name for name in settings.columns.values() if name not in names]:
         raise StudioError(f"{path.name} has no column {_listed(missing)}. Choose from {_listed(names)}.")
     for format in formats():
@@ -164,6 +172,13 @@ def _detect(
             unused = [name for name in names if name not in columns.values()]
             return format, columns, (f"Columns that are not used: {_listed(unused)}.",) if unused else ()
     raise _no_format(path, names, settings.format)
+
+
+def _names(path: Path, probed: list[Row | BadRow]) -> list[str]:
+    rows = [row.cells for row in probed if isinstance(row, Row)]
+    if not rows:
+        raise _no_good_row(path, [row for row in probed if isinstance(row, BadRow)])
+    return list(dict.fromkeys(chain(*rows)))
 
 
 def _no_format(path: Path, names: list[str], wanted: str) -> StudioError:

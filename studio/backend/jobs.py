@@ -66,6 +66,7 @@ class Jobs:
         self._changing = threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._running: Run | None = None
 
     def open(self) -> None:
         """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
@@ -131,6 +132,13 @@ class Jobs:
         """The run that is being trained, by this server or in a terminal."""
         return next((run for run in self.store.list() if run.state == "running"), None)
 
+    def status(self) -> str:
+        """What the page says of it beside the model: a training run that takes from the machine, or what went wrong."""
+        if self.notice:
+            return self.notice
+        run = self._running
+        return "" if run is None else f"“{run.name}” is being trained, so answers are slower."
+
     def _require_room(self) -> None:
         if len(self.store.queue()) >= QUEUED_AT_MOST:
             raise StudioError(f"{QUEUED_AT_MOST} runs are queued already. Cancel one, or wait until one has ended.")
@@ -164,10 +172,11 @@ class Jobs:
 
     def _tick(self) -> None:
         if not self._supervises():
+            self._running = self.training()
             return
         self._record_ends()
         self.store.reconcile()
-        running = self.training()
+        self._running = running = self.training()
         if running is not None:
             self._press(running)
             return

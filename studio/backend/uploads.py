@@ -38,15 +38,16 @@ def keep(file: Path) -> str:
             f"{file.name} has {size / 2**20:,.0f} MiB, and at most {limit / 2**20:,.0f} are read. Split it, or train "
             "from a terminal, where the file can stay where it is."
         )
-    upload = uuid.uuid4().hex
-    require_space(_folder().parent, size)
+    folder = _folder() / uuid.uuid4().hex
     try:
-        (_folder() / upload).mkdir(parents=True)
-        shutil.copyfile(file, _folder() / upload / _clean_name(file.name))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        require_space(folder.parent, size)
+        folder.mkdir()
+        shutil.copyfile(file, folder / _clean_name(file.name))
     except OSError as error:
-        shutil.rmtree(_folder() / upload, ignore_errors=True)
-        raise StudioError(f"{_folder()} can't be written ({error.strerror}). Free some disk space.") from error
-    return upload
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StudioError(f"{folder.parent} can't be written ({error.strerror}). Free some disk space.") from error
+    return folder.name
 
 
 def find(upload: str) -> Path:

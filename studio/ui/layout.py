@@ -1,7 +1,7 @@
 """The whole page: a header, and the tabs that `studio/ui/tabs` registers.
 
-demo = build(engine)
-demo.launch(**launch_settings())
+demo = build(engine, jobs)
+demo.launch(**launch_settings(jobs))
 """
 
 from __future__ import annotations
@@ -12,51 +12,56 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from studio.registry import discover
+from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
 from studio.ui.status import banner
 from studio.ui.theme import css, theme
 
 if TYPE_CHECKING:
     from studio.backend.engine import Engine
+    from studio.backend.jobs import Jobs
 
 TITLE = "JetMoE Studio"
+PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
 /></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
 cy="16" r="3.4" fill="var(--u1)"/><circle cx="20" cy="24" r="3.4" fill="var(--u2)"/><circle cx="20" cy="32" r="3.4"
-fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts and watch which of them answer</p>
+fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts, tune it, and watch which of them answer</p>
 </div></header>"""
 
 
-def build(engine: Engine) -> gr.Blocks:
-    """The page over this engine; every listener is private, and only polls bypass the queue."""
+def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
+    """The page over this engine and these training runs; every listener is private, and only polls bypass the queue."""
     tabs = discover("studio.ui.tabs", "TAB")
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        _masthead(engine)
-        if len(tabs) == 1:
-            tabs[0].build(engine)
-        else:
-            with gr.Tabs():
-                for tab in tabs:
-                    with gr.Tab(tab.title):
-                        tab.build(engine)
+        _masthead(engine, jobs)
+        with gr.Tabs(elem_id="tabs") as shown:
+            for tab in tabs:
+                with gr.Tab(tab.title, id=tab.id):
+                    tab.build(engine, jobs)
+        demo.load(_asked_for, None, shown, **PRIVATE)
     return demo.queue(api_open=False, max_size=32)
 
 
-def _masthead(engine: Engine) -> None:
+def _asked_for(request: gr.Request) -> Any:
+    """The tab that the page's address means: that of a run."""
+    return gr.Tabs(selected="finetune") if request.query_params.get("run") else gr.skip()
+
+
+def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
-        status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        status = gr.HTML(banner(engine.status(), jobs.status()), elem_id="status", js_on_load=None)
 
     def poll(before: str) -> Any:
-        now = banner(engine.status())
+        now = banner(engine.status(), jobs.status())
         return gr.skip() if now == before else now
 
-    private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.Timer(1.5).tick(poll, status, status, **private)
+    gr.Timer(1.5).tick(poll, status, status, **PRIVATE)
 
 
-def launch_settings() -> dict[str, Any]:
+def launch_settings(jobs: Jobs) -> dict[str, Any]:
     """The safe options of `Blocks.launch`: nothing is shared, listed, monitored or served from the disk."""
     return {
         "theme": theme(),
@@ -69,7 +74,7 @@ def launch_settings() -> dict[str, Any]:
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,
-        "max_file_size": "70mb",
+        "max_file_size": "200mb",
         "footer_links": ["settings"],
-        "app_kwargs": {"middleware": [Middleware(SafeHeaders)]},
+        "app_kwargs": {"middleware": [Middleware(SafeHeaders)], "routes": routes(jobs.store)},
     }

@@ -13,10 +13,11 @@ SPEEDS = {
 }
 
 
-def banner(status: EngineStatus) -> str:
-    """HTML; everything that isn't written here is escaped."""
+def banner(status: EngineStatus, training: str = "") -> str:
+    """HTML; everything that isn't written here is escaped. `training` says what else the machine does."""
     state = "busy" if status.state in ("preparing", "loading") else status.state
     sentence = status.text if status.state != "ready" else _ready(status)
+    sentence = f"{sentence} {training}".strip()
     bar = "" if status.progress is None or state != "busy" else _bar(status.progress)
     return f'<div class="status status-{state}"><span class="dot"></span><span>{escape(sentence)}</span>{bar}</div>'
 

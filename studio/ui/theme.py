@@ -10,6 +10,7 @@ from pathlib import Path
 import gradio as gr
 
 from studio.ui.routing_panel import style as panel_style
+from studio.ui.runs_panel import style as runs_style
 
 # Okabe and Ito's palette, told apart with every common kind of colour blindness; groups and experts take them in turn,
 # and their number always stands beside the colour.
@@ -72,5 +73,5 @@ def css() -> str:
     colours = "".join(f"--u{index}: {colour}; " for index, colour in enumerate(EXPERT_COLOURS))
     tints = f":root {{ {colours}--tint: {TINT['light']:.0%}; }} .dark {{ --tint: {TINT['dark']:.0%}; }}"
     units = "".join(f".rp-u{index} {{ --unit: var(--u{index}); }} " for index in range(len(EXPERT_COLOURS)))
-    page = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    return "\n".join([tints, units, page, panel_style()])
+    sheets = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("style.css", "finetune.css")]
+    return "\n".join([tints, units, *sheets, panel_style(), runs_style()])

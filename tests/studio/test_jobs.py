@@ -221,7 +221,7 @@ def test_a_child_sees_no_secret(monkeypatch):
 
 
 def test_how_a_command_ended_is_told():
-    with pytest.raises(StudioError, match="^Lower it\\.$"):
+    with pytest.raises(StudioError, match=r"^Lower it\.$"):
         child.run_json(["-c", "import sys; print('a traceback'); print('Lower it.', file=sys.stderr); sys.exit(2)"])
     with pytest.raises(StudioError, match="made a mistake: ValueError: odd"):
         child.run_json(["-c", "raise ValueError('odd')"])

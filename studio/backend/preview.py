@@ -1,0 +1,104 @@
+"""What a person sees of a data set before training: what is in it, what is trained, and what is wrong with it.
+
+    seen = preview(Recipe(data="rows.csv"))
+    seen.problem           # why it can't be used as it is; `names` are its columns, from which to choose then
+    seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>", True)]: text, whether it is trained
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from studio.backend import catalog
+from studio.backend.data import Dataset, DataSettings, Example, column_names, formats, read, resolve
+from studio.backend.recipe import Recipe
+from studio.backend.rendering import Rendered, Summary, render, summary
+from studio.backend.rendering import preview as spans
+from studio.backend.rows import BadRow
+from studio.errors import StudioError
+
+# Of so many examples the tokens are counted; more would keep a person waiting.
+COUNTED = 5000
+SHOWN = 5
+SHOWN_BAD_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Preview:
+    file: str
+    names: list[str]
+    """The file's columns."""
+    problem: str = ""
+    """Why it can't be used; what follows is empty then."""
+    format: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The column of each field of the format."""
+    rows: int = 0
+    train_rows: int = 0
+    held_out_rows: int = 0
+    duplicates: int = 0
+    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_count: int = 0
+    notices: list[str] = field(default_factory=list)
+    examples: list[list[tuple[str, bool]]] = field(default_factory=list)
+    tokens: Summary | None = None
+    """None where the model isn't here yet, and with it what makes tokens of text."""
+
+
+def fields_of(format_name: str) -> dict[str, bool]:
+    """The fields of a format, and whether a row must have each; empty where there is no such format."""
+    found = next((each for each in formats() if each.name == format_name), None)
+    return {} if found is None else dict.fromkeys(found.fields, True) | dict.fromkeys(found.optional, False)
+
+
+def preview(recipe: Recipe) -> Preview:
+    """Raises StudioError: there is no such file, or nothing of it can be read."""
+    name = resolve(recipe.data).name
+    names = column_names(recipe.data)
+    try:
+        dataset = read(recipe.data, DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows))
+    except StudioError as error:
+        return Preview(name, names, problem=str(error))
+    train, held_out = dataset.split(recipe.eval_share, recipe.seed)
+    rendered, notice = _rendered(dataset.examples[:COUNTED], recipe)
+    return Preview(
+        name,
+        names,
+        format=dataset.format,
+        columns=dataset.columns,
+        rows=len(dataset.examples),
+        train_rows=len(train),
+        held_out_rows=len(held_out),
+        duplicates=dataset.duplicates,
+        bad_rows=dataset.bad_rows[:SHOWN_BAD_ROWS],
+        bad_count=len(dataset.bad_rows),
+        notices=[*dataset.notices, *notice],
+        examples=_shown(dataset, rendered, recipe),
+        tokens=summary(rendered, recipe.max_length) if rendered else None,
+    )
+
+
+def _rendered(examples: list[Example], recipe: Recipe) -> tuple[list[Rendered], list[str]]:
+    """Nothing, and why, where the model isn't here."""
+    if not catalog.ready(recipe.model):
+        return [], ["Tokens are counted once the model is here; it is fetched when it is first loaded or trained."]
+    tokenizer = _tokenizer(recipe)
+    notice = [f"Tokens are counted of the first {COUNTED:,} rows."] if len(examples) == COUNTED else []
+    return [render(tokenizer, example.messages, recipe.max_length) for example in examples], notice
+
+
+def _shown(dataset: Dataset, rendered: list[Rendered], recipe: Recipe) -> list[list[tuple[str, bool]]]:
+    if rendered:
+        tokenizer = _tokenizer(recipe)
+        return [spans(tokenizer, each) for each in rendered[:SHOWN]]
+    return [
+        [(message["content"], message["role"] in ("assistant", "text")) for message in example.messages]
+        for example in dataset.examples[:SHOWN]
+    ]
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    return AutoTokenizer.from_pretrained(catalog.prepare(recipe.model))

@@ -1,0 +1,206 @@
+"""What pages show of training runs, read once for all who look.
+
+    views = RunViews(RunStore(), jobs.place)
+    views.listing()["runs"][0]["state"]          # all runs, the latest first
+    views.events(run_id, after=120)["events"]    # what has been added to one
+    views.comparison([first, second])["settings"]
+
+The list, and every run's events, are read from the disk at most once a second however many pages ask; a run that has
+ended is read no more until its row changes. All answers are plain data.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from jetmoe.lora import CONFIG
+from studio.backend.events import TrainEvent
+from studio.backend.recipe import Recipe
+from studio.backend.runs import Run, RunStore, differences, figures, side_by_side
+from studio.errors import StudioError
+
+READ_EVERY_S = 1.0
+# A process may add its last event a moment after it said that it ended.
+SETTLED_S = 10.0
+EVENTS_A_CALL = 500
+COMPARED = 6
+"""Runs in one comparison at most."""
+KEPT_RUNS = 16
+"""Runs whose events stay in memory, those asked for last."""
+TAIL = 256 * 1024
+"""Bytes at the end of a run's events; the last point of the curves is among them, before samples and routing."""
+ALIVE = ("queued", "running")
+
+
+class RunViews:
+    """Pure reading for any number of pages and threads.
+
+    Args:
+        place: of a queued run in the queue: 1 starts next, 0 is in none.
+    """
+
+    def __init__(self, store: RunStore, place: Callable[[str], int]) -> None:
+        self.store, self.place = store, place
+        self._lock = threading.Lock()
+        self._read_at = float("-inf")
+        self._runs: dict[str, Run] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._steps: dict[str, tuple[Run, int | None]] = {}
+        self._notice = ""
+        self._histories: OrderedDict[str, _History] = OrderedDict()
+
+    def listing(self) -> dict[str, Any]:
+        """`{"runs": [row], "notice"}`, the latest run first; the notice says why the list can't be read. The rows read
+        last then stay."""
+        with self._lock:
+            self._refresh()
+            return {"runs": [*self._rows.values()], "notice": self._notice}
+
+    def events(self, run_id: str, after: int = 0) -> dict[str, Any]:
+        """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
+        `after`; `more` tells that there are others, `now` is this machine's time. The row is None where there is no
+        run of that id."""
+        run, row = self._find(run_id)
+        if run is None:
+            return {"run": None, "events": [], "more": False, "now": time.time()}
+        events = self._history(run).after(after)
+        told = [{"seq": e.seq, "step": e.step, "kind": e.kind, "values": e.values} for e in events[:EVENTS_A_CALL]]
+        return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
+
+    def comparison(self, run_ids: Sequence[str]) -> dict[str, Any]:
+        """As of `runs.compare`, or `{"error": sentence}`."""
+        try:
+            return self._compare(list(dict.fromkeys(run_ids)))
+        except StudioError as error:
+            return {"error": str(error)}
+
+    def _compare(self, run_ids: list[str]) -> dict[str, Any]:
+        runs = [run for run in (self._find(run_id)[0] for run_id in run_ids) if run is not None]
+        if not 2 <= len(runs) <= COMPARED or len(runs) < len(run_ids):
+            raise StudioError(f"Choose 2 to {COMPARED} runs of the list to compare.")
+        histories = {run.id: self._history(run) for run in runs}
+        settings = differences({run.id: histories[run.id].recipe() for run in runs})
+        for name, shown in (("data", _file_name), ("model", _model_name)):
+            if name in settings:
+                settings[name] = {run_id: shown(value) for run_id, value in settings[name].items()}
+        return {
+            "runs": [{"id": run.id, "name": run.name, "state": run.state} for run in runs],
+            "settings": settings,
+            "figures": side_by_side({run_id: figures(history.after(0)) for run_id, history in histories.items()}),
+        }
+
+    def _find(self, run_id: str) -> tuple[Run | None, dict[str, Any] | None]:
+        with self._lock:
+            self._refresh()
+            return self._runs.get(run_id), self._rows.get(run_id)
+
+    def _history(self, run: Run) -> _History:
+        """Brought up to date outside of the lock: one long file holds up nobody who asks for another."""
+        with self._lock:
+            history = self._histories.setdefault(run.id, _History())
+            self._histories.move_to_end(run.id)
+            while len(self._histories) > KEPT_RUNS:
+                self._histories.popitem(last=False)
+        history.refresh(run)
+        return history
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._read_at < READ_EVERY_S:
+            return
+        self._read_at = time.monotonic()
+        try:
+            self._runs = {run.id: run for run in self.store.list()}
+        except StudioError as error:
+            self._notice = str(error)
+            return
+        self._notice = ""
+        self._steps = {run.id: (run, self._step_count(run)) for run in self._runs.values()}
+        self._rows = {run.id: self._row(run) for run in self._runs.values()}
+        for run_id in self._histories.keys() - self._runs.keys():
+            del self._histories[run_id]
+
+    def _step_count(self, run: Run) -> int | None:
+        before, steps = self._steps.get(run.id, (None, None))
+        return steps if steps or run == before else _last_step_count(run.events.path)
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss", "message")
+        return {name: getattr(run, name) for name in names} | {
+            "model": _model_name(run.model),
+            "data": _file_name(run.data),
+            "steps": self._steps[run.id][1],
+            "place": self.place(run.id) if run.state == "queued" else 0,
+            "cancel_requested": run.cancel_requested,
+            "folder_exists": run.folder_exists,
+            # PEFT writes it last.
+            "has_adapter": (run.adapter / CONFIG).is_file(),
+        }
+
+
+class _History:
+    """The events of one run as far as they were read, and its recipe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: Run | None = None
+        self._read_at = float("-inf")
+        self._is_settled = False
+        self._events: list[TrainEvent] = []
+        self._recipe: Recipe | None = None
+
+    def refresh(self, run: Run) -> None:
+        with self._lock:
+            if time.monotonic() - self._read_at < READ_EVERY_S or (self._is_settled and run == self._run):
+                return
+            # Before the reading: what is written meanwhile is then found the next time.
+            self._read_at = time.monotonic()
+            ended = run.ended if run.state not in ALIVE else None
+            self._is_settled = ended is not None and time.time() - ended > SETTLED_S
+            self._run = run
+            with suppress(OSError):  # deleted by hand; the row says so
+                self._events += run.events.read(after=self._events[-1].seq if self._events else 0)
+
+    def after(self, seq: int) -> list[TrainEvent]:
+        with self._lock:
+            return self._events[bisect_right(self._events, seq, key=lambda event: event.seq) :]
+
+    def recipe(self) -> Recipe:
+        """Raises StudioError: the run's folder is gone or damaged."""
+        with self._lock:
+            assert self._run is not None, "refreshed before"
+            self._recipe = self._recipe or self._run.recipe()
+            return self._recipe
+
+
+def _last_step_count(path: Path) -> int | None:
+    """All steps of the run, by the last point of its curves; None while there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError, ZeroDivisionError):  # cut off, or another kind of event
+            event = json.loads(line)
+            return round(event["step"] / event["values"]["progress"])
+    return None
+
+
+def _file_name(place: str) -> str:
+    """What a page may know of a file. The ids of bundled data stay as they are."""
+    return PureWindowsPath(PurePosixPath(place).name).name
+
+
+def _model_name(model: str) -> str:
+    """Ids, which may hold a slash, stay as they are."""
+    is_path = model.startswith(("~", ".", "/", "\\")) or PureWindowsPath(model).is_absolute()
+    return _file_name(model) if is_path else model

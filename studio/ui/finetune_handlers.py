@@ -1,0 +1,230 @@
+"""What the fine-tune tab does: values in, values out. The components are in `tabs/finetune.py`.
+
+    handlers = FinetuneHandlers(engine, jobs)
+    seen = handlers.look(draft)                       # the data, as HTML, with the columns to choose from
+    run = handlers.start(draft, ticket)               # queued; the page may go
+
+The server keeps runs and uploads; all that is being typed is in the browser (`run_draft.py`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from studio.backend import catalog, exports, hub, uploads
+from studio.backend.child import run_json
+from studio.backend.data import formats
+from studio.backend.preview import Preview, fields_of, preview
+from studio.backend.recipe import Recipe
+from studio.backend.runs import Run
+from studio.errors import StudioError
+from studio.ui import audit_view, data_preview, export_view
+from studio.ui.run_draft import OWN_FILE, Draft
+
+if TYPE_CHECKING:
+    from studio.backend.engine import Engine
+    from studio.backend.jobs import Jobs
+
+FORMATS = ["auto", *(each.name for each in formats())]
+FIELDS = list(dict.fromkeys(name for each in formats() for name in fields_of(each.name)))
+"""Of all formats; a dropdown for each is on the page, and those of one format are shown."""
+TICKETS = 1000
+TICK_S = 0.5
+
+
+class Column(NamedTuple):
+    """One dropdown of the mapping."""
+
+    shown: bool
+    needed: bool
+    choices: list[str]
+    value: str | None
+
+
+class Seen(NamedTuple):
+    html: str
+    columns: dict[str, Column]
+    """By field, every one of `FIELDS`."""
+
+
+class FinetuneHandlers:
+    def __init__(self, engine: Engine, jobs: Jobs) -> None:
+        self.engine, self.jobs = engine, jobs
+        self._started: OrderedDict[str, str] = OrderedDict()
+        self._starting = threading.Lock()
+
+    def models(self) -> list[tuple[str, str]]:
+        """(title, id) of what may be trained: the catalog, and what this server was started with."""
+        known = [(entry.title, entry.id) for entry in catalog.models()]
+        current = self.engine.status().model_id
+        if current and current not in [model_id for _, model_id in known]:
+            known.append((catalog.entry(current).title, current))
+        return known
+
+    # --- a new run
+
+    def fresh(self) -> Draft:
+        """A new draft, of the model that this server has loaded."""
+        model, draft = self.engine.status().model_id, Draft()
+        return replace(draft, settings=draft.settings | {"model": model}) if model in self._model_ids() else draft
+
+    def upload(self, draft: Draft, file: Path) -> Draft:
+        """The draft with a file that was just uploaded."""
+        upload = uploads.keep(file)
+        return replace(draft, source=OWN_FILE, upload=upload, file=file.name[:80], format="auto", columns={})
+
+    def look(self, draft: Draft) -> Seen:
+        """The data as it would be trained on."""
+        if draft.source == OWN_FILE and not draft.upload:
+            return Seen(data_preview.waiting(), _mapping(draft, None))
+        seen = preview(self._recipe(draft))
+        return Seen(data_preview.shown(seen), _mapping(draft, seen))
+
+    def command(self, draft: Draft) -> str:
+        """What does the same in a terminal; a sentence after # where the settings can't be used."""
+        try:
+            recipe = draft.shared(self._recipe(draft))
+        except StudioError as error:
+            return f"# {error}"
+        return f"python -m studio train recipe.yaml data={recipe.data}"
+
+    def saved(self, draft: Draft) -> str:
+        """The recipe as a YAML file."""
+        return draft.shared(self._recipe(draft)).to_yaml()
+
+    def load(self, draft: Draft, file: Path | str) -> tuple[Draft, str]:
+        """The draft with the settings of a recipe's file or a bundled recipe, and what could not be taken over."""
+        try:
+            recipe = Recipe.load(file)
+        except StudioError as error:
+            raise StudioError(str(error).replace(str(file), Path(file).name)) from error
+        notice = ""
+        if recipe.model not in self._model_ids():
+            notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is chosen instead."
+            recipe = replace(recipe, model=catalog.STARTER.id)
+        return draft.loaded(recipe), notice
+
+    def check(self, draft: Draft) -> Iterator[str]:
+        """What would train, and what it would take, found in a process of its own; closing the iterator ends that."""
+        recipe = self._usable(draft)
+        training = self.jobs.training()
+        note = "" if training is None else f"“{training.name}” is being trained: the time is measured beside it."
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "recipe.yaml"
+            file.write_text(recipe.to_yaml(), encoding="utf-8")
+            command = ["-m", "studio", "train", str(file), "--dry-run", "--json"]
+            text = "Loading the model and trying three steps"
+            waiting = _beside(lambda cancel: run_json(command, cancel))
+            for seconds, report in waiting:
+                yield audit_view.waiting(f"{text}: {seconds} s …") if report is None else audit_view.shown(report, note)
+
+    def start(self, draft: Draft, ticket: str) -> Run:
+        """Queues the run. The same ticket, as from a button that was pressed twice, gives the same run."""
+        with self._starting:
+            if ticket in self._started:
+                return self.jobs.store.get(self._started[ticket])
+            run = self.jobs.start(self._usable(draft), draft.name)
+            self._started[ticket] = run.id
+            while len(self._started) > TICKETS:
+                self._started.popitem(last=False)
+            return run
+
+    def ticket(self) -> str:
+        return uuid.uuid4().hex
+
+    def _recipe(self, draft: Draft) -> Recipe:
+        return draft.recipe(self._model_ids())
+
+    def _model_ids(self) -> list[str]:
+        return [model_id for _, model_id in self.models()]
+
+    def _usable(self, draft: Draft) -> Recipe:
+        """Raises StudioError also where the rows can't be used, so that no run is made that is bound to fail."""
+        recipe = self._recipe(draft)
+        if problem := preview(recipe).problem:
+            raise StudioError(problem)
+        return recipe
+
+    # --- a run that is there
+
+    def act(self, action: str, run_id: str) -> str:
+        """Cancels, resumes or deletes; returns what to say of it."""
+        run = self.jobs.store.get(run_id)
+        match action:
+            case "cancel":
+                now = self.jobs.cancel(run.id)
+                how = "is out of the queue" if now.state == "cancelled" else "stops after the step it is at"
+                return f"“{run.name}” {how}."
+            case "resume":
+                self.jobs.resume(run.id)
+                return f"“{run.name}” goes on from its last checkpoint, as soon as its turn comes."
+            case "delete":
+                self.jobs.delete(run.id)
+                return f"“{run.name}” and its files are deleted."
+        raise StudioError("A page can cancel, resume and delete a run. Reload the page.")
+
+    def export(self, run_id: str, kind: str) -> Iterator[str]:
+        """How far it is, and at last the download, the proof and the model card, as HTML."""
+        run = self.jobs.store.get(run_id)
+        text = "Copying the adapter" if kind == "adapter" else "Merging, reading back and comparing"
+        for seconds, folder in _beside(lambda cancel: exports.make(self.jobs.store, run.id, kind, cancel)):
+            if folder is None:
+                yield export_view.waiting(f"{text}: {seconds} s …")
+            else:
+                yield export_view.shown(run, kind, folder)
+
+    def push(self, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
+        """The address of the repository that now holds the export."""
+        folder = exports.exported(self.jobs.store, run_id, kind)
+        if folder is None:
+            raise StudioError("Export it first, and look at the model card: that is what is pushed.")
+        if not token.strip():
+            raise StudioError("Give a token that may write, from https://huggingface.co/settings/tokens.")
+        return hub.push(folder, repo.strip(), token.strip(), private=not public)
+
+    def exportable(self, run_id: str) -> Run | None:
+        """The run, where it has an adapter to export."""
+        try:
+            run = self.jobs.store.get(run_id)
+        except StudioError:
+            return None
+        return run if (run.adapter / "adapter_config.json").is_file() else None
+
+
+def _mapping(draft: Draft, seen: Preview | None) -> dict[str, Column]:
+    names = seen.names if seen else []
+    chosen = (seen.columns if seen else {}) or draft.columns
+    fields = fields_of((seen.format if seen else "") or draft.format)
+    return {
+        name: Column(
+            shown=name in fields and bool(names),
+            needed=fields.get(name, False),
+            choices=names,
+            value=chosen.get(name) if name in fields and chosen.get(name) in names else None,
+        )
+        for name in FIELDS
+    }
+
+
+def _beside(work: Callable[[threading.Event], Any]) -> Iterator[tuple[int, Any]]:
+    """(seconds so far, None) while the work goes on in another thread, then (seconds, its result). Closing the iterator
+    cancels the work, as when the person has left."""
+    cancel, begun = threading.Event(), time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, cancel)
+        try:
+            while not future.done():
+                yield int(time.monotonic() - begun), None
+                time.sleep(TICK_S)
+            yield int(time.monotonic() - begun), future.result()
+        finally:
+            cancel.set()

@@ -1,0 +1,208 @@
+// One chart: curves over steps in an SVG, a legend that tells the values under the crosshair, and the same numbers as a
+// table. Nodes stay where they are while points come, so that neither zoom nor crosshair is lost.
+function createChart(board, { name, title, unit = "", isLoss = false, zero = false }) {
+  const HEIGHT = isLoss ? 250 : 170, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 24;
+  const grid = svg("g", { class: "rn-grid" }), lines = svg("svg", { class: "rn-lines" });
+  const cross = svg("line", { class: "rn-cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
+  const dots = svg("g"), picked = svg("rect", { class: "rn-picked", y: TOP, height: HEIGHT - TOP - BOTTOM, visibility: "hidden" });
+  const plot = svg("svg", { class: "rn-plot", height: HEIGHT, tabindex: "0", role: "img" });
+  plot.append(grid, picked, lines, cross, dots);
+  const legend = el("ul", { class: "rn-legend" }), stepOut = el("span", { class: "rn-step" });
+  const twin = createTwin(title);
+  const chart = { name };
+  chart.root = el("figure", { class: `rn-chart${isLoss ? " rn-wide" : ""}`, "data-chart": name, hidden: "" },
+    el("figcaption", {}, el("span", { class: "rn-title" }, title, unit && el("small", {}, ` ${unit}`)), stepOut), legend, plot, twin.root);
+  let series = [], across = null, down = null, dragged = null;
+
+  // series: [{ name, colour, points: { x, y }, isMarked }]; the same list of names keeps its nodes.
+  chart.show = (shown, version = 0) => {
+    const isSame = shown.length === series.length && shown.every((each, i) => each.name === series[i].name && each.colour === series[i].colour);
+    series = isSame ? shown.map((each, i) => ({ ...each, ...nodesOf(series[i]) })) : shown.map((each) => ({ ...each, ...createNodes(each) }));
+    if (!isSame) {
+      lines.replaceChildren(...series.flatMap((each) => [each.raw, each.line, each.marks]));
+      legend.replaceChildren(...series.map((each) => each.item));
+      dots.replaceChildren(...series.map((each) => each.dot));
+    }
+    chart.root.hidden = !series.some((each) => each.points.x.length);
+    twin.show(series, version);
+    board.schedule();
+  };
+  chart.last = () => Math.max(0, ...series.map((each) => each.points.x.at(-1) ?? 0));
+  chart.first = () => Math.min(Infinity, ...series.map((each) => each.points.x[0] ?? Infinity));
+
+  chart.draw = () => {
+    const width = plot.clientWidth;
+    if (!width || chart.root.hidden) return;
+    const [from, to] = board.range(), isLog = isLoss && board.isLog;
+    const curves = series.map((each) => curveOf(each, from, to));
+    const [low, high] = bounds(curves, isLog, zero);
+    across = scaleOf(from, to, LEFT, width - RIGHT);
+    down = scaleOf(low, high, HEIGHT - BOTTOM, TOP, isLog);
+    frame(width, from, to, isLog ? logTicksOf(low, high) : ticksOf(low, high, 4));
+    for (const [index, each] of series.entries()) drawCurve(each, curves[index], width);
+    plot.setAttribute("aria-label", `${title}: ${series.map((each) => each.name).join(", ")}, steps ${figure(Math.round(from))} to ${figure(Math.round(to))}. Arrow keys move a crosshair, plus and minus zoom; the table below has the numbers.`);
+    chart.mark();
+    if (dragged) select();
+  };
+
+  // The crosshair, and the values under it; without one, the latest values.
+  chart.mark = () => {
+    if (!across || chart.root.hidden) return;
+    const { hover } = board, [from, to] = board.range(), isShown = hover !== null && hover >= from && hover <= to;
+    cross.setAttribute("visibility", isShown ? "visible" : "hidden");
+    if (isShown) for (const end of ["x1", "x2"]) cross.setAttribute(end, across.to(hover).toFixed(1));
+    setText(stepOut, isShown ? `step ${figure(hover)}` : "");
+    for (const each of series) {
+      const { x, y } = each.points, at = hover === null ? x.length - 1 : nearest(x, hover);
+      // Curves of other steps, such as evaluations, tell their nearest value only where it is near.
+      const isNear = hover === null || (x.length && Math.abs(across.to(x[at]) - across.to(hover)) < 12);
+      setText(each.out, at >= 0 && isNear ? figure(y[at]) : "–");
+      const place = isShown && isNear ? down.to(y[at]) : NaN;
+      each.dot.setAttribute("visibility", Number.isFinite(place) ? "visible" : "hidden");
+      if (Number.isFinite(place)) {
+        each.dot.setAttribute("cx", across.to(x[at]).toFixed(1));
+        each.dot.setAttribute("cy", place.toFixed(1));
+      }
+    }
+  };
+  chart.spelled = () => (chart.root.hidden ? "" : `${stepOut.textContent} ${series.map((each) => `${each.name} ${each.out.textContent}`).join(", ")}`);
+
+  function curveOf({ points: { x, y }, isMarked, memory }, from, to) {
+    const start = Math.max(0, lowerBound(x, from) - 1), end = Math.min(x.length, lowerBound(x, to + 1e-9) + 1);
+    const weight = isLoss && !isMarked ? board.smoothing : 0;
+    if (weight && (memory.of !== y || memory.count !== y.length || memory.weight !== weight))
+      Object.assign(memory, { of: y, count: y.length, weight, y: smoothed(y, weight) });
+    return { x, y, smooth: weight ? memory.y : null, start, end };
+  }
+
+  function drawCurve(each, { x, y, smooth, start, end }, width) {
+    const path = pathOf(x, smooth ?? y, start, end, across, down, width);
+    each.line.setAttribute("d", path);
+    each.raw.setAttribute("d", smooth ? pathOf(x, y, start, end, across, down, width) : "");
+    // A line of one point has no length, and evaluations are few: they are dots too.
+    const isDotted = (each.isMarked && end - start < width / 8) || end - start === 1;
+    const marks = [];
+    if (isDotted) for (let i = start; i < end; i++) if (Number.isFinite(down.to(y[i]))) marks.push(`M${across.to(x[i]).toFixed(1)} ${down.to(y[i]).toFixed(1)}h0`);
+    each.marks.setAttribute("d", marks.join(""));
+  }
+
+  function frame(width, from, to, ticks) {
+    const inner = Math.max(1, width - LEFT - RIGHT + 10);
+    Object.entries({ x: LEFT - 5, y: 0, width: inner, height: HEIGHT - BOTTOM + 4, viewBox: `${LEFT - 5} 0 ${inner} ${HEIGHT - BOTTOM + 4}` })
+      .forEach(([key, value]) => lines.setAttribute(key, value));
+    const rows = ticks.flatMap((tick) => {
+      const y = down.to(tick).toFixed(1);
+      return [svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y }), svg("text", { x: LEFT - 8, y, dy: "0.32em", "text-anchor": "end" }, tickText(tick))];
+    });
+    const columns = ticksOf(from, to, Math.max(2, Math.floor(width / 70)), true).map((tick) => {
+      const x = across.to(tick), isLast = x > width - RIGHT - 16;
+      return svg("text", { x: isLast ? width - 2 : x.toFixed(1), y: HEIGHT - 6, "text-anchor": isLast ? "end" : "middle" }, tickText(tick));
+    });
+    grid.replaceChildren(...rows, ...columns);
+  }
+
+  function stepAt(event) {
+    const place = event.clientX - plot.getBoundingClientRect().left;
+    return across.from(Math.max(LEFT, Math.min(plot.clientWidth - RIGHT, place)));
+  }
+
+  // The step with a point that is nearest, of any curve of this chart.
+  function snap(step) {
+    const found = series.filter((each) => each.points.x.length).map(({ points: { x } }) => x[nearest(x, step)]);
+    return found.reduce((best, x) => (best === null || Math.abs(x - step) < Math.abs(best - step) ? x : best), null);
+  }
+
+  function select() {
+    const [left, right] = [across.to(dragged.from), across.to(dragged.to)].sort((a, b) => a - b);
+    picked.setAttribute("x", left);
+    picked.setAttribute("width", right - left);
+    picked.setAttribute("visibility", right - left > 4 ? "visible" : "hidden");
+  }
+
+  plot.addEventListener("pointermove", (event) => {
+    if (!across) return;
+    if (dragged) {
+      dragged.to = stepAt(event);
+      select();
+    }
+    board.point(snap(stepAt(event)));
+  });
+  plot.addEventListener("pointerleave", () => !dragged && board.point(null));
+  plot.addEventListener("blur", () => board.point(null));
+  plot.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || !across) return;
+    dragged = { from: stepAt(event), to: stepAt(event), x: event.clientX };
+    plot.setPointerCapture(event.pointerId);
+  });
+  plot.addEventListener("pointerup", (event) => {
+    if (!dragged) return;
+    const { from, x } = dragged, to = stepAt(event);
+    dragged = null;
+    picked.setAttribute("visibility", "hidden");
+    if (Math.abs(event.clientX - x) > 6) board.zoom([from, to].sort((a, b) => a - b));
+  });
+  plot.addEventListener("pointercancel", () => {
+    dragged = null;
+    picked.setAttribute("visibility", "hidden");
+  });
+  plot.addEventListener("dblclick", () => board.zoom(null));
+  plot.addEventListener("keydown", (event) => {
+    const keys = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), Home: () => move(-Infinity), End: () => move(Infinity),
+      "+": () => zoomAround(0.5), "=": () => zoomAround(0.5), "-": () => zoomAround(2), Escape: () => board.forget() };
+    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    keys[event.key]();
+    event.preventDefault();
+  });
+
+  function move(by) {
+    const [from, to] = board.range();
+    const steps = [...new Set(series.flatMap((each) => each.points.x))].filter((x) => x >= from && x <= to).sort((a, b) => a - b);
+    if (!steps.length) return;
+    const at = board.hover === null ? (by < 0 ? steps.length - 1 : 0) : nearest(steps, board.hover) + by;
+    board.point(steps[Math.max(0, Math.min(steps.length - 1, at))], true);
+  }
+
+  function zoomAround(factor) {
+    const [from, to] = board.range(), middle = board.hover ?? (from + to) / 2;
+    if (factor < 1 || board.zoomed) board.zoom([middle - (middle - from) * factor, middle + (to - middle) * factor]);
+  }
+
+  return chart;
+}
+
+const nodesOf = ({ raw, line, marks, dot, item, out, memory }) => ({ raw, line, marks, dot, item, out, memory });
+
+function createNodes({ name, colour }) {
+  const style = `--c: ${colour}`, out = el("b", {}, "–");
+  return {
+    raw: svg("path", { class: "rn-raw", style }),
+    line: svg("path", { class: "rn-curve", style }),
+    marks: svg("path", { class: "rn-marks", style }),
+    dot: svg("circle", { class: "rn-dot", r: 4, style, visibility: "hidden" }),
+    item: el("li", { style }, el("i", { "aria-hidden": "true" }), el("span", {}, name), out),
+    out,
+    memory: {},
+  };
+}
+
+function bounds(curves, isLog, zero) {
+  let low = Infinity, high = -Infinity;
+  for (const { y, start, end } of curves)
+    for (let i = start; i < end; i++)
+      if (y[i] === y[i] && !(isLog && y[i] <= 0)) {
+        if (y[i] < low) low = y[i];
+        if (y[i] > high) high = y[i];
+      }
+  if (low > high) return isLog ? [0.1, 1] : [0, 1];
+  if (isLog) return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.05, high * (high / low) ** 0.05];
+  if (zero) low = Math.min(0, low);
+  const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  return [zero && low >= 0 ? 0 : low - room, high + room];
+}
+
+function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}

@@ -1,0 +1,72 @@
+// Several runs over each other: their curves, the settings that differ, and their figures.
+const RUN_COLOURS = ["var(--u0)", "var(--u5)", "var(--u2)", "var(--u3)", "var(--u7)", "var(--u1)"];
+
+function createComparison(onClose) {
+  const board = createBoard();
+  const loss = board.add({ name: "loss", title: "Loss", isLoss: true });
+  const held = board.add({ name: "eval_loss", title: "Held-out loss", isLoss: true });
+  const close = el("button", { type: "button", class: "rn-button" }, "Close the comparison");
+  const title = el("h3", {}), error = el("p", { class: "rn-failed", hidden: "" }), tables = el("div", { class: "rn-tables" });
+  const root = el("section", { class: "rn-comparison", "aria-label": "Comparison" }, el("div", { class: "rn-head" }, title, close), error, board.tools, board.root, tables);
+  let asked = "", drawn = "", ids = "", answer = null;
+  close.addEventListener("click", onClose);
+
+  function show(runs) {
+    if (ids !== runs.map((data) => data.id).join()) {
+      ids = runs.map((data) => data.id).join();
+      asked = drawn = "";
+      board.forget();
+    }
+    setText(title, `Comparison of ${runs.length} runs`);
+    const names = distinct(runs.map((data) => data.row?.name ?? data.id.slice(0, 8)), runs);
+    const version = runs.reduce((sum, data) => sum + data.version, 0);
+    const curves = (name, isMarked) => runs.map((data, i) => ({ name: names[i], colour: RUN_COLOURS[i], points: data.series[name], isMarked }));
+    loss.show(curves("loss", false), version);
+    held.show(curves("eval_loss", true), version);
+    tabulate(runs, names);
+  }
+
+  // Asked for again only once there is something new.
+  async function ask(runs) {
+    const now = runs.map((data) => `${data.id} ${data.last} ${data.row?.state}`).join();
+    if (now === asked) return;
+    answer = await answerOf(server.run_comparison(runs.map((data) => data.id)));
+    asked = now;
+  }
+
+  function tabulate(runs, names) {
+    const isReady = answer && (answer.error || runs.every((data, i) => answer.runs[i]?.id === data.id));
+    if (!isReady) return tables.replaceChildren();
+    error.hidden = !answer.error;
+    setText(error, answer.error ?? "");
+    const text = JSON.stringify([answer, names]);
+    if (text !== drawn) tables.replaceChildren(...(answer.error ? [] : [settings(answer, names), figures(answer, names)]));
+    drawn = text;
+  }
+
+  function distinct(names, runs) {
+    return names.map((name, i) => (names.indexOf(name) === names.lastIndexOf(name) ? name : `${name} (${runs[i].id.slice(0, 8)})`));
+  }
+
+  function settings(answer, names) {
+    const rows = Object.entries(answer.settings);
+    if (!rows.length) return el("div", {}, el("h4", {}, "Settings"), el("p", { class: "rn-hint" }, "All settings are the same."));
+    return side("Settings that differ", answer, names, rows, (value) => (value === null ? "–" : typeof value === "string" ? value || "empty" : JSON.stringify(value)));
+  }
+
+  function figures(answer, names) {
+    const order = ["step", "loss", "eval_loss", "best_eval_loss", "tok_s", "memory_gib", "learning_rate", "grad_norm", "elapsed_s"];
+    const place = ([name]) => (order.includes(name) ? order.indexOf(name) : order.length);
+    const rows = Object.entries(answer.figures).filter(([name]) => !["progress", "left_s"].includes(name)).sort((a, b) => place(a) - place(b));
+    return side("Last figures", answer, names, rows, figure);
+  }
+
+  function side(heading, answer, names, rows, tell) {
+    const heads = answer.runs.map((run, i) => el("th", { scope: "col", style: `--c: ${RUN_COLOURS[i]}` }, el("i", { "aria-hidden": "true" }), names[i]));
+    return el("div", {}, el("h4", {}, heading), el("div", { class: "rn-scroll", tabindex: "0", role: "region", "aria-label": heading },
+      el("table", { class: "rn-side" }, el("caption", { class: "rn-unseen" }, heading), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Name"), ...heads)),
+        el("tbody", {}, ...rows.map(([name, values]) => el("tr", {}, el("th", { scope: "row" }, name), ...answer.runs.map((run) => el("td", {}, tell(values[run.id] ?? null)))))))));
+  }
+
+  return { root, show, ask };
+}

@@ -1,0 +1,126 @@
+// The panel of training runs: what is opened, what is compared, and the asking that keeps both up to date.
+const FAST = 1000, SLOW = 5000, KEPT = 12;
+const root = element.querySelector(".rn-root");
+const [trouble, notice, said] = ["trouble", "notice", "said"].map((name) => element.querySelector(`.rn-${name}`));
+const known = new Map(); // the data of opened and compared runs
+const nothing = el("div", { class: "rn-nothing" }, ghost(), el("p", {}, "Open a run to see its curves, its routing and its answers."));
+const gone = el("p", { class: "rn-message rn-failed", hidden: "" }, "There is no such run: it may have been deleted.");
+const list = createList((id) => open(id), tick);
+const page = createRunPage((action, id) => {
+  trigger("act", { action, id });
+  poll();
+}, close);
+const comparison = createComparison(() => list.untick());
+const detail = el("div", { class: "rn-detail" }, gone, nothing, page.root, comparison.root);
+element.querySelector(".rn-panes").append(list.root, detail);
+let opened = "", rows = new Map(), answeredFor = new Set();
+
+const poll = createPoll(ask, (text) => {
+  trouble.hidden = !text;
+  setText(trouble, text);
+});
+
+async function ask() {
+  const listed = await answerOf(server.run_list());
+  notice.hidden = !listed.notice;
+  setText(notice, listed.notice);
+  announce(listed.runs);
+  list.show(listed.runs);
+  for (const id of wanted()) await fetchEvents(id);
+  if (isComparing()) await comparison.ask(compared());
+  show();
+  return listed.runs.some(isAlive) ? FAST : SLOW;
+}
+
+const isComparing = () => list.ticked().length > 1;
+const wanted = () => (isComparing() ? list.ticked() : opened ? [opened] : []);
+const compared = () => list.ticked().map(dataOf);
+
+function dataOf(id) {
+  if (!known.has(id)) known.set(id, createRunData(id));
+  const data = known.get(id);
+  data.row ??= rows.get(id) ?? null;
+  return data;
+}
+
+async function fetchEvents(id) {
+  const data = dataOf(id);
+  for (let more = true; more && known.get(id) === data; ) {
+    const answer = await answerOf(server.run_events(id, data.last));
+    data.row = answer.run;
+    data.now = answer.now;
+    data.add(answer.events);
+    more = answer.more && answer.events.length > 0;
+    if (more) show();
+  }
+  answeredFor.add(id);
+  for (const each of known.keys()) if (known.size > KEPT && !wanted().includes(each)) known.delete(each);
+}
+
+function show() {
+  const data = opened && dataOf(opened);
+  const shown = isComparing() ? "comparison" : !opened ? "list" : data.row ? "run" : "gone";
+  root.dataset.shown = shown;
+  nothing.hidden = shown !== "list" || !rows.size;
+  page.root.hidden = shown !== "run";
+  comparison.root.hidden = shown !== "comparison";
+  gone.hidden = shown !== "gone" || !answeredFor.has(opened);
+  if (shown === "run") page.show(data);
+  if (shown === "comparison") comparison.show(compared());
+}
+
+function tick() {
+  show();
+  poll();
+}
+
+function open(id) {
+  if (isComparing()) list.untick();
+  if (opened === id) return;
+  opened = id;
+  list.open(id);
+  address(id);
+  trigger("open", { id });
+  tick();
+  page.focus();
+}
+
+function close() {
+  const before = opened;
+  opened = "";
+  list.open("");
+  address("");
+  trigger("open", { id: "" });
+  show();
+  list.focus(before);
+}
+
+// Other parts of the page keep their own parameters.
+function address(id) {
+  const url = new URL(location.href);
+  if (id) url.searchParams.set("run", id);
+  else url.searchParams.delete("run");
+  history.replaceState(history.state, "", url);
+}
+
+function announce(runs) {
+  const changed = runs.filter((run) => rows.has(run.id) && rows.get(run.id).state !== run.state);
+  if (changed.length) said.textContent = changed.map((run) => `${run.name}: ${STATES[run.state]}`).join(". ");
+  rows = new Map(runs.map((run) => [run.id, run]));
+}
+
+new ResizeObserver(() => {
+  const width = root.clientWidth;
+  root.dataset.size = width >= 860 ? "wide" : width >= 560 ? "middle" : "small";
+}).observe(root);
+
+// Python opens a run by the component's value, which may be there before the panel is.
+function told() {
+  if (props.value) open(JSON.parse(props.value).open);
+}
+watch("value", told);
+
+told();
+const first = new URL(location.href).searchParams.get("run") ?? "";
+if (!opened && /^[0-9a-f-]{36}$/.test(first)) open(first);
+show();

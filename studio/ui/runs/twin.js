@@ -1,0 +1,49 @@
+// The numbers of a chart as a table: filled while it is open, and only added to while points come.
+function createTwin(title) {
+  const ROWS = 500;
+  const head = el("tr"), body = el("tbody"), earlier = el("button", { type: "button", class: "rn-button rn-small", hidden: "" });
+  const table = el("table", {}, el("caption", { class: "rn-unseen" }, title), el("thead", {}, head), body);
+  const root = el("details", { class: "rn-twin" }, el("summary", {}, "Numbers"), el("div", { class: "rn-scroll", tabindex: "0", role: "region", "aria-label": `${title}, numbers` }, earlier, table));
+  let series = [], version = 0, names = "", listed = [], start = 0, isAll = false;
+
+  root.addEventListener("toggle", () => root.open && fill());
+  earlier.addEventListener("click", () => {
+    isAll = true;
+    fill(true);
+  });
+
+  function fill(isAnew = false) {
+    const steps = [...new Set(series.flatMap((each) => each.points.x))].sort((a, b) => a - b);
+    const now = series.map((each) => each.name).join("\n") + version;
+    if (now !== names || isAnew || steps.length < listed.length) {
+      names = now;
+      listed = [];
+      start = isAll ? 0 : Math.max(0, steps.length - ROWS);
+      body.replaceChildren();
+      head.replaceChildren(...["Step", ...series.map((each) => each.name)].map((text) => el("th", { scope: "col" }, text)));
+    }
+    earlier.hidden = start === 0;
+    earlier.textContent = `Show the ${figure(start)} earlier rows`;
+    // An evaluation comes after the step it belongs to, so the last row is written again.
+    if (listed.length) {
+      listed.pop();
+      body.lastElementChild.remove();
+    }
+    const fresh = steps.slice(start + listed.length);
+    body.append(...fresh.map((step) => el("tr", {}, el("th", { scope: "row" }, String(step)), ...series.map((each) => cell(each.points, step)))));
+    listed.push(...fresh);
+  }
+
+  function cell({ x, y }, step) {
+    const at = lowerBound(x, step);
+    return el("td", {}, x[at] !== step ? "" : Number.isNaN(y[at]) ? "not a number" : String(y[at]));
+  }
+
+  return {
+    root,
+    show(shown, nowVersion) {
+      [series, version] = [shown, nowVersion];
+      if (root.open) fill();
+    },
+  };
+}

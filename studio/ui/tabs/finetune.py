@@ -1,0 +1,299 @@
+"""The fine-tune tab: a new run step by step, and the runs that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.backend.data import SAMPLES
+from studio.backend.recipe import recipes
+from studio.backend.run_views import RunViews
+from studio.errors import StudioError
+from studio.ui import data_preview
+from studio.ui.export_view import TITLES
+from studio.ui.finetune_handlers import FIELDS, FORMATS, Column, FinetuneHandlers
+from studio.ui.recipe_form import NAMES, RecipeForm
+from studio.ui.run_draft import BUNDLED, OWN_FILE, Draft, from_json
+from studio.ui.runs_panel import opened as show_run
+from studio.ui.runs_panel import runs_panel
+from studio.ui.shown_errors import shows_errors
+
+if TYPE_CHECKING:
+    from studio.backend.engine import Engine
+    from studio.backend.jobs import Jobs
+
+STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a draft outlives the server
+SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("My own file", OWN_FILE)]
+FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"]
+SAVE = """(text) => {
+  if (!text) return "";
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
+  link.download = "recipe.yaml";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  return "";
+}"""
+
+
+@dataclass(frozen=True)
+class Tab:
+    id: str
+    title: str
+    order: int
+
+    def build(self, engine: Engine, jobs: Jobs) -> None:
+        handlers = FinetuneHandlers(engine, jobs)
+        with gr.Tabs(elem_id="finetune-parts") as parts:
+            with gr.Tab("New run", id="new"):
+                new = _NewRun(handlers)
+            with gr.Tab("Runs", id="runs"):
+                runs = _Runs(RunViews(jobs.store, jobs.place))
+        _wire_new_run(new, parts, runs, handlers)
+        _wire_runs(runs, parts, handlers)
+
+
+TAB = Tab("finetune", "Fine-tune", order=20)
+
+
+class _NewRun:
+    """The components, in the order in which they stand on the page."""
+
+    def __init__(self, handlers: FinetuneHandlers) -> None:
+        self.stored = gr.BrowserState("", storage_key="jetmoe-studio-run-draft", secret=STORAGE_SECRET)
+        # In the page, not in gr.State, which a restart of the server forgets.
+        self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
+        with gr.Row(elem_classes="columns", equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._data()
+                self._recipe(handlers)
+                self._begin()
+            with gr.Column(scale=6, min_width=320):
+                self.preview = gr.HTML(data_preview.waiting("Reading …"), elem_id="data-preview", js_on_load=None)
+                self.audit = gr.HTML("", elem_id="audit", js_on_load=None)
+
+    def _data(self) -> None:
+        gr.Markdown("### 1 · Data")
+        self.source = gr.Radio(SOURCES, value=Draft().source, label="Rows to learn from", elem_id="source")
+        self.file = gr.UploadButton(
+            "Upload a file (csv, tsv, json, jsonl, parquet, txt)", file_types=FILE_TYPES, elem_id="upload", size="sm"
+        )
+        self.format = gr.Dropdown(
+            FORMATS, value="auto", label="Format", elem_id="format",
+            info="How a row is read. auto tells it from the columns.",
+        )  # fmt: skip
+        with gr.Row(elem_classes="settings"):
+            self.columns = {
+                name: gr.Dropdown(
+                    [],
+                    label=f"Column for {name}",
+                    visible=False,
+                    allow_custom_value=True,
+                    min_width=180,
+                    elem_id=f"column-{name}",
+                )
+                for name in FIELDS
+            }
+
+    def _recipe(self, handlers: FinetuneHandlers) -> None:
+        gr.Markdown("### 2 · Recipe")
+        self.bundled = gr.Dropdown(
+            list(recipes()), value=BUNDLED, label="Start from", info="Sets everything below.", elem_id="bundled"
+        )
+        self.form = RecipeForm(handlers.models())
+        with gr.Row(elem_classes="buttons"):
+            self.save = gr.Button("Save as YAML", size="sm", elem_id="save-recipe")
+            self.load = gr.UploadButton("Load YAML", size="sm", file_types=[".yaml", ".yml"], elem_id="load-recipe")
+        self.command = gr.Textbox(
+            label="The same in a terminal, with the saved recipe", interactive=False, lines=1, max_lines=4,
+            elem_id="command", buttons=["copy"],
+        )  # fmt: skip
+
+    def _begin(self) -> None:
+        gr.Markdown("### 3 · Check and start")
+        self.name = gr.Textbox(
+            label="Name of the run", placeholder="found for you if empty", max_length=80, elem_id="run-name"
+        )
+        with gr.Row(elem_classes="buttons"):
+            self.check = gr.Button("Check", elem_id="check")
+            self.start = gr.Button("Start", variant="primary", elem_id="start")
+        gr.Markdown(
+            "**Check** loads the model, says what will really train, and tries three steps for memory and time. "
+            "**Start** puts the run in the queue; it goes on when you leave.", elem_classes="hint"
+        )  # fmt: skip
+
+    def draft_inputs(self) -> list[Any]:
+        """In the order of `_draft`."""
+        return [
+            self.upload, self.file_name, self.source, self.format, self.name,
+            *self.columns.values(), *self.form.in_order(),
+        ]  # fmt: skip
+
+
+def _draft(upload: str, file: str, source: str, format: str, name: str, *values: Any) -> Draft:
+    columns = dict(zip(FIELDS, values, strict=False))
+    settings = dict(zip(NAMES, values[len(FIELDS) :], strict=True))
+    chosen = {field: column for field, column in columns.items() if column}
+    return Draft(source or "", upload or "", file or "", format or "auto", chosen, settings, name or "")
+
+
+def _controls(draft: Draft) -> list[Any]:
+    """New values of the controls that hold a draft, but for the columns, which come with the data."""
+    return [draft.upload, draft.file, draft.source, draft.format, draft.name, *(draft.settings[name] for name in NAMES)]
+
+
+def _column(column: Column, field: str) -> Any:
+    needed = "needed" if column.needed else "optional"
+    choices = column.choices if column.needed else [("none", ""), *column.choices]
+    return gr.update(visible=column.shown, choices=choices, value=column.value, label=f"Column for {field} ({needed})")
+
+
+def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneHandlers) -> None:
+    inputs, columns = new.draft_inputs(), list(new.columns.values())
+    controls = [component for component in inputs if component not in columns]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    at_once: dict[str, Any] = {**quiet, "queue": False}
+    reading: dict[str, Any] = {**quiet, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
+
+    def looked(draft: Draft) -> list[Any]:
+        seen = handlers.look(draft)
+        return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
+
+    @shows_errors
+    def remember(*values: Any) -> tuple[str, str]:
+        draft = _draft(*values)
+        return draft.to_json(), handlers.command(draft)
+
+    @shows_errors
+    def open_page(request: gr.Request, stored: str) -> list[Any]:
+        try:
+            draft = from_json(stored) if stored else handlers.fresh()
+        except StudioError as error:
+            gr.Warning(f"{error} A new one is begun.")
+            draft = handlers.fresh()
+        model = gr.update(choices=handlers.models(), value=draft.settings["model"])
+        values = _controls(draft)
+        values[5 + NAMES.index("model")] = model
+        # A run that the address names is opened by the panel itself.
+        part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
+        return [*values, handlers.ticket(), part, *_safely(looked, draft)]
+
+    @shows_errors
+    def look(*values: Any) -> list[Any]:
+        return _safely(looked, _draft(*values))
+
+    @shows_errors
+    def look_anew(*values: Any) -> list[Any]:
+        return _safely(looked, replace(_draft(*values), columns={}))
+
+    @shows_errors
+    def take(file: str, *values: Any) -> list[Any]:
+        draft = handlers.upload(_draft(*values), Path(file))
+        return [*_controls(draft), draft.to_json(), *_safely(looked, draft)]
+
+    @shows_errors
+    def load(file: str, *values: Any) -> list[Any]:
+        draft, notice = handlers.load(_draft(*values), file)
+        if notice:
+            gr.Warning(notice)
+        return [*_controls(draft), draft.to_json(), *_safely(looked, draft)]
+
+    @shows_errors
+    def save(*values: Any) -> str:
+        return handlers.saved(_draft(*values))
+
+    @shows_errors
+    def check(*values: Any) -> Iterator[str]:
+        yield from handlers.check(_draft(*values))
+
+    @shows_errors
+    def start(ticket: str, *values: Any) -> tuple[Any, ...]:
+        run = handlers.start(_draft(*values), ticket)
+        gr.Info(f"“{run.name}” is in the queue. It goes on whether you watch or not.", title="Started")
+        return handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
+
+    seen = [new.preview, *columns]
+    everything = [*controls, new.stored, *seen]
+    gr.on([component.change for component in inputs], remember, inputs, [new.stored, new.command], **at_once,
+          trigger_mode="always_last")  # fmt: skip
+    gr.on([new.source.input, new.format.input], look_anew, inputs, seen, **reading)
+    gr.on([column.input for column in columns], look, inputs, seen, **reading)
+    form = new.form.controls
+    gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
+          look, inputs, seen, **reading)  # fmt: skip
+    new.file.upload(take, [new.file, *inputs], everything, **quiet)
+    new.load.upload(load, [new.load, *inputs], everything, **quiet)
+    new.bundled.input(load, [new.bundled, *inputs], everything, **quiet)
+    new.save.click(save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
+    new.check.click(check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
+    new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once")
+    _page().load(open_page, new.stored, [*controls, new.ticket, parts, *seen], **at_once)
+
+
+def _safely(looked: Any, draft: Draft) -> list[Any]:
+    """What can't be read is said where the data would be, not in a message that goes away."""
+    try:
+        return looked(draft)
+    except StudioError as error:
+        return [data_preview.problem(str(error)), *(gr.skip() for _ in FIELDS)]
+
+
+class _Runs:
+    def __init__(self, views: RunViews) -> None:
+        self.opened = gr.Textbox(visible="hidden")
+        self.panel = runs_panel(views)
+        with gr.Column(visible=False, elem_id="export-box") as self.box:
+            gr.Markdown("### Export")
+            kinds = [(title, kind) for kind, title in TITLES.items()]
+            self.kind = gr.Radio(kinds, value="adapter", label="What", elem_id="export-kind")
+            with gr.Row(elem_classes="buttons"):
+                self.export = gr.Button("Export", elem_id="make-export")
+            self.result = gr.HTML("", elem_id="export-result", js_on_load=None)
+            with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push-box"):
+                self.repo = gr.Textbox(label="Repository", placeholder="your-name/my-adapter", elem_id="push-repo")
+                self.token = gr.Textbox(
+                    label="Token", type="password", elem_id="push-token",
+                    info="One that may write. It is used once, and neither kept nor logged.",
+                )  # fmt: skip
+                self.public = gr.Checkbox(False, label="Public", info="Anybody may read it.", elem_id="push-public")
+                self.push = gr.Button("Push what was exported", elem_id="push")
+
+
+def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    at_once: dict[str, Any] = {**quiet, "queue": False}
+
+    @shows_errors
+    def opened(event: gr.EventData) -> tuple[Any, ...]:
+        run = handlers.exportable(str(event._data.get("id", "")))
+        return run.id if run else "", gr.update(visible=run is not None), ""
+
+    @shows_errors
+    def act(event: gr.EventData) -> None:
+        gr.Info(handlers.act(str(event._data.get("action", "")), str(event._data.get("id", ""))))
+
+    @shows_errors
+    def export(run_id: str, kind: str) -> Iterator[str]:
+        yield from handlers.export(run_id, kind)
+
+    @shows_errors
+    def push(run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
+        address = handlers.push(run_id, kind, repo or "", token or "", bool(public))
+        gr.Success(f"It is at {address}.", title="Pushed")
+        return ""
+
+    runs.panel.open(opened, None, [runs.opened, runs.box, runs.result], **at_once)
+    runs.panel.act(act, None, None, **at_once)
+    runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
+                      concurrency_id="export")  # fmt: skip
+    runs.push.click(push, [runs.opened, runs.kind, runs.repo, runs.token, runs.public], runs.token, **quiet)
+
+
+def _page() -> gr.Blocks:
+    page = gr.context.Context.root_block
+    assert page is not None, "a tab is built inside of gr.Blocks"
+    return page
