@@ -10,11 +10,13 @@ In memory and on disk the adapters are PEFT's: `target_modules` for key-value pr
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -74,7 +76,7 @@ AT_DEFAULT = (
     "alora_invocation_tokens",
     "kasa_config",
 )
-MAX_RANK = 1024
+MAX_RANK = 512
 
 
 class AdapterError(ValueError):
@@ -179,19 +181,14 @@ class Adapters:
         Raises:
             AdapterError: it is no adapter, not of this model, or asks for what is not supported.
         """
-        config, weights, module = read_config(folder), _read_weights(Path(folder)), next(self._fresh)
-        with warnings.catch_warnings():
-            # PEFT follows these patterns for parameters too, but looks for them among modules and says it found none.
-            warnings.filterwarnings("ignore", "The following rank_pattern keys")
+        config = read_config(folder)
+        check_weights(folder, config, self._model)  # before anything of the sizes that it asks for is built
+        weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
+        with _quiet():
             if self._adapted is None:
                 self._adapted = peft.PeftModel(self._model, _widened(config), adapter_name=module)
             else:
                 self._adapted.add_adapter(module, _widened(config))
-        try:
-            _check_weights(weights, peft.get_peft_model_state_dict(self._adapted, adapter_name=module), config)
-        except AdapterError:
-            self._delete(module)
-            raise
         peft.set_peft_model_state_dict(self._adapted, weights, adapter_name=module)
         if name in self.names:
             self.remove(name)
@@ -250,7 +247,7 @@ def read_config(folder: Path | str) -> peft.LoraConfig:
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG} is damaged ({error}); save or download the adapter again.") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
-        raise AdapterError(f"{Path(folder).name} is not a LoRA adapter; only LoRA is supported.")
+        raise AdapterError(f"What {CONFIG} describes is not a LoRA adapter; only LoRA is supported.")
     stored = {name: value for name, value in stored.items() if value is not None}
     if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
         raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
@@ -261,7 +258,7 @@ def read_config(folder: Path | str) -> peft.LoraConfig:
     if foreign := {*modules, *parameters} - here:
         raise AdapterError(f"The adapter changes {', '.join(sorted(foreign))[:99]}, which JetMoE doesn't have.")
     ranks = [stored.get("r"), *(stored.get("rank_pattern") or {}).values()]
-    if not all(isinstance(rank, int) and 1 <= rank <= MAX_RANK for rank in ranks):
+    if not all(type(rank) is int and 1 <= rank <= MAX_RANK for rank in ranks):
         raise AdapterError(f"The adapter's ranks must be whole numbers from 1 to {MAX_RANK}, not {str(ranks)[:99]}.")
     kept = {name: stored[name] for name in KEPT if name in stored}
     return peft.LoraConfig(target_modules=modules, target_parameters=parameters or None, **kept)
@@ -271,6 +268,8 @@ def _is_sound(name: str, value: Any) -> bool:
     """Whether a setting has a value that it can have."""
     if name == "lora_alpha":
         return _is_number(value)
+    if name == "use_rslora":
+        return isinstance(value, bool)
     if name in ("rank_pattern", "alpha_pattern"):
         # PEFT takes the names for regular expressions, of which some never end.
         return isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", key) and _is_number(value[key]) for key in value)
@@ -304,27 +303,56 @@ def _absent(config: peft.LoraConfig) -> list[str]:
     return [name for name in (*MOA, *MOE) if name not in (config.target_parameters or [])]
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module) -> None:
+    """Holds the tensors' names and shapes, as the file's header has them, against those of the configuration.
+
+    Args:
+        model: whose adapter it is to be; its weights are not looked at, and may be on the meta device.
+
+    Raises:
+        AdapterError: there is no sound file, or its tensors are others.
+    """
+    stored = _stored_shapes(Path(folder))
+    absent = tuple(name.removesuffix(".weight") for name in _absent(config))
+    needed = {
+        name: shape
+        for name, shape in _expected_shapes(config, model).items()
+        if not name.partition(".lora_")[0].endswith(absent)
+    }
+    wrong = sorted(needed.keys() ^ stored.keys())
+    wrong += [name for name in needed.keys() & stored.keys() if needed[name] != stored[name]]
+    if wrong:
+        raise AdapterError(
+            f"{len(wrong)} of the adapter's tensors are missing, surplus or of another shape than this model's, "
+            f"such as {wrong[0][:99]}. Pick the model that it was trained on."
+        )
+
+
+def _stored_shapes(folder: Path) -> dict[str, list[int]]:
     file = folder / WEIGHTS
     if not file.is_file():
         raise AdapterError(f"{folder.name} holds no {WEIGHTS}; other formats can run code when opened. Save it again.")
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise AdapterError(f"{WEIGHTS} is damaged ({error}); save or download the adapter again.") from error
 
 
-def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], config: peft.LoraConfig) -> None:
-    """Raises AdapterError: the tensors are not those that the configuration has on this model."""
-    absent = tuple(name.removesuffix(".weight") for name in _absent(config))
-    needed = {name: part for name, part in expected.items() if not name.partition(".lora_")[0].endswith(absent)}
-    wrong = sorted(needed.keys() ^ weights.keys())
-    wrong += [name for name in needed.keys() & weights.keys() if needed[name].shape != weights[name].shape]
-    if wrong:
-        raise AdapterError(
-            f"{len(wrong)} of the adapter's tensors are missing, surplus or of another shape than this model's, "
-            f"such as {wrong[0]}. Pick the model that it was trained on."
-        )
+def _expected_shapes(config: peft.LoraConfig, model: Any) -> dict[str, list[int]]:
+    """PEFT itself says them, of a model like this one that takes no memory."""
+    with torch.device("meta"), _quiet():
+        blank = type(model)(copy.deepcopy(model.config))
+        adapted = peft.PeftModel(blank, _widened(config))
+    return {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT follows these patterns for parameters too, but looks for them among modules and says it found none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following rank_pattern keys")
+        yield
 
 
 # --- what trains

@@ -239,6 +239,7 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_logits_to_keep: int | None = None,
         skip_logits: bool = False,
+        token_mask: Tensor | None = None,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast | tuple:
         """Runs the decoder and the head; the arguments beyond these are those of `JetMoeModel.forward`.
@@ -248,6 +249,8 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             logits_to_keep: how many last positions get logits (0: all), or the positions themselves;
                 `num_logits_to_keep` is its old name.
             skip_logits: give the loss of the labels alone, computed in chunks; for training on large vocabularies.
+            token_mask: `[B, S]`, 0 where the routers' losses don't look, such as padding; attention_mask stands in
+                for it.
 
         Returns:
             logits `[B, S or kept, vocabulary]`, None where skipped; loss where labels are given; aux_loss where
@@ -278,7 +281,8 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         aux_loss = None
         if output_router_logits:
             top_k = self.config.num_experts_per_tok
-            aux_loss = load_balancing_loss(outputs.router_logits, top_k, attention_mask)
+            token_mask = attention_mask if token_mask is None else token_mask
+            aux_loss = load_balancing_loss(outputs.router_logits, top_k, token_mask)
         loss = None
         if labels is not None:
             if logits is None:
@@ -288,7 +292,7 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             if aux_loss is not None:
                 loss = loss + self.config.aux_loss_coef * aux_loss.to(loss.device)
                 if self.config.z_loss_coef:
-                    z_loss = router_z_loss(outputs.router_logits, attention_mask)
+                    z_loss = router_z_loss(outputs.router_logits, token_mask)
                     loss = loss + self.config.z_loss_coef * z_loss.to(loss.device)
 
         result = MoeCausalLMOutputWithPast(

@@ -2,7 +2,7 @@
 
 from studio.registry import discover
 for tab in discover("studio.ui.tabs", "TAB"):
-    tab.build(engine, jobs)
+    tab.build(engine, jobs, tab.keep())
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jetmoe.lora import AuditRow, audit
+from studio.backend import shards
 from studio.backend.packing import Collator
 from studio.backend.prepare import Prepared, processes
 from studio.backend.rendering import Rendered, preview
@@ -127,11 +128,15 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     seconds, activations, tokens = _trial(prepared)
     steps = total_steps(prepared)
     weights = prepared.base.get_memory_footprint()
-    needed = weights + BYTES_PER_TRAINED * trained + WASTE[prepared.base.device.type] * activations
+    parts, gathered = 1, 0.0
+    if shards.asked():  # beside its parts a device has the layer at work and the next
+        parts, gathered = processes().num_processes, 2 * weights / len(prepared.base.model.layers)
+    kept = WASTE[prepared.base.device.type] * activations
+    needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + kept
     step_s = seconds * recipe.gradient_accumulation
     return {
         "memory_gib": round(needed / GIB + RUNTIME_GIB, 2),
-        "free_gib": round(_free_gib() + weights / GIB, 2),
+        "free_gib": round(_free_gib() + weights / parts / GIB, 2),
         "steps": steps,
         "step_s": round(step_s, 3),
         "seconds": round(steps * step_s, 1),

@@ -5,6 +5,8 @@ engine.load("starter")
 engine.load_adapter("3f2a", "pirate")       # of a run; folders of PEFT adapters do too
 for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling(), adapter="pirate"):
     print(event.text, end="")
+
+An adapter of `adapters.choices` needs no loading: its id will do for `generate` and `replay`.
 """
 
 from __future__ import annotations
@@ -14,19 +16,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from jetmoe.lora import AdapterError, Adapters
+from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters
 from studio.backend import catalog, memory
-from studio.backend.adapters import find, require_model
+from studio.backend.adapters import Found, find, find_id, is_id, require_model
 from studio.backend.decoder import Decoder
 from studio.backend.download import Progress, reading
 from studio.backend.events import Timing, TokenEvent
@@ -41,6 +44,8 @@ __all__ = ["Engine", "EngineStatus", "Sampling"]
 logger = logging.getLogger(__name__)
 # The studio reports progress itself, on the page and in the console.
 transformers_logging.disable_progress_bar()
+# So many adapters that were loaded by their ids stay beside the model.
+MAX_ENSURED = 4
 
 
 def _silent(fraction: float, text: str) -> None:
@@ -64,6 +69,15 @@ class EngineStatus:
     """What weights and cache take, and how much of the model is in 4 bits."""
 
 
+class Turn(NamedTuple):
+    """What the one at the head of the line has to himself."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerFast
+    adapter_load: int
+    """Another number once other weights answer to the adapter's name."""
+
+
 class Engine:
     """Args: compile_steps: compile decoding in the background, once a model is loaded or an adapter answers again."""
 
@@ -73,6 +87,9 @@ class Engine:
         self._status = EngineStatus()
         self._decoder: Decoder | None = None
         self._adapters: Adapters | None = None
+        # Those that were loaded by their ids, the least recently used first, and the state of their files then.
+        self._ensured: dict[str, tuple[int, ...]] = {}
+        self._adapter_loads: dict[str, int] = {}
         self._tokenizer: PreTrainedTokenizerFast | None = None
         self._loading = threading.Lock()
         self._asked: tuple[str, Precision] | None = None
@@ -135,14 +152,30 @@ class Engine:
         with self._line.join() as ticket:  # no answer is changed while it is written
             for _ in ticket.wait():
                 pass
-            decoder, _ = self._ready()
-            assert self._adapters is not None and self._status.model_id is not None
-            require_model(found, self._status.model_id)
-            try:
-                with memory.shortage("while loading the adapter: close other programs"):
-                    decoder.change_model(partial(self._adapters.load, found.folder, name))
-            except AdapterError as error:
-                raise StudioError(str(error)) from error
+            self._ready()
+            self._load_adapter(found, name)
+            self._ensured.pop(name, None)
+
+    def ensure_adapter(self, adapter_id: str) -> None:
+        """Loads the adapter of a run or an upload under its id, unless it is loaded and its files are as they were.
+
+        The least recently used ones make room for it.
+
+        Raises:
+            StudioError: no model is ready, there is no such adapter, or it is of another model.
+        """
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            self._ready()
+            self._ensure(adapter_id, self._missing(adapter_id))
+
+    def remove_adapter(self, name: str) -> None:
+        """Frees the memory of an adapter; one that is not loaded is none to free."""
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            self._drop(name)
 
     def adapters(self) -> list[str]:
         """The names of the adapters that are loaded."""
@@ -158,10 +191,10 @@ class Engine:
         """Writes an answer, event by event; see `TokenEvent`. Closing the iterator or setting `cancel` stops it.
 
         Args:
-            adapter: the name of a loaded one that answers; None is the model alone.
+            adapter: who answers: the name of a loaded one, or an id as of `ensure_adapter`; None is the model alone.
 
         Raises:
-            StudioError: no model is ready, the adapter isn't loaded, or the messages can't be answered.
+            StudioError: no model is ready, the adapter can't be had, or the messages can't be answered.
         """
         cancel = cancel or threading.Event()
         with self._line.join() as ticket:
@@ -180,7 +213,7 @@ class Engine:
         """The routing of a text whose tokens are known, computed again in one pass, by the model or an adapter.
 
         Raises:
-            StudioError: no model is ready, the adapter isn't loaded, or the tokens are not of its vocabulary.
+            StudioError: no model is ready, the adapter can't be had, or the tokens are not of its vocabulary.
         """
         token_ids = list(token_ids)
         with self._line.join() as ticket:
@@ -195,24 +228,90 @@ class Engine:
             decoder.prefill(token_ids, room=0)
             return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
 
+    @contextmanager
+    def turn(
+        self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Turn | None]:
+        """The model for one piece of other work than an answer, such as a batch to classify; all others wait until the
+        block is left. None where it was cancelled while it stood in line.
+
+        Raises:
+            StudioError: no model is ready, or the adapter can't be had; adapters as of `generate`.
+        """
+        with self._line.join() as ticket:
+            for _ in ticket.wait(cancelled):
+                pass
+            if cancelled():
+                yield None
+                return
+            decoder, tokenizer = self._ready()
+            for _ in self._switch(adapter):
+                pass
+            yield Turn(decoder, tokenizer, 0 if adapter is None else self._adapter_loads[adapter])
+
     def _ready(self) -> tuple[Decoder, PreTrainedTokenizerFast]:
         if self._decoder is None or self._tokenizer is None or self._status.state != "ready":
             raise StudioError(f"The model isn't ready yet. {self._status.text}")
         return self._decoder, self._tokenizer
 
     def _switch(self, adapter: str | None) -> Iterator[TokenEvent]:
-        """Only for who is first in line. Says so where it takes a while."""
+        """Only for who is first in line, like all below. Says so where it takes a while."""
         assert self._decoder is not None and self._adapters is not None
-        if adapter == self._adapters.used:
+        missing = self._missing(adapter)
+        if missing is None and adapter == self._adapters.used:
             if self.compile_steps:
                 self._decoder.compiled.resume()
-            return
-        if adapter is not None and adapter not in self._adapters.names:
-            loaded = ", ".join(self._adapters.names) or "none"
-            raise StudioError(f"The adapter {adapter!r} is not loaded; loaded: {loaded}. Load it first.")
-        if self._decoder.compiled.busy:
+        elif self._decoder.compiled.busy:
             yield TokenEvent("notice", "The adapter answers once the compiler is done with the model as it was.")
-        self._decoder.change_model(partial(self._adapters.use, adapter))
+        self._ensure(adapter, missing)
+        if adapter != self._adapters.used:
+            self._decoder.change_model(partial(self._adapters.use, adapter))
+
+    def _missing(self, adapter: str | None) -> Found | None:
+        """What must be loaded for that adapter to answer; None where nothing must.
+
+        Raises:
+            StudioError: there is no such adapter, or it is of another model.
+        """
+        assert self._adapters is not None and self._status.model_id is not None
+        loaded = self._adapters.names
+        if adapter is None or (adapter in loaded and adapter not in self._ensured):
+            return None
+        if not is_id(adapter):
+            raise StudioError(
+                f"The adapter {str(adapter)[:80]!r} is not loaded; "
+                f"loaded: {', '.join(loaded) or 'none'}. Load it first."
+            )
+        found = find_id(adapter)
+        require_model(found, self._status.model_id)
+        return None if self._ensured.get(adapter) == _state(found.folder) else found
+
+    def _ensure(self, adapter: str | None, missing: Found | None) -> None:
+        """Loads what is missing in the place of the least recently used."""
+        if adapter is not None and missing is not None:
+            self._drop(adapter)  # of older files
+            for oldest in list(self._ensured)[: 1 - MAX_ENSURED]:
+                self._drop(oldest)
+            state = _state(missing.folder)  # as they are before they are read: what changes meanwhile is read again
+            self._load_adapter(missing, adapter)
+            self._ensured[adapter] = state
+        elif adapter in self._ensured:
+            self._ensured[adapter] = self._ensured.pop(adapter)
+
+    def _load_adapter(self, found: Found, name: str) -> None:
+        assert self._decoder is not None and self._adapters is not None and self._status.model_id is not None
+        require_model(found, self._status.model_id)
+        try:
+            with memory.shortage("while loading the adapter: close other programs"):
+                self._decoder.change_model(partial(self._adapters.load, found.folder, name))
+            self._adapter_loads[name] = self._adapter_loads.get(name, 0) + 1
+        except AdapterError as error:
+            raise StudioError(str(error)) from error
+
+    def _drop(self, name: str) -> None:
+        if self._decoder is not None and self._adapters is not None and name in self._adapters.names:
+            self._decoder.change_model(partial(self._adapters.remove, name))
+        self._ensured.pop(name, None)
 
     def _load(self, model_id: str, progress: Progress, precision: Precision) -> None:
         def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
@@ -261,6 +360,7 @@ class Engine:
         if self._decoder is not None:
             self._decoder.compiled.close()
             self._decoder = self._tokenizer = self._adapters = None
+            self._ensured = {}
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -346,6 +446,12 @@ def _load_decoder(
     spread = "auto" if torch.cuda.device_count() > 1 else None
     model = memory.load_model(path, place, "load the model in nf4", progress, device_map=spread)
     return Decoder(model, model.config.max_position_embeddings), tokenizer
+
+
+def _state(folder: Path) -> tuple[int, ...]:
+    """Other numbers once an adapter's files are other ones."""
+    files = [(folder / name).stat() for name in (CONFIG, WEIGHTS) if (folder / name).is_file()]
+    return tuple(number for file in files for number in (file.st_ino, file.st_mtime_ns, file.st_size))
 
 
 def _end_tokens(model: JetMoeForCausalLM) -> set[int]:

@@ -48,6 +48,8 @@ PROOF = "merge_proof.json"
 # stored precision is in it; below one half, it is nearer to base and adapter than to the base.
 TOLERANCE = {"bf16": 0.25, "nf4": 0.5}
 LARGEST_CARD = 1 << 20
+# Where the card's examples load from, until it is known.
+PLACE = "THIS FOLDER"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def export(
         run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
         merge: add the adapter to the weights and store those, in 16 bits.
         four_bit: with `merge`, in 4 bits: of the base's 4-bit weights, dequantized, changed and quantized again.
-        model: what the adapter was trained on; known where a run made it.
+        model: what the adapter was trained on; known where a run made it or it was uploaded.
 
     Raises:
         StudioError: no such adapter, another model's, a folder that isn't empty, a full disk, or a merge whose proof
@@ -109,7 +111,7 @@ class _Base:
     @classmethod
     def of(cls, found: Found, model: str | None) -> _Base:
         """Raises StudioError: it isn't known or not the one that was trained."""
-        model = model or (found.run.model if found.run else None)
+        model = model or found.model
         if not model:
             raise StudioError(f"No run of this studio made the adapter in {found.folder}; say of what model it is.")
         require_model(found, model)
@@ -286,7 +288,7 @@ def _card(found: Found, base: _Base, proof: dict[str, Any] | None) -> str:
     run = found.run
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(base, proof), sort_keys=False, allow_unicode=True)}---",
-        f"# {_escaped(run.name if run else found.folder.name)}",
+        f"# {_escaped(found.name)}",
         f"{'A merged model' if proof else 'A LoRA adapter'} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
         "## Use\n\n" + _usage(base, proof),
         *([] if run is None else _training(run, base)),
@@ -312,12 +314,12 @@ def _usage(base: _Base, proof: dict[str, Any] | None) -> str:
     need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
     lines = [f"import jetmoe  # {need}", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if proof:
-        lines.append('model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")')
-        lines.append('tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")')
+        lines.append(f'model = AutoModelForCausalLM.from_pretrained("{PLACE}")')
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}")')
         return _fenced("\n".join(lines), "python")
     lines.insert(1, "from peft import PeftModel")
     lines.append(f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.entry.id)})")
-    lines.append('model = PeftModel.from_pretrained(base, "THIS FOLDER")')
+    lines.append(f'model = PeftModel.from_pretrained(base, "{PLACE}")')
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})")
     where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from studio.backend import child
 from studio.backend.download import require_space
 from studio.backend.recipe import Recipe
-from studio.backend.runs import DamagedStore, Run, RunStore, last_word
+from studio.backend.runs import DamagedStore, Ending, Run, RunStore, last_word
 from studio.backend.uploads import clean
 from studio.errors import StudioError
 
@@ -218,12 +218,8 @@ class Jobs:
 
     def _record(self, run: Run, code: int) -> None:
         """The end of a process that did not tell it itself."""
-        said = last_word(run)
-        if said is None and code < 0:
-            said = "interrupted", f"{child.killed(code)} It can be resumed."
-        if said is None:
-            said = "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
-        self.store.finish(run.id, *said)
+        state, message = last_word(run) or _silent_end(run, code)
+        self.store.finish(run.id, state, message)
 
     def _press(self, run: Run) -> None:
         """First a run that was cancelled is let to its end of the step, then it is told to end, then it is ended."""
@@ -235,6 +231,12 @@ class Jobs:
             child.end_group(run.pid, signal.SIGKILL)
         elif waited > self._step_s:
             child.end_group(run.pid, signal.SIGTERM)
+
+
+def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
+    if code < 0:
+        return "interrupted", f"{child.killed(code)} It can be resumed."
+    return "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
 
 
 def quota_gib() -> float:

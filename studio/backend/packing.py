@@ -2,9 +2,10 @@
 
     packs = pack([len(each.token_ids) for each in rendered], max_length=1024)
     features = [[(rendered[i].token_ids, rendered[i].trained) for i in each] for each in packs]
-    batch = Collator(pad_id)(features[:4])        # input_ids, labels, position_ids, each [B, S]
+    batch = Collator(pad_id)(features[:4])        # input_ids, labels, position_ids, token_mask, each [B, S]
 
 There is no attention mask: transformers' `create_causal_mask` tells the examples apart by positions that start again.
+The token mask only keeps padding out of the routers' losses.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ class Collator:
     def __call__(self, features: Sequence[Feature]) -> dict[str, Tensor]:
         size = max(sum(len(token_ids) for token_ids, _ in feature) for feature in features)
         rows = [_row(feature, size, self.pad_id) for feature in features]
-        names = ("input_ids", "labels", "position_ids")
+        names = ("input_ids", "labels", "position_ids", "token_mask")
         return {
             name: torch.tensor(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)
         }  # [B, S]
 
 
-def _row(feature: Feature, size: int, pad_id: int) -> tuple[list[int], list[int], list[int]]:
+def _row(feature: Feature, size: int, pad_id: int) -> tuple[list[int], list[int], list[int], list[int]]:
     input_ids: list[int] = []
     labels: list[int] = []
     position_ids: list[int] = []
@@ -71,4 +72,9 @@ def _row(feature: Feature, size: int, pad_id: int) -> tuple[list[int], list[int]
         position_ids += range(len(token_ids))
     padding = size - len(input_ids)
     # Every padding position is an example of its own, which nothing else sees.
-    return input_ids + [pad_id] * padding, labels + [IGNORED] * padding, position_ids + [0] * padding
+    return (
+        input_ids + [pad_id] * padding,
+        labels + [IGNORED] * padding,
+        position_ids + [0] * padding,
+        [1] * len(input_ids) + [0] * padding,
+    )

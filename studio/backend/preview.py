@@ -1,8 +1,8 @@
 """What a person sees of a data set before training: what is in it, what is trained, and what is wrong with it.
 
-    seen = preview(Recipe(data="rows.csv"))
-    seen.problem           # why it can't be used as it is; `names` are its columns, from which to choose then
-    seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>", True)]: text, whether it is trained
+seen = preview(Recipe(data="rows.csv"))
+seen.problem           # why it can't be used as it is; `names` are its columns, from which to choose then
+seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>", True)]: text, whether it is trained
 """
 
 from __future__ import annotations

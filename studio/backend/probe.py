@@ -57,5 +57,5 @@ class Probe:
     def trace(self, model: Any) -> RoutingTrace:
         ids = torch.tensor([self.token_ids], device=model.device)
         recorder = RoutingRecorder(model, len(self.token_ids))
-        model.model(input_ids=ids, use_cache=False, recorder=recorder)
+        model(input_ids=ids, use_cache=False, skip_logits=True, recorder=recorder)
         return recorder.trace(self.token_ids, [""] * len(self.token_ids), True, with_probs=True)

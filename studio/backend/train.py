@@ -12,31 +12,32 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from jetmoe.lora import WEIGHTS
 from jetmoe.losses import IGNORED
-from studio.backend import catalog, memory
+from studio.backend import catalog, memory, shards
 from studio.backend.audit import audit_report, pad_id, total_steps
 from studio.backend.data import DataSettings, resolve
 from studio.backend.download import Progress
 from studio.backend.events import TrainEvent
-from studio.backend.packing import Collator
+from studio.backend.packing import Collator, Feature
 from studio.backend.prepare import Prepared, prepare, processes
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Ending, Run, RunStore
@@ -64,7 +65,7 @@ def start(
         StudioError: it can't start, or failed; the run is kept, with what went wrong.
     """
     check(recipe)
-    return carry_out(_agree(lambda: RunStore().create(recipe, name).id), progress, show)
+    return carry_out(_agree(lambda: RunStore().create(recipe, name, begin=True).id), progress, show)
 
 
 def check(recipe: Recipe) -> None:
@@ -73,6 +74,7 @@ def check(recipe: Recipe) -> None:
     catalog.entry(recipe.model)
     resolve(recipe.data)
     DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows)
+    shards.check(recipe)
 
 
 def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
@@ -81,12 +83,11 @@ def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: 
     Raises:
         StudioError: the run can't be resumed, or failed again.
     """
-    return carry_out(_agree(lambda: RunStore().requeue(run_id).id), progress, show)
+    return carry_out(_agree(lambda: RunStore().requeue(run_id, begin=True).id), progress, show)
 
 
 def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
     """Trains a queued run to its end; arguments and errors as of `start`."""
-    _refuse_shards()
     store, is_main = RunStore(), processes().is_main_process
     run = store.mark_running(run_id) if is_main else store.get(run_id)
     events = run.events if is_main else None
@@ -102,20 +103,19 @@ def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, sho
         raise
     except KeyboardInterrupt:
         if events is not None:
-            store.finish(run.id, "interrupted", "Stopped from the keyboard. It can be resumed.")
+            _stopped(store, run)
         raise
     if is_main:
         store.finish(run.id, ending, message)
     return store.get(run.id)
 
 
-def _refuse_shards() -> None:
-    """Raises StudioError: the model would be spread over devices, where its adapter can be neither probed nor saved."""
-    if processes().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise StudioError(
-            "A model spread over devices (FSDP, DeepSpeed) can't be trained here: launch with "
-            "recipes/accelerate/ddp.yaml, and precision=nf4 where it doesn't fit on one device."
-        )
+def _stopped(store: RunStore, run: Run) -> None:
+    """From the keyboard, or by a signal where waiting for the end of a step takes too long."""
+    if store.cancel_requested(run.id):
+        store.finish(run.id, "cancelled", "Cancelled before a step ended. It can be resumed from its last checkpoint.")
+    else:
+        store.finish(run.id, "interrupted", "Stopped from outside. It can be resumed.")
 
 
 def last_checkpoint(run: Run) -> Path | None:
@@ -134,7 +134,8 @@ class _Training:
         if self.is_main:
             _same_data(run, self.prepared)
         self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared))
-        self.trainer = StudioTrainer(self.prepared, run, self.watcher)
+        trainer = SpreadTrainer if shards.asked() else StudioTrainer
+        self.trainer = trainer(self.prepared, run, self.watcher)
 
     def finish(self) -> tuple[Ending, str]:
         """Trains and saves the adapter; how it ended, and what to say of it."""
@@ -142,9 +143,9 @@ class _Training:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        self._save()
         if not self.is_main:
             return "done", ""
-        self._save()
         return self.watcher.ended(self.store.cancel_requested(self.run.id))
 
     def _is_over(self, checkpoint: Path) -> bool:
@@ -154,26 +155,38 @@ class _Training:
         if state.global_step < state.max_steps:
             return False
         best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
-        peft.set_peft_model_state_dict(self.prepared.model, load_file(best / WEIGHTS))
+        _load_adapter(self.prepared.model, best)
         self.watcher.step, self.watcher.steps, self.watcher.best = state.global_step, state.max_steps, state.best_metric
         return True
 
     def _before(self) -> None:
         """What everything later is compared with."""
-        if self.is_main:
+        if self.is_main or shards.asked():
             self.watcher.tell("audit", audit_report(self.prepared))
+        if shards.asked() and self.prepared.data.prompts:
+            self.watcher.warn(
+                "The sample prompts are not answered while the model is spread over devices, where each token would "
+                "gather all weights: try them on the finished adapter."
+            )
         if self.prepared.data.held_out:
             self.trainer.evaluate()
-        elif self.is_main:
+        else:
             self.watcher.observe()
 
     def _save(self) -> None:
         model = self.prepared.model
+        weights = shards.whole(shards.trained(model)) if shards.asked() else None
+        if not self.is_main:
+            return
         # Not the folder that it was loaded from, which says nothing on another machine. Checkpoints name that folder:
         # there PEFT finds the base's configuration, which it would ask the hub for otherwise.
         model.peft_config[model.active_adapter].base_model_name_or_path = self.recipe.model
+        part = self.run.adapter.with_name("adapter.part")  # an adapter that a chat reads is always a whole one
         try:
-            model.save_pretrained(self.run.adapter, save_embedding_layers=False)
+            shutil.rmtree(part, ignore_errors=True)
+            model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
+            shutil.rmtree(self.run.adapter, ignore_errors=True)
+            part.rename(self.run.adapter)
         except (OSError, SafetensorError) as error:
             raise StudioError(
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "
@@ -195,7 +208,7 @@ class StudioTrainer(Trainer):
             args=_arguments(recipe, run, bool(data.held_out), prepared.base.device),
             data_collator=Collator(pad_id(prepared.tokenizer)),
             train_dataset=data.train,
-            eval_dataset=data.held_out or None,
+            eval_dataset=_filled(data.held_out, recipe.batch_size) or None,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -257,6 +270,48 @@ class StudioTrainer(Trainer):
             )
 
 
+class SpreadTrainer(StudioTrainer):
+    """For a model that is spread over devices already: Trainer neither wraps nor moves it, and what it saves and loads
+    is whole, as without shards."""
+
+    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
+        super().__init__(prepared, run, watcher)
+        # Only now: given to Trainer's own __init__, it refuses checkpoints, which are made here.
+        self.is_distributed_loading_by_transformers = True
+
+    def create_accelerator_and_postprocess(self) -> None:
+        with shards.unsaid():
+            super().create_accelerator_and_postprocess()
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        # No device holds whole gradients, not even between the batches of a step.
+        return nullcontext()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer(model)
+        optimizer.register_load_state_dict_pre_hook(shards.split_state)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        weights = shards.whole(shards.trained(self.watcher.prepared.model))
+        if self.args.should_save:
+            super()._save(output_dir, weights)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        _load_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        _load_adapter(self.model, Path(self.state.best_model_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        optimizer = shards.whole(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(optimizer, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+
 class Patience(EarlyStoppingCallback):
     """Goes on counting where a resumed run was."""
 
@@ -313,6 +368,22 @@ def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) 
     )
 
 
+def _filled(rows: list[Feature], batch_size: int) -> list[Feature]:
+    """With rows that have no labels where accelerate would repeat some, whose loss would count twice."""
+    if processes().num_processes == 1 or not rows:
+        return rows
+    blank = [(token_ids, [False] * len(token_ids)) for token_ids, _ in rows[-1]]
+    return [*rows, *[blank] * (-len(rows) % (batch_size * processes().num_processes))]
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    if shards.asked():
+        shards.put(model, weights)
+    else:
+        peft.set_peft_model_state_dict(model, weights)
+
+
 def _same_data(run: Run, prepared: Prepared) -> None:
     """Raises StudioError: data file or number of processes are others than when the run began."""
     file, now = run.folder / DATA, prepared.data.report() | {"processes": processes().num_processes}
@@ -341,8 +412,11 @@ def _agree(make: Callable[[], str]) -> str:
 def main() -> int:
     """The process that the page starts for a queued run; returns the exit code."""
     transformers_logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as from the keyboard
     try:
         carry_out(sys.argv[1])
+    except KeyboardInterrupt:
+        return 130
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2

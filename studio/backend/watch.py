@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from jetmoe.lora import part_of
+from studio.backend import shards
 from studio.backend.decoder import Decoder
 from studio.backend.events import TrainEvent, TrainKind
 from studio.backend.prepare import Prepared, processes
@@ -48,7 +49,9 @@ class Watcher(TrainerCallback):
         self.tokens = 0
         """Of the training steps so far, and the seconds they took."""
         self.step_s = 0.0
-        self.probe = Probe(prepared.base, prepared.tokenizer, prepared.recipe.probe_text) if self.is_main else None
+        # A spread model runs in all processes or in none.
+        probes = self.is_main or shards.asked()
+        self.probe = Probe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
 
     # --- what happens
 
@@ -72,11 +75,11 @@ class Watcher(TrainerCallback):
         """Answers the sample prompts and measures the routing."""
         if self.probe is None:
             return
-        model = self.prepared.base
+        model = self.prepared.model
         was_training = model.training
         model.eval()
         self.tell("routing", self.probe.measure(model))
-        for messages in self.prepared.data.prompts:
+        for messages in [] if shards.asked() else self.prepared.data.prompts:
             self.tell("sample", {"prompt": messages[-1]["content"], "answer": self._answer(messages)})
         model.train(was_training)
 
@@ -97,10 +100,9 @@ class Watcher(TrainerCallback):
         done = state.global_step - self.start_step
         if done >= GRADIENT_STEPS:
             return
-        for name, parameter in self.prepared.base.named_parameters():
-            if parameter.requires_grad:
-                has = parameter.grad is not None and bool(parameter.grad.any())
-                self.seen[name] = self.seen.get(name, False) or has
+        learning = {name: each.grad for name, each in self.prepared.base.named_parameters() if each.requires_grad}
+        for name, has in zip(learning, shards.nonzero([*learning.values()]), strict=True):
+            self.seen[name] = self.seen.get(name, False) or has
         if done == GRADIENT_STEPS - 1:
             self._check_gradients()
 
@@ -115,8 +117,7 @@ class Watcher(TrainerCallback):
         if "loss" not in logs:
             return
         self.tell("log", {**logs, **self._pace(), "memory_gib": _memory_gib()})
-        if self.is_main:
-            self.store.update(self.run.id, step=self.step)
+        self._write_down(step=self.step)
         self._guard(float(logs["loss"]), float(logs.get("grad_norm", 0.0)))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
@@ -124,11 +125,19 @@ class Watcher(TrainerCallback):
         self.tell("eval", metrics)
         if self.step:  # at step 0 it is the base's
             self.best = min(metrics["eval_loss"], math.inf if self.best is None else self.best)
-            if self.is_main:
-                self.store.update(self.run.id, best_eval_loss=self.best)
+            self._write_down(best_eval_loss=self.best)
         self.observe()
 
     # --- parts
+
+    def _write_down(self, **values: Any) -> None:
+        """For lists of runs; the events have it too, so a database that can't be written is no reason to stop."""
+        if not self.is_main:
+            return
+        try:
+            self.store.update(self.run.id, **values)
+        except StudioError as error:
+            self.warn(str(error))
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
         """The likeliest tokens, one by one."""
@@ -193,8 +202,15 @@ class Watcher(TrainerCallback):
             if now - self.asked_at < CANCEL_POLL_S:
                 return False
             self.asked_at = now
+            return self._asked_to_stop()
+        return broadcast_object_list([self.is_main and self._asked_to_stop()])[0]
+
+    def _asked_to_stop(self) -> bool:
+        try:
             return self.store.cancel_requested(self.run.id)
-        return broadcast_object_list([self.is_main and self.store.cancel_requested(self.run.id)])[0]
+        except StudioError as error:
+            self.warn(str(error))
+            return False
 
 
 def _memory_gib() -> float:

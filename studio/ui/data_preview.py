@@ -20,8 +20,8 @@ def shown(seen: Preview) -> str:
     if seen.problem:
         columns = ", ".join(f"<code>{escape(name[:60])}</code>" for name in seen.names[:30])
         return _card(
-            f'<p class="dp-problem" role="alert">{escape(seen.problem)}</p><p>Columns of {escape(seen.file)}: {columns}.'
-            " Choose a format above, and which column fills which field.</p>"
+            f'<p class="dp-problem" role="alert">{escape(seen.problem)}</p><p>Columns of {escape(seen.file)}: '
+            f"{columns}. Choose a format above, and which column fills which field.</p>"
         )
     parts = [
         _figures(seen),
@@ -76,8 +76,8 @@ def _lengths(tokens: Summary) -> str:
     rows = _rows([f"{low} to {high - 1}", f"{count:,}"] for low, high, count in bins if count)
     return (
         f'<h4>Length of a row in tokens</h4><div class="dp-bars" aria-hidden="true">{bars}</div>'
-        f'<div class="dp-axis" aria-hidden="true"><span>{tokens.edges[0]}</span><span>{tokens.edges[-1] - 1}, where rows '
-        f"are cut</span></div>{_table('As a table', ['tokens', 'rows'], rows)}"
+        f'<div class="dp-axis" aria-hidden="true"><span>{tokens.edges[0]}</span>'
+        f"<span>{tokens.edges[-1] - 1}, where rows are cut</span></div>{_table('As a table', ['tokens', 'rows'], rows)}"
     )
 
 
@@ -86,8 +86,8 @@ def _examples(examples: Sequence[Sequence[tuple[str, bool]]]) -> str:
         return ""
     items = "".join(f"<li>{''.join(_span(*span) for span in spans)}</li>" for spans in examples)
     return (
-        '<h4>The first rows <small>as the model reads them; <mark class="dp-trained">marked</mark> is what it learns to '
-        f'write</small></h4><ol class="dp-rows" tabindex="0" aria-label="The first rows">{items}</ol>'
+        '<h4>The first rows <small>as the model reads them; <mark class="dp-trained">marked</mark> is what it learns '
+        f'to write</small></h4><ol class="dp-rows" tabindex="0" aria-label="The first rows">{items}</ol>'
     )
 
 

@@ -28,7 +28,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
 from studio.ui import audit_view, data_preview, export_view
-from studio.ui.run_draft import OWN_FILE, Draft
+from studio.ui.run_draft import OF_DATA, OWN_FILE, Draft
 
 if TYPE_CHECKING:
     from studio.backend.engine import Engine
@@ -86,7 +86,7 @@ class FinetuneHandlers:
         """The data as it would be trained on."""
         if draft.source == OWN_FILE and not draft.upload:
             return Seen(data_preview.waiting(), _mapping(draft, None))
-        seen = preview(self._recipe(draft))
+        seen = preview(draft.recipe(self._model_ids(), OF_DATA))
         return Seen(data_preview.shown(seen), _mapping(draft, seen))
 
     def command(self, draft: Draft) -> str:
@@ -98,8 +98,11 @@ class FinetuneHandlers:
         return f"python -m studio train recipe.yaml data={recipe.data}"
 
     def saved(self, draft: Draft) -> str:
-        """The recipe as a YAML file."""
-        return draft.shared(self._recipe(draft)).to_yaml()
+        """The recipe as a YAML file, without columns that are found by their names."""
+        recipe = self._recipe(draft)
+        if preview(replace(recipe, columns={})).columns == recipe.columns:
+            recipe = replace(recipe, columns={})
+        return draft.shared(recipe).to_yaml()
 
     def load(self, draft: Draft, file: Path | str) -> tuple[Draft, str]:
         """The draft with the settings of a recipe's file or a bundled recipe, and what could not be taken over."""

@@ -27,7 +27,7 @@ HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
 /></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
 cy="16" r="3.4" fill="var(--u1)"/><circle cx="20" cy="24" r="3.4" fill="var(--u2)"/><circle cx="20" cy="32" r="3.4"
-fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts, tune it, and watch which of them answer</p>
+fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts, tune it, and watch them work</p>
 </div></header>"""
 
 
@@ -36,10 +36,12 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
     tabs = discover("studio.ui.tabs", "TAB")
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         _masthead(engine, jobs)
+        # Outside of the tabs, of which only the one that is shown exists when the page opens.
+        kept = {tab.id: tab.keep() for tab in tabs}
         with gr.Tabs(elem_id="tabs") as shown:
             for tab in tabs:
                 with gr.Tab(tab.title, id=tab.id):
-                    tab.build(engine, jobs)
+                    tab.build(engine, jobs, kept[tab.id])
         demo.load(_asked_for, None, shown, **PRIVATE)
     return demo.queue(api_open=False, max_size=32)
 

@@ -23,6 +23,10 @@ NAMES = [name for name in DEFAULTS if name not in ELSEWHERE]
 """The settings of the form, in the recipe's order."""
 BASIC = ("preset", "r", "learning_rate", "max_steps", "epochs", "batch_size", "max_length", "eval_share")
 """What most people change; all else is folded away."""
+STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "max_grad_norm": 0.1} | dict.fromkeys(
+    ("eval_share", "hot_share", "warmup_share"), 0.05
+)
+"""How far an arrow key goes, where it isn't 1."""
 UNITS = {"max_length": "tokens", "sample_tokens": "tokens", "r": "rank"}
 
 
@@ -67,7 +71,7 @@ class RecipeForm:
                 return gr.Checkbox(default, **common)
             case int() | float():
                 # No bounds here: the recipe names all that is wrong at once, with the remedies.
-                return gr.Number(default, step="any", **common)
+                return gr.Number(default, step=STEPS.get(name, 1), **common)
             case tuple():
                 return gr.Textbox(default, lines=3, **common)
         return gr.Textbox(default, lines=2 if name == "probe_text" else 1, **common)

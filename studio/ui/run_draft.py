@@ -25,6 +25,8 @@ OWN_FILE = "own"
 BUNDLED = "starter/lora_experts"
 """Where a new draft begins."""
 MAX_STORED = 200_000
+OF_DATA = ("model", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
+"""The settings on which it depends what is seen of the data."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,14 @@ class Draft:
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
-    def recipe(self, models: Collection[str]) -> Recipe:
-        """The settings of the run.
+    def recipe(self, models: Collection[str], names: Collection[str] = NAMES) -> Recipe:
+        """The settings of the run; all but those of these names have their defaults.
 
         Raises:
             StudioError: no data, a model that is not among these, or bad settings, all of them named at once.
         """
-        recipe = Recipe.from_settings(
-            read_form(self.settings) | {"format": self.format, "columns": self.columns, "data": self._data()}
-        )
+        settings = {name: value for name, value in read_form(self.settings).items() if name in names}
+        recipe = Recipe.from_settings(settings | {"format": self.format, "columns": self.columns, "data": self._data()})
         # A model may also be a folder, for the command line; a page must not choose any folder of the server.
         if recipe.model not in models:
             raise StudioError(f"The model {recipe.model[:80]!r} is not in the list. Choose one of {', '.join(models)}.")

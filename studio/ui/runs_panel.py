@@ -22,8 +22,8 @@ from studio.backend.run_views import RunViews
 
 HERE = Path(__file__).parent
 SCRIPTS = (
-    "numbers", "run_data", "poll", "scale", "twin", "chart", "board", "heat_map", "samples", "audit", "comparison",
-    "run_page", "list", "runs",
+    "numbers", "pieces", "run_data", "poll", "scale", "twin", "chart", "board", "heat_map", "samples", "audit",
+    "comparison", "run_page", "list", "runs",
 )  # fmt: skip
 
 

@@ -35,15 +35,19 @@ def chromium() -> str:
 
 
 class Server:
-    """`python app.py` in a process of its own."""
+    """`python app.py` in a process of its own, with these flags and variables of the environment."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path, *flags: str, **environment: str) -> None:
         self.port = port
         self.log = log
         self.url = f"http://127.0.0.1:{port}/"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "app.py", "--port", str(port), *flags],
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         self._wait()
 

@@ -89,5 +89,10 @@ def test_mistakes_get_a_sentence(store, monkeypatch, capsys):
     assert "There is no run 000" in refused(monkeypatch, capsys, "show", "000")
     assert "is not the id of a run" in refused(monkeypatch, capsys, "cancel", "../..")
     assert "at least two" in refused(monkeypatch, capsys, "compare", run.id)
+
+
+def test_a_damaged_list_is_made_again_and_said(store):
+    run = store.create(Recipe(), "kept")
     store.path.write_bytes(b"x" * 4096)
-    assert "is damaged" in refused(monkeypatch, capsys, "list")
+    result = CliRunner().invoke(cli.app, ["runs", "list"], catch_exceptions=False)
+    assert "made again out of the folders of 1 runs" in result.stderr and f"{run.id[:8]}  kept" in result.stdout

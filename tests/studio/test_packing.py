@@ -33,7 +33,8 @@ def test_a_batch():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 7, 7, 7, 7]]
     assert batch["labels"].tolist() == [[-100, 2, -100, -100, 5], [-100] * 5]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 0, 0, 0, 0]]
-    assert set(batch) == {"input_ids", "labels", "position_ids"}
+    assert batch["token_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
+    assert set(batch) == {"input_ids", "labels", "position_ids", "token_mask"}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -65,3 +66,24 @@ def test_the_loss_of_a_packed_batch_is_that_of_its_examples():
 
     torch.testing.assert_close(loss(examples), loss(examples[:1]) + loss(examples[1:]))
     torch.testing.assert_close(loss(examples), loss(*([each] for each in examples)))
+
+
+def test_padding_is_not_in_the_balance_loss():
+    """Counted by hand from the routing of the tokens that are not padding: `E * sum_e f_e * P_e` of each router."""
+    model = toy_model()
+    batch = Collator(pad_id=0)([[([5, 6, 7, 8, 9, 10, 11], [True] * 7)], [([12, 13], [True] * 2)]])
+    with torch.no_grad():
+        output = model(**batch, use_cache=False, output_router_logits=True)
+        plain = model(**batch, use_cache=False)
+    real = [0, 1, 2, 3, 4, 5, 6, 7, 8]  # of 2 * 7 places, row by row
+    losses = []
+    for logits in output.router_logits:
+        picked, probs = [0.0] * 4, [0.0] * 4
+        for token in real:
+            for e in logits[token].topk(2).indices.tolist():
+                picked[e] += 1 / len(real)
+            for e, p in enumerate(logits[token].softmax(0).tolist()):
+                probs[e] += p / len(real)
+        losses.append(4 * sum(f * p for f, p in zip(picked, probs, strict=True)))
+    assert float(output.aux_loss) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    torch.testing.assert_close(output.loss, plain.loss + model.config.aux_loss_coef * output.aux_loss)

@@ -46,7 +46,7 @@ def test_the_bundled_recipes_have_names():
     names = {"starter/lora_experts", "starter/lora_all"}
     names |= {f"jetmoe-8b/qlora_{preset}" for preset in ("attention", "experts", "all", "hot")}
     assert set(recipes()) == names
-    assert {file.stem for file in (FOLDER / "accelerate").iterdir()} == {"one_gpu", "ddp", "cpu_2proc"}
+    assert {file.stem for file in (FOLDER / "accelerate").iterdir()} == {"one_gpu", "ddp", "fsdp", "cpu_2proc"}
 
 
 @pytest.mark.parametrize("file", recipes().values(), ids=list(recipes()))

@@ -1,7 +1,7 @@
 // Charts that share one range of steps and one crosshair.
 function createBoard() {
   const board = { charts: [], zoomed: null, hover: null, isLog: false, smoothing: 0 };
-  const reset = el("button", { type: "button", class: "rn-button rn-small", hidden: "" }, "Reset zoom");
+  const reset = button("Reset zoom", "rn-small", { hidden: "" });
   const log = el("input", { type: "checkbox" });
   const smooth = el("input", { type: "range", min: "0", max: "0.99", step: "0.01", value: "0" });
   const smoothOut = el("output", {}, "off");
@@ -23,15 +23,10 @@ function createBoard() {
     return chart;
   };
 
-  let isScheduled = false;
-  board.schedule = () => {
-    if (isScheduled) return;
-    isScheduled = true;
-    requestAnimationFrame(() => {
-      isScheduled = false;
-      for (const chart of board.charts) chart.draw();
-    });
-  };
+  const draws = onceAFrame(), marks = onceAFrame();
+  board.schedule = () => draws(() => {
+    for (const chart of board.charts) chart.draw();
+  });
 
   board.range = () => board.zoomed ?? board.full();
   board.full = () => {
@@ -51,8 +46,10 @@ function createBoard() {
   board.point = (step, isByKey = false) => {
     if (step === board.hover) return;
     board.hover = step;
-    for (const chart of board.charts) chart.mark();
-    if (isByKey && step !== null) said.textContent = board.charts.map((chart) => chart.spelled()).filter(Boolean).join("; ");
+    marks(() => {
+      for (const chart of board.charts) chart.mark();
+      if (isByKey && step !== null) setText(said, board.charts.map((chart) => chart.spelled()).filter(Boolean).join("; "));
+    });
   };
 
   board.forget = () => {
@@ -71,4 +68,17 @@ function createBoard() {
     board.schedule();
   });
   return board;
+}
+
+// However often it is asked for, the work last asked for is done once before the next picture.
+function onceAFrame() {
+  let work = null;
+  return (asked) => {
+    if (!work) requestAnimationFrame(() => {
+      const last = work;
+      work = null;
+      last();
+    });
+    work = asked;
+  };
 }

@@ -1,23 +1,27 @@
+const KEYS = "Arrow keys move a crosshair, plus and minus zoom; the table below has the numbers.";
+
 // One chart: curves over steps in an SVG, a legend that tells the values under the crosshair, and the same numbers as a
 // table. Nodes stay where they are while points come, so that neither zoom nor crosshair is lost.
 function createChart(board, { name, title, unit = "", isLoss = false, zero = false }) {
   const HEIGHT = isLoss ? 250 : 170, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 24;
   const grid = svg("g", { class: "rn-grid" }), lines = svg("svg", { class: "rn-lines" });
   const cross = svg("line", { class: "rn-cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
-  const dots = svg("g"), picked = svg("rect", { class: "rn-picked", y: TOP, height: HEIGHT - TOP - BOTTOM, visibility: "hidden" });
+  const picked = svg("rect", { class: "rn-picked", y: TOP, height: HEIGHT - TOP - BOTTOM, visibility: "hidden" });
+  const dots = svg("g");
   const plot = svg("svg", { class: "rn-plot", height: HEIGHT, tabindex: "0", role: "img" });
   plot.append(grid, picked, lines, cross, dots);
   const legend = el("ul", { class: "rn-legend" }), stepOut = el("span", { class: "rn-step" });
   const twin = createTwin(title);
   const chart = { name };
+  const heading = el("span", { class: "rn-title" }, title, unit && el("small", {}, ` ${unit}`));
   chart.root = el("figure", { class: `rn-chart${isLoss ? " rn-wide" : ""}`, "data-chart": name, hidden: "" },
-    el("figcaption", {}, el("span", { class: "rn-title" }, title, unit && el("small", {}, ` ${unit}`)), stepOut), legend, plot, twin.root);
+    el("figcaption", {}, heading, stepOut), legend, plot, twin.root);
   let series = [], across = null, down = null, dragged = null;
 
   // series: [{ name, colour, points: { x, y }, isMarked }]; the same list of names keeps its nodes.
   chart.show = (shown, version = 0) => {
-    const isSame = shown.length === series.length && shown.every((each, i) => each.name === series[i].name && each.colour === series[i].colour);
-    series = isSame ? shown.map((each, i) => ({ ...each, ...nodesOf(series[i]) })) : shown.map((each) => ({ ...each, ...createNodes(each) }));
+    const key = (all) => all.map((each) => each.name + each.colour).join("\n"), isSame = key(shown) === key(series);
+    series = shown.map((each, i) => ({ ...each, ...(isSame ? nodesOf(series[i]) : createNodes(each)) }));
     if (!isSame) {
       lines.replaceChildren(...series.flatMap((each) => [each.raw, each.line, each.marks]));
       legend.replaceChildren(...series.map((each) => each.item));
@@ -40,7 +44,8 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     down = scaleOf(low, high, HEIGHT - BOTTOM, TOP, isLog);
     frame(width, from, to, isLog ? logTicksOf(low, high) : ticksOf(low, high, 4));
     for (const [index, each] of series.entries()) drawCurve(each, curves[index], width);
-    plot.setAttribute("aria-label", `${title}: ${series.map((each) => each.name).join(", ")}, steps ${figure(Math.round(from))} to ${figure(Math.round(to))}. Arrow keys move a crosshair, plus and minus zoom; the table below has the numbers.`);
+    const names = series.map((each) => each.name).join(", "), steps = [from, to].map((step) => figure(Math.round(step)));
+    plot.setAttribute("aria-label", `${title}: ${names}, steps ${steps.join(" to ")}. ${KEYS}`);
     chart.mark();
     if (dragged) select();
   };
@@ -65,7 +70,10 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
       }
     }
   };
-  chart.spelled = () => (chart.root.hidden ? "" : `${stepOut.textContent} ${series.map((each) => `${each.name} ${each.out.textContent}`).join(", ")}`);
+  chart.spelled = () => {
+    const values = series.map((each) => `${each.name} ${each.out.textContent}`).join(", ");
+    return chart.root.hidden ? "" : `${stepOut.textContent} ${values}`;
+  };
 
   function curveOf({ points: { x, y }, isMarked, memory }, from, to) {
     const start = Math.max(0, lowerBound(x, from) - 1), end = Math.min(x.length, lowerBound(x, to + 1e-9) + 1);
@@ -81,18 +89,20 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     each.raw.setAttribute("d", smooth ? pathOf(x, y, start, end, across, down, width) : "");
     // A line of one point has no length, and evaluations are few: they are dots too.
     const isDotted = (each.isMarked && end - start < width / 8) || end - start === 1;
-    const marks = [];
-    if (isDotted) for (let i = start; i < end; i++) if (Number.isFinite(down.to(y[i]))) marks.push(`M${across.to(x[i]).toFixed(1)} ${down.to(y[i]).toFixed(1)}h0`);
-    each.marks.setAttribute("d", marks.join(""));
+    const places = isDotted ? x.slice(start, end).map((step, i) => [across.to(step), down.to(y[start + i])]) : [];
+    const marks = places.filter(([, place]) => Number.isFinite(place));
+    each.marks.setAttribute("d", marks.map(([left, top]) => `M${left.toFixed(1)} ${top.toFixed(1)}h0`).join(""));
   }
 
   function frame(width, from, to, ticks) {
-    const inner = Math.max(1, width - LEFT - RIGHT + 10);
-    Object.entries({ x: LEFT - 5, y: 0, width: inner, height: HEIGHT - BOTTOM + 4, viewBox: `${LEFT - 5} 0 ${inner} ${HEIGHT - BOTTOM + 4}` })
-      .forEach(([key, value]) => lines.setAttribute(key, value));
+    // What is outside of the range is cut off there, but for half a dot.
+    const [left, inner, height] = [LEFT - 5, Math.max(1, width - LEFT - RIGHT + 10), HEIGHT - BOTTOM + 4];
+    const place = { x: left, y: 0, width: inner, height, viewBox: `${left} 0 ${inner} ${height}` };
+    for (const [name, value] of Object.entries(place)) lines.setAttribute(name, value);
     const rows = ticks.flatMap((tick) => {
       const y = down.to(tick).toFixed(1);
-      return [svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y }), svg("text", { x: LEFT - 8, y, dy: "0.32em", "text-anchor": "end" }, tickText(tick))];
+      const label = svg("text", { x: LEFT - 8, y, dy: "0.32em", "text-anchor": "end" }, tickText(tick));
+      return [svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y }), label];
     });
     const columns = ticksOf(from, to, Math.max(2, Math.floor(width / 70)), true).map((tick) => {
       const x = across.to(tick), isLast = x > width - RIGHT - 16;
@@ -147,8 +157,10 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
   });
   plot.addEventListener("dblclick", () => board.zoom(null));
   plot.addEventListener("keydown", (event) => {
-    const keys = { ArrowLeft: () => move(-1), ArrowRight: () => move(1), Home: () => move(-Infinity), End: () => move(Infinity),
-      "+": () => zoomAround(0.5), "=": () => zoomAround(0.5), "-": () => zoomAround(2), Escape: () => board.forget() };
+    const keys = {
+      ArrowLeft: () => move(-1), ArrowRight: () => move(1), Home: () => move(-Infinity), End: () => move(Infinity),
+      "+": () => zoomAround(0.5), "=": () => zoomAround(0.5), "-": () => zoomAround(2), Escape: () => board.forget(),
+    };
     if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
     keys[event.key]();
     event.preventDefault();
@@ -156,9 +168,11 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
 
   function move(by) {
     const [from, to] = board.range();
-    const steps = [...new Set(series.flatMap((each) => each.points.x))].filter((x) => x >= from && x <= to).sort((a, b) => a - b);
+    const all = new Set(series.flatMap((each) => each.points.x));
+    const steps = [...all].filter((x) => x >= from && x <= to).sort((a, b) => a - b);
     if (!steps.length) return;
-    const at = board.hover === null ? (by < 0 ? steps.length - 1 : 0) : nearest(steps, board.hover) + by;
+    const isNew = board.hover === null && Number.isFinite(by);
+    const at = isNew ? (by < 0 ? steps.length - 1 : 0) : nearest(steps, board.hover ?? 0) + by;
     board.point(steps[Math.max(0, Math.min(steps.length - 1, at))], true);
   }
 
@@ -198,11 +212,4 @@ function bounds(curves, isLog, zero) {
   if (zero) low = Math.min(0, low);
   const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
   return [zero && low >= 0 ? 0 : low - room, high + room];
-}
-
-function svg(tag, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
 }

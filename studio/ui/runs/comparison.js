@@ -2,12 +2,15 @@
 const RUN_COLOURS = ["var(--u0)", "var(--u5)", "var(--u2)", "var(--u3)", "var(--u7)", "var(--u1)"];
 
 function createComparison(onClose) {
+  const FIRST = ["step", "loss", "eval_loss", "best_eval_loss", "tok_s", "memory_gib", "learning_rate", "grad_norm"];
+  const LEFT_OUT = ["progress", "left_s"];
   const board = createBoard();
   const loss = board.add({ name: "loss", title: "Loss", isLoss: true });
   const held = board.add({ name: "eval_loss", title: "Held-out loss", isLoss: true });
-  const close = el("button", { type: "button", class: "rn-button" }, "Close the comparison");
-  const title = el("h3", {}), error = el("p", { class: "rn-failed", hidden: "" }), tables = el("div", { class: "rn-tables" });
-  const root = el("section", { class: "rn-comparison", "aria-label": "Comparison" }, el("div", { class: "rn-head" }, title, close), error, board.tools, board.root, tables);
+  const close = button("Close the comparison"), title = el("h3"), error = el("p", { class: "rn-failed", hidden: "" });
+  const tables = el("div", { class: "rn-tables" });
+  const root = el("section", { class: "rn-comparison", "aria-label": "Comparison" },
+    el("div", { class: "rn-head" }, title, close), error, board.tools, board.root, tables);
   let asked = "", drawn = "", ids = "", answer = null;
   close.addEventListener("click", onClose);
 
@@ -20,7 +23,8 @@ function createComparison(onClose) {
     setText(title, `Comparison of ${runs.length} runs`);
     const names = distinct(runs.map((data) => data.row?.name ?? data.id.slice(0, 8)), runs);
     const version = runs.reduce((sum, data) => sum + data.version, 0);
-    const curves = (name, isMarked) => runs.map((data, i) => ({ name: names[i], colour: RUN_COLOURS[i], points: data.series[name], isMarked }));
+    const curves = (series, isMarked) =>
+      runs.map((data, i) => ({ name: names[i], colour: RUN_COLOURS[i], points: data.series[series], isMarked }));
     loss.show(curves("loss", false), version);
     held.show(curves("eval_loss", true), version);
     tabulate(runs, names);
@@ -50,22 +54,23 @@ function createComparison(onClose) {
 
   function settings(answer, names) {
     const rows = Object.entries(answer.settings);
-    if (!rows.length) return el("div", {}, el("h4", {}, "Settings"), el("p", { class: "rn-hint" }, "All settings are the same."));
-    return side("Settings that differ", answer, names, rows, (value) => (value === null ? "–" : typeof value === "string" ? value || "empty" : JSON.stringify(value)));
+    if (!rows.length) return el("div", {}, el("h4", {}, "Settings"), hint("All settings are the same."));
+    const told = (value) => (value === null ? "–" : typeof value === "string" ? value || "empty" : JSON.stringify(value));
+    return side("Settings that differ", answer, names, rows, told);
   }
 
   function figures(answer, names) {
-    const order = ["step", "loss", "eval_loss", "best_eval_loss", "tok_s", "memory_gib", "learning_rate", "grad_norm", "elapsed_s"];
-    const place = ([name]) => (order.includes(name) ? order.indexOf(name) : order.length);
-    const rows = Object.entries(answer.figures).filter(([name]) => !["progress", "left_s"].includes(name)).sort((a, b) => place(a) - place(b));
-    return side("Last figures", answer, names, rows, figure);
+    const rows = Object.entries(answer.figures).filter(([name]) => !LEFT_OUT.includes(name));
+    const place = ([name]) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
+    return side("Last figures", answer, names, rows.sort((a, b) => place(a) - place(b)), figure);
   }
 
-  function side(heading, answer, names, rows, tell) {
-    const heads = answer.runs.map((run, i) => el("th", { scope: "col", style: `--c: ${RUN_COLOURS[i]}` }, el("i", { "aria-hidden": "true" }), names[i]));
-    return el("div", {}, el("h4", {}, heading), el("div", { class: "rn-scroll", tabindex: "0", role: "region", "aria-label": heading },
-      el("table", { class: "rn-side" }, el("caption", { class: "rn-unseen" }, heading), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Name"), ...heads)),
-        el("tbody", {}, ...rows.map(([name, values]) => el("tr", {}, el("th", { scope: "row" }, name), ...answer.runs.map((run) => el("td", {}, tell(values[run.id] ?? null)))))))));
+  function side(heading, answer, names, rows, told) {
+    const heads = names.map((name, i) =>
+      el("th", { scope: "col", style: `--c: ${RUN_COLOURS[i]}` }, el("i", { "aria-hidden": "true" }), name));
+    const lines = rows.map(([name, values]) => tableRow(name, answer.runs.map((run) => told(values[run.id] ?? null))));
+    const all = table(heading, [...columns(["Name"]), ...heads], el("tbody", {}, ...lines));
+    return el("div", { class: "rn-side" }, el("h4", {}, heading), all);
   }
 
   return { root, show, ask };

@@ -1,17 +1,20 @@
 // The load of every layer and expert (or group) at one evaluation, or how it moved since the first.
 function createHeatMap() {
   const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-  const MOVED = { light: ["#0072b2", "#9cc4de", "#f4f5f7", "#f2b48c", "#d55e00"], dark: ["#56b4e9", "#2b5c7c", "#1d2431", "#7c451f", "#f08a3c"] };
+  const MOVED = {
+    light: ["#0072b2", "#9cc4de", "#f4f5f7", "#f2b48c", "#d55e00"],
+    dark: ["#56b4e9", "#2b5c7c", "#1d2431", "#7c451f", "#f08a3c"],
+  };
   const ROW = 10, LEFT = 26, BOTTOM = 18;
   const slider = el("input", { type: "range", min: "0", max: "0", value: "0", step: "1" });
   const out = el("output", { class: "rn-slide-out" });
-  const modes = segments("What the map shows", [["load", "load"], ["moved", "moved since the first"]], () => draw());
+  const modes = segments("What the map shows", [["load", "load"], ["moved", "moved since the first"]], draw);
   const maps = el("div", { class: "rn-maps" });
   const bar = el("span", { class: "rn-bar" }), ends = el("span", { class: "rn-ends" });
   const value = el("p", { class: "rn-value" });
-  const head = el("tr"), body = el("tbody"), caption = el("caption", { class: "rn-unseen" });
-  const twin = el("details", { class: "rn-twin" }, el("summary", {}, "Numbers"),
-    el("div", { class: "rn-scroll", tabindex: "0", role: "region", "aria-label": "Routing load, numbers" }, el("table", {}, caption, el("thead", {}, head), body)));
+  const body = el("tbody"), scroll = table("Routing load, numbers", [], body);
+  const head = scroll.querySelector("tr"), caption = scroll.querySelector("caption");
+  const twin = el("details", { class: "rn-twin" }, el("summary", {}, "Numbers"), scroll);
   const root = el("section", { class: "rn-heat", "aria-label": "Routing load", hidden: "" },
     el("h4", {}, "Routing load"),
     el("div", { class: "rn-tools" }, modes.root, el("label", { class: "rn-slide" }, el("span", {}, "Evaluation"), slider, out)),
@@ -26,7 +29,8 @@ function createHeatMap() {
   // Whoever looks at the last evaluation is taken along to the next one.
   function show(all) {
     const usable = all.filter(({ values }) => Array.isArray(values.load) && values.load.length && Array.isArray(values.kinds));
-    const follows = Number(slider.value) >= routings.length - 1 || !routings.length, isNew = usable !== routings && usable.at(-1) !== routings.at(-1);
+    const follows = !routings.length || Number(slider.value) >= routings.length - 1;
+    const isNew = usable.at(-1) !== routings.at(-1);
     if (isNew) delete twin.dataset.step;
     routings = usable;
     root.hidden = !routings.length;
@@ -113,18 +117,21 @@ function createHeatMap() {
     pen.textAlign = "center";
     const every = Math.max(1, Math.ceil(20 / cell));
     for (let unit = 0; unit < units; unit += every) pen.fillText(String(unit), LEFT + (unit + 0.5) * cell, height - 7);
-    canvas.setAttribute("aria-label", `${shown.values.kinds[n]}: load of ${layers} layers by ${units} ${unitName()}s at step ${shown.step}. Arrow keys move a cursor; the table below has the numbers.`);
+    const what = `load of ${layers} layers by ${units} ${unitName()}s at step ${shown.step}`;
+    const keys = "Arrow keys move a cursor; the table below has the numbers.";
+    canvas.setAttribute("aria-label", `${shown.values.kinds[n]}: ${what}. ${keys}`);
   }
 
   function mixed(colours, share) {
-    const place = Math.max(0, Math.min(1, share)) * (colours.length - 1), low = Math.floor(place), high = Math.min(low + 1, colours.length - 1);
-    const part = (hex, from) => parseInt(hex.slice(from, from + 2), 16);
-    return `rgb(${[1, 3, 5].map((from) => Math.round(part(colours[low], from) + (place - low) * (part(colours[high], from) - part(colours[low], from)))).join(",")})`;
+    const place = Math.max(0, Math.min(1, share)) * (colours.length - 1), at = Math.min(Math.floor(place), colours.length - 2);
+    const [low, high] = [colours[at], colours[at + 1]].map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+    return `rgb(${low.map((part, i) => Math.round(part + (place - at) * (high[i] - part))).join(",")})`;
   }
 
   function point(event, n) {
     const box = canvases[n].getBoundingClientRect();
-    const unit = Math.floor((event.clientX - box.left - LEFT) / ((box.width - LEFT) / unitCount())), l = Math.floor((event.clientY - box.top) / ROW);
+    const unit = Math.floor((event.clientX - box.left - LEFT) / ((box.width - LEFT) / unitCount()));
+    const l = Math.floor((event.clientY - box.top) / ROW);
     move(unit >= 0 && unit < unitCount() && l >= 0 && l < shown.values.load.length ? [n, l, unit] : null);
   }
 
@@ -144,43 +151,18 @@ function createHeatMap() {
 
   function spell() {
     if (!at) return setText(value, "Point at a cell, or use the arrow keys, to read its value.");
-    const [n, l, unit] = at, now = share(l, n, unit), then = share(l, n, unit, routings[0]);
-    setText(value, `Layer ${l}, ${shown.values.kinds[n]}, ${unitName()} ${unit}: ${now.toFixed(3)}, ${then.toFixed(3)} at the first evaluation`);
+    const [n, l, unit] = at, [now, then] = [shown, routings[0]].map((routing) => share(l, n, unit, routing).toFixed(3));
+    setText(value, `Layer ${l}, ${shown.values.kinds[n]}, ${unitName()} ${unit}: ${now}, ${then} at the first evaluation`);
   }
 
   function tabulate() {
     if (!twin.open || !shown || twin.dataset.step === String(shown.step)) return;
     twin.dataset.step = shown.step;
-    const columns = shown.values.kinds.flatMap((kind) => Array.from({ length: unitCount() }, (_, unit) => `${kind} ${unit}`));
+    const names = shown.values.kinds.flatMap((kind) => Array.from({ length: unitCount() }, (_, unit) => `${kind} ${unit}`));
     setText(caption, `Load of every layer at step ${shown.step}`);
-    head.replaceChildren(...["Layer", ...columns].map((text) => el("th", { scope: "col" }, text)));
-    body.replaceChildren(...shown.values.load.map((ofLayer, l) =>
-      el("tr", {}, el("th", { scope: "row" }, String(l)), ...ofLayer.flat().map((one) => el("td", {}, String(one))))));
+    head.replaceChildren(...columns(["Layer", ...names]));
+    body.replaceChildren(...shown.values.load.map((ofLayer, l) => tableRow(String(l), ofLayer.flat().map(String))));
   }
 
   return { root, show, draw };
-}
-
-// A row of choices of which one holds.
-let segmentGroups = 0;
-function segments(label, choices, onChange) {
-  const root = el("div", { class: "rn-segments", role: "radiogroup", "aria-label": label });
-  const group = `rn-segments-${segmentGroups++}`;
-  let chosen = choices[0]?.[0];
-  function fill(shown) {
-    root.replaceChildren(...shown.map(([name, text]) => {
-      const input = el("input", { type: "radio", name: group, value: name });
-      input.checked = name === chosen;
-      input.addEventListener("change", () => {
-        chosen = name;
-        onChange(name);
-      });
-      return el("label", {}, input, el("span", {}, text));
-    }));
-  }
-  fill(choices);
-  return { root, fill, value: () => chosen, choose: (name) => {
-    chosen = name;
-    for (const input of root.querySelectorAll("input")) input.checked = input.value === name;
-  } };
 }

@@ -1,11 +1,16 @@
 // All runs: searched, filtered, opened, ticked for comparison. Rows stay the same nodes while their values change.
 function createList(onOpen, onTick) {
-  const search = el("input", { type: "search", placeholder: "Search runs", "aria-label": "Search runs by name, model, data or state", autocomplete: "off", maxlength: "100" });
-  const filter = el("select", { "aria-label": "Show runs of this state" }, el("option", { value: "" }, "All states"), ...Object.entries(STATES).map(([name, text]) => el("option", { value: name }, text)));
+  const search = el("input", {
+    type: "search", placeholder: "Search runs", autocomplete: "off", maxlength: "100",
+    "aria-label": "Search runs by name, model, data or state",
+  });
+  const states = [["", "All states"], ...Object.entries(STATES)].map(([name, text]) => el("option", { value: name }, text));
+  const filter = el("select", { "aria-label": "Show runs of this state" }, ...states);
   const items = el("ul", { class: "rn-items" }), none = el("p", { class: "rn-none", hidden: "" });
   const empty = el("div", { class: "rn-empty" }, ghost(), el("p", {}, "No runs yet: choose data in ‘New run’ and press Start."));
-  const tools = el("div", { class: "rn-filter" }, search, filter), hint = el("p", { class: "rn-hint rn-tick-hint" }, "Tick two or more runs to compare them.");
-  const root = el("section", { class: "rn-list", "aria-label": "Training runs" }, el("h2", {}, "Training runs"), tools, items, none, empty, hint);
+  const tools = el("div", { class: "rn-filter" }, search, filter), ticking = hint("Tick two or more runs to compare them.");
+  const root = el("section", { class: "rn-list", "aria-label": "Training runs" },
+    el("h2", {}, "Training runs"), tools, items, none, empty, ticking);
   const rows = new Map();
   let runs = [], opened = "";
   const ticked = new Set();
@@ -28,7 +33,7 @@ function createList(onOpen, onTick) {
     });
     empty.hidden = runs.length > 0;
     tools.hidden = !runs.length;
-    hint.hidden = runs.length < 2;
+    ticking.hidden = runs.length < 2;
     sift();
   }
 
@@ -46,12 +51,12 @@ function createList(onOpen, onTick) {
   }
 
   function createRow(id) {
-    const tick = el("input", { type: "checkbox" }), name = el("span", { class: "rn-row-name" }), state = el("span", { class: "rn-state" });
-    const bar = progressBar(), steps = el("span"), loss = el("span"), figures = el("span", { class: "rn-row-figures" }, steps, loss);
+    const tick = el("input", { type: "checkbox" }), bar = progressBar();
+    const name = el("span", { class: "rn-row-name" }), state = el("span", { class: "rn-state" });
+    const steps = el("span"), loss = el("span"), figures = el("span", { class: "rn-row-figures" }, steps, loss);
     const about = el("span"), when = el("span");
-    const button = el("button", { type: "button", class: "rn-row", "data-id": id }, el("span", { class: "rn-row-top" }, name, state), bar.root, figures, el("span", { class: "rn-row-figures" }, about, when));
-    // Inside of a button it is a picture; the steps are told as text.
-    for (const attribute of ["role", "aria-valuemin", "aria-valuemax", "aria-label"]) bar.root.removeAttribute(attribute);
+    const button = el("button", { type: "button", class: "rn-row", "data-id": id },
+      el("span", { class: "rn-row-top" }, name, state), bar.root, figures, el("span", { class: "rn-row-figures" }, about, when));
     const root = el("li", {}, el("label", { class: "rn-tick" }, tick), button);
     button.addEventListener("click", () => onOpen(id));
     tick.addEventListener("change", () => {
@@ -68,7 +73,6 @@ function createList(onOpen, onTick) {
         tick.setAttribute("aria-label", `Compare ${run.name}`);
         showState(state, run);
         bar.show(run);
-        bar.root.removeAttribute("aria-valuenow");
         setText(steps, run.state === "queued" && run.place ? inQueue(run) : stepsOf(run));
         setText(loss, run.best_eval_loss === null ? "" : `held-out loss ${figure(run.best_eval_loss)}`);
         figures.hidden = !steps.textContent && !loss.textContent;
@@ -99,10 +103,4 @@ function createList(onOpen, onTick) {
     ticked: () => [...ticked],
     focus: (id) => rows.get(id)?.button.focus(),
   };
-}
-
-function ghost() {
-  const lines = svg("svg", { viewBox: "0 0 200 60", class: "rn-ghost", "aria-hidden": "true" });
-  lines.append(svg("path", { d: "M4 8C30 40 60 46 196 52", style: "stroke: var(--u0)" }), svg("path", { d: "M4 14C34 38 70 42 196 44", style: "stroke: var(--u5)", "stroke-dasharray": "5 5" }));
-  return lines;
 }

@@ -1,5 +1,7 @@
 // How figures and times are told.
-const STATES = { queued: "Queued", running: "Running", done: "Done", failed: "Failed", cancelled: "Cancelled", interrupted: "Interrupted" };
+const STATES = {
+  queued: "Queued", running: "Running", done: "Done", failed: "Failed", cancelled: "Cancelled", interrupted: "Interrupted",
+};
 const isAlive = (run) => run.state === "queued" || run.state === "running";
 
 function figure(value) {
@@ -40,7 +42,8 @@ function inQueue(run) {
 }
 
 function stepsOf(run) {
-  return run.steps ? `step ${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")}` : run.step ? `step ${run.step.toLocaleString("en")}` : "";
+  if (!run.steps && !run.step) return "";
+  return run.steps ? `step ${figure(run.step)} of ${figure(run.steps)}` : `step ${figure(run.step)}`;
 }
 
 // Only what differs is written, so that screen readers, selections and the keyboard's focus are left alone.

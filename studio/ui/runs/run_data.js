@@ -39,12 +39,17 @@ function createRunData(id) {
     audit(step, values) {
       if (values.rows) data.audit = values;
       if (values.gradients) data.gradients = values.gradients;
+      if (Array.isArray(values.warnings)) values.warnings.forEach(warn);
     },
     warning(step, values) {
-      const sentence = String(values.message ?? "");
-      if (sentence && !data.warnings.includes(sentence)) data.warnings.push(sentence);
+      warn(values.message);
     },
   };
+
+  function warn(message) {
+    const sentence = String(message ?? "");
+    if (sentence && !data.warnings.includes(sentence)) data.warnings.push(sentence);
+  }
 
   // A run that is resumed goes on from its last checkpoint: what came after that is trained anew.
   function put(series, step, value) {

@@ -1,29 +1,38 @@
 // The opened run: where it is, what can be done with it, and its curves, routing, answers and parts.
 function createRunPage(act, onClose) {
-  const back = el("button", { type: "button", class: "rn-button rn-back" }, "‹ All runs");
-  const title = el("h3", {}), state = el("span", { class: "rn-state" }), about = el("p", { class: "rn-about" });
-  const message = el("p", { class: "rn-message" }), bar = progressBar(), figures = el("dl", { class: "rn-figures" });
+  const back = button("‹ All runs", "rn-back");
+  const title = el("h3"), state = el("span", { class: "rn-state" }), about = el("p", { class: "rn-about" });
+  const message = el("p", { class: "rn-message" }), figures = el("dl", { class: "rn-figures" });
+  const bar = progressBar({ role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": "Progress" });
   const buttons = el("div", { class: "rn-actions" }), warnings = el("ul", { class: "rn-warnings", "aria-label": "Warnings" });
   const parts = { curves: el("div"), routing: el("div"), answers: el("div"), audit: el("div") };
-  const tabs = segments("What of the run is shown", [["curves", "Curves"], ["routing", "Routing"], ["answers", "Answers"], ["audit", "What trains"]], turn);
+  const titles = [["curves", "Curves"], ["routing", "Routing"], ["answers", "Answers"], ["audit", "What trains"]];
+  const tabs = segments("What of the run is shown", titles, turn);
   const board = createBoard(), heat = createHeatMap(), samples = createSamples(), audit = createAudit();
-  const none = el("p", { class: "rn-hint" }), noRouting = el("p", { class: "rn-hint" }, "Routing is measured before training and at every evaluation.");
+  const none = hint(""), noRouting = hint("Routing is measured before training and at every evaluation.");
+  const driftHint = hint("Of a fixed text, against the model before training: share of tokens whose strongest expert is " +
+    "another one, divergence of the routers’ probabilities, and how much of the load moved.");
+  driftHint.classList.add("rn-drift-hint");
   const routingBoard = el("div", { class: "rn-board" });
+  // Name, options, and curves: [series, label, colour, whether its points are marked].
   const shown = [
     ["loss", { title: "Loss", isLoss: true }, [["loss", "training", 0], ["eval_loss", "held-out", 5, true]]],
     ["learning_rate", { title: "Learning rate", zero: true }, [["learning_rate", "learning rate", 0]]],
     ["grad_norm", { title: "Gradient norm", zero: true }, [["grad_norm", "gradient norm", 0]]],
     ["tok_s", { title: "Speed", unit: "tokens/s", zero: true }, [["tok_s", "tokens/s", 0]]],
     ["memory_gib", { title: "Memory", unit: "GiB", zero: true }, [["memory_gib", "GiB", 0]]],
-    ["drift", { title: "Routing drift", zero: true }, [["flip_rate", "flips", 0, true], ["js", "divergence", 3, true], ["load_shift", "load shift", 2, true]]],
+    ["drift", { title: "Routing drift", zero: true },
+      [["flip_rate", "flips", 0, true], ["js", "divergence", 3, true], ["load_shift", "load shift", 2, true]]],
     ["entropy", { title: "Router entropy", unit: "nats" }, [["entropy", "entropy", 0, true]]],
   ].map(([name, options, curves]) => ({ chart: board.add({ name, ...options }), curves }));
   routingBoard.append(...shown.slice(5).map(({ chart }) => chart.root));
   parts.curves.append(none, board.tools, board.root);
-  parts.routing.append(noRouting, routingBoard, el("p", { class: "rn-hint rn-drift-hint" }, "Of a fixed text, against the model before training: share of tokens whose strongest expert is another one, divergence of the routers' probabilities, and how much of the load moved."), heat.root);
+  parts.routing.append(noRouting, routingBoard, driftHint, heat.root);
   parts.answers.append(samples.root);
   parts.audit.append(audit.root);
-  const head = el("div", { class: "rn-run-head" }, back, el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, title, state), buttons), about, message, bar.root, figures, warnings);
+  const head = el("div", { class: "rn-run-head" }, back,
+    el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, title, state), buttons),
+    about, message, bar.root, figures, warnings);
   const root = el("section", { class: "rn-run", "aria-label": "The opened run" }, head, tabs.root, ...Object.values(parts));
   const ask = createDeletion((id) => act("delete", id));
   root.append(ask.root);
@@ -51,23 +60,38 @@ function createRunPage(act, onClose) {
     bar.show(run, data.logged?.progress);
     showFigures(run, data);
     showActions(run);
-    if (warnings.childElementCount !== data.warnings.length) warnings.replaceChildren(...data.warnings.map((text) => el("li", {}, text)));
+    showWarnings(data);
     showParts(data);
   }
 
+  function showWarnings(data) {
+    const now = `${data.id} ${data.warnings.length}`;
+    if (warnings.dataset.now === now) return;
+    warnings.dataset.now = now;
+    warnings.replaceChildren(...data.warnings.map((text) => el("li", {}, text)));
+  }
+
+  function sentenceOf(run) {
+    if (run.state === "queued") return `Waiting: ${inQueue(run)}.`;
+    if (run.state === "running" && run.cancel_requested) return "Stopping at the next step …";
+    if (run.state !== "running" || run.message) return run.message;
+    return run.step ? "" : "Preparing: the model is loaded and measured before the first step.";
+  }
+
   function showMessage(run) {
-    const texts = { queued: `Waiting: ${inQueue(run)}.`, running: run.cancel_requested ? "Stopping at the next step …" : run.message || (run.step ? "" : "Preparing: the model is loaded and measured before the first step.") };
-    const text = texts[run.state] ?? run.message;
+    const text = sentenceOf(run);
     setText(message, run.folder_exists ? text : `${text} The files of this run are gone.`.trim());
     message.hidden = !message.textContent;
     message.className = run.state === "failed" || !run.folder_exists ? "rn-message rn-failed" : "rn-message";
   }
 
   function showFigures(run, data) {
-    const last = data.logged ?? {}, elapsed = run.started === null ? null : (run.ended ?? (data.now || Date.now() / 1000)) - run.started;
-    const pairs = [["Step", run.steps ? `${figure(run.step)} / ${figure(run.steps)}` : figure(run.step)], ["Elapsed", timeSpan(elapsed)]];
+    const last = data.logged ?? {}, end = run.ended ?? (data.now || Date.now() / 1000);
+    const steps = run.steps ? `${figure(run.step)} / ${figure(run.steps)}` : figure(run.step);
+    const pairs = [["Step", steps], ["Elapsed", run.started === null ? "–" : timeSpan(end - run.started)]];
     if (run.state === "running") pairs.push(["Left", timeSpan(last.left_s)]);
-    pairs.push(["Tokens/s", figure(last.tok_s)], ["Memory", last.memory_gib === undefined ? "–" : `${figure(last.memory_gib)} GiB`], ["Best held-out loss", figure(run.best_eval_loss)]);
+    const memory = last.memory_gib === undefined ? "–" : `${figure(last.memory_gib)} GiB`;
+    pairs.push(["Tokens/s", figure(last.tok_s)], ["Memory", memory], ["Best held-out loss", figure(run.best_eval_loss)]);
     if (figures.childElementCount !== pairs.length) figures.replaceChildren(...pairs.map(() => el("div", {}, el("dt"), el("dd"))));
     pairs.forEach(([name, text], i) => {
       setText(figures.children[i].firstChild, name);
@@ -89,21 +113,25 @@ function createRunPage(act, onClose) {
     if (buttons.dataset.now === now) return;
     buttons.dataset.now = now;
     buttons.replaceChildren(...wanted.map(([action, text, , look = ""]) => {
-      const button = el("button", { type: "button", class: `rn-button ${look}`, "data-action": action }, text);
-      button.addEventListener("click", () => (action === "delete" ? ask.open(run) : act(action, run.id)));
-      return button;
+      const made = button(text, look, { "data-action": action });
+      made.addEventListener("click", () => (action === "delete" ? ask.open(run) : act(action, run.id)));
+      return made;
     }));
   }
 
   function showParts(data) {
-    for (const { chart, curves } of shown)
-      chart.show(curves.filter(([name]) => data.series[name].x.length).map(([name, label, colour, isMarked = false]) => ({ name: label, colour: `var(--u${colour})`, points: data.series[name], isMarked })), `${data.id} ${data.version}`);
+    for (const { chart, curves } of shown) {
+      const begun = curves.filter(([name]) => data.series[name].x.length);
+      const series = begun.map(([name, label, colour, isMarked = false]) =>
+        ({ name: label, colour: `var(--u${colour})`, points: data.series[name], isMarked }));
+      chart.show(series, `${data.id} ${data.version}`);
+    }
     const hasCurves = data.series.loss.x.length + data.series.eval_loss.x.length > 0;
     none.hidden = hasCurves;
     board.tools.hidden = !hasCurves;
     setText(none, isAlive(data.row) ? "The curves begin with the first logged step." : "Nothing was logged.");
     noRouting.hidden = data.routings.length > 0;
-    parts.routing.querySelector(".rn-drift-hint").hidden = !data.routings.length;
+    driftHint.hidden = !data.routings.length;
     heat.show(data.routings);
     samples.show(data);
     audit.show(data);
@@ -113,27 +141,8 @@ function createRunPage(act, onClose) {
   return { root, show, focus: () => back.offsetParent && back.focus() };
 }
 
-function showState(node, run) {
-  node.dataset.state = run.state;
-  setText(node, run.state === "running" && run.cancel_requested ? "Stopping" : STATES[run.state] ?? run.state);
-}
-
-function progressBar() {
-  const fill = el("i"), root = el("span", { class: "rn-progress", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": "Progress" }, fill);
-  return {
-    root,
-    show(run, logged) {
-      const share = run.state === "done" ? 1 : run.steps ? Math.min(1, run.step / run.steps) : logged ?? 0;
-      root.dataset.state = run.state;
-      root.setAttribute("aria-valuenow", String(Math.round(100 * share)));
-      fill.style.width = `${100 * share}%`;
-      root.hidden = run.state === "queued" && !share;
-    },
-  };
-}
-
 function createDeletion(onDelete) {
-  const text = el("p"), no = el("button", { type: "button", class: "rn-button" }, "Keep it"), yes = el("button", { type: "button", class: "rn-button rn-risky" }, "Delete");
+  const text = el("p"), no = button("Keep it"), yes = button("Delete", "rn-risky");
   const root = el("dialog", { class: "rn-dialog", "aria-label": "Delete the run" }, text, el("div", { class: "rn-actions" }, no, yes));
   let id = "";
   no.addEventListener("click", () => root.close());

@@ -5,15 +5,15 @@ const [trouble, notice, said] = ["trouble", "notice", "said"].map((name) => elem
 const known = new Map(); // the data of opened and compared runs
 const nothing = el("div", { class: "rn-nothing" }, ghost(), el("p", {}, "Open a run to see its curves, its routing and its answers."));
 const gone = el("p", { class: "rn-message rn-failed", hidden: "" }, "There is no such run: it may have been deleted.");
-const list = createList((id) => open(id), tick);
-const page = createRunPage((action, id) => {
-  trigger("act", { action, id });
-  poll();
-}, close);
+const list = createList((id) => {
+  open(id);
+  page.focus();
+}, tick);
+const page = createRunPage(act, close);
 const comparison = createComparison(() => list.untick());
 const detail = el("div", { class: "rn-detail" }, gone, nothing, page.root, comparison.root);
 element.querySelector(".rn-panes").append(list.root, detail);
-let opened = "", rows = new Map(), answeredFor = new Set();
+let opened = "", rows = new Map(), answeredFor = new Set(), deleted = "", hurriedUntil = 0;
 
 const poll = createPoll(ask, (text) => {
   trouble.hidden = !text;
@@ -26,11 +26,16 @@ async function ask() {
   setText(notice, listed.notice);
   announce(listed.runs);
   list.show(listed.runs);
+  root.toggleAttribute("data-empty", !listed.runs.length);
   for (const id of wanted()) await fetchEvents(id);
   if (isComparing()) await comparison.ask(compared());
   show();
-  return listed.runs.some(isAlive) ? FAST : SLOW;
+  return listed.runs.some(isAlive) || isHurried() ? FAST : SLOW;
 }
+
+// The server reads the list once a second, so what was just done shows a little later.
+const hurry = () => (hurriedUntil = Date.now() + SLOW);
+const isHurried = () => Date.now() < hurriedUntil;
 
 const isComparing = () => list.ticked().length > 1;
 const wanted = () => (isComparing() ? list.ticked() : opened ? [opened] : []);
@@ -60,11 +65,12 @@ async function fetchEvents(id) {
 function show() {
   const data = opened && dataOf(opened);
   const shown = isComparing() ? "comparison" : !opened ? "list" : data.row ? "run" : "gone";
+  if (shown === "gone" && opened === deleted) return close();
   root.dataset.shown = shown;
   nothing.hidden = shown !== "list" || !rows.size;
   page.root.hidden = shown !== "run";
   comparison.root.hidden = shown !== "comparison";
-  gone.hidden = shown !== "gone" || !answeredFor.has(opened);
+  gone.hidden = shown !== "gone" || !answeredFor.has(opened) || isHurried();
   if (shown === "run") page.show(data);
   if (shown === "comparison") comparison.show(compared());
 }
@@ -82,7 +88,18 @@ function open(id) {
   address(id);
   trigger("open", { id });
   tick();
-  page.focus();
+}
+
+// Chat and export are other parts of the page; the rest is done by Python.
+function act(action, id) {
+  if (action === "chat") location.assign(addressOf("adapter", id));
+  else if (action === "export") document.getElementById("export-box")?.scrollIntoView({ behavior: "smooth" });
+  else {
+    trigger("act", { action, id });
+    if (action === "delete") deleted = id;
+    hurry();
+    poll();
+  }
 }
 
 function close() {
@@ -97,10 +114,14 @@ function close() {
 
 // Other parts of the page keep their own parameters.
 function address(id) {
+  history.replaceState(history.state, "", addressOf("run", id));
+}
+
+function addressOf(name, id) {
   const url = new URL(location.href);
-  if (id) url.searchParams.set("run", id);
-  else url.searchParams.delete("run");
-  history.replaceState(history.state, "", url);
+  url.searchParams.delete("run");
+  if (id) url.searchParams.set(name, id);
+  return url;
 }
 
 function announce(runs) {
@@ -116,7 +137,9 @@ new ResizeObserver(() => {
 
 // Python opens a run by the component's value, which may be there before the panel is.
 function told() {
-  if (props.value) open(JSON.parse(props.value).open);
+  if (!props.value) return;
+  hurry();
+  open(JSON.parse(props.value).open);
 }
 watch("value", told);
 

@@ -8,10 +8,9 @@ function createSamples() {
   const body = el("tbody"), before = el("th", { scope: "col" }), after = el("th", { scope: "col" });
   const root = el("section", { class: "rn-samples", "aria-label": "Answers" },
     el("div", { class: "rn-tools" }, el("span", {}, "At step"), steps.root),
-    el("div", { class: "rn-scroll rn-tall", tabindex: "0", role: "region", "aria-label": "Answers to the sample prompts" }, el("table", {}, el("caption", { class: "rn-unseen" }, "Answers to the sample prompts"),
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Prompt"), before, after)), body)),
-    el("p", { class: "rn-hint" }, "Words that the answer before training has not are marked."));
-  const empty = el("p", { class: "rn-hint" }, "The sample prompts are answered before training and at every evaluation.");
+    table("Answers to the sample prompts", [...columns(["Prompt"]), before, after], body),
+    hint("Words that the answer before training has not are marked."));
+  const empty = hint("The sample prompts are answered before training and at every evaluation.");
   let samples = new Map(), sampled = [], follows = true, drawn = "";
 
   function show(data) {

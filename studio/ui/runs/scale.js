@@ -23,7 +23,7 @@ function logTicksOf(low, high) {
     for (const factor of [1, 2, 5]) ticks.push(Number((factor * 10 ** power).toPrecision(12)));
   const inside = ticks.filter((tick) => tick >= low && tick <= high);
   if (inside.length < 2) return ticksOf(low, high, 4).filter((tick) => tick > 0);
-  if (inside.length < 7) return inside;
+  if (inside.length < 8) return inside;
   const tens = inside.filter((tick) => Number.isInteger(Number(Math.log10(tick).toFixed(9))));
   return tens.length > 6 ? tens.filter((_, index) => index % Math.ceil(tens.length / 6) === 0) : tens;
 }

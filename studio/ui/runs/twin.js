@@ -1,9 +1,9 @@
 // The numbers of a chart as a table: filled while it is open, and only added to while points come.
 function createTwin(title) {
   const ROWS = 500;
-  const head = el("tr"), body = el("tbody"), earlier = el("button", { type: "button", class: "rn-button rn-small", hidden: "" });
-  const table = el("table", {}, el("caption", { class: "rn-unseen" }, title), el("thead", {}, head), body);
-  const root = el("details", { class: "rn-twin" }, el("summary", {}, "Numbers"), el("div", { class: "rn-scroll", tabindex: "0", role: "region", "aria-label": `${title}, numbers` }, earlier, table));
+  const body = el("tbody"), earlier = button("", "rn-small", { hidden: "" });
+  const scroll = table(`${title}, numbers`, [], body, [earlier]), head = scroll.querySelector("tr");
+  const root = el("details", { class: "rn-twin" }, el("summary", {}, "Numbers"), scroll);
   let series = [], version = 0, names = "", listed = [], start = 0, isAll = false;
 
   root.addEventListener("toggle", () => root.open && fill());
@@ -20,7 +20,7 @@ function createTwin(title) {
       listed = [];
       start = isAll ? 0 : Math.max(0, steps.length - ROWS);
       body.replaceChildren();
-      head.replaceChildren(...["Step", ...series.map((each) => each.name)].map((text) => el("th", { scope: "col" }, text)));
+      head.replaceChildren(...columns(["Step", ...series.map((each) => each.name)]));
     }
     earlier.hidden = start === 0;
     earlier.textContent = `Show the ${figure(start)} earlier rows`;
@@ -30,13 +30,13 @@ function createTwin(title) {
       body.lastElementChild.remove();
     }
     const fresh = steps.slice(start + listed.length);
-    body.append(...fresh.map((step) => el("tr", {}, el("th", { scope: "row" }, String(step)), ...series.map((each) => cell(each.points, step)))));
+    body.append(...fresh.map((step) => tableRow(String(step), series.map((each) => told(each.points, step)))));
     listed.push(...fresh);
   }
 
-  function cell({ x, y }, step) {
+  function told({ x, y }, step) {
     const at = lowerBound(x, step);
-    return el("td", {}, x[at] !== step ? "" : Number.isNaN(y[at]) ? "not a number" : String(y[at]));
+    return x[at] !== step ? "" : Number.isNaN(y[at]) ? "not a number" : String(y[at]);
   }
 
   return {

@@ -46,11 +46,15 @@ class Tab:
     title: str
     order: int
 
-    def build(self, engine: Engine, jobs: Jobs) -> None:
+    def keep(self) -> gr.BrowserState:
+        """The run that is being put together."""
+        return gr.BrowserState("", storage_key="jetmoe-studio-run-draft", secret=STORAGE_SECRET)
+
+    def build(self, engine: Engine, jobs: Jobs, kept: gr.BrowserState) -> None:
         handlers = FinetuneHandlers(engine, jobs)
         with gr.Tabs(elem_id="finetune-parts") as parts:
             with gr.Tab("New run", id="new"):
-                new = _NewRun(handlers)
+                new = _NewRun(handlers, kept)
             with gr.Tab("Runs", id="runs"):
                 runs = _Runs(RunViews(jobs.store, jobs.place))
         _wire_new_run(new, parts, runs, handlers)
@@ -63,8 +67,8 @@ TAB = Tab("finetune", "Fine-tune", order=20)
 class _NewRun:
     """The components, in the order in which they stand on the page."""
 
-    def __init__(self, handlers: FinetuneHandlers) -> None:
-        self.stored = gr.BrowserState("", storage_key="jetmoe-studio-run-draft", secret=STORAGE_SECRET)
+    def __init__(self, handlers: FinetuneHandlers, stored: gr.BrowserState) -> None:
+        self.stored = stored
         # In the page, not in gr.State, which a restart of the server forgets.
         self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
         with gr.Row(elem_classes="columns", equal_height=False):
@@ -160,13 +164,19 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     reading: dict[str, Any] = {**quiet, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
 
     def looked(draft: Draft) -> list[Any]:
-        seen = handlers.look(draft)
+        """The preview and the columns; what can't be read is said where the data would be."""
+        try:
+            seen = handlers.look(draft)
+        except StudioError as error:
+            return [data_preview.problem(str(error)), *(gr.skip() for _ in FIELDS)]
         return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
 
+    def remembered(draft: Draft) -> list[Any]:
+        return [draft.to_json(), handlers.command(draft)]
+
     @shows_errors
-    def remember(*values: Any) -> tuple[str, str]:
-        draft = _draft(*values)
-        return draft.to_json(), handlers.command(draft)
+    def remember(*values: Any) -> list[Any]:
+        return remembered(_draft(*values))
 
     @shows_errors
     def open_page(request: gr.Request, stored: str) -> list[Any]:
@@ -180,27 +190,28 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         values[5 + NAMES.index("model")] = model
         # A run that the address names is opened by the panel itself.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
-        return [*values, handlers.ticket(), part, *_safely(looked, draft)]
+        return [*values, *remembered(draft), *looked(draft), handlers.ticket(), part]
 
     @shows_errors
     def look(*values: Any) -> list[Any]:
-        return _safely(looked, _draft(*values))
+        return looked(_draft(*values))
 
     @shows_errors
     def look_anew(*values: Any) -> list[Any]:
-        return _safely(looked, replace(_draft(*values), columns={}))
+        draft = replace(_draft(*values), columns={})
+        return [*remembered(draft), *looked(draft)]
 
     @shows_errors
     def take(file: str, *values: Any) -> list[Any]:
         draft = handlers.upload(_draft(*values), Path(file))
-        return [*_controls(draft), draft.to_json(), *_safely(looked, draft)]
+        return [*_controls(draft), *remembered(draft), *looked(draft)]
 
     @shows_errors
     def load(file: str, *values: Any) -> list[Any]:
         draft, notice = handlers.load(_draft(*values), file)
         if notice:
             gr.Warning(notice)
-        return [*_controls(draft), draft.to_json(), *_safely(looked, draft)]
+        return [*_controls(draft), *remembered(draft), *looked(draft)]
 
     @shows_errors
     def save(*values: Any) -> str:
@@ -216,13 +227,13 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         gr.Info(f"“{run.name}” is in the queue. It goes on whether you watch or not.", title="Started")
         return handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
 
-    seen = [new.preview, *columns]
-    everything = [*controls, new.stored, *seen]
-    gr.on([component.change for component in inputs], remember, inputs, [new.stored, new.command], **at_once,
-          trigger_mode="always_last")  # fmt: skip
-    gr.on([new.source.input, new.format.input], look_anew, inputs, seen, **reading)
+    memory, seen = [new.stored, new.command], [new.preview, *columns]
+    form: dict[str, Any] = new.form.controls
+    everything = [*controls, *memory, *seen]
+    typed = [component for component in inputs if component not in (new.upload, new.file_name, new.source, new.format)]
+    gr.on([component.input for component in typed], remember, inputs, memory, **at_once, trigger_mode="always_last")
+    gr.on([new.source.input, new.format.input], look_anew, inputs, [*memory, *seen], **reading)
     gr.on([column.input for column in columns], look, inputs, seen, **reading)
-    form = new.form.controls
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           look, inputs, seen, **reading)  # fmt: skip
     new.file.upload(take, [new.file, *inputs], everything, **quiet)
@@ -231,15 +242,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     new.save.click(save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
     new.check.click(check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
     new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once")
-    _page().load(open_page, new.stored, [*controls, new.ticket, parts, *seen], **at_once)
-
-
-def _safely(looked: Any, draft: Draft) -> list[Any]:
-    """What can't be read is said where the data would be, not in a message that goes away."""
-    try:
-        return looked(draft)
-    except StudioError as error:
-        return [data_preview.problem(str(error)), *(gr.skip() for _ in FIELDS)]
+    _page().load(open_page, new.stored, [*everything, new.ticket, parts], **at_once)
 
 
 class _Runs:

@@ -37,8 +37,11 @@ def handlers(home) -> FinetuneHandlers:
 @pytest.fixture
 def trained(handlers, home):
     """A run of the toy that is done."""
-    settings = {"model": str(home / "toy"), "data": str(toy_rows(home / "rows.jsonl", 12)), "precision": "fp32",
-                "max_length": 64, "learning_rate": 0.02, "max_steps": 3, "eval_steps": 3, "save_steps": 3, "sample_tokens": 1}  # fmt: skip
+    rows = toy_rows(home / "rows.jsonl", 12)
+    settings = {
+        "model": str(home / "toy"), "data": str(rows), "precision": "fp32", "max_length": 64, "learning_rate": 0.02,
+        "max_steps": 3, "eval_steps": 3, "save_steps": 3, "sample_tokens": 1,
+    }  # fmt: skip
     return train.start(Recipe.from_settings(settings), "<b>mine<b>")
 
 
@@ -89,6 +92,9 @@ def test_a_recipe_is_saved_and_loaded_again(handlers, home):
     file = home / "recipe.yaml"
     file.write_text(handlers.saved(draft_of(handlers, r=5, learning_rate=1e-5)))
     assert "data: devils-dictionary" in file.read_text()
+    columns = {"prompt": "prompt", "completion": "completion"}
+    found = Draft(settings=handlers.fresh().settings, columns=columns)
+    assert "columns: {}" in handlers.saved(found)
     draft, notice = handlers.load(handlers.fresh(), file)
     assert (draft.settings["r"], draft.settings["learning_rate"], notice) == (5, 1e-5, "")
     file.write_text("model: /etc\nr: 7")

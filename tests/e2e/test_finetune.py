@@ -1,0 +1,211 @@
+"""The fine-tune tab in a browser: with a toy model where servers, trainers and browsers are killed, and once, from the
+upload to the export, with the starter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from studio.backend.runs import RunStore, is_alive
+from tests.e2e.finetune_page import FinetunePage
+from tests.e2e.studio_page import SLOW, Server, free_port
+from tests.studio.toy_folder import toy_folder
+
+ROWS = "".join(
+    json.dumps({"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"}) + "\n"
+    for i in range(40)
+).encode()
+LONG = {"max_steps": 5000, "eval_steps": 50, "save_steps": 50, "max_length": 64, "sample_tokens": 2}
+
+
+class Place:
+    """A server on the toy with a home of its own, which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.home = folder / "home"
+        self.model = str(toy_folder(folder / "toy"))
+        self.store = RunStore(self.home)
+        self.start()
+
+    def start(self) -> None:
+        environment = {"STUDIO_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        self.server = Server(self.port, self.folder / "log.txt", "--model", self.model, **environment)
+
+    def kill(self) -> None:
+        self.server.process.kill()
+        self.server.process.wait(30)
+
+    def close(self) -> None:
+        self.kill()
+        for run in self.store.list():
+            if is_alive(run):
+                os.kill(run.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    made = Place(tmp_path_factory.mktemp("place"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tuning(page: Page, place: Place) -> FinetunePage:
+    return FinetunePage(page, place.server.url).open()
+
+
+def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(tuning):
+    bad = b"Frage,Antwort\n1+1?,2\n<img src=x onerror=window.__p=1>,${window.__p=1}\n3+3?,\n"
+    tuning.upload("fragen.csv", bad)
+    expect(tuning.preview.locator(".dp-problem")).to_contain_text("don't make up", timeout=SLOW)
+    tuning.choose("format", "prompt_completion")
+    tuning.choose("column-prompt", "Frage")
+    tuning.choose("column-completion", "Antwort")
+    expect(tuning.preview.locator("h3")).to_contain_text("read as prompt_completion", timeout=SLOW)
+    expect(tuning.preview.locator("mark.dp-trained").nth(1)).to_contain_text("2<|im_end|>")
+    expect(tuning.preview.locator(".dp-table").last).to_contain_text("4Antwortis empty")
+    tuning.set("r", 5)
+    tuning.page.locator("#run-name input, #run-name textarea").first.fill("kept")
+    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
+    tuning.set("epochs", -1)
+    expect(tuning.command).to_have_value(
+        "# Change these settings: epochs is -1: set a number above 0 and at most 1000, such as 3."
+    )
+    tuning.set("epochs", 2)
+    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
+    again = FinetunePage(tuning.page, tuning.url).open()
+    expect(again.preview.locator("h3")).to_contain_text("fragen.csv", timeout=SLOW)
+    expect(again.page.locator("#recipe-r input")).to_have_value("5")
+    expect(again.page.locator("#recipe-epochs input")).to_have_value("2")
+    expect(again.page.locator("#run-name input, #run-name textarea").first).to_have_value("kept")
+    expect(again.page.locator("#column-completion input")).to_have_value("Antwort")
+
+
+def test_a_recipe_is_saved_and_loaded(tuning, tmp_path):
+    tuning.set("r", 3)
+    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=devils-dictionary")
+    with tuning.page.expect_download() as download:
+        tuning.page.locator("#save-recipe").click()
+    file = tmp_path / "recipe.yaml"
+    download.value.save_as(file)
+    assert "r: 3\n" in file.read_text()
+    file.write_text(file.read_text().replace("r: 3\n", "r: 9\n").replace("devils-dictionary", "identity"))
+    with tuning.page.expect_file_chooser() as chooser:
+        tuning.page.locator("#load-recipe").click()
+    chooser.value.set_files(file)
+    expect(tuning.page.locator("#recipe-r input")).to_have_value("9", timeout=SLOW)
+    expect(tuning.preview.locator("h3")).to_contain_text("identity.jsonl", timeout=SLOW)
+
+
+def test_a_run_goes_on_without_browser_and_server_and_two_browsers_see_the_same(tuning, place, browser: Browser):
+    tuning.upload("rows.jsonl", ROWS)
+    expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
+    run_id = tuning.begin(**LONG)
+    tuning.until_step(5)
+    tuning.page.goto("about:blank")
+
+    other = browser.new_context(viewport={"width": 390, "height": 844})
+    phone = FinetunePage(other.new_page(), place.server.url).open(f"?run={run_id}")
+    phone.until_step(20)
+    assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    place.kill()
+    pid = place.store.get(run_id).pid
+    before = place.store.get(run_id).step
+    expect(phone.page.locator(".rn-trouble")).to_be_visible(timeout=SLOW)
+    place.start()
+    tuning.open(f"?run={run_id}")
+    tuning.until_step(before + 5)
+    phone.until_step(before + 5)
+    assert place.store.get(run_id).pid == pid and place.store.get(run_id).state == "running"
+
+    # A second run waits, and its place is shown.
+    tuning.show_new()
+    second = tuning.begin(**LONG | {"max_steps": 3})
+    expect(tuning.run.locator(".rn-message")).to_contain_text("1st in the queue", timeout=SLOW)
+    tuning.rows.filter(has_text=place.store.get(run_id).name).first.click()
+    tuning.act("Cancel")
+    tuning.until_state("Cancelled")
+    phone.until_state("Cancelled")
+    tuning.open(f"?run={second}")
+    tuning.until_state("Done")
+    cancelled = place.store.get(run_id)
+    assert not is_alive(cancelled) and (cancelled.adapter / "adapter_config.json").is_file()
+    other.close()
+
+
+def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser):
+    # Not the fixture's page: that the server does not answer is an error on the console of any page.
+    tuning = FinetunePage(browser.new_page(), place.server.url).open()
+    run_id = tuning.begin(**LONG)
+    tuning.until_step(52)
+    os.kill(place.store.get(run_id).pid, signal.SIGKILL)
+    tuning.until_state("Interrupted")
+    expect(tuning.run.locator(".rn-message")).to_contain_text("memory runs out")
+    tuning.act("Resume")
+    tuning.until_state("Running")
+    tuning.until_step(60)
+    place.kill()
+    os.kill(place.store.get(run_id).pid, signal.SIGKILL)
+    place.start()
+    tuning.open(f"?run={run_id}")
+    tuning.until_state("Interrupted")
+    tuning.act("Delete")
+    tuning.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(tuning.rows.filter(has_text=run_id[:8])).to_have_count(0, timeout=SLOW)
+    assert run_id not in [run.id for run in place.store.list()]
+    tuning.page.close()
+
+
+def test_bad_settings_and_files_are_said_and_make_no_run(tuning, place):
+    before = len(place.store.list())
+    tuning.set("learning_rate", "1e9")
+    tuning.set("r", 0)
+    tuning.start.click()
+    expect(tuning.toast).to_contain_text("r is 0", timeout=SLOW)
+    expect(tuning.toast).to_contain_text("learning_rate is 1000000000")
+    tuning.upload("rows.csv", b"PK\x03\x04" + b"\0" * 200)
+    expect(tuning.preview.locator(".dp-problem")).to_contain_text("rows.csv", timeout=SLOW)
+    expect(tuning.page.locator("#recipe-r input")).to_have_value("0")
+    assert len(place.store.list()) == before
+
+
+@pytest.mark.parametrize("size", [(390, 844)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_form_fits_a_phone(page, place, size, theme):
+    tuning = FinetunePage(page, place.server.url)
+    page.goto(f"{place.server.url}?__theme={theme}")
+    page.get_by_role("tab", name="Fine-tune").click()
+    expect(tuning.preview.locator("h3")).to_be_visible(timeout=SLOW)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, browser):
+    """The journey of a person: bring a file, look, check, start, watch, chat with the result, take it along."""
+    tuning = FinetunePage(page, server.url).open()
+    tuning.upload("rows.jsonl", ROWS)
+    expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
+    small = {"max_length": 32, "max_steps": 4, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 4}
+    run_id = tuning.begin(**small, learning_rate=0.002)
+    try:
+        tuning.until_state("Done")
+        store = RunStore()
+        assert (store.get(run_id).adapter / "adapter_model.safetensors").is_file()
+        tuning.run.get_by_role("radio", name="What trains").click(force=True)
+        expect(tuning.run).to_contain_text("MLP experts")
+        with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+        assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names
+        expect(page.locator("#export-result")).to_contain_text("Merge proof")
+        tuning.act("Chat with it")
+        expect(page.locator("#box textarea")).to_be_visible(timeout=SLOW)
+        assert f"adapter={run_id}" in page.url and "run=" not in page.url
+    finally:
+        RunStore().delete(run_id)
