@@ -3,7 +3,9 @@
     python -m studio chat --prompt "What is a mixture of experts?"
     python -m studio chat --prompt "Hi" --json
     python -m studio chat --adapter 3f2a
+    python -m studio classify predict --labels sport,science TEXT
     python -m studio export 3f2a --to DIR --merge
+    python -m studio export 3f2a --to DIR --push NAME/REPO
     python -m studio models
     python -m studio upcycle SRC DIR --replicas 4
     python -m studio bench generate
@@ -15,6 +17,7 @@ Exit codes: 0 done, 2 the person can fix it (the sentence is on stderr), 1 a bug
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from studio.cli_classify import classify_app
 from studio.cli_runs import Json, runs_app
 from studio.cli_train import resume, train
 from studio.errors import StudioError
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="JetMoE Studio on the command line.")
 bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every row is measured in the same call.")
 app.add_typer(bench_app, name="bench")
+app.add_typer(classify_app, name="classify")
 app.add_typer(runs_app, name="runs")
 app.command()(train)
 runs_app.command()(resume)
@@ -81,11 +86,11 @@ def chat(
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
     if as_json and prompt is None:
         raise StudioError("--json answers one message: give it with --prompt.")
-    run = None if adapter is None else find(adapter).run
+    trained = None if adapter is None else find(adapter).model
     # One answer is over before a compiler would have paid for itself, and a switch would wait for one that runs.
     engine = Engine(compile_steps=prompt is None and adapter is None)
     with progress_bar() as progress:
-        engine.load(model or (run.model if run else "starter"), progress, cast(Any, precision))
+        engine.load(model or trained or "starter", progress, cast(Any, precision))
     if adapter is not None:
         engine.load_adapter(adapter, adapter)
         engine.compile_steps = prompt is None
@@ -159,15 +164,19 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the weights, and prove it.")] = False,
     four_bit: Annotated[bool, typer.Option("--four-bit", help="With --merge: in 4 bits instead of 16.")] = False,
     model: Annotated[str | None, typer.Option(help="The model that was trained, where no run tells.")] = None,
+    push: Annotated[str | None, typer.Option(help="NAME/REPO on the hub to upload it to; private.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Writes a run's adapter, or the model with it merged in, with a model card."""
+    """Writes a run's adapter, or the model with it merged in, with a model card, and puts it on the hub if asked to."""
     from studio.backend import export as exporting
 
+    token = _token_for(push, public)
     with progress_bar() as progress:
         exported = exporting.export(run, to, merge, four_bit, model, progress)
+    url = None if push is None else _push(exported.folder, push, token, public)
     if as_json:
-        print(json.dumps(exported.row()))
+        print(json.dumps(exported.row() | ({} if url is None else {"url": url})))
         return
     print(exported.folder)
     if proof := exported.proof:
@@ -175,6 +184,30 @@ def export(
             f"Merge proof: off by {proof['error']:.3f} of the adapter's change (at most {proof['tolerance']}), and by "
             f"{proof['from_base']:.3f} from the base; read back and compared on {proof['tokens']} tokens."
         )
+    if url is not None:
+        print(url)
+
+
+def _token_for(push: str | None, public: bool) -> str:
+    """What can be wrong with pushing is said before a long merge."""
+    from studio.backend import hub
+
+    if push is None:
+        if public:
+            raise StudioError("Only what is pushed can be public: give --push NAME/REPO, too.")
+        return ""
+    hub.check_repo_id(push)
+    return hub.stored_token()
+
+
+def _push(folder: Path, repo_id: str, token: str, public: bool) -> str:
+    from studio.backend import hub
+
+    try:
+        return hub.push(folder, repo_id, token, private=not public)
+    except StudioError as error:
+        again = f"hf upload {repo_id} {shlex.quote(str(folder))}{'' if public else ' --private'}"
+        raise StudioError(f"{error} It is exported to {folder}; `{again}` pushes it, too.") from error
 
 
 @app.command()
@@ -269,6 +302,21 @@ def bench_generate(
     from studio.backend.bench import generate, table
 
     report = generate(model, weights or ["bf16", "nf4"], prompt_tokens, new_tokens, threads, repeats, shape)
+    print(json.dumps(report) if as_json else table(report))
+
+
+@bench_app.command("viewers")
+def bench_viewers(
+    url: Annotated[str | None, typer.Option(help="Of a studio that runs; else one is started.")] = None,
+    count: Annotated[int, typer.Option(help="Pages that watch the newest run.")] = 100,
+    seconds: int = 60,
+    as_json: Json = False,
+) -> None:
+    """Many pages that watch one run: how long their questions take."""
+    from studio.backend.bench import table
+    from studio.backend.bench_viewers import viewers
+
+    report = viewers(url, count, seconds)
     print(json.dumps(report) if as_json else table(report))
 
 

@@ -39,6 +39,12 @@ COLUMNS = {
     "train_tok_s": "train tok/s",
     "load_s": "load s",
     "bandwidth": "of bandwidth",
+    "polls": "polls",
+    "failed": "failed",
+    "poll_p50_ms": "poll p50 ms",
+    "poll_p95_ms": "poll p95 ms",
+    "server_mib": "server MiB",
+    "grew": "grew by",
     "peak_gib": "peak GiB",
     "note": "",
 }
@@ -125,11 +131,11 @@ def _report(work: dict[str, Any], runs: list[tuple[str, str]], model_id: str, sh
     if shape:
         bench_shapes.settings(shape)
         rows = [_run(system, kind, Path(), {**work, "shape": shape}) for system, kind in runs]
-        return {"machine": _machine(), "work": work, "rows": rows}
+        return {"machine": machine(), "work": work, "rows": rows}
     path = catalog.prepare(model_id, _silent)
     gguf = starter.dense_gguf(path.parent, _silent) if any(system == "llama.cpp" for system, _ in runs) else path
     rows = [_run(system, kind, gguf if system == "llama.cpp" else path, work) for system, kind in runs]
-    return {"machine": _machine(), "work": work, "rows": rows}
+    return {"machine": machine(), "work": work, "rows": rows}
 
 
 def _run(system: str, dtype: str, path: Path, work: dict[str, Any]) -> Row:
@@ -154,7 +160,7 @@ def _run(system: str, dtype: str, path: Path, work: dict[str, Any]) -> Row:
     return {"system": system, "weights": dtype, **json.loads(process.stdout.splitlines()[-1])}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(),

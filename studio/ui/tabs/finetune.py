@@ -74,10 +74,13 @@ class _NewRun:
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._data()
+            with gr.Column(scale=6, min_width=320):
+                self.preview = gr.HTML(data_preview.waiting("Reading …"), elem_id="data-preview", js_on_load=None)
+        with gr.Row(elem_classes="columns", equal_height=False):
+            with gr.Column(scale=5, min_width=320):
                 self._recipe(handlers)
                 self._begin()
             with gr.Column(scale=6, min_width=320):
-                self.preview = gr.HTML(data_preview.waiting("Reading …"), elem_id="data-preview", js_on_load=None)
                 self.audit = gr.HTML("", elem_id="audit", js_on_load=None)
 
     def _data(self) -> None:
