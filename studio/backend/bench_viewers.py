@@ -1,4 +1,4 @@
-"""`bench viewers`: many pages that watch one run and ask as their scripts do: for the list and for new events, once a second.
+"""`bench viewers`: many pages that watch one run, and ask once a second for the list and for new events.
 
     viewers("http://127.0.0.1:7860/", count=100, seconds=60)       # of a studio that runs
     viewers(None, count=100, seconds=60)                            # of one that is started for it

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from studio.backend.adapters import Choice
 from studio.backend.events import TokenEvent
 from studio.ui.conversation import Answer, Conversation
 from studio.ui.trace_store import traces
@@ -58,15 +59,25 @@ class Draft:
 
 
 def write_answer(
-    engine: Engine, conversation: Conversation, sampling: Sampling, cancel: threading.Event
+    engine: Engine,
+    conversation: Conversation,
+    sampling: Sampling,
+    cancel: threading.Event,
+    adapter: Choice | None = None,
 ) -> Iterator[Draft]:
     """Drafts of the answer; the last one is finished. Closing the generator stops the engine.
 
+    Args:
+        adapter: who answers; None is the model alone.
+
     Raises:
-        StudioError: the engine refuses the conversation or is not ready.
+        StudioError: the engine refuses the conversation or the adapter, or is not ready.
     """
-    draft = Draft(answer=Answer(model_id=engine.status().model_id or "", trace_id=traces.open()))
-    events = engine.generate(conversation.messages(), sampling, cancel)
+    answer = Answer(model_id=engine.status().model_id or "", trace_id=traces.open())
+    if adapter is not None:
+        answer = replace(answer, adapter=adapter.id, adapter_title=adapter.title)
+    draft = Draft(answer=answer)
+    events = engine.generate(conversation.messages(), sampling, cancel, adapter=adapter.id if adapter else None)
     shown_at = 0.0
     try:
         for event in events:
@@ -76,7 +87,6 @@ def write_answer(
                 yield draft
         yield replace(draft, finished=True, waiting="")
     finally:
-        cancel.set()
         events.close()  # type: ignore[attr-defined]
 
 

@@ -25,8 +25,9 @@ def shown(report: dict[str, Any], note: str = "") -> str:
     )
 
 
-def waiting(text: str) -> str:
-    return f'<section class="dp-card" role="status"><p class="dp-busy">{escape(text)}</p></section>'
+def waiting(text: str, busy: bool = True) -> str:
+    state = "dp-busy" if busy else "dp-empty"
+    return f'<section class="dp-card" role="status"><p class="{state}">{escape(text)}</p></section>'
 
 
 def _note(text: str) -> str:

@@ -7,6 +7,7 @@
 
 A conversation is a system prompt and turns, user and assistant in alternation. An assistant's turn names the trace of
 its answer by an id that only the server makes, and holds the token ids from which the trace can be computed again.
+Where an adapter and the base answered side by side, the turn is the adapter's and has the base's reply beside it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ class Answer:
     context_size: int = 0
     finish: str = ""
     notices: tuple[str, ...] = ()
+    adapter: str = ""
+    """The id of the adapter that wrote it; empty is the model alone."""
+    adapter_title: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the base model wrote to the same question, side by side with an adapter."""
+
+    content: str
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,16 @@ class Turn:
     role: Literal["user", "assistant"]
     content: str
     answer: Answer | None = None
+    base: Reply | None = None
+
+    def on_base_side(self) -> Turn:
+        """The turn as the base model's side of a comparison has it; says so where the base was not asked."""
+        if self.base is not None:
+            return Turn(self.role, self.base.content, self.base.answer)
+        if self.answer is None or not self.answer.adapter:
+            return self
+        notice = f"The base model was not asked; this is the answer of {self.answer.adapter_title}."
+        return replace(self, answer=replace(self.answer, notices=(*self.answer.notices, notice)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,14 @@ class Conversation:
     def answers(self) -> list[int]:
         """The indexes of the assistant's turns."""
         return [index for index, turn in enumerate(self.turns) if turn.role == "assistant"]
+
+    def base_side(self) -> Conversation:
+        """The conversation as the base model has led it, which continues its own answers."""
+        return replace(self, turns=tuple(turn.on_base_side() for turn in self.turns))
+
+    @property
+    def has_base_side(self) -> bool:
+        return any(turn.base is not None for turn in self.turns)
 
 
 def checked_text(text: Any, name: str = "message") -> str:
@@ -87,8 +117,18 @@ def append_user(conversation: Conversation, text: str) -> Conversation:
     return replace(conversation, turns=(*conversation.turns, Turn("user", text)))
 
 
-def append_assistant(conversation: Conversation, text: str, answer: Answer) -> Conversation:
-    return replace(conversation, turns=(*conversation.turns, Turn("assistant", text, answer)))
+def append_assistant(conversation: Conversation, text: str, answer: Answer, base: Reply | None = None) -> Conversation:
+    return replace(conversation, turns=(*conversation.turns, Turn("assistant", text, answer, base)))
+
+
+def with_answer(conversation: Conversation, index: int, answer: Answer, on_base_side: bool = False) -> Conversation:
+    """With other figures of the answer in turn `index`, or of the base's reply in it."""
+    turn = conversation.turns[index]
+    if on_base_side and turn.base is not None:
+        turn = replace(turn, base=replace(turn.base, answer=answer))
+    else:
+        turn = replace(turn, answer=answer)
+    return replace(conversation, turns=(*conversation.turns[:index], turn, *conversation.turns[index + 1 :]))
 
 
 def retry(conversation: Conversation) -> Conversation:
@@ -119,8 +159,9 @@ def to_json(conversation: Conversation) -> str:
         stored = json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False)
         if len(stored) <= MAX_STORED or turn is None:
             break
-        if turn["answer"]:
-            turn["answer"]["token_ids"] = ()
+        for part in (turn, turn["base"]):
+            if part and part["answer"]:
+                part["answer"]["token_ids"] = ()
     if len(stored) > MAX_STORED:
         raise StudioError("This conversation is too long for the browser's storage. Export it and start a new one.")
     return stored
@@ -155,7 +196,18 @@ def _turn(data: Any, number: int) -> Turn:
     if not isinstance(data, dict) or data.get("role") != expected:
         raise StudioError(f"Message {number} of the conversation must have the role {expected!r}.")
     content = checked_text(data.get("content"), f"content of message {number}")
-    return Turn(expected, content, _answer(data.get("answer"), number) if expected == "assistant" else None)
+    if expected == "user":
+        return Turn(expected, content)
+    return Turn(expected, content, _answer(data.get("answer"), number), _reply(data.get("base"), number))
+
+
+def _reply(data: Any, number: int) -> Reply | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise StudioError(f"The base model's reply in message {number} of the conversation is not one.")
+    content = checked_text(data.get("content"), f"base model's content of message {number}")
+    return Reply(content, _answer(data.get("answer"), number))
 
 
 def _answer(data: Any, number: int) -> Answer:
@@ -178,6 +230,8 @@ def _answer(data: Any, number: int) -> Answer:
         context_size=_typed(data, "context_size", int, 0, number),
         finish=_typed(data, "finish", str, "", number)[:20],
         notices=tuple(checked_text(notice, f"notice of message {number}")[:500] for notice in notices[:10]),
+        adapter=_typed(data, "adapter", str, "", number)[:200],
+        adapter_title=checked_text(data.get("adapter_title", ""), f"adapter_title of message {number}")[:200],
     )
 
 

@@ -4,6 +4,7 @@
     conversation = import_conversation(file_bytes, traces.open)
 
 The file is what `conversation.to_json` keeps, and at each answer `trace`: the base64 of `RoutingTrace.to_bytes`.
+Where a conversation was led side by side, `base` is the base model's reply beside an adapter's.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ def export_conversation(conversation: Conversation, find_trace: Callable[[Answer
 
 
 def _exported_turn(turn: Turn, find_trace: Callable[[Answer], RoutingTrace | None]) -> dict[str, Any]:
-    if turn.answer is None:
-        return {"role": turn.role, "content": turn.content}
-    answer = {name: value for name, value in asdict(turn.answer).items() if name != "trace_id"}
-    trace = find_trace(turn.answer)
+    exported: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.answer is not None:
+        exported["answer"] = _exported_answer(turn.answer, find_trace)
+    if turn.base is not None:
+        exported["base"] = {"content": turn.base.content, "answer": _exported_answer(turn.base.answer, find_trace)}
+    return exported
+
+
+def _exported_answer(answer: Answer, find_trace: Callable[[Answer], RoutingTrace | None]) -> dict[str, Any]:
+    exported = {name: value for name, value in asdict(answer).items() if name != "trace_id"}
+    trace = find_trace(answer)
     if trace is not None:
-        answer["trace"] = base64.b64encode(trace.to_bytes()).decode()
-    return {"role": turn.role, "content": turn.content, "answer": answer}
+        exported["trace"] = base64.b64encode(trace.to_bytes()).decode()
+    return exported
 
 
 def import_conversation(data: bytes, open_trace: Callable[[RoutingTrace], str]) -> Conversation:
@@ -49,8 +57,9 @@ def import_conversation(data: bytes, open_trace: Callable[[RoutingTrace], str]) 
     """
     document = _document(data)
     conversation = parse(document)
-    traces = [_trace(raw, turn, number) for number, (raw, turn) in enumerate(_pairs(document, conversation), start=1)]
-    turns = [_with_trace(turn, trace, open_trace) for turn, trace in zip(conversation.turns, traces, strict=True)]
+    pairs = list(zip(document["turns"], conversation.turns, strict=True))
+    traces = [_traces(raw, turn, number) for number, (raw, turn) in enumerate(pairs, start=1)]
+    turns = [_with_traces(turn, found, open_trace) for turn, found in zip(conversation.turns, traces, strict=True)]
     return replace(conversation, turns=tuple(turns))
 
 
@@ -66,13 +75,16 @@ def _document(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _pairs(document: dict[str, Any], conversation: Conversation) -> list[tuple[dict[str, Any], Turn]]:
-    return list(zip(document["turns"], conversation.turns, strict=True))
+def _traces(raw: dict[str, Any], turn: Turn, number: int) -> tuple[RoutingTrace | None, RoutingTrace | None]:
+    """Of the turn's answer and of the base's reply beside it."""
+    own = None if turn.answer is None else _trace(raw.get("answer"), turn.answer, number)
+    base = None if turn.base is None else _trace(raw["base"].get("answer"), turn.base.answer, number)
+    return own, base
 
 
-def _trace(raw: dict[str, Any], turn: Turn, number: int) -> RoutingTrace | None:
-    encoded = raw["answer"].get("trace") if isinstance(raw.get("answer"), dict) else None
-    if turn.answer is None or encoded is None:
+def _trace(raw: Any, answer: Answer, number: int) -> RoutingTrace | None:
+    encoded = raw.get("trace") if isinstance(raw, dict) else None
+    if encoded is None:
         return None
     try:
         trace = RoutingTrace.from_bytes(base64.b64decode(encoded, validate=True))
@@ -80,7 +92,7 @@ def _trace(raw: dict[str, Any], turn: Turn, number: int) -> RoutingTrace | None:
         raise StudioError(
             f"The routing trace of message {number} is damaged. Export the conversation again."
         ) from error
-    problem = _problem(trace, turn.answer)
+    problem = _problem(trace, answer)
     if problem:
         raise StudioError(f"The routing trace of message {number} contradicts the message: {problem}.")
     return trace
@@ -101,7 +113,15 @@ def _problem(trace: RoutingTrace, answer: Answer) -> str:
     return "" if np.isfinite(trace.entropy).all() else "its entropies are not numbers"
 
 
-def _with_trace(turn: Turn, trace: RoutingTrace | None, open_trace: Callable[[RoutingTrace], str]) -> Turn:
-    if turn.answer is None:
-        return turn
-    return replace(turn, answer=replace(turn.answer, trace_id="" if trace is None else open_trace(trace)))
+def _with_traces(
+    turn: Turn, found: tuple[RoutingTrace | None, RoutingTrace | None], open_trace: Callable[[RoutingTrace], str]
+) -> Turn:
+    def opened(answer: Answer, trace: RoutingTrace | None) -> Answer:
+        return replace(answer, trace_id="" if trace is None else open_trace(trace))
+
+    own, base = found
+    if turn.answer is not None:
+        turn = replace(turn, answer=opened(turn.answer, own))
+    if turn.base is not None:
+        turn = replace(turn, base=replace(turn.base, answer=opened(turn.base.answer, base)))
+    return turn

@@ -28,10 +28,6 @@ def shown(run: Run, kind: str, folder: Path) -> str:
     )
 
 
-def waiting(text: str) -> str:
-    return f'<section class="dp-card" role="status"><p class="dp-busy">{escape(text)}</p></section>'
-
-
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return '<p class="dp-note">PEFT\'s own files; they load in stock PEFT on stock transformers.</p>'

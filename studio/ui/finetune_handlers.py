@@ -181,7 +181,7 @@ class FinetuneHandlers:
         text = "Copying the adapter" if kind == "adapter" else "Merging, reading back and comparing"
         for seconds, folder in _beside(lambda cancel: exports.make(self.jobs.store, run.id, kind, cancel)):
             if folder is None:
-                yield export_view.waiting(f"{text}: {seconds} s …")
+                yield audit_view.waiting(f"{text}: {seconds} s …")
             else:
                 yield export_view.shown(run, kind, folder)
 

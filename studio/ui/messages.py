@@ -24,6 +24,11 @@ def pending_message(draft: Draft) -> dict[str, Any]:
     return _message(Turn("assistant", f"*{draft.waiting}*", draft.answer))
 
 
+def heading(title: str) -> str:
+    """HTML above one side of a comparison."""
+    return f"<h2>{escape(title)}</h2>"
+
+
 def statistics(answer: Answer) -> str:
     """HTML of numbers that the engine measured."""
     if not answer.context_size:
@@ -35,6 +40,8 @@ def statistics(answer: Answer) -> str:
         (f"{used - answer.prompt_tokens:,} tokens", "length of the answer"),
         (f"context {used:,} of {answer.context_size:,}", "tokens of prompt and answer, of those the model can read"),
     ]
+    if answer.adapter:
+        figures.insert(0, (answer.adapter_title or answer.adapter, "the adapter that wrote the answer"))
     spans = [f'<span title="{escape(why)}">{escape(figure)}</span>' for figure, why in figures]
     if answer.finish in FINISHES:
         spans.append(f"<span>{FINISHES[answer.finish]}</span>")

@@ -4,7 +4,8 @@
     yield message(trace_id, trace, seen, 0, 0)                       # its new value: what was added since `seen`
 
 The panel's template is constant, and text reaches it as base64 of JSON that becomes text nodes: gr.HTML compiles what
-its templates render, so text put through them would run (see `${...}`). `rows` serves whatever the page has missed.
+its templates render, so text put through them would run (see `${...}`). `rows` serves whatever the page has missed, and
+where the base's routing of an adapter's answer is known, which strongest units are others in it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import gradio as gr
 import numpy as np
 
 from jetmoe.routing import RoutingTrace
+from studio.analysis.flips import flip_shares, flips
+from studio.analysis.load import Unit, strongest
 from studio.registry import discover
 from studio.ui.trace_store import traces
 
@@ -26,6 +29,7 @@ HERE = Path(__file__).parent
 PUSHED = 64
 """Tokens that a message carries at most; the page fetches the others, such as a long prompt."""
 FETCHED = 256
+UNITS: tuple[Unit, Unit] = ("group", "expert")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class View:
 
 
 def routing_panel() -> gr.HTML:
-    """The component. Its value is a `message`; its event "pick" asks for another answer of the conversation."""
+    """The component. Its value is a `message`.
+
+    Its event "pick" asks for another answer of the conversation, "compare" for the base's routing of one's tokens.
+    """
     return gr.HTML(
         value="",
         html_template=(HERE / "panel" / "panel.html").read_text(encoding="utf-8"),
@@ -70,29 +77,47 @@ def nothing(hint: str = "") -> str:
 
 
 def message(
-    trace_id: str, trace: RoutingTrace, start: int, answer: int, last: int, picked: bool = False, note: str = ""
+    trace_id: str,
+    trace: RoutingTrace,
+    start: int,
+    answer: int,
+    last: int,
+    picked: bool = False,
+    note: str = "",
+    adapted: bool = False,
 ) -> str:
     """What the page is told of a trace: its head, its size and, from `start` on, its last rows.
 
     Args:
         answer, last: number of the answer, and of the conversation's last one, from 0; each can be picked.
         picked: a person asked for this answer, so that it is shown whatever is being written.
+        adapted: an adapter wrote the answer, so that the base may route its tokens otherwise.
     """
     start = max(start, len(trace) - PUSHED)
     told = {"id": trace_id, "head": _head(trace), "total": len(trace), "answer": answer, "answers": last + 1}
     told |= {"picked": picked, "note": note, "from": start, "rows": _rows(trace[start:])}
+    base = traces.base(trace_id) if adapted else None
+    if adapted:
+        told["flips"] = {} if base is None else _shares(base, trace)
     return json.dumps(told)
 
 
 def rows(request: Any) -> dict[str, Any]:
-    """Called by the page with `[trace_id, start]`: up to `FETCHED` rows from there on, or nothing."""
-    if not (isinstance(request, list) and len(request) == 2 and isinstance(request[0], str)):
+    """Called by the page with `[trace_id, start]`: up to `FETCHED` rows from there on, or nothing.
+
+    With `[trace_id, start, "base"]` they are not the trace's, but what is otherwise in the base.
+    """
+    if not (isinstance(request, list) and len(request) in (2, 3) and isinstance(request[0], str)):
         return {}
-    trace_id, start = request
+    trace_id, start, *part = request
     trace = traces.get(trace_id)
-    if trace is None or type(start) is not int or not 0 <= start < len(trace):
+    if trace is None or type(start) is not int or not 0 <= start < len(trace) or part not in ([], ["base"]):
         return {}
-    return {"from": start, "rows": _rows(trace[start : start + FETCHED])}
+    tokens = slice(start, start + FETCHED)
+    if not part:
+        return {"from": start, "rows": _rows(trace[tokens])}
+    base = traces.base(trace_id)
+    return {} if base is None else {"from": start, "rows": _base_rows(base[tokens], trace[tokens])}
 
 
 def _head(trace: RoutingTrace) -> dict[str, Any]:
@@ -111,6 +136,18 @@ def _rows(trace: RoutingTrace) -> dict[str, str]:
         "h": _base64(entropy.transpose(2, 0, 1)),  # [T, L, N]
         "t": base64.b64encode(json.dumps(trace.texts).encode()).decode(),
     }
+
+
+def _shares(base: RoutingTrace, trace: RoutingTrace) -> dict[str, list[float]]:
+    """Of either unit: the share of flipped strongest ones over all routers, then that of each kind."""
+    shares = {unit: flip_shares(base, trace, unit) for unit in UNITS}
+    return {unit: [share.all, *share.by_kind.values()] for unit, share in shares.items()}
+
+
+def _base_rows(base: RoutingTrace, trace: RoutingTrace) -> dict[str, str]:
+    """Of either unit: 0 where the strongest one is as in the base, else 1 + the base's."""
+    found = {unit: np.where(flips(base, trace, unit), strongest(base, unit).astype("<u2") + 1, 0) for unit in UNITS}
+    return {unit: _base64(other.astype("<u2").transpose(2, 0, 1)) for unit, other in found.items()}  # [T, L, N]
 
 
 def _base64(array: np.ndarray) -> str:

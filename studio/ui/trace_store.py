@@ -3,6 +3,7 @@
 trace_id = traces.open()             # the server makes the ids; knowing one is the right to read the trace
 traces.append(trace_id, event.trace)
 traces.get(trace_id)                 # None once it was dropped
+traces.compare(trace_id, base)       # the base's routing of the same tokens, for `base` to give back
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class TraceStore:
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
         self._parts: OrderedDict[str, list[RoutingTrace]] = OrderedDict()
+        self._bases: dict[str, RoutingTrace] = {}
         self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -54,6 +56,20 @@ class TraceStore:
             self._parts.move_to_end(trace_id)
             return parts[0]
 
+    def compare(self, trace_id: str, base: RoutingTrace) -> None:
+        """Keeps the base's trace as long as the trace; does nothing to a trace that was dropped meanwhile."""
+        with self._lock:
+            if trace_id not in self._parts:
+                return
+            before = self._bases.get(trace_id)
+            self._sizes[trace_id] += _size(base) - (_size(before) if before is not None else 0)
+            self._bases[trace_id] = base
+            self._drop_oldest()
+
+    def base(self, trace_id: str) -> RoutingTrace | None:
+        with self._lock:
+            return self._bases.get(trace_id)
+
     def ids(self) -> list[str]:
         with self._lock:
             return list(self._parts)
@@ -62,6 +78,7 @@ class TraceStore:
         while len(self._parts) > 1 and sum(self._sizes.values()) > self.capacity_bytes:
             dropped, _ = self._parts.popitem(last=False)
             del self._sizes[dropped]
+            self._bases.pop(dropped, None)
 
 
 def _size(trace: RoutingTrace) -> int:

@@ -6,6 +6,7 @@ const panel = {
   pinned: null,
   unitName: () => (panel.single() ? "expert" : panel.trace.tied ? "copy" : "expert"),
   single: () => panel.settings.single || !panel.trace.tied,
+  unitNames: () => (panel.unitName() === "copy" ? "copies" : "experts"),
   units: () => (panel.single() ? panel.trace.E : panel.trace.m),
   current: () => panel.focused ?? panel.pinned ?? panel.trace.count - 1,
 };
@@ -13,6 +14,7 @@ const body = element.querySelector(".rp-body");
 const empty = element.querySelector(".rp-empty");
 const status = element.querySelector(".rp-status");
 const controls = element.querySelector(".rp-controls");
+const compare = element.querySelector(".rp-compare");
 const mounted = views.map((view) => {
   const root = el("section", { class: `rp-view rp-${view.name}`, "aria-label": view.title });
   root.append(el("h3", { class: "rp-title" }, view.title));
@@ -44,6 +46,7 @@ function schedule() {
   });
 }
 panel.recolour = () => {
+  showDifference();
   layerOut.textContent = `${panel.settings.layer} of 0–${panel.trace.L - 1}`;
   for (const view of mounted) view.recolour?.();
 };
@@ -68,6 +71,7 @@ single.addEventListener("change", () => {
   schedule();
 });
 answers.addEventListener("change", () => trigger("pick", { answer: Number(answers.value) }));
+compare.firstElementChild.addEventListener("click", () => trigger("compare", { answer: Number(answers.value) }));
 
 function showKinds() {
   kinds.replaceChildren(...panel.trace.kinds.map((name, index) => {
@@ -81,6 +85,23 @@ function showKinds() {
   }));
 }
 
+function showDifference() {
+  const { trace } = panel;
+  const [button, line] = compare.children;
+  button.hidden = Boolean(trace.flips);
+  line.hidden = !trace.flips;
+  if (!trace.flips) return;
+  const [all, ...kinds] = trace.flips[panel.single() ? "expert" : "group"].map(percent);
+  const byKind = trace.kinds.map((kind, n) => `${kind} ${kinds[n]}`).join(", ");
+  line.replaceChildren(
+    `${all} of strongest ${panel.unitNames()} differ from the base, over all layers and tokens (${byKind}). Where they do, there is a `,
+    el("span", { class: "rp-flip" }, "dashed frame"), ".");
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+}
+
 function reset(message) {
   const shown = Boolean(message.id);
   empty.hidden = shown;
@@ -91,6 +112,7 @@ function reset(message) {
     empty.querySelector(".rp-hint").textContent = message.hint ?? "";
     element.querySelector(".rp-root").dataset.tokens = 0;
     panel.trace.id = "";
+    compare.hidden = true;
     return;
   }
   const { trace, settings } = panel;
@@ -116,10 +138,16 @@ function showAnswers(message) {
   answers.value = String(message.answer);
 }
 
-const receive = createFeed(panel.trace, reset, (message) => {
+function showRows(message) {
   showAnswers(message);
+  if (message) {
+    compare.hidden = !message.flips;
+    showDifference();
+  }
   schedule();
-});
+}
+
+const receive = createFeed(panel.trace, reset, showRows, () => panel.recolour());
 watch("value", () => receive(props.value));
 receive(props.value);
 new MutationObserver(() => panel.trace.id && panel.recolour()).observe(document.body, { attributeFilter: ["class"] });

@@ -1,14 +1,15 @@
-// A routing trace that grows. Rows are token-major: [T, L, N, K] and, for entropies, [T, L, N].
+// A routing trace that grows. Rows are token-major: [T, L, N, K] and, for entropies and the base's units, [T, L, N].
 function createTrace() {
   const trace = { id: "", count: 0, texts: [] };
   const mass = new Float64Array(256);
 
   trace.reset = (id, head) => {
-    Object.assign(trace, head, { id, count: 0, total: 0, texts: [] });
+    Object.assign(trace, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null });
     trace.m = Math.max(...head.groups) + 1;
     trace.experts = new Uint8Array(0);
     trace.gates = new Uint16Array(0);
     trace.entropies = new Uint16Array(0);
+    trace.others = { group: new Uint16Array(0), expert: new Uint16Array(0) };
     trace.assigned = [0, 1].map(() => new Float64Array(head.L * head.N * head.E)); // prompt, answer
   };
 
@@ -25,6 +26,24 @@ function createTrace() {
     const start = trace.count;
     trace.count += texts.length - skip;
     for (let t = start; t < trace.count; t++) countToken(t);
+  };
+
+  trace.compare = (from, rows) => {
+    if (from !== trace.compared) return;
+    const perToken = trace.L * trace.N;
+    let fresh = 0;
+    for (const unit of ["group", "expert"]) {
+      const others = new Uint16Array(bytes(rows[unit]).buffer);
+      trace.others[unit] = put(trace.others[unit], others, from, 0, perToken);
+      fresh = others.length / perToken;
+    }
+    trace.compared += fresh;
+  };
+
+  // The base's strongest unit where it is another one, or null.
+  trace.baseUnit = (t, l, n, single) => {
+    const other = t < trace.compared ? trace.others[single ? "expert" : "group"][(t * trace.L + l) * trace.N + n] : 0;
+    return other ? other - 1 : null;
   };
 
   trace.isPrompt = (t) => t < trace.prompt;

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.backend import catalog
+from studio.backend import adapters, catalog
 from studio.errors import StudioError
 from studio.ui.chat_handlers import ChatHandlers
 from studio.ui.markdown import as_text
+from studio.ui.messages import heading
+from studio.ui.picked_adapter import NONE, Picked, offered, read_picked, still_listed
 from studio.ui.routing_panel import routing_panel
 from studio.ui.sampling_form import sampling_controls
 from studio.ui.shown_errors import shows_errors
 
 if TYPE_CHECKING:
     from studio.backend.engine import Engine
+    from studio.backend.jobs import Jobs
 
 # Of different kinds, because the starter's routers tell kinds of text apart; and within what a small model can do.
 EXAMPLES = (
@@ -29,6 +34,11 @@ EXAMPLES = (
     "Why is the sky blue? Answer for a child of ten.",
 )
 PLACEHOLDER = "### What would you like to ask?\nThe answer streams here; beside it, the experts that write it light up."
+CHAT: dict[str, Any] = {
+    "show_label": False, "height": "56vh", "min_height": 340, "layout": "bubble", "buttons": ["copy", "copy_all"],
+    "allow_tags": False, "latex_delimiters": [], "sanitize_html": True, "feedback_options": None,
+    "allow_file_downloads": False, "group_consecutive_messages": False,
+}  # fmt: skip
 PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
 STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a conversation outlives the server
 DOWNLOAD = """(text) => {
@@ -40,19 +50,33 @@ DOWNLOAD = """(text) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   return "";
 }"""
+# In the browser, so that a message that is sent at once takes the new choice.
+PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
+# What the address named is picked by now; a refresh must not undo a later choice.
+FORGET_ADDRESS = """(notice) => {
+  const url = new URL(location);
+  url.searchParams.delete("adapter");
+  history.replaceState(history.state, "", url);
+  return notice;
+}"""
+UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
 
 
 @dataclass(frozen=True)
 class Tab:
+    id: str
     title: str
     order: int
 
-    def build(self, engine: Engine) -> None:
+    def keep(self) -> None:
+        pass
+
+    def build(self, engine: Engine, jobs: Jobs, kept: None) -> None:
         page = _Page()
         _wire(page, engine)
 
 
-TAB = Tab("Chat", order=10)
+TAB = Tab("chat", "Chat", order=10)
 
 
 class _Page:
@@ -60,7 +84,10 @@ class _Page:
 
     def __init__(self) -> None:
         self.stored = gr.BrowserState("", storage_key="jetmoe-studio-conversation", secret=STORAGE_SECRET)
+        self.picked = gr.BrowserState(Picked().kept(), storage_key="jetmoe-studio-adapter", secret=STORAGE_SECRET)
+        self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
+        self.notice = gr.Textbox(visible="hidden", elem_id="notice")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=6, min_width=320, elem_id="talk"):
                 self._talk()
@@ -68,23 +95,48 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
-        self.chat = gr.Chatbot(
-            elem_id="chat", label="Conversation", show_label=False, height="56vh", min_height=340, layout="bubble",
-            placeholder=PLACEHOLDER, examples=[{"text": text} for text in EXAMPLES],
-            buttons=["copy", "copy_all"], editable="user", allow_tags=False, latex_delimiters=[], sanitize_html=True,
-            feedback_options=None, allow_file_downloads=False, group_consecutive_messages=False,
-        )  # fmt: skip
-        self.stats = gr.HTML(elem_id="stats", js_on_load=None)
+        with gr.Row(elem_id="sides", equal_height=False):
+            with gr.Column(min_width=240, elem_id="own-side"):
+                self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)
+                self.chat = gr.Chatbot(
+                    elem_id="chat", label="Conversation", placeholder=PLACEHOLDER, editable="user",
+                    examples=[{"text": text} for text in EXAMPLES], **CHAT,
+                )  # fmt: skip
+                self.stats = gr.HTML(elem_id="stats", js_on_load=None)
+            with gr.Column(min_width=240, elem_id="base-side", visible=False) as self.base_side:
+                gr.HTML(heading("Base model"), elem_id="base-title", js_on_load=None)
+                self.base_chat = gr.Chatbot(elem_id="base-chat", label="Conversation with the base model", **CHAT)
+                self.base_stats = gr.HTML(elem_id="base-stats", js_on_load=None)
         self.box = gr.Textbox(
             elem_id="box", label="Your message", show_label=False, placeholder="Ask something …", lines=1, max_lines=8,
             submit_btn="Send", stop_btn=False, autofocus=True,
         )  # fmt: skip
+        with gr.Row(elem_id="who"):
+            self.adapter = gr.Dropdown(
+                [(NONE.title, NONE.id)], value=NONE.id, label="Answered by", elem_id="adapter", filterable=False,
+                min_width=200, scale=1,
+            )  # fmt: skip
+            self.beside = gr.Checkbox(
+                label="Side by side with the base", interactive=False, elem_id="beside", min_width=150, scale=0
+            )  # fmt: skip
         with gr.Row(elem_id="actions"):
             self.fresh = gr.Button("New chat", size="sm", elem_id="new-chat")
             self.export = gr.Button("Export", size="sm", elem_id="export")
             self.load = gr.UploadButton("Import", size="sm", elem_id="import", file_types=[".json"], type="binary")
+        with gr.Accordion("Adapters", open=False, elem_id="adapters"):
+            self._upload()
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self._settings()
+
+    def _upload(self) -> None:
+        with gr.Row(elem_id="upload-row"):
+            self.name = gr.Textbox(
+                label="Name of the adapter", info=UPLOAD_HELP, lines=1, elem_id="adapter-name", min_width=200
+            )
+            self.upload = gr.UploadButton(
+                "Upload an adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
+                type="filepath", size="sm", elem_id="adapter-upload", scale=0, min_width=150,
+            )  # fmt: skip
 
     def _settings(self) -> None:
         choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", entry.id) for entry in catalog.models()]
@@ -102,70 +154,119 @@ class _Page:
 
     def outputs(self) -> list[Any]:
         """In the order of `Shown`."""
-        return [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
+        conversation = [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
+        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
 
 
 def _wire(page: _Page, engine: Engine) -> None:
     handlers = ChatHandlers(engine)
     shown = page.outputs()
-    asking = [page.stored, page.system, *page.sampling]
+    asking = [page.stored, page.system, page.picked, *page.sampling]
+    picking = [page.adapter, page.beside, page.picked, page.listed]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     writing: dict[str, Any] = {**quiet, "concurrency_limit": 8, "concurrency_id": "chat"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
 
     @shows_errors
-    def send(request: gr.Request, text: str, stored: str, system: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.send(text, stored, system, _session(request), list(settings)):
+    def send(
+        request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        for values in handlers.send(text, stored, system, _session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
     def send_example(
-        request: gr.Request, example: gr.SelectData, stored: str, system: str, *settings: Any
+        request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = example.value.get("text") if isinstance(example.value, dict) else ""
-        for values in handlers.send(text or "", stored, system, _session(request), list(settings)):
+        for values in handlers.send(text or "", stored, system, _session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
-    def retry(request: gr.Request, stored: str, system: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.retry(stored, system, _session(request), list(settings)):
+    def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        for values in handlers.retry(stored, system, _session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
     def edit(
-        request: gr.Request, edited: gr.EditData, stored: str, system: str, *settings: Any
+        request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = as_text(edited.value) if isinstance(edited.value, str) else ""
-        for values in handlers.edit(_index(edited.index), text, stored, system, _session(request), list(settings)):
+        for values in handlers.edit(
+            _index(edited.index), text, stored, system, _session(request), list(settings), picked
+        ):
             yield values.values()
 
     @shows_errors
-    def undo(request: gr.Request, stored: str) -> tuple[Any, ...]:
-        return handlers.undo(stored, _session(request)).values()
+    def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
+        return handlers.undo(stored, _session(request), picked).values()
 
     @shows_errors
-    def clear(request: gr.Request) -> tuple[Any, ...]:
-        return handlers.clear(_session(request)).values()
+    def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
+        return handlers.clear(_session(request), picked).values()
 
     @shows_errors
     def stop(request: gr.Request) -> None:
         handlers.stop(_session(request))
 
     @shows_errors
-    def open_page(stored: str) -> tuple[Any, ...]:
-        return (*handlers.open_page(stored).values(), engine.status().model_id)
+    def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+        wanted = request.query_params.get("adapter")
+        picked, choices = handlers.pick(kept, wanted)
+        shown = handlers.open_page(stored, picked.kept())
+        if wanted and wanted != picked.adapter:
+            shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
+        return (*shown.values(), *_picker(picked, choices), engine.status().model_id)
+
+    @shows_errors
+    def tell(notice: str) -> None:
+        if notice:
+            gr.Warning(escape(notice))
+
+    @shows_errors
+    def refresh(kept: Any) -> tuple[Any, ...]:
+        return _picker(*handlers.pick(kept))
+
+    @shows_errors
+    def open_list(listed: list[tuple[str, str]]) -> Any:
+        choices = still_listed(offered(engine.status().model_id), listed)
+        return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
+
+    @shows_errors
+    def arrange(stored: str, kept: Any) -> tuple[Any, ...]:
+        picked = read_picked(kept)
+        # A switch that was turned on meanwhile stays on.
+        switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
+        return (*handlers.arrange(stored, kept).values(), switch)
+
+    @shows_errors
+    def upload(files: list[str], name: str) -> tuple[Any, ...]:
+        model_id = engine.status().model_id
+        if model_id is None:
+            raise StudioError("An adapter needs its model. Load one first, under Advanced.")
+        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id)
+        gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
+        return (*_picker(*handlers.pick(None, choice.id)), "")
 
     @shows_errors
     def export(request: gr.Request, stored: str) -> str:
         return handlers.export_file(stored, _session(request))
 
     @shows_errors
-    def load(request: gr.Request, data: bytes) -> tuple[Any, ...]:
-        return handlers.import_file(data, _session(request)).values()
+    def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
+        return handlers.import_file(data, _session(request), picked).values()
 
     @shows_errors
     def select(stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
         return handlers.show_message(stored, _index(chosen.index)).values()
+
+    @shows_errors
+    def select_base(stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return handlers.show_message(stored, _index(chosen.index), on_base_side=True).values()
+
+    @shows_errors
+    def compare(stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return handlers.compare(stored, chosen._data.get("answer")).values()
 
     @shows_errors
     def pick(stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
@@ -183,18 +284,50 @@ def _wire(page: _Page, engine: Engine) -> None:
     page.chat.retry(retry, asking, shown, **writing)
     page.chat.edit(edit, asking, shown, **writing)
     page.box.stop(stop, None, None, **at_once)
-    page.chat.undo(undo, page.stored, shown, **at_once)
-    gr.on([page.chat.clear, page.fresh.click], clear, None, shown, **at_once)
+    page.chat.undo(undo, [page.stored, page.picked], shown, **at_once)
+    gr.on([page.chat.clear, page.fresh.click], clear, page.picked, shown, **at_once)
     page.chat.select(select, page.stored, shown, **quiet)
+    page.base_chat.select(select_base, page.stored, shown, **quiet)
     page.routing.pick(pick, page.stored, shown, **quiet)
+    page.routing.compare(compare, page.stored, shown, **quiet)
     page.export.click(export, page.stored, page.exported, **quiet).success(
         None, page.exported, page.exported, js=DOWNLOAD, **quiet
     )
-    page.load.upload(load, page.load, shown, **quiet)
-    gr.on([page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once)
+    page.load.upload(load, [page.load, page.picked], shown, **quiet)
+
+    arranging: dict[str, Any] = {
+        "fn": arrange, "inputs": [page.stored, page.picked], "outputs": [*shown, page.beside],
+        "trigger_mode": "always_last", **at_once,
+    }  # fmt: skip
+    gr.on(
+        [page.adapter.input, page.beside.input],
+        None,
+        [page.adapter, page.beside],
+        page.picked,
+        js=PICK,
+        trigger_mode="multiple",
+        **quiet,
+    ).then(**arranging)
+    page.adapter.focus(open_list, page.listed, [page.adapter, page.listed], **at_once)
+    page.upload.upload(upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
+    gr.on(
+        [page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once
+    ).success(refresh, page.picked, picking, **at_once).success(**arranging)
     page_blocks = gr.context.Context.root_block
     assert page_blocks is not None, "a tab is built inside of gr.Blocks"
-    page_blocks.load(open_page, page.stored, [*shown, page.model], **at_once)
+    page_blocks.load(open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once).success(
+        tell,
+        page.notice,
+        None,
+        js=FORGET_ADDRESS,
+        **quiet,  # in the queue, or the browser is not told
+    )
+
+
+def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
+    """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
+    switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
+    return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
 
 
 def _session(request: gr.Request) -> str:

@@ -13,7 +13,7 @@ from studio.backend.data import SAMPLES
 from studio.backend.recipe import recipes
 from studio.backend.run_views import RunViews
 from studio.errors import StudioError
-from studio.ui import data_preview
+from studio.ui import audit_view, data_preview
 from studio.ui.export_view import TITLES
 from studio.ui.finetune_handlers import FIELDS, FORMATS, Column, FinetuneHandlers
 from studio.ui.recipe_form import NAMES, RecipeForm
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a draft outlives the server
 SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("My own file", OWN_FILE)]
 FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"]
+HINT = "Check, and what will really train appears here, with the memory and the time that it takes."
 SAVE = """(text) => {
   if (!text) return "";
   const link = document.createElement("a");
@@ -81,7 +82,7 @@ class _NewRun:
                 self._recipe(handlers)
                 self._begin()
             with gr.Column(scale=6, min_width=320):
-                self.audit = gr.HTML("", elem_id="audit", js_on_load=None)
+                self.audit = gr.HTML(audit_view.waiting(HINT, busy=False), elem_id="audit", js_on_load=None)
 
     def _data(self) -> None:
         gr.Markdown("### 1 · Data")
@@ -183,17 +184,18 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
 
     @shows_errors
     def open_page(request: gr.Request, stored: str) -> list[Any]:
+        draft, lost = handlers.fresh(), ""
         try:
-            draft = from_json(stored) if stored else handlers.fresh()
+            draft = from_json(stored) if stored else draft
         except StudioError as error:
-            gr.Warning(f"{error} A new one is begun.")
-            draft = handlers.fresh()
+            lost = data_preview.problem(f"{error} A new one is begun.")
         model = gr.update(choices=handlers.models(), value=draft.settings["model"])
         values = _controls(draft)
         values[5 + NAMES.index("model")] = model
         # A run that the address names is opened by the panel itself.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
-        return [*values, *remembered(draft), *looked(draft), handlers.ticket(), part]
+        seen, *columns = looked(draft)
+        return [*values, *remembered(draft), lost + seen, *columns, handlers.ticket(), part]
 
     @shows_errors
     def look(*values: Any) -> list[Any]:
@@ -293,7 +295,8 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
         return ""
 
     runs.panel.open(opened, None, [runs.opened, runs.box, runs.result], **at_once)
-    runs.panel.act(act, None, None, **at_once)
+    # Through the queue, as what is not queued shows no message.
+    runs.panel.act(act, None, None, **quiet, trigger_mode="multiple")
     runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
                       concurrency_id="export")  # fmt: skip
     runs.push.click(push, [runs.opened, runs.kind, runs.repo, runs.token, runs.public], runs.token, **quiet)

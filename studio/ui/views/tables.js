@@ -58,7 +58,8 @@ views.push({
       const experts = trace.kinds.map((_, n) => {
         const parts = [];
         for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++) parts.push(`${trace.experts[at]} (${(trace.gates[at] / 65535).toFixed(2)})`);
-        return el("td", {}, parts.join(", "));
+        const base = trace.baseUnit(t, l, n, panel.single());
+        return el("td", {}, parts.join(", ") + (base === null ? "" : ` · ${panel.unitName()} in the base: ${base}`));
       });
       const part = trace.isPrompt(t) ? "prompt" : "answer";
       return el("tr", {}, el("th", { scope: "row" }, String(t + 1)), el("td", {}, part), el("td", {}, ...tokenText(trace.texts[t])), ...experts);

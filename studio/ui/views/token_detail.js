@@ -44,8 +44,9 @@ views.push({
       const sums = trace.massOf(t, l, n, panel.single());
       let unit = 0;
       sums.forEach((sum, index) => (unit = sum > sums[unit] ? index : unit));
-      node.className = `rp-cell rp-u${unit % 8}${l === settings.layer && n === settings.kind ? " rp-on" : ""}`;
-      node.children[1].textContent = unit;
+      const base = trace.baseUnit(t, l, n, panel.single());
+      node.className = `rp-cell rp-u${unit % 8}${l === settings.layer && n === settings.kind ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
+      node.children[1].textContent = base === null ? unit : `${base}→${unit}`;
       node.children[2].style.setProperty("--gate", sums[unit] / 65535);
       node.title = sentence(t, l, n);
     }
@@ -63,7 +64,12 @@ views.push({
         parts.push(`${trace.experts[at]} (${(trace.gates[at] / 65535).toFixed(2)})`);
       const group = trace.tied ? ` · copy ${trace.strongest(t, l, n, false)}` : "";
       const entropy = `entropy ${Math.round(100 * trace.entropy(t, l, n))} % of the maximum`;
-      return `Layer ${l}, ${trace.kinds[n]}: experts ${parts.join(", ")}${group} · ${entropy}`;
+      return `Layer ${l}, ${trace.kinds[n]}: experts ${parts.join(", ")}${group} · ${entropy}${difference(t, l, n)}`;
+    }
+
+    function difference(t, l, n) {
+      const base = trace.baseUnit(t, l, n, panel.single());
+      return base === null ? "" : ` · strongest ${panel.unitName()} in the base: ${base}, with the adapter: ${trace.strongest(t, l, n, panel.single())}`;
     }
 
     return { reset, update, recolour: update, select: update };

@@ -57,10 +57,16 @@ views.push({
     }
 
     function paint(node) {
-      const unit = trace.strongest(node.token, settings.layer, settings.kind, panel.single());
-      node.className = `rp-tok rp-u${unit % 8}${node.classList.contains("rp-on") ? " rp-on" : ""}`;
+      const unit = unitOf(node.token);
+      const base = baseOf(node.token);
+      node.className = `rp-tok rp-u${unit % 8}${node.classList.contains("rp-on") ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
       node.lastChild.textContent = unit;
+      if (base !== null) node.title = `base: ${base}, adapter: ${unit}`;
+      else if (node.title) node.removeAttribute("title");
     }
+
+    const unitOf = (t) => trace.strongest(t, settings.layer, settings.kind, panel.single());
+    const baseOf = (t) => trace.baseUnit(t, settings.layer, settings.kind, panel.single());
 
     function recolour() {
       for (const part of [prompt, answer]) part.tokens.forEach(paint);
@@ -101,8 +107,8 @@ views.push({
     // The label of a token is made when it gets the focus: two thousand of them would never be read.
     function describe(node) {
       if (!node) return;
-      const unit = trace.strongest(node.token, settings.layer, settings.kind, panel.single());
-      node.setAttribute("aria-label", `${JSON.stringify(trace.texts[node.token])}, ${panel.unitName()} ${unit}`);
+      const base = baseOf(node.token) === null ? "" : `, in the base ${baseOf(node.token)}`;
+      node.setAttribute("aria-label", `${JSON.stringify(trace.texts[node.token])}, ${panel.unitName()} ${unitOf(node.token)}${base}`);
       panel.focus(node.token);
     }
 

@@ -1,16 +1,23 @@
-"""What the chat tab does, with the real engine and starter but no browser."""
+"""What the chat tab does, with the real engine and starter, or a toy with adapters, but no browser."""
 
 import json
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
+from studio.analysis.flips import flips
 from studio.backend.engine import Engine, Sampling
+from studio.backend.recipe import Recipe
+from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from studio.ui import conversation as talk
 from studio.ui.answering import Draft, write_answer
 from studio.ui.chat_handlers import ChatHandlers, Shown
 from studio.ui.trace_store import traces
+from tests.studio.test_adapters import make_adapter
+from tests.studio.toy_folder import toy_folder
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +179,184 @@ def test_drafts_of_an_answer_end_finished(handlers):
     drafts = list(write_answer(handlers.engine, conversation, Sampling(max_new_tokens=4), threading.Event()))
     assert drafts[-1].finished and not any(draft.finished for draft in drafts[:-1])
     assert isinstance(drafts[0], Draft)
+
+
+# --- adapters, on a toy
+
+
+class Toy:
+    """Handlers over a toy model that has two adapters."""
+
+    def __init__(self, folder: Path) -> None:
+        base = toy_folder(folder / "toy")
+        self.runs = []
+        for seed, name in enumerate(("one", "two"), start=1):
+            run = RunStore().create(Recipe.from_settings({"model": str(base)}), name)
+            make_adapter(base, run.adapter, seed)
+            self.runs.append(RunStore().finish(run.id, "done"))
+        engine = Engine(compile_steps=False)
+        engine.load(str(base), precision="fp32")
+        self.handlers = ChatHandlers(engine)
+
+    def picked(self, beside: bool = False, number: int = 0) -> dict:
+        return {"adapter": self.runs[number].id, "beside": beside}
+
+    def ask(self, text: str, picked: dict | None, stored: str = "", **changes) -> dict:
+        chosen = settings(**{"max_new_tokens": 8, "seed": "7", **changes})
+        return last(list(self.handlers.send(text, stored, "", "session", chosen, picked)))
+
+
+@pytest.fixture(scope="module")
+def toy_home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture(scope="module")
+def made(toy_home) -> Iterator[Toy]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_HOME", str(toy_home / "home"))
+        yield Toy(toy_home)
+
+
+@pytest.fixture
+def toy(made, toy_home, monkeypatch) -> Toy:
+    monkeypatch.setenv("STUDIO_HOME", str(toy_home / "home"))
+    return made
+
+
+def answer_turn(shown: dict) -> talk.Turn:
+    return talk.from_json(shown["stored"]).turns[-1]
+
+
+def test_an_answer_remembers_its_adapter_and_is_replayed_with_it(toy):
+    alone, tuned = answer_turn(toy.ask("Hi", None)), toy.ask("Hi", toy.picked())
+    turn = answer_turn(tuned)
+    assert (turn.answer.adapter, turn.answer.adapter_title) == (toy.runs[0].id, "one")
+    assert turn.answer.token_ids != alone.answer.token_ids and turn.base is None
+    assert "one" in tuned["stats"] and json.loads(tuned["routing"])["flips"] == {}
+    known = traces.get(turn.answer.trace_id)
+    document = json.loads(tuned["stored"])
+    document["turns"][1]["answer"]["trace_id"] = "0" * 32
+    shown = toy.handlers.show_routing(json.dumps(document), 0)
+    again = traces.get(talk.from_json(shown.stored).turns[1].answer.trace_id)
+    assert (again.experts == known.experts).mean() > 0.99
+    base = toy.handlers.engine.replay(turn.answer.token_ids, turn.answer.prompt_tokens)
+    assert (base.experts == known.experts).mean() < 0.97
+
+
+def test_side_by_side_both_answer_with_one_seed_and_their_own_history(toy):
+    first = toy.ask("Hi", toy.picked(beside=True))
+    turn = answer_turn(first)
+    assert turn.base.content == answer_turn(toy.ask("Hi", None)).content
+    assert turn.content == answer_turn(toy.ask("Hi", toy.picked())).content
+    assert json.loads(first["routing"])["flips"]["expert"][0] > 0, "compared without being asked"
+    assert len(first["base_chat"]) == len(first["chat"]) == 2
+    second = answer_turn(toy.ask("And?", toy.picked(beside=True), first["stored"]))
+    own, base = traces.get(second.answer.trace_id), traces.get(second.base.answer.trace_id)
+    assert turn.content in "".join(own.texts) and turn.content not in "".join(base.texts)
+    assert turn.base.content in "".join(base.texts)
+
+
+def test_without_a_seed_both_get_the_same_drawn_one(toy, tmp_path):
+    """Of an adapter that changes nothing, both answers are one."""
+    base = Path(toy.runs[0].model)
+    run = RunStore().create(Recipe.from_settings({"model": str(base)}), "nothing")
+    make_adapter(base, run.adapter, 1, std=0.0)
+    RunStore().finish(run.id, "done")
+    picked = {"adapter": run.id, "beside": True}
+    turns = [answer_turn(toy.ask("Hi", picked, seed="", max_new_tokens=24)) for _ in range(2)]
+    assert all(turn.content == turn.base.content for turn in turns)
+    assert turns[0].content != turns[1].content
+    assert not flips(traces.base(turns[0].answer.trace_id), traces.get(turns[0].answer.trace_id), "expert").any()
+
+
+def test_an_adapter_that_is_gone_or_of_another_model_changes_nothing(toy):
+    updates: list[Shown] = []
+    for adapter in ("0" * 32, "../../etc", toy.runs[0].id[:8]):
+        with pytest.raises(StudioError, match="does not fit"):
+            updates.extend(toy.handlers.send("Hi", "", "", "session", SHORT, {"adapter": adapter}))
+    assert not updates
+
+
+def test_an_adapter_that_goes_under_way_gives_the_message_back(toy):
+    updates = toy.handlers.send("Hi", "", "", "session", SHORT, toy.picked(number=1))
+    shown = [next(updates)]
+    toy.runs[1].adapter.rename(toy.runs[1].adapter.with_name("hidden"))
+    try:
+        with pytest.raises(StudioError):
+            for update in updates:
+                shown.append(update)
+    finally:
+        toy.runs[1].adapter.with_name("hidden").rename(toy.runs[1].adapter)
+    assert last(shown)["box"]["value"] == "Hi" and not talk.from_json(last(shown)["stored"]).turns
+
+
+def test_stopped_before_the_base_answers_the_adapters_part_is_kept(toy):
+    updates = []
+    chosen = settings(max_new_tokens=400, temperature=0)
+    for update in toy.handlers.send("Say 7", "", "", "session", chosen, toy.picked(beside=True)):
+        updates.append(update)
+        if update.routing and len(updates) > 4:
+            toy.handlers.stop("session")
+    turn = answer_turn(last(updates))
+    assert turn.answer.finish == "cancelled" and turn.content and turn.base is None
+    again = last(list(toy.handlers.retry(last(updates)["stored"], "", "session", SHORT, toy.picked(beside=True))))
+    assert answer_turn(again).base.content
+
+
+def test_the_button_compares_and_the_base_has_its_own_routing(toy):
+    shown = toy.ask("Hi", toy.picked())
+    told = json.loads(toy.handlers.compare(shown["stored"], 0).routing)
+    answer = answer_turn(shown).answer
+    flipped = flips(
+        toy.handlers.engine.replay(answer.token_ids, answer.prompt_tokens), traces.get(answer.trace_id), "expert"
+    )
+    assert told["flips"]["expert"][0] == pytest.approx(flipped.mean()) and flipped.any()
+    both = toy.ask("Hi", toy.picked(beside=True))
+    base = json.loads(toy.handlers.show_message(both["stored"], 1, on_base_side=True).routing)
+    assert base["id"] == answer_turn(both).base.answer.trace_id and "flips" not in base
+    with pytest.raises(StudioError, match="base model itself"):
+        toy.handlers.compare(toy.ask("Hi", None)["stored"], 0)
+
+
+def test_a_trace_of_another_model_is_not_compared(toy):
+    """As an imported file may claim."""
+    shown = toy.ask("Hi", toy.picked())
+    answer = answer_turn(shown).answer
+    trace = traces.get(answer.trace_id)
+    one_layer = replace(trace, experts=trace.experts[:1], gates=trace.gates[:1], entropy=trace.entropy[:1])
+    document = json.loads(shown["stored"])
+    document["turns"][1]["answer"]["trace_id"] = traces.open(one_layer)
+    with pytest.raises(StudioError, match="not of this model"):
+        toy.handlers.compare(json.dumps(document), 0)
+    document["turns"][1]["answer"]["model_id"] = "starter"
+    with pytest.raises(StudioError, match="written by starter"):
+        toy.handlers.compare(json.dumps(document), 0)
+
+
+def test_an_export_goes_without_the_routing_of_an_adapter_that_is_gone(toy):
+    document = json.loads(toy.ask("Hi", toy.picked())["stored"])
+    document["turns"][1]["answer"] |= {"trace_id": "0" * 32, "adapter": "0" * 32}
+    exported = json.loads(toy.handlers.export_file(json.dumps(document), "session"))
+    assert "trace" not in exported["turns"][1]["answer"]
+    with pytest.raises(StudioError, match="'one', which is not there any more"):
+        toy.handlers.show_routing(json.dumps(document), 0)
+
+
+def test_two_sides_are_shown_where_they_are_wanted_or_were_made(toy):
+    assert toy.handlers.arrange("", None).base_side["visible"] is False
+    wanted = toy.handlers.arrange("", toy.picked(beside=True))
+    assert wanted.base_side["visible"] and wanted.title["value"] == "<h2>one</h2>"
+    made = toy.ask("Hi", toy.picked(beside=True))
+    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open_page(made["stored"], None)):
+        assert shown.base_side["visible"] and len(shown.base_chat) == 2 and shown.base_stats
+    went_on = toy.ask("And?", None, made["stored"])
+    assert len(went_on["base_chat"]) == 4 and answer_turn(went_on).base is None
+
+
+def test_what_is_picked_must_fit(toy):
+    picked, choices = toy.handlers.pick(toy.picked(beside=True))
+    assert picked.kept() == toy.picked(beside=True) and len(choices) >= 3
+    assert toy.handlers.pick({"adapter": "gone", "beside": True})[0].kept() == {"adapter": "", "beside": False}
+    assert toy.handlers.pick(toy.picked(), toy.runs[1].id)[0].adapter == toy.runs[1].id
+    assert toy.handlers.pick(toy.picked(), "nonsense")[0].adapter == toy.runs[0].id

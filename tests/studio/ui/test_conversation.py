@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from studio.errors import StudioError
 from studio.ui import conversation as talk
-from studio.ui.conversation import Answer, Conversation
+from studio.ui.conversation import Answer, Conversation, Reply
 
 
 def spoken(*texts: str) -> Conversation:
@@ -22,6 +22,48 @@ def spoken(*texts: str) -> Conversation:
         else:
             conversation = talk.append_user(conversation, text)
     return conversation
+
+
+def compared() -> Conversation:
+    """An answer of the base, one of an adapter, and one side by side."""
+    own = Answer("starter", "a" * 32, (1, 2, 3), 2, adapter="3f2a", adapter_title="Pirate")
+    base = Reply("base 3", Answer("starter", "b" * 32, (1, 2, 4), 2))
+    conversation = spoken("1", "both 1", "2")
+    conversation = talk.append_user(talk.append_assistant(conversation, "own 2", own), "3")
+    return talk.append_assistant(conversation, "own 3", own, base)
+
+
+def test_each_side_continues_its_own_answers():
+    own, base = compared(), compared().base_side()
+    assert [turn.content for turn in own.turns] == ["1", "both 1", "2", "own 2", "3", "own 3"]
+    assert [turn.content for turn in base.turns] == ["1", "both 1", "2", "own 2", "3", "base 3"]
+    assert base.system == own.system and base.turns[5].answer == own.turns[5].base.answer
+    assert base.turns[1] == own.turns[1]
+    assert base.turns[3].answer.notices == ("The base model was not asked; this is the answer of Pirate.",)
+    assert own.has_base_side and not base.has_base_side
+
+
+def test_both_sides_come_back_and_both_lose_their_token_ids_when_too_long():
+    assert talk.from_json(talk.to_json(compared())) == compared()
+    long = replace(compared().turns[5].base.answer, token_ids=tuple(range(100_000, 330_000)))
+    kept = talk.from_json(talk.to_json(talk.with_answer(compared(), 5, long, on_base_side=True)))
+    assert not kept.turns[5].base.answer.token_ids and kept.turns[5].base.content == "base 3"
+
+
+def test_an_answer_is_replaced_on_its_side_alone():
+    other = Answer("other")
+    own = talk.with_answer(compared(), 5, other)
+    base = talk.with_answer(compared(), 5, other, on_base_side=True)
+    assert own.turns[5].answer == other and own.turns[5].base == compared().turns[5].base
+    assert base.turns[5].base.answer == other and base.turns[5].answer == compared().turns[5].answer
+
+
+@pytest.mark.parametrize("base", [7, "x", [], {}, {"content": 7}, {"content": "x", "answer": {"token_ids": [-1]}}])
+def test_a_broken_reply_of_the_base_gets_a_sentence(base):
+    document = json.loads(talk.to_json(compared()))
+    document["turns"][5]["base"] = base
+    with pytest.raises(StudioError, match="essage 6"):
+        talk.parse(document)
 
 
 def test_messages_begin_with_the_system_prompt():
@@ -119,6 +161,8 @@ def test_broken_conversations_get_a_sentence(stored):
         ("notices", {"a": 1}),
         ("notices", [7]),
         ("model_id", 3),
+        ("adapter", 3),
+        ("adapter_title", []),
     ],
 )
 def test_broken_answers_get_a_sentence(name, value):

@@ -9,7 +9,7 @@ import pytest
 
 from jetmoe.routing import RoutingTrace
 from studio.errors import StudioError
-from studio.ui.conversation import Answer, Conversation, Turn
+from studio.ui.conversation import Answer, Conversation, Reply, Turn
 from studio.ui.conversation_file import export_conversation, import_conversation
 from studio.ui.trace_store import TraceStore
 from tests.studio.test_analysis import make_trace
@@ -39,6 +39,27 @@ def test_a_conversation_comes_back_with_its_traces():
     for name in ("token_ids", "is_prompt", "experts", "gates", "entropy", "groups"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(trace, name))
     assert loaded.texts == trace.texts
+
+
+def test_the_bases_reply_travels_with_its_own_trace():
+    _, conversation, trace = exported()
+    other = make_trace(seed=1)
+    question, turn = conversation.turns
+    own = replace(turn.answer, adapter="3f2a", adapter_title="<b>Pirate")
+    turn = replace(turn, answer=own, base=Reply("${1}", replace(turn.answer, trace_id="c" * 32)))
+    find = lambda answer: other if answer.trace_id == "c" * 32 else trace  # noqa: E731
+    document = json.loads(export_conversation(replace(conversation, turns=(question, turn)), find))
+    store = TraceStore()
+    again = reimport(document, store).turns[1]
+    assert (again.answer.adapter, again.answer.adapter_title) == ("3f2a", "<b>Pirate")
+    assert again.base.content == "${1}" and len({again.answer.trace_id, again.base.answer.trace_id}) == 2
+    np.testing.assert_array_equal(store.get(again.answer.trace_id).experts, trace.experts)
+    np.testing.assert_array_equal(store.get(again.base.answer.trace_id).experts, other.experts)
+    document["turns"][1]["base"]["answer"]["trace"] = "%%%"
+    store = TraceStore()
+    with pytest.raises(StudioError, match="message 2"):
+        reimport(document, store)
+    assert not store.ids()
 
 
 def test_an_answer_whose_trace_is_lost_is_exported_without():

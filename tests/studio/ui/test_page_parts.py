@@ -10,7 +10,7 @@ from studio.backend.engine import EngineStatus, Sampling
 from studio.errors import StudioError
 from studio.registry import discover
 from studio.ui.conversation import Answer
-from studio.ui.messages import statistics
+from studio.ui.messages import heading, statistics
 from studio.ui.running import Running
 from studio.ui.sampling_form import field_help, read_sampling
 from studio.ui.status import banner
@@ -51,6 +51,12 @@ def test_figures_are_those_of_the_answer():
     for figure in ("21.4 tokens/s", "first token 0.42 s", "10 tokens", "context 40 of 8,192", "stopped"):
         assert figure in shown
     assert statistics(Answer()) == ""
+
+
+def test_the_name_of_an_adapter_is_text():
+    named = Answer("starter", "", (1, 2), 1, context_size=9, adapter="3f2a", adapter_title="<b>Pirate")
+    assert ">&lt;b&gt;Pirate</span>" in statistics(named) and "Pirate" not in statistics(Answer(context_size=9))
+    assert heading("<b>Pirate") == "<h2>&lt;b&gt;Pirate</h2>"
 
 
 def test_the_status_line_escapes_and_shows_progress():

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from studio.analysis.flips import flips
+from studio.analysis.load import strongest
 from studio.ui.routing_panel import FETCHED, PUSHED, message, routing_panel, rows
 from studio.ui.trace_store import traces
 from tests.studio.test_analysis import make_trace
@@ -45,6 +47,38 @@ def test_a_message_is_small_and_the_rest_is_fetched():
         got += texts
         start += len(texts)
     assert got == list(trace.texts)
+
+
+def test_what_is_otherwise_in_the_base_is_fetched():
+    trace, base = make_trace(tokens=600, seed=1), make_trace(tokens=600, seed=0)
+    trace_id = traces.open(trace)
+    assert json.loads(message(trace_id, trace, 0, 0, 0, adapted=True))["flips"] == {}
+    assert rows([trace_id, 0, "base"]) == {}
+    traces.compare(trace_id, base)
+    told = json.loads(message(trace_id, trace, 0, 0, 0, adapted=True))["flips"]
+    for unit in ("group", "expert"):
+        flipped = flips(base, trace, unit)  # [L, N, T]
+        assert told[unit] == pytest.approx([flipped.mean(), flipped[:, 0].mean(), flipped[:, 1].mean()])
+        got = []
+        while len(got) < 600:
+            answer = rows([trace_id, len(got), "base"])
+            assert answer["from"] == len(got)
+            got += np.frombuffer(base64.b64decode(answer["rows"][unit]), "<u2").reshape(-1, 3, 2).tolist()
+        others = np.array(got).transpose(1, 2, 0)  # [L, N, T]
+        np.testing.assert_array_equal(others > 0, flipped)
+        np.testing.assert_array_equal(others[flipped], strongest(base, unit)[flipped].astype(int) + 1)
+
+
+def test_an_answer_of_the_base_says_nothing_of_flips():
+    trace = make_trace()
+    trace_id = traces.open(trace)
+    traces.compare(trace_id, trace)
+    assert "flips" not in json.loads(message(trace_id, trace, 0, 0, 0))
+
+
+@pytest.mark.parametrize("part", ["other", None, 1, ["base"], ""])
+def test_there_is_no_other_part_to_fetch(part):
+    assert rows([traces.open(make_trace()), 0, part]) == {}
 
 
 @pytest.mark.parametrize(

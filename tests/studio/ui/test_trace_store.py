@@ -31,3 +31,15 @@ def test_ids_are_long_random_and_known_to_nobody_else():
     store = TraceStore()
     assert len({store.open() for _ in range(100)}) == 100
     assert store.get("") is None and store.get("0" * 32) is None
+
+
+def test_the_bases_trace_goes_with_the_trace():
+    store = TraceStore(capacity_bytes=2 * 5000)
+    first = store.open(make_trace())
+    assert store.base(first) is None
+    store.compare(first, make_trace(seed=1))
+    assert store.base(first) is not None
+    second = store.open(make_trace())
+    assert store.get(first) is None and store.base(first) is None, "both together are as large as two traces"
+    store.compare(first, make_trace())
+    assert store.base(first) is None and store.get(second) is not None
