@@ -67,7 +67,9 @@ class FinetunePage:
         return self.page.url.rpartition("run=")[2][:36]
 
     def until_state(self, word: str) -> None:
-        expect(self.run.locator(".rn-state")).to_contain_text(word, timeout=3 * SLOW)
+        state = self.run.locator(".rn-state")
+        expect(state).to_contain_text(re.compile(f"{word}|Failed"), timeout=3 * SLOW)
+        assert word in state.inner_text(), self.run.locator(".rn-message").inner_text()
 
     def step(self) -> int:
         text = self.figure("Step").inner_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.backend.runs import RunStore, is_alive
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, Server, free_port
+from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
 from tests.studio.toy_folder import toy_folder
 
 ROWS = "".join(
@@ -205,7 +206,10 @@ def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, 
         assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names
         expect(page.locator("#export-result")).to_contain_text("Merge proof")
         tuning.act("Chat with it")
-        expect(page.locator("#box textarea")).to_be_visible(timeout=SLOW)
-        assert f"adapter={run_id}" in page.url and "run=" not in page.url
+        expect(page.locator("#adapter input")).to_have_value(re.compile(run_id[:8]), timeout=SLOW)
+        studio = StudioPage(page, server.url)
+        studio.set_length(8)
+        studio.ask_and_wait("Say 7")
+        expect(page.locator("#stats")).to_contain_text(run_id[:8])
     finally:
         RunStore().delete(run_id)
