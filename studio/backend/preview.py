@@ -23,6 +23,7 @@ from studio.errors import StudioError
 # Of so many examples the tokens are counted; more would keep a person waiting.
 COUNTED = 5000
 SHOWN = 5
+RAISE = "raise max_length, which is {0.max_length} tokens."
 SHOWN_BAD_ROWS = 100
 
 
@@ -64,6 +65,11 @@ def preview(recipe: Recipe) -> Preview:
         return Preview(name, names, problem=str(error))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
     rendered, notice = _rendered(dataset.examples[:COUNTED], recipe)
+    tokens = summary(rendered, recipe.max_length) if rendered else None
+    if tokens and tokens.untrained == len(rendered):
+        return Preview(name, names, problem=f"Every row is cut before its answer begins: {RAISE.format(recipe)}")
+    if tokens and tokens.untrained:
+        notice.append(f"{tokens.untrained:,} rows are left out, cut before their answer begins: {RAISE.format(recipe)}")
     return Preview(
         name,
         names,
@@ -77,7 +83,7 @@ def preview(recipe: Recipe) -> Preview:
         bad_count=len(dataset.bad_rows),
         notices=[*dataset.notices, *notice],
         examples=_shown(dataset, rendered, recipe),
-        tokens=summary(rendered, recipe.max_length) if rendered else None,
+        tokens=tokens,
     )
 
 

@@ -21,7 +21,7 @@ def shown(seen: Preview) -> str:
         columns = ", ".join(f"<code>{escape(name[:60])}</code>" for name in seen.names[:30])
         return _card(
             f'<p class="dp-problem" role="alert">{escape(seen.problem)}</p><p>Columns of {escape(seen.file)}: '
-            f"{columns}. Choose a format above, and which column fills which field.</p>"
+            f"{columns}.</p>"
         )
     parts = [
         _figures(seen),

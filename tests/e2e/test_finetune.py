@@ -193,7 +193,7 @@ def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, 
     tuning = FinetunePage(page, server.url).open()
     tuning.upload("rows.jsonl", ROWS)
     expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
-    small = {"max_length": 32, "max_steps": 4, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 4}
+    small = {"max_length": 64, "max_steps": 4, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 4}
     run_id = tuning.begin(**small, learning_rate=0.002)
     try:
         tuning.until_state("Done")

@@ -40,6 +40,14 @@ def test_a_file_whose_columns_say_nothing_names_them(toy, tmp_path):
     assert "don't make up" in seen.problem and seen.names == ["a", "b"] and not seen.examples
 
 
+def test_rows_that_are_cut_before_their_answer_are_said(toy, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": "x" * n, "completion": "y"}) for n in (5, 200)))
+    assert "1 rows are left out" in preview(Recipe(str(toy), data=str(rows), max_length=100)).notices[-1]
+    seen = preview(Recipe(str(toy), data=str(rows), max_length=16))
+    assert seen.problem == "Every row is cut before its answer begins: raise max_length, which is 16 tokens."
+
+
 def test_what_is_no_file_of_rows_is_said(toy, tmp_path):
     (tmp_path / "empty.csv").write_text("")
     for data in ("missing.csv", str(tmp_path / "empty.csv")):
