@@ -66,9 +66,9 @@ class FinetunePage:
         expect(self.run).to_be_visible(timeout=SLOW)
         return self.page.url.rpartition("run=")[2][:36]
 
-    def until_state(self, word: str) -> None:
+    def until_state(self, word: str, seconds: int = 180) -> None:
         state = self.run.locator(".rn-state")
-        expect(state).to_contain_text(re.compile(f"{word}|Failed"), timeout=3 * SLOW)
+        expect(state).to_contain_text(re.compile(f"{word}|Failed"), timeout=1000 * seconds)
         assert word in state.inner_text(), self.run.locator(".rn-message").inner_text()
 
     def step(self) -> int:

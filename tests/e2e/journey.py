@@ -51,8 +51,7 @@ def train(tuning: FinetunePage, tell) -> None:
     tuning.page.wait_for_timeout(1500)
     tuning.page.screenshot(path=DOCS / "finetune.png")
     tell("half of the steps are done")
-    expect(tuning.run.locator(".rn-state")).not_to_contain_text("Running", timeout=900_000)
-    tuning.until_state("Done")
+    tuning.until_state("Done", seconds=900)
     tell("the run is done")
 
 
