@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,7 +97,7 @@ def _store() -> RunStore:
 
 def _line(run: Run) -> list[str]:
     state = run.state if run.folder_exists else f"{run.state}, folder deleted"
-    return [run.id[:8], run.name, state, _when(run.created), str(run.step), _shown(run.best_eval_loss), run.data]
+    return [run.id[:8], run.name, state, _when(run.created), str(run.step), _shown(run.best_eval_loss), Path(run.data).name]
 
 
 def _facts(run: Run) -> list[list[str]]:
