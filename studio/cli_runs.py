@@ -97,7 +97,8 @@ def _store() -> RunStore:
 
 def _line(run: Run) -> list[str]:
     state = run.state if run.folder_exists else f"{run.state}, folder deleted"
-    return [run.id[:8], run.name, state, _when(run.created), str(run.step), _shown(run.best_eval_loss), Path(run.data).name]
+    loss, data = _shown(run.best_eval_loss), Path(run.data).name
+    return [run.id[:8], run.name, state, _when(run.created), str(run.step), loss, data]
 
 
 def _facts(run: Run) -> list[list[str]]:
