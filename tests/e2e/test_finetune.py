@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from studio.backend.bench_viewers import viewers
+from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore, is_alive
+from studio.errors import StudioError
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
 from tests.studio.toy_folder import toy_folder
@@ -163,6 +166,16 @@ def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser)
     expect(tuning.rows.filter(has_text=run_id[:8])).to_have_count(0, timeout=SLOW)
     assert run_id not in [run.id for run in place.store.list()]
     tuning.page.close()
+
+
+def test_a_hundred_pages_watch_a_run_and_all_are_answered(place, monkeypatch):
+    monkeypatch.setenv("STUDIO_HOME", str(place.home))
+    run = place.store.create(Recipe.from_settings({"model": place.model}))
+    place.store.finish(run.id, "done")
+    row = viewers(place.server.url, count=100, seconds=2)["rows"][0]
+    assert row["failed"] == 0 and row["polls"] >= 100
+    with pytest.raises(StudioError, match="No studio answers"):
+        viewers(f"http://127.0.0.1:{free_port()}/", count=1, seconds=1)
 
 
 def test_bad_settings_and_files_are_said_and_make_no_run(tuning, place):
