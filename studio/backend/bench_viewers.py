@@ -1,7 +1,7 @@
-"""`bench viewers`: many pages that watch one run, and ask once a second for the list and for new events.
+"""`bench viewers`: many pages that watch one run: each asks once a second for new events, at times for the list.
 
-    viewers("http://127.0.0.1:7860/", count=100, seconds=60)       # of a studio that runs
-    viewers(None, count=100, seconds=60)                            # of one that is started for it
+    viewers("http://127.0.0.1:7860/", pages=100, seconds=60)       # of a studio that runs
+    viewers(None, pages=100, seconds=60)                            # of one that is started for it
 
 The run may be trained meanwhile; the studio's own process is measured where it was started here.
 """
@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from studio.backend.bench import Report, machine
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
 
+LIST_EVERY = 5
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
 
 
-def viewers(url: str | None, count: int, seconds: int) -> Report:
+def viewers(url: str | None, pages: int, seconds: int) -> Report:
     """Poll p95 in milliseconds, polls that failed, and what the server's memory grew by.
 
     Raises:
@@ -44,19 +46,19 @@ def viewers(url: str | None, count: int, seconds: int) -> Report:
             "There is no run to watch. Start one: `python -m studio train starter/lora_experts data=identity`."
         )
     run = next((each for each in runs if each.state in ("running", "queued")), runs[0])
-    work = {"bench": "viewers", "viewers": count, "seconds": seconds, "run": run.name, "state": run.state}
+    work = {"bench": "viewers", "viewers": pages, "seconds": seconds, "run": run.name, "state": run.state}
     with _studio(url) as (address, process):
-        row = asyncio.run(_watch(address, run.id, count, seconds, process))
+        row = asyncio.run(_watch(address, run.id, pages, seconds, process))
     return {"machine": machine(), "work": work, "rows": [{"system": "jetmoe-studio", **row}]}
 
 
-async def _watch(url: str, run_id: str, count: int, seconds: int, process: psutil.Process | None) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=count)
+async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psutil.Process | None) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=pages)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
         component = await _component(client)
-        await asyncio.gather(*(_view(client, component, run_id, 3) for _ in range(count)))  # every page's first answer
+        await asyncio.gather(*(_view(client, component, run_id, 3) for _ in range(pages)))  # every page's first answer
         before = process.memory_info().rss if process else 0
-        polls = await asyncio.gather(*(_view(client, component, run_id, seconds) for _ in range(count)))
+        polls = await asyncio.gather(*(_view(client, component, run_id, seconds) for _ in range(pages)))
     took = sorted(each for page in polls for each, good in page if good)
     figures = {
         "polls": sum(map(len, polls)),
@@ -75,12 +77,16 @@ async def _view(client: httpx.AsyncClient, component: int, run_id: str, seconds:
     await asyncio.sleep(random.random())  # pages are not opened at the same moment
     session, seen, took = uuid.uuid4().hex, 0, []
     end = time.monotonic() + seconds
-    while (begun := time.monotonic()) < end:
-        for name, data in (("run_list", None), ("run_events", [run_id, seen])):
+    for number in count():
+        begun = time.monotonic()
+        if begun >= end:
+            break
+        # As `studio/ui/runs/runs.js` does.
+        asked = [("run_events", [run_id, seen])] + [("run_list", None)] * (number % LIST_EVERY == 0)
+        for name, data in asked:
             start = time.monotonic()
-            answer = await _ask(
-                client, {"fn_name": name, "data": data, "component_id": component, "session_hash": session}
-            )
+            body = {"fn_name": name, "data": data, "component_id": component, "session_hash": session}
+            answer = await _ask(client, body)
             took.append((time.monotonic() - start, answer is not None))
             events = (answer or {}).get("events") or []
             seen = events[-1]["seq"] if events else seen

@@ -75,12 +75,12 @@ class FinetunePage:
         text = self.figure("Step").inner_text()
         return int(re.match(r"[\d,]+", text)[0].replace(",", ""))  # type: ignore[index]
 
-    def until_step(self, step: int) -> None:
+    def until_step(self, step: int, seconds: int = 180) -> None:
         self.page.wait_for_function(
             """step => [...document.querySelectorAll(".rn-figures div")].some(({ firstChild, lastChild }) =>
                  firstChild.textContent === "Step" && parseInt(lastChild.textContent.replace(",", "")) >= step)""",
             arg=step,
-            timeout=3 * SLOW,
+            timeout=1000 * seconds,
         )
 
     def figure(self, name: str) -> Locator:

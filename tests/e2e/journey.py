@@ -47,7 +47,7 @@ def train(tuning: FinetunePage, tell) -> None:
     tuning.page.locator("#run-name input, #run-name textarea").first.fill("Jet")
     tuning.begin(max_steps=STEPS)
     tell("the run is in the queue")
-    tuning.until_step(STEPS // 2 + 1)
+    tuning.until_step(STEPS // 2 + 1, seconds=900)
     tuning.page.wait_for_timeout(1500)
     tuning.page.screenshot(path=DOCS / "finetune.png")
     tell("half of the steps are done")

@@ -172,10 +172,10 @@ def test_a_hundred_pages_watch_a_run_and_all_are_answered(place, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(place.home))
     run = place.store.create(Recipe.from_settings({"model": place.model}))
     place.store.finish(run.id, "done")
-    row = viewers(place.server.url, count=100, seconds=2)["rows"][0]
+    row = viewers(place.server.url, pages=100, seconds=2)["rows"][0]
     assert row["failed"] == 0 and row["polls"] >= 100
     with pytest.raises(StudioError, match="No studio answers"):
-        viewers(f"http://127.0.0.1:{free_port()}/", count=1, seconds=1)
+        viewers(f"http://127.0.0.1:{free_port()}/", pages=1, seconds=1)
 
 
 def test_bad_settings_and_files_are_said_and_make_no_run(tuning, place):

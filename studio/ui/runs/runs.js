@@ -13,7 +13,7 @@ const page = createRunPage(act, close);
 const comparison = createComparison(() => list.untick());
 const detail = el("div", { class: "rn-detail" }, gone, nothing, page.root, comparison.root);
 element.querySelector(".rn-panes").append(list.root, detail);
-let opened = "", rows = new Map(), answeredFor = new Set(), deleted = "", hurriedUntil = 0;
+let opened = "", rows = new Map(), listedAt = 0, answeredFor = new Set(), deleted = "", hurriedUntil = 0;
 
 const poll = createPoll(ask, (text) => {
   trouble.hidden = !text;
@@ -21,16 +21,23 @@ const poll = createPoll(ask, (text) => {
 });
 
 async function ask() {
-  const listed = await answerOf(server.run_list());
-  notice.hidden = !listed.notice;
-  setText(notice, listed.notice);
-  announce(listed.runs);
-  list.show(listed.runs);
-  root.toggleAttribute("data-empty", !listed.runs.length);
+  if (!opened || isComparing() || isHurried() || Date.now() - listedAt >= SLOW) await askList();
   for (const id of wanted()) await fetchEvents(id);
+  const row = known.get(opened)?.row;
+  if (row) showRows([...rows.values()].map((each) => (each.id === row.id ? row : each)));
   if (isComparing()) await comparison.ask(compared());
   show();
-  return listed.runs.some(isAlive) || isHurried() ? FAST : SLOW;
+  return [...rows.values()].some(isAlive) || isHurried() ? FAST : SLOW;
+}
+
+// Who watches one run gets its row with its events, so the others are asked for less often.
+async function askList() {
+  const listed = await answerOf(server.run_list());
+  listedAt = Date.now();
+  notice.hidden = !listed.notice;
+  setText(notice, listed.notice);
+  root.toggleAttribute("data-empty", !listed.runs.length);
+  showRows(listed.runs);
 }
 
 // The server reads the list once a second, so what was just done shows a little later.
@@ -124,10 +131,15 @@ function addressOf(name, id) {
   return url;
 }
 
+function showRows(runs) {
+  announce(runs);
+  list.show(runs);
+  rows = new Map(runs.map((run) => [run.id, run]));
+}
+
 function announce(runs) {
   const changed = runs.filter((run) => rows.has(run.id) && rows.get(run.id).state !== run.state);
   if (changed.length) said.textContent = changed.map((run) => `${run.name}: ${STATES[run.state]}`).join(". ");
-  rows = new Map(runs.map((run) => [run.id, run]));
 }
 
 new ResizeObserver(() => {
