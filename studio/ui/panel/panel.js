@@ -1,7 +1,10 @@
 // The routing panel: controls, the shared trace, and the views that registered themselves before this script.
+const of = element.querySelector(".rp-root").dataset.of;
 const panel = {
+  // Radio buttons of one name are one group in the whole page, and a page has several panels.
+  group: (name) => `${name}-${of}`,
   trace: createTrace(),
-  settings: { layer: 0, kind: 0, single: false, scope: "answer" },
+  settings: { layer: 0, kind: 0, single: false, scope: of },
   focused: null,
   pinned: null,
   unitName: () => (panel.single() ? "expert" : panel.trace.tied ? "copy" : "expert"),
@@ -75,7 +78,7 @@ compare.firstElementChild.addEventListener("click", () => trigger("compare", { a
 
 function showKinds() {
   kinds.replaceChildren(...panel.trace.kinds.map((name, index) => {
-    const input = el("input", { type: "radio", name: "rp-kind", value: String(index) });
+    const input = el("input", { type: "radio", name: panel.group("rp-kind"), value: String(index) });
     input.checked = index === panel.settings.kind;
     input.addEventListener("change", () => {
       panel.settings.kind = index;
