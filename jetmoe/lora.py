@@ -62,7 +62,8 @@ KINDS = {
     "kv_proj": ("kv_proj.weight",),
     "routers": ("router.layer.weight",),
     "norms and biases": ("norm.weight", "bias"),
-    "embeddings and head": ("embed_tokens.weight", "lm_head.weight", "score.weight"),
+    "embeddings and head": ("embed_tokens.weight", "lm_head.weight"),
+    "score head": ("score.weight",),
 }
 # What a foreign adapter's configuration may say, and what must be at its default; nothing else in it is looked at.
 KEPT = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
@@ -77,6 +78,9 @@ AT_DEFAULT = (
     "kasa_config",
 )
 MAX_RANK = 512
+# Of an adapter that classifies: what PEFT calls its head in `modules_to_save`, and the head among the weights.
+HEADS = {"score", "classifier"}
+HEAD = "base_model.model.score.weight"
 
 
 class AdapterError(ValueError):
@@ -85,6 +89,8 @@ class AdapterError(ValueError):
 
 def lora_config(preset: str, r: int = 16, lora_alpha: float = 32, task_type: str = "CAUSAL_LM") -> peft.LoraConfig:
     """The PEFT configuration of a preset of `PRESETS`, or of several joined by "+".
+
+    With task_type "SEQ_CLS" the head of a JetMoeForSequenceClassification is trained whole and saved with the adapter.
 
     Raises:
         AdapterError: no such preset.
@@ -100,6 +106,7 @@ def lora_config(preset: str, r: int = 16, lora_alpha: float = 32, task_type: str
         target_modules=sorted(modules),
         target_parameters=sorted(parameters) or None,
         task_type=task_type,
+        modules_to_save=["score"] if task_type == "SEQ_CLS" else None,
     )
 
 
@@ -170,20 +177,24 @@ class Adapters:
         self._modules: dict[str, str] = {}
         self._fresh = (f"adapter_{i}" for i in count())
         self.used: str | None = None
+        self.classifiers: set[str] = set()
+        """The names of those that come with a classification head."""
 
     @property
     def names(self) -> list[str]:
         return list(self._modules)
 
     def load(self, folder: Path | str, name: str) -> None:
-        """Reads PEFT's files; the adapter is not used yet. One of the same name is replaced.
+        """Reads PEFT's files; the adapter is not used yet. One of the same name is replaced. A classification head is
+        left out: `read_head` has it.
 
         Raises:
             AdapterError: it is no adapter, not of this model, or asks for what is not supported.
         """
-        config = read_config(folder)
+        config = read_config(folder, with_head=True)
         check_weights(folder, config, self._model)  # before anything of the sizes that it asks for is built
         weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
+        has_head = weights.pop(HEAD, None) is not None
         with _quiet():
             if self._adapted is None:
                 self._adapted = peft.PeftModel(self._model, _widened(config), adapter_name=module)
@@ -193,6 +204,8 @@ class Adapters:
         if name in self.names:
             self.remove(name)
         self._modules[name] = module
+        if has_head:
+            self.classifiers.add(name)
         self.use(self.used)
 
     def use(self, name: str | None) -> None:
@@ -216,6 +229,7 @@ class Adapters:
         module = self._module(name)
         self.used = None if self.used == name else self.used
         del self._modules[name]
+        self.classifiers.discard(name)
         self._delete(module)
 
     def _module(self, name: str) -> str:
@@ -233,8 +247,11 @@ class Adapters:
             self._adapted = None
 
 
-def read_config(folder: Path | str) -> peft.LoraConfig:
+def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
     """An adapter's configuration, rewritten to the settings that are known here.
+
+    Args:
+        with_head: whether it may have a classification head; without one it answers.
 
     Raises:
         AdapterError: there is none, it is not LoRA, or it asks for what is not supported.
@@ -249,6 +266,10 @@ def read_config(folder: Path | str) -> peft.LoraConfig:
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         raise AdapterError(f"What {CONFIG} describes is not a LoRA adapter; only LoRA is supported.")
     stored = {name: value for name, value in stored.items() if value is not None}
+    if _has_head(stored):
+        if not with_head:
+            raise AdapterError("This adapter has a classification head: it sorts texts by labels and answers nothing.")
+        del stored["modules_to_save"]
     if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
         raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
     if odd := [name for name, value in stored.items() if not _is_sound(name, value)]:
@@ -262,6 +283,24 @@ def read_config(folder: Path | str) -> peft.LoraConfig:
         raise AdapterError(f"The adapter's ranks must be whole numbers from 1 to {MAX_RANK}, not {str(ranks)[:99]}.")
     kept = {name: stored[name] for name in KEPT if name in stored}
     return peft.LoraConfig(target_modules=modules, target_parameters=parameters or None, **kept)
+
+
+def read_head(folder: Path | str) -> Tensor:
+    """The classification head of an adapter, fp32 `[labels, D]`.
+
+    Raises:
+        AdapterError: it has none, or its file is damaged.
+    """
+    shape = _stored_shapes(Path(folder)).get(HEAD)
+    if shape is None or len(shape) != 2:
+        raise AdapterError("This adapter has no classification head: it answers. Pick one that classifies.")
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
+        return weights.get_tensor(HEAD).float()
+
+
+def _has_head(stored: dict[str, Any]) -> bool:
+    names = stored.get("modules_to_save")
+    return isinstance(names, list) and "score" in names and all(name in HEADS for name in names)
 
 
 def _is_sound(name: str, value: Any) -> bool:
@@ -313,6 +352,7 @@ def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module)
         AdapterError: there is no sound file, or its tensors are others.
     """
     stored = _stored_shapes(Path(folder))
+    stored.pop(HEAD, None)
     absent = tuple(name.removesuffix(".weight") for name in _absent(config))
     needed = {
         name: shape

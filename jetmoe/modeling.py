@@ -337,13 +337,13 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast | tuple:
-        """Args beyond those of the decoder: labels `[B]`, class ids or (num_labels 1) numbers.
+        """Args beyond those of the decoder: labels `[B]`, class ids or (num_labels 1) numbers, or `[B, num_labels]`.
 
         Returns:
             logits `[B, num_labels]` and, where labels are given, the loss.
 
         Raises:
-            ValueError: a batch of several rows and no pad_token_id in the configuration.
+            ValueError: a batch of several rows with neither attention_mask nor pad_token_id in the configuration.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -358,8 +358,10 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, S, D]
-        last = self._last_token(input_ids, hidden)  # [B]
-        logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last])  # [B, labels]
+        last = self._last_token(input_ids, attention_mask, hidden)  # [B]
+        # A head that is being trained is in fp32, whatever the decoder is in.
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].to(self.score.weight.dtype)  # [B, D]
+        logits = self.score(pooled)  # [B, labels]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
@@ -372,9 +374,12 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         )
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
 
-    def _last_token(self, input_ids: Tensor | None, hidden: Tensor) -> Tensor:
-        """Index of each row's last token that is not padding `[B]`; of its last one where ids are unknown."""
+    def _last_token(self, input_ids: Tensor | None, mask: Tensor | None, hidden: Tensor) -> Tensor:
+        """Index of each row's last token that is not padding `[B]`: by the mask; without one by its id, which must then
+        be no token of a text's end; of its last one where ids are unknown."""
         batch, length = hidden.shape[:2]
+        if mask is not None and mask.ndim == 2:
+            return (torch.arange(length, device=hidden.device) * (mask[:, -length:] != 0)).argmax(-1)
         if self.config.pad_token_id is None and batch > 1:
             raise ValueError("Classifying several rows at once needs pad_token_id in the configuration; set it.")
         if self.config.pad_token_id is None or input_ids is None:

@@ -28,7 +28,7 @@ import typer
 
 from studio.cli_classify import classify_app
 from studio.cli_runs import Json, runs_app
-from studio.cli_train import resume, train
+from studio.cli_train import resume, train, train_classifier
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(classify_app, name="classify")
 app.add_typer(runs_app, name="runs")
 app.command()(train)
+classify_app.command("train")(train_classifier)
 runs_app.command()(resume)
 
 Precision = Annotated[
@@ -352,6 +353,23 @@ def bench_train(
     from studio.backend.bench import table, train
 
     report = train(model, weights or ["bf16"], batch, length, rank, threads, repeats, shape)
+    print(json.dumps(report) if as_json else table(report))
+
+
+@bench_app.command("classify")
+def bench_classify(
+    model: Model = "starter",
+    weights: Annotated[list[str] | None, typer.Option(help="bf16, nf4, fp32; repeatable.")] = None,
+    rows: int = 128,
+    batch: int = 16,
+    threads: int = 2,
+    repeats: int = 3,
+    as_json: Json = False,
+) -> None:
+    """Texts through a classification head, against transformers' text-classification pipeline."""
+    from studio.backend.bench import classify, table
+
+    report = classify(model, weights or ["bf16"], rows, batch, threads, repeats)
     print(json.dumps(report) if as_json else table(report))
 
 

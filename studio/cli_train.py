@@ -2,6 +2,7 @@
 
 python -m studio train recipes/starter/lora_experts.yaml data=devils-dictionary
 python -m studio train starter/lora_all data=rows.csv max_steps=200 --dry-run
+python -m studio classify train starter/classify data=reviews.csv
 accelerate launch --config_file recipes/accelerate/ddp.yaml -m studio train jetmoe-8b/qlora_all data=rows.jsonl
 """
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from studio.backend.events import TrainEvent
     from studio.backend.runs import Run
 
+EVALUATED = {
+    "eval_loss": "loss", "eval_accuracy": "accuracy", "eval_macro_f1": "macro-F1",
+    "eval_mean_absolute_error": "mean absolute error", "eval_r2": "R²",
+}  # fmt: skip
 Settings = Annotated[list[str] | None, typer.Argument(help="setting=value pairs that stand above the recipe's.")]
 
 
@@ -43,6 +48,19 @@ def train(
 
     run = training.start(chosen, name, show=_nothing if as_json else _show)
     _print_run(run, as_json)
+
+
+def train_classifier(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")],
+    settings: Settings = None,
+    name: Annotated[str, typer.Option(help="What the run is called in lists.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would train, and what it takes; then end.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tunes a classification head with a LoRA adapter by a recipe: `train` with task=classify."""
+    train(recipe, [*(settings or []), "task=classify"], name, dry_run, as_json)
 
 
 def resume(run: RunId, as_json: Json = False) -> None:
@@ -73,7 +91,10 @@ def _print_run(run: Run, as_json: bool) -> None:
     if as_json:
         print(json.dumps(run.row()))
         return
-    print(f"{run.message}\nAdapter: {run.adapter}\nChat: python -m studio chat --adapter {run.id[:8]}")
+    use = f"Chat: python -m studio chat --adapter {run.id[:8]}"
+    if run.recipe().task == "classify":
+        use = f"Classify: python -m studio classify predict --adapter {run.id[:8]} TEXT"
+    print(f"{run.message}\nAdapter: {run.adapter}\n{use}")
 
 
 def _nothing(event: TrainEvent) -> None:
@@ -100,7 +121,8 @@ def _line(event: TrainEvent) -> str:
                 f"{values['memory_gib']:.1f} GiB  {duration(values['left_s'])} left"
             )
         case "eval":
-            return f"step {event.step:5}  held-out loss {values['eval_loss']:.4f}"
+            figures = [f"{name} {values[key]:.4f}" for key, name in EVALUATED.items() if values.get(key) is not None]
+            return f"step {event.step:5}  held-out {', '.join(figures)}"
         case "routing":
             return f"step {event.step:5}  routing: {values['flip_rate']:.1%} of strongest experts changed"
         case "sample":

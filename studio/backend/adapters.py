@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -80,15 +80,16 @@ class Found(NamedTuple):
         return (self.run or self.upload or self.folder).name
 
 
-def choices(model_id: str) -> list[Choice]:
-    """The adapters that fit the model: those of runs, the latest first, then the uploaded ones, the latest first."""
+def choices(model_id: str, task: Literal["chat", "classify"] = "chat") -> list[Choice]:
+    """The adapters of a task that fit the model: those of runs, the latest first, then the uploaded ones, which all
+    chat, the latest first."""
     runs = [run for run in RunStore().list() if _is_there(run.adapter)]
     uploads = _list_uploads()
     models = {run.model for run in runs} | {upload.model for upload in uploads}
-    fits = {model: _is_same(model, model_id) for model in models}
+    fits = {model: is_same_model(model, model_id) for model in models}
     return [
-        *(Choice(run.id, _title(run)) for run in runs if fits[run.model]),
-        *(Choice(upload.id, upload.name) for upload in uploads if fits[upload.model]),
+        *(Choice(run.id, _title(run)) for run in runs if fits[run.model] and _task(run.adapter) == task),
+        *(Choice(upload.id, upload.name) for upload in uploads if fits[upload.model] and task == "chat"),
     ]
 
 
@@ -140,7 +141,7 @@ def find_id(adapter_id: str) -> Found:
 
 def require_model(found: Found, model_id: str) -> None:
     """Raises StudioError: the run that made the adapter trained another model, or it was uploaded for another."""
-    if found.model is None or _is_same(found.model, model_id):
+    if found.model is None or is_same_model(found.model, model_id):
         return
     made = f"Run {found.run.id[:8]} was trained on" if found.run else "This adapter was uploaded for"
     raise StudioError(
@@ -153,7 +154,8 @@ def _title(run: Run) -> str:
     return run.name if loss is None else f"{run.name} (held-out loss {loss:.3f})"
 
 
-def _is_same(model: str, other: str) -> bool:
+def is_same_model(model: str, other: str) -> bool:
+    """Whether two names of the catalog, or paths, mean one model."""
     if model == other:
         return True
     with suppress(StudioError):  # the catalog knows one of them no more
@@ -165,6 +167,18 @@ def _folder_of(model_id: str) -> Path:
     """Of a hub model that is not here, a name that no other has."""
     folder = catalog.path(model_id) or Path("hub", catalog.entry(model_id).source)
     return folder.resolve()
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the adapter in that folder has a classification head; one that can't be read has none."""
+    with suppress(OSError, ValueError, RecursionError):
+        stored = json.loads((folder / CONFIG).read_text())
+        return isinstance(stored, dict) and "score" in (stored.get("modules_to_save") or [])
+    return False
+
+
+def _task(folder: Path) -> str:
+    return "classify" if is_classifier(folder) else "chat"
 
 
 def _is_there(folder: Path) -> bool:

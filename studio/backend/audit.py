@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jetmoe.lora import AuditRow, audit
 from studio.backend import shards
-from studio.backend.packing import Collator
+from studio.backend.labelled import shown
 from studio.backend.prepare import Prepared, processes
 from studio.backend.rendering import Rendered, preview
 
@@ -61,11 +61,13 @@ def table(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     data, forecast = report["data"], report["forecast"]
+    what = f"of which {data['trained_tokens']:,} are trained"
+    if "labels" in data:
+        what = f"{data['problem']}: " + ", ".join(f"{name} ({count:,})" for name, count in data["labels"].items())
     lines += [
         "",
-        f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, of "
-        f"which {data['trained_tokens']:,} are trained; {data['train_rows']:,} rows to train on, "
-        f"{data['held_out_rows']:,} held out.",
+        f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, "
+        f"{what}; {data['train_rows']:,} rows to train on, {data['held_out_rows']:,} held out.",
         f"Tokens of an example: {_histogram(data['edges'], data['counts'])}",
         "The first, trained where marked: " + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
         f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} are free.",
@@ -93,6 +95,9 @@ def total_steps(prepared: Prepared) -> int:
 
 def _example(prepared: Prepared) -> list[tuple[str, bool]]:
     """The first row as the model sees it, in spans of (text, whether it is trained)."""
+    if prepared.data.labels is not None:
+        text, target = prepared.data.train[0]
+        return [(str(prepared.tokenizer.decode(text)), False), (shown(prepared.data.labels, target), True)]
     token_ids, trained = prepared.data.train[0][0]
     return preview(prepared.tokenizer, Rendered([*token_ids], [*trained], cut=False))
 
@@ -147,19 +152,18 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
 def _trial(prepared: Prepared) -> tuple[float, int, float]:
     """Seconds of a batch, bytes kept for its backward pass, and its tokens; nothing is trained."""
     model, recipe = prepared.model, prepared.recipe
-    collate = Collator(pad_id(prepared.tokenizer))
-    rows = prepared.data.train
+    rows = _trial_rows(prepared)
     model.train()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     seconds, kept, tokens = [], 0, []
     for step in range(TRIAL_STEPS):
         features = [rows[(step * recipe.batch_size + i) % len(rows)] for i in range(recipe.batch_size)]
-        batch = {name: values.to(prepared.base.device) for name, values in collate(features).items()}
+        batch = {name: values.to(prepared.base.device) for name, values in prepared.collate(features).items()}
         start = time.perf_counter()
         keeping = _Kept()
         with keeping:
-            loss = model(**batch, use_cache=False, skip_logits=True).loss
+            loss = prepared.loss(batch)
         loss.backward()
         loss.item()  # a GPU is done only now
         seconds.append(time.perf_counter() - start)
@@ -168,6 +172,14 @@ def _trial(prepared: Prepared) -> tuple[float, int, float]:
         model.zero_grad(set_to_none=True)
     # The first step also makes buffers and compiles kernels.
     return statistics.median(seconds[1:]), kept, statistics.mean(tokens[1:])
+
+
+def _trial_rows(prepared: Prepared) -> list[Any]:
+    """Where rows are grouped by length, the first batch is the longest: it says what memory is needed."""
+    rows = prepared.data.train
+    if prepared.data.labels is None:
+        return rows
+    return [*sorted(rows, key=lambda row: -len(row[0]))[: prepared.recipe.batch_size], *rows]
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
@@ -186,11 +198,6 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
     @property
     def bytes(self) -> int:
         return sum(self.storages.values())
-
-
-def pad_id(tokenizer: Any) -> int:
-    """Of padding nothing is read, so any token will do where the tokenizer names none."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 def _free_gib() -> float:

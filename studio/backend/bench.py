@@ -37,6 +37,7 @@ COLUMNS = {
     "decode_tok_s": "decode tok/s",
     "ttft_s": "first token s",
     "train_tok_s": "train tok/s",
+    "rows_s": "texts/s",
     "load_s": "load s",
     "bandwidth": "of bandwidth",
     "polls": "polls",
@@ -109,6 +110,18 @@ def train(
             "threads": threads, "repeats": repeats}  # fmt: skip
     runs = [(system, kind) for kind in _known(weights) for system in ["jetmoe-studio", CHECKPOINTED, "transformers"]]
     return _report(work, runs, model_id, shape)
+
+
+def classify(model_id: str, weights: list[str], rows: int, batch: int, threads: int, repeats: int) -> Report:
+    """Texts of a bundled sample through a head of four labels, against transformers' pipeline on its own JetMoE; other
+    arguments as of `generate`.
+
+    Args:
+        rows, batch: how many texts there are, and how many go through at once.
+    """
+    work = {"bench": "classify", "model": model_id, "rows": rows, "batch": batch, "threads": threads,
+            "repeats": repeats}  # fmt: skip
+    return _report(work, [(system, kind) for kind in _known(weights) for system in PEERS], model_id, None)
 
 
 def _known(weights: list[str]) -> list[str]:

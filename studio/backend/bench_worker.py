@@ -30,6 +30,11 @@ def main(work: Work) -> dict[str, Any]:
         return bench_load(work)
     if work["bench"] == "train":
         return {**bench_training.train(load_model(work)[0], work, synchronize), "peak_gib": peak_gib()}
+    if work["bench"] == "classify":
+        from studio.backend import bench_classifying
+
+        speeds = bench_classifying.classify(work, DTYPES[work["weights"]], device(), synchronize)
+        return {**speeds, "peak_gib": peak_gib()}
     if work["system"] == "llama.cpp":
         return bench_llama_cpp(work)
     model, _ = load_model(work)

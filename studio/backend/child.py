@@ -9,6 +9,7 @@ Arguments are a list, output goes to a file that nobody has to read, and the env
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import psutil
 
 from studio.errors import StudioError
 
+logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 # What Python, its libraries and the devices are told by; a token or a cloud's key is in none of them.
 KEPT = {
@@ -74,7 +76,10 @@ def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) ->
         output.seek(0)
         errors.seek(0)
         if code:
-            raise StudioError(_sentence(code, errors.read().decode(errors="replace")))
+            said = errors.read().decode(errors="replace")
+            if code not in (2, -signal.SIGKILL):
+                logger.error("%s ended with code %d:\n%s", " ".join(arguments[:4]), code, said[-4000:])
+            raise StudioError(_sentence(code, said))
         return json.loads(output.read().decode().splitlines()[-1])
 
 

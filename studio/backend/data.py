@@ -20,6 +20,7 @@ from pathlib import Path
 
 from studio.backend.download import sha256
 from studio.backend.formats import Format, Messages
+from studio.backend.recipe import Recipe
 from studio.backend.rows import BadRow, Limits, Problem, Row, Rows
 from studio.errors import StudioError
 from studio.registry import discover
@@ -46,9 +47,11 @@ class DataSettings:
     """skip leaves bad rows out and lists them; stop ends with the list."""
     limits: Limits = field(default_factory=Limits)
     """How much is read at most."""
+    task: str = "chat"
+    """What the rows are to teach, which says among which formats to look."""
 
     def __post_init__(self) -> None:
-        names = ["auto", *(each.name for each in formats())]
+        names = ["auto", *(each.name for each in formats(self.task))]
         problems = []
         if self.format not in names:
             problems.append(f"format must be one of {', '.join(names)}, not {self.format!r}")
@@ -64,6 +67,8 @@ class DataSettings:
 class Example:
     line: int
     messages: Messages
+    labels: tuple[str, ...] = ()
+    """As they are written in the file; only of labelled texts."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Dataset:
             raise StudioError(f"eval_share must be at least 0 and below 1, not {eval_share!r}.")
         groups: dict[bytes, list[int]] = {}
         for i, example in enumerate(self.examples):
-            groups.setdefault(_digest(_prompt(example.messages)), []).append(i)
+            groups.setdefault(digest(_prompt(example.messages)), []).append(i)
         held_out = _drawn(list(groups.values()), eval_share, seed)
         train = [example for i, example in enumerate(self.examples) if i not in held_out]
         return train, [self.examples[i] for i in sorted(held_out)]
@@ -110,12 +115,17 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Data
     probed = _probe(stream)
     format, columns, notices = _detect(path, probed, settings)
     examples, bad_rows = _convert(chain(probed, stream), format, columns)
-    if not examples:
-        raise _no_good_row(path, bad_rows)
-    if bad_rows and settings.on_bad_rows == "stop":
-        raise StudioError(f"{path.name} has {len(bad_rows):,} bad rows; on_bad_rows is stop.\n{_first(bad_rows)}")
+    check_rows(path, examples, bad_rows, settings.on_bad_rows)
     notices += tuple(rows.notices)
     return Dataset(path, sha256(path), format.name, columns, examples, bad_rows, notices, _duplicates(examples))
+
+
+def check_rows(path: Path, examples: list[Example], bad_rows: list[BadRow], on_bad_rows: str) -> None:
+    """Raises StudioError: there is no good row, or a bad one where `on_bad_rows` is stop."""
+    if not examples:
+        raise _no_good_row(path, bad_rows)
+    if bad_rows and on_bad_rows == "stop":
+        raise StudioError(f"{path.name} has {len(bad_rows):,} bad rows; on_bad_rows is stop.\n{_first(bad_rows)}")
 
 
 def column_names(name_or_path: str | Path) -> list[str]:
@@ -143,8 +153,14 @@ def resolve(name_or_path: str | Path) -> Path:
     raise StudioError(f"There is no file {str(path)[:200]!r}. Give its path, or a sample: {', '.join(SAMPLES)}.")
 
 
-def formats() -> list[Format]:
-    return discover("studio.backend.formats", "FORMAT")
+def formats(task: str | None = None) -> list[Format]:
+    """All of them, or those of a task."""
+    return [each for each in discover("studio.backend.formats", "FORMAT") if task in (None, each.task)]
+
+
+def settings_of(recipe: Recipe) -> DataSettings:
+    """How the recipe wants its file to be read; errors as of `DataSettings`."""
+    return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, task=recipe.task)
 
 
 def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
@@ -166,12 +182,12 @@ def _detect(
     rows = [row.cells for row in probed if isinstance(row, Row)]
     if missing := [name for name in settings.columns.values() if name not in names]:
         raise StudioError(f"{path.name} has no column {_listed(missing)}. Choose from {_listed(names)}.")
-    for format in formats():
+    for format in formats(settings.task):
         columns = format.locate(names, settings.columns) if settings.format in ("auto", format.name) else None
         if columns and (settings.format != "auto" or any(format.fits(format.cells(row, columns)) for row in rows)):
             unused = [name for name in names if name not in columns.values()]
             return format, columns, (f"Columns that are not used: {_listed(unused)}.",) if unused else ()
-    raise _no_format(path, names, settings.format)
+    raise _no_format(path, names, settings)
 
 
 def _names(path: Path, probed: list[Row | BadRow]) -> list[str]:
@@ -181,11 +197,12 @@ def _names(path: Path, probed: list[Row | BadRow]) -> list[str]:
     return list(dict.fromkeys(chain(*rows)))
 
 
-def _no_format(path: Path, names: list[str], wanted: str) -> StudioError:
-    known = [f"{each.name} ({each.help})" for each in formats() if wanted in ("auto", each.name)]
+def _no_format(path: Path, names: list[str], settings: DataSettings) -> StudioError:
+    known = [f"{each.name} ({each.help})" for each in formats(settings.task) if settings.format in ("auto", each.name)]
+    such = "{text: Review, label: Stars}" if settings.task == "classify" else "{prompt: Question, completion: Answer}"
     return StudioError(
         f"The columns of {path.name} ({_listed(names)}) don't make up {' or '.join(known)}. Rename them, or say in "
-        "`columns` which one fills which field, as in {prompt: Question, completion: Answer}."
+        f"`columns` which one fills which field, as in {such}."
     )
 
 
@@ -203,7 +220,8 @@ def _convert(
             bad_rows.append(row)
             continue
         try:
-            examples.append(Example(row.line, format.convert(row.cells, columns)))
+            messages = format.convert(row.cells, columns)
+            examples.append(Example(row.line, messages, format.labels_of(row.cells, columns)))
         except Problem as problem:
             bad_rows.append(BadRow(row.line, *problem.args))
     return examples, bad_rows
@@ -219,14 +237,15 @@ def _first(bad_rows: list[BadRow]) -> str:
 
 
 def _duplicates(examples: list[Example]) -> int:
-    return len(examples) - len({_digest(example.messages) for example in examples})
+    return len(examples) - len({digest(example.messages) for example in examples})
 
 
 def _prompt(messages: Messages) -> Messages:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def _digest(messages: Messages) -> bytes:
+def digest(messages: Messages) -> bytes:
+    """The same for all that say the same, but for case and spaces."""
     said = [(message["role"], " ".join(message["content"].split()).casefold()) for message in messages]
     return hashlib.sha256(json.dumps(said).encode()).digest()
 

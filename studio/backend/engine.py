@@ -206,6 +206,7 @@ class Engine:
             decoder, tokenizer = self._ready()
             prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
             yield from self._switch(adapter)
+            self._require_answers(adapter)
             with memory.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
                 yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
 
@@ -229,9 +230,7 @@ class Engine:
             return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
 
     @contextmanager
-    def turn(
-        self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[Turn | None]:
+    def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
         """The model for one piece of other work than an answer, such as a batch to classify; all others wait until the
         block is left. None where it was cancelled while it stood in line.
 
@@ -266,6 +265,12 @@ class Engine:
         self._ensure(adapter, missing)
         if adapter != self._adapters.used:
             self._decoder.change_model(partial(self._adapters.use, adapter))
+
+    def _require_answers(self, adapter: str | None) -> None:
+        """Raises StudioError: what the adapter learned is to classify."""
+        assert self._adapters is not None
+        if adapter in self._adapters.classifiers:
+            raise StudioError("This adapter classifies texts and answers nothing. Pick another, or classify with it.")
 
     def _missing(self, adapter: str | None) -> Found | None:
         """What must be loaded for that adapter to answer; None where nothing must.

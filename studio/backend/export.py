@@ -29,12 +29,16 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from jetmoe import JetMoeForCausalLM
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.loading import CheckpointError, is_4bit, load, stored_tensors
-from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters, merge, read_config
+from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters, merge, read_config, read_head
 from studio.backend import catalog, memory
-from studio.backend.adapters import Found, find, require_model
+from studio.backend.adapters import Found, find, is_classifier, require_model
+from studio.backend.classification import labels_of
 from studio.backend.download import Progress, reading, require_space
+from studio.backend.labelled import Labels
+from studio.backend.packing import pad_id
+from studio.backend.prepare import labelled_config
 from studio.backend.probe import MAX_TOKENS, TEXT
 from studio.backend.prompt import encode_plain
 from studio.backend.runs import Run
@@ -44,10 +48,14 @@ from studio.errors import StudioError
 # The studio reports progress itself.
 transformers_logging.disable_progress_bar()
 PROOF = "merge_proof.json"
+# Measures of a classifier of which more is better.
+HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2": "held-out R²"}
 # How far from base and adapter a merged model may be, in parts of the change that the adapter makes. Rounding to the
 # stored precision is in it; below one half, it is nearer to base and adapter than to the base.
 TOLERANCE = {"bf16": 0.25, "nf4": 0.5}
 LARGEST_CARD = 1 << 20
+# Beside the adapter of a classifier: it names the labels.
+MODEL_CONFIG = "config.json"
 # Where the card's examples load from, until it is known.
 PLACE = "THIS FOLDER"
 
@@ -89,7 +97,8 @@ def export(
     base = _Base.of(found, model)
     if four_bit and not merge:
         raise StudioError("Only a merged model is written in 4 bits, not an adapter: merge too, or leave out 4 bits.")
-    merging = _Merge(found.folder, base, "nf4" if four_bit else "bf16", progress) if merge else None
+    labels = _labels(found.folder)
+    merging = _Merge(found.folder, base, "nf4" if four_bit else "bf16", progress, labels) if merge else None
     with _whole(target, _bytes_needed(found, merging)) as folder:
         try:
             proof = merging.write(folder) if merging else None
@@ -165,13 +174,24 @@ def _bytes_needed(found: Found, merging: _Merge | None) -> int:
 
 def _write_adapter(found: Found, base: _Base, folder: Path) -> None:
     """Raises AdapterError, StudioError: it can't be read or written."""
-    read_config(found.folder)
+    read_config(found.folder, with_head=True)
     _check_weights(found.folder)
     config = json.loads((found.folder / CONFIG).read_text())
     config["base_model_name_or_path"] = base.entry.id
     with _writing(folder):
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         shutil.copyfile(found.folder / WEIGHTS, folder / WEIGHTS)
+        if is_classifier(found.folder):
+            shutil.copyfile(found.folder / MODEL_CONFIG, folder / MODEL_CONFIG)
+
+
+def _labels(folder: Path) -> Labels | None:
+    """What a classifier tells apart. Raises StudioError: it doesn't say."""
+    if not is_classifier(folder):
+        return None
+    if not (folder / MODEL_CONFIG).is_file():
+        raise StudioError(f"{folder.name} doesn't say what its labels are: there is no {MODEL_CONFIG} in it.")
+    return labels_of(JetMoeConfig.from_pretrained(folder))
 
 
 def _check_weights(folder: Path) -> None:
@@ -195,6 +215,8 @@ class _Merge:
     base: _Base
     precision: Literal["bf16", "nf4"]
     progress: Progress
+    labels: Labels | None = None
+    """Of a classifier."""
 
     def write(self, folder: Path) -> dict[str, Any]:
         """The proof. Raises AdapterError, CheckpointError, StudioError: it can't be merged or written, or it fails."""
@@ -203,19 +225,24 @@ class _Merge:
             raise StudioError(f"{self.base.entry.id} is in 4 bits: merge in 4 bits (--four-bit), or name a 16-bit one.")
         tokenizer = AutoTokenizer.from_pretrained(path)
         ids = encode_plain(tokenizer, TEXT)[:MAX_TOKENS]
-        alone, tuned, lost = self._merged(path, folder, ids)
+        config = None if self.labels is None else labelled_config(path, self.labels, pad_id(tokenizer))
+        alone, tuned, lost = self._merged(self._load(path, config), folder, ids)
         gc.collect()  # what was written is read back into the memory of what wrote it
         torch.cuda.empty_cache()
         proof = prove(alone, tuned, _logits(self._load(folder), ids), self.precision) | {"rounding_loss": lost}
+        if self.labels is not None:
+            proof["same_label"] = proof.pop("same_next_token")
         with _writing(folder):
             tokenizer.save_pretrained(folder)
             (folder / PROOF).write_text(json.dumps(proof, indent=2))
         return proof
 
-    def _merged(self, path: Path, folder: Path, ids: list[int]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Writes the merged weights; logits of the base and with the adapter, and what rounding lost."""
-        model = self._load(path)
+    def _merged(self, model: Any, folder: Path, ids: list[int]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Writes the merged weights; logits of the base and with the adapter, and what rounding lost. The base has the
+        trained head, too, as its own knows nothing."""
         adapters = Adapters(model)
+        if self.labels is not None:
+            model.score.weight.data.copy_(read_head(self.adapter))
         alone = _logits(model, ids)
         adapters.load(self.adapter, "tuned")
         adapters.use("tuned")
@@ -226,22 +253,26 @@ class _Merge:
             model.save_pretrained(folder)
         return alone, tuned, lost
 
-    def _load(self, path: Path) -> Any:
+    def _load(self, path: Path, config: JetMoeConfig | None = None) -> Any:
+        model_class: Any = JetMoeForCausalLM if self.labels is None else JetMoeForSequenceClassification
         with memory.shortage("while merging: close other programs, or merge in 4 bits"):
             return load(
-                JetMoeForCausalLM,
+                model_class,
                 path,
                 quantization="nf4" if self.precision == "nf4" else None,
                 dtype=torch.bfloat16,  # also where it is emulated: this is what is written
                 device=memory.placement(self.base.entry, self.precision).device,
+                config=config,
                 progress=reading(self.progress),
             )
 
 
 @torch.no_grad()
 def _logits(model: Any, ids: list[int]) -> Tensor:
-    output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    return output.logits[0].float().cpu()  # [T, vocabulary]
+    """Of every token; of a classifier, what it says of the text up to there."""
+    hidden = model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
+    head = model.score if isinstance(model, JetMoeForSequenceClassification) else model.lm_head
+    return head(hidden).float().cpu()  # [T, vocabulary or labels]
 
 
 def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[str, Any]:
@@ -285,25 +316,27 @@ def _failure(error: float, precision: str) -> str:
 
 def _card(found: Found, base: _Base, proof: dict[str, Any] | None) -> str:
     """Text that people wrote is escaped or fenced, so that it can change neither front matter nor page."""
-    run = found.run
+    run, labels = found.run, _labels(found.folder)
+    what = ("A merged model" if proof else "A LoRA adapter") + (" with a classification head" if labels else "")
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(base, proof), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(base, proof, labels), sort_keys=False, allow_unicode=True)}---",
         f"# {_escaped(found.name)}",
-        f"{'A merged model' if proof else 'A LoRA adapter'} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
-        "## Use\n\n" + _usage(base, proof),
+        f"{what} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
+        "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof)),
+        *([] if labels is None else ["## Labels\n\n" + _labels_text(labels, run)]),
         *([] if run is None else _training(run, base)),
         *([] if proof is None else ["## Merge proof\n\n" + _proof_text(proof)]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(base: _Base, proof: dict[str, Any] | None) -> dict[str, Any]:
+def _front_matter(base: _Base, proof: dict[str, Any] | None, labels: Labels | None) -> dict[str, Any]:
     known = base.entry in (catalog.STARTER, *catalog.RELEASED)
     return {
         "base_model": base.entry.id,
         "base_model_relation": "finetune" if proof else "adapter",
         "library_name": "transformers" if proof else "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-generation" if labels is None else "text-classification",
         **({"license": "apache-2.0"} if known else {}),
         "tags": ["jetmoe", "mixture-of-experts", "lora"],
     }
@@ -325,6 +358,40 @@ def _usage(base: _Base, proof: dict[str, Any] | None) -> str:
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
 
 
+def _labelled_usage(base: _Base, proof: dict[str, Any] | None) -> str:
+    four_bit = proof is not None and proof["precision"] == "nf4"
+    need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
+    lines = [f"import jetmoe  # {need}"]
+    if proof:
+        lines += [
+            "from transformers import pipeline",
+            "",
+            f'classify = pipeline("text-classification", model="{PLACE}")',
+        ]
+        return _fenced("\n".join([*lines, 'print(classify("A text", top_k=None))']), "python")
+    lines += [
+        "from peft import PeftModel",
+        "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        f'config = AutoConfig.from_pretrained("{PLACE}")  # names the labels',
+        f"base = AutoModelForSequenceClassification.from_pretrained({json.dumps(base.entry.id)}, config=config)",
+        f'model = PeftModel.from_pretrained(base, "{PLACE}").eval()',
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})",
+        'logits = model(**tokenizer("A text", return_tensors="pt")).logits',
+    ]
+    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
+
+
+def _labels_text(labels: Labels, run: Run | None) -> str:
+    if labels.problem == "regression":
+        return f"The head estimates a number: {_escaped(labels.names[0])}."
+    counts = _report(run).get("labels", {}) if run else {}
+    several = "A text may have several of these." if labels.problem == "multi_label" else "A text has one of these."
+    rows = {name: [counts[name]] if name in counts else [""] for name in labels.names}
+    return f"{several}\n\n" + _table(["label", "rows trained on"], rows)
+
+
 def _training(run: Run, base: _Base) -> list[str]:
     recipe = run.recipe()
     # Whose machine it was, and where the files lay there, is nobody's business.
@@ -335,8 +402,11 @@ def _training(run: Run, base: _Base) -> list[str]:
 
 
 def _metrics(run: Run) -> str:
-    curves = {"loss": _series(run, "log", "loss"), "held-out loss": _series(run, "eval", "eval_loss")}
-    rows = {name: [curve[0], curve[-1], min(curve)] for name, curve in curves.items() if curve}
+    lower = {"loss": _series(run, "log", "loss"), "held-out loss": _series(run, "eval", "eval_loss")}
+    lower["held-out mean absolute error"] = _series(run, "eval", "eval_mean_absolute_error")
+    higher = {title: _series(run, "eval", f"eval_{name}") for name, title in HIGHER.items()}
+    rows = {name: [curve[0], curve[-1], min(curve)] for name, curve in lower.items() if curve}
+    rows |= {name: [curve[0], curve[-1], max(curve)] for name, curve in higher.items() if curve}
     return _table(["", "first", "last", "best"], rows)
 
 
@@ -345,9 +415,13 @@ def _series(run: Run, kind: str, name: str) -> list[float]:
     return [value for value in values if isinstance(value, int | float)]
 
 
-def _data(run: Run) -> str:
+def _report(run: Run) -> dict[str, Any]:
     file = run.folder / DATA
-    report = json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _data(run: Run) -> str:
+    report = _report(run)
     names = ("file", "format", "examples", "train_rows", "held_out_rows", "fingerprint")
     return _table(["", ""], {name.replace("_", " "): [report[name]] for name in names if name in report})
 
@@ -361,8 +435,13 @@ def _drift(run: Run) -> str:
         "load_shift": "load that moved to other experts",
     }
     # The adapter is the best checkpoint's, so its drift is what was measured there.
-    losses = [(each.values.get("eval_loss"), each.step) for each in run.events.read() if each.kind == "eval"]
-    best = min([(loss, step) for loss, step in losses if loss is not None and step], default=(None, None))[1]
+    evaluations = [(each.values, each.step) for each in run.events.read() if each.kind == "eval" and each.step]
+    worse = [
+        (values["eval_loss"] if values.get("eval_macro_f1") is None else -values["eval_macro_f1"], step)
+        for values, step in evaluations
+        if values.get("eval_loss") is not None
+    ]
+    best = min(worse, default=(None, None))[1]
     measured = [each for each in run.events.read() if each.kind == "routing" and best in (None, each.step)]
     values = measured[-1].values if measured else {}
     return _table(["", "0 to 1"], {title: [values[name]] for name, title in titles.items() if name in values})
@@ -375,8 +454,9 @@ def _proof_text(proof: dict[str, Any]) -> str:
         "tolerance": "of which are allowed",
         "from_base": "merged model from the base, in parts of that",
         "same_next_token": "tokens after which both predict the same",
+        "same_label": "beginnings of the text to which both give the same label",
     }
-    rows = {title: [proof[name]] for name, title in titles.items()}
+    rows = {title: [proof[name]] for name, title in titles.items() if name in proof}
     rows |= {f"rounding of the {part}, relative to its change": [loss] for part, loss in proof["rounding_loss"].items()}
     text = (
         f"The written files were read back in {proof['precision']} and compared on a text of {proof['tokens']} tokens."

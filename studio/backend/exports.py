@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,13 @@ def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None
         raise StudioError(f"Choose what to export: {', '.join(KINDS)}.")
     run = store.get(run_id)
     folder = _folder(run, kind)
-    shutil.rmtree(folder, ignore_errors=True)
-    if kind in MERGED:
-        run_json(["-m", "studio", "export", run.id, "--to", str(folder), *MERGED[kind], "--json"], cancel)
-    else:
-        export(run.id, folder)  # copies files and loads no model
+    with _beside(folder) as fresh:
+        if kind in MERGED:
+            run_json(["-m", "studio", "export", run.id, "--to", str(fresh), *MERGED[kind], "--json"], cancel)
+        else:
+            export(run.id, fresh)  # copies files and loads no model
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
     return folder
 
 
@@ -56,6 +61,18 @@ def card(folder: Path) -> str:
     """The model card without its front matter."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     return text.split("---\n", 2)[-1] if text.startswith("---\n") else text
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Where the new export is made while the old one can still be had; nothing else that was begun there stays."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_made(folder.parent)) as work:
+        yield Path(work) / folder.name
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _folder(run: Run, kind: str) -> Path:

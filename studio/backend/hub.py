@@ -128,7 +128,7 @@ def _exported(folder: Path) -> list[str]:
     there = [file.name for file in folder.glob("*") if file.is_file() and not file.is_symlink()]
     weights = [name for name in there if re.fullmatch(MODEL_WEIGHTS, name)]
     if set(there) >= ADAPTER:
-        return sorted(ADAPTER)
+        return sorted(ADAPTER | ({*there} & {"config.json"}))  # which names a classifier's labels
     if {*there} >= {CARD, "config.json"} and weights:
         return sorted([*weights, *({*there} & (MODEL | TOKENIZER))])
     raise StudioError(f"{folder} holds neither an exported adapter nor a merged model. Export it first, then push it.")

@@ -36,6 +36,8 @@ POLL_S = 1.0
 # How long a run that was cancelled may work on at its step, and then at ending.
 STEP_S = 30.0
 END_S = 10.0
+# How long the page shows what went wrong with the list of runs, once that is over.
+NOTICE_S = 60.0
 GIB = 2**30
 QUOTA_GIB = 50.0
 # A checkpoint of the largest adapter and the log need less.
@@ -67,6 +69,7 @@ class Jobs:
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
+        self._notice_until = 0.0
 
     def open(self) -> None:
         """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
@@ -74,7 +77,8 @@ class Jobs:
         Raises:
             StudioError: the store can't be read.
         """
-        self.notice = self.store.mend()
+        if notice := self.store.mend():
+            self._notify(notice)
         self._thread = threading.Thread(target=self._supervise, daemon=True, name="supervisor")
         self._thread.start()
 
@@ -125,8 +129,7 @@ class Jobs:
 
     def place(self, run_id: str) -> int:
         """1: starts next; 0: not queued."""
-        ids = [run.id for run in self.store.queue()]
-        return ids.index(run_id) + 1 if run_id in ids else 0
+        return place_in(self.store, run_id)
 
     def training(self) -> Run | None:
         """The run that is being trained, by this server or in a terminal."""
@@ -161,14 +164,18 @@ class Jobs:
         """The supervisor outlives what goes wrong with one tick; the next one tries again."""
         try:
             work()
+            if time.monotonic() > self._notice_until:
+                self.notice = ""
         except DamagedStore:
-            self.notice = self.store.mend()
-            logger.warning("%s", self.notice)
+            self._notify(self.store.mend())
         except StudioError as error:
-            self.notice = str(error)
-            logger.warning("%s", error)
+            self._notify(str(error))
         except Exception:
             logger.exception("the supervisor failed; it goes on")
+
+    def _notify(self, notice: str) -> None:
+        logger.warning("%s", notice)
+        self.notice, self._notice_until = notice, time.monotonic() + NOTICE_S
 
     def _tick(self) -> None:
         if not self._supervises():
@@ -197,6 +204,9 @@ class Jobs:
 
     def _begin(self, run: Run) -> None:
         """What keeps one run from beginning ends that run, not the queue."""
+        if not run.folder_exists:
+            self.store.finish(run.id, "failed", "The files of this run are gone. Delete it, and start a new one.")
+            return
         try:
             process = child.spawn([*self._command, run.id], run.log)
         except StudioError as error:
@@ -212,8 +222,9 @@ class Jobs:
             if code is None:
                 continue
             del self._children[run_id]
-            run = self.store.get(run_id)
-            if run.state in ("running", "queued"):
+            run = next((each for each in self.store.list() if each.id == run_id), None)
+            # It may have been deleted meanwhile, or queued again after this process; or never got as far as to run.
+            if run is not None and run.state == ("running" if run.pid == process.pid else "queued"):
                 self._record(run, code)
 
     def _record(self, run: Run, code: int) -> None:
@@ -231,6 +242,12 @@ class Jobs:
             child.end_group(run.pid, signal.SIGKILL)
         elif waited > self._step_s:
             child.end_group(run.pid, signal.SIGTERM)
+
+
+def place_in(store: RunStore, run_id: str) -> int:
+    """As of `Jobs.place`."""
+    ids = [run.id for run in store.queue()]
+    return ids.index(run_id) + 1 if run_id in ids else 0
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
@@ -265,4 +282,4 @@ def tail(log: Path, most: int = 2000) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - most))
         lines = file.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((line.strip() for line in reversed(lines) if line.strip() and "warn" not in line.lower()), "")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
 
-from jetmoe import JetMoeForCausalLM, nf4_cpu, single_query
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, nf4_cpu, single_query
 from jetmoe.loading import CheckpointError, load
 from studio.backend.catalog import ModelEntry
 from studio.backend.decoder import Decoder
@@ -61,8 +61,10 @@ def load_model(
     progress: Callable[[int, int], None],
     device: str | None = None,
     device_map: str | None = None,
-) -> JetMoeForCausalLM:
-    """The model in that folder, in its place, or on another device, or over several.
+    model_class: Any = JetMoeForCausalLM,
+    config: JetMoeConfig | None = None,
+) -> Any:
+    """The model in that folder, in its place, or on another device, or over several; a head that it lacks is new.
 
     Raises:
         StudioError: files or memory don't suffice; where it is memory, to close other programs or `remedy`.
@@ -70,12 +72,13 @@ def load_model(
     try:
         with shortage(f"while loading: close other programs, or {remedy}"):
             return load(
-                JetMoeForCausalLM,
+                model_class,
                 path,
                 quantization="nf4" if place.precision == "nf4" else None,
                 dtype=place.dtype,
                 device=device or place.device,
                 device_map=device_map,
+                config=config,
                 progress=progress,
             )
     except (CheckpointError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
         packs[target].append(i)
         insort(rooms, (room - lengths[i], target))
     return packs
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Of padding nothing is read, so any token will do where the tokenizer names none."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 class Collator:

@@ -16,15 +16,19 @@ import numpy as np
 import peft
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jetmoe import RoutingRecorder
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, RoutingRecorder
+from jetmoe.loading import CheckpointError, read_config
 from jetmoe.lora import AdapterError, hot_experts, lora_config, mask_gradients, require_free_routers
 from studio.analysis.load import assignments
-from studio.backend import catalog, memory
-from studio.backend.data import Dataset, DataSettings, Example, read
+from studio.backend import catalog, memory, shards
+from studio.backend.classification import LabelledCollator, configure, head_loss
+from studio.backend.data import Dataset, Example, read, settings_of
 from studio.backend.download import Progress, reading
-from studio.backend.packing import Feature, pack
+from studio.backend.labelled import Labels, read_labelled, read_text, summarized
+from studio.backend.packing import Collator, Feature, pack, pad_id
 from studio.backend.recipe import Recipe
 from studio.backend.rendering import Rendered, Summary, render, summary
 from studio.errors import StudioError
@@ -38,13 +42,20 @@ SHOWN_BAD_ROWS = 5
 @dataclass(frozen=True)
 class TrainingData:
     dataset: Dataset
-    train: list[Feature]
-    """Rows of a batch: packs of examples, or one example each."""
-    held_out: list[Feature]
+    train: list[Any]
+    """Rows of a batch, `Feature`: packs of examples, or one example each. To classify, `LabelledFeature`."""
+    held_out: list[Any]
     prompts: list[list[dict[str, str]]]
     """Conversations that are answered at every evaluation."""
     summary: Summary
     warnings: list[str]
+    labels: Labels | None = None
+    """None where the task is to answer."""
+
+    @property
+    def measure(self) -> str:
+        """By which the best checkpoint is known, under its name in events."""
+        return "eval_loss" if self.labels is None or self.labels.problem == "regression" else "eval_macro_f1"
 
     def report(self) -> dict[str, Any]:
         """What is in the data, for events and model cards."""
@@ -58,6 +69,7 @@ class TrainingData:
             "train_rows": len(self.train),
             "held_out_rows": len(self.held_out),
             **vars(self.summary),
+            **(self.labels.report() if self.labels else {}),
         }
 
 
@@ -72,6 +84,19 @@ class Prepared:
     precision: str
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def collate(self) -> Collator | LabelledCollator:
+        """Makes a batch of rows."""
+        pad = pad_id(self.tokenizer)
+        return Collator(pad) if self.data.labels is None else LabelledCollator(pad, self.data.labels)
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Of a batch alone, which is not one of several that make up a step."""
+        if self.data.labels is None:
+            return self.model(**batch, use_cache=False, skip_logits=True).loss
+        texts = {name: values for name, values in batch.items() if name != "labels"}
+        return head_loss(self.data.labels, self.model(**texts, use_cache=False).logits, batch["labels"])
+
 
 def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) -> Prepared:
     """Reads the rows, loads the model and gives it a new adapter.
@@ -79,23 +104,28 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     Raises:
         StudioError: the rows, the model or the settings can't be used; the message says why and what to do.
     """
+    shards.check(recipe)
     path = catalog.prepare(recipe.model, progress)
     tokenizer = AutoTokenizer.from_pretrained(path)
     data = prepare_data(recipe, tokenizer)
-    base, precision = _load(recipe, path, progress)
+    base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
     torch.manual_seed(recipe.seed)  # the start of the adapter
     model = _adapted(base, recipe)
     warnings = [*data.warnings]
     if "hot" in recipe.preset.split("+"):
-        warnings.append(_train_hot_experts(base, data.train, recipe.hot_share))
+        warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
     if recipe.balance_loss:
         base.config.aux_loss_coef = recipe.balance_loss
+    if shards.asked():
+        shards.spread(model, base.model.layers, processes().device)
     return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
 
 
 def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     """Raises StudioError: the file can't be used, or nothing in it can be trained on."""
-    dataset = read(recipe.data, DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows))
+    if recipe.task == "classify":
+        return _labelled_data(recipe, tokenizer)
+    dataset = read(recipe.data, settings_of(recipe))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
     rendered = {
         id(each): render(tokenizer, each.messages, recipe.max_length) for part in (train, held_out) for each in part
@@ -116,6 +146,24 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
             "raise max_length."
         )
     return data
+
+
+def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    found = read_labelled(recipe)
+    train, held_out = found.split(recipe.eval_share, recipe.seed)
+    texts = [read_text(tokenizer, each.messages, recipe.max_length) for each in found.examples]
+    total = summarized(texts, recipe.max_length)
+    labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train))
+    rows = [(text.token_ids, target) for text, target in zip(texts, found.targets, strict=True)]
+    return TrainingData(
+        found.dataset,
+        [rows[i] for i in train],
+        [rows[i] for i in held_out],
+        [],
+        total,
+        [*_warnings(found.dataset, total, recipe), *found.warnings(train, held_out, recipe)],
+        labels,
+    )
 
 
 def _rows(rendered: Sequence[Rendered], recipe: Recipe) -> list[Feature]:
@@ -152,22 +200,57 @@ def _warnings(dataset: Dataset, total: Summary, recipe: Recipe) -> list[str]:
     return warnings
 
 
-def _load(recipe: Recipe, path: Path, progress: Progress) -> tuple[Any, str]:
+def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None, pad: int) -> tuple[Any, str]:
+    """The model with the head of its task, and its precision."""
     entry = catalog.entry(recipe.model)
     memory.check_precision(recipe.precision)
     place = memory.placement(entry, cast(memory.Precision, recipe.precision))
     device = str(processes().device) if place.device == "cuda" else "cpu"
-    model = memory.load_model(path, place, "train with precision=nf4", reading(progress), device)
+    if shards.asked():
+        shards.check_weights(path, place.precision)
+        device = "cpu" if processes().is_main_process else "meta"  # once in the machine's memory is enough
+    model_class: Any = JetMoeForCausalLM if labels is None else JetMoeForSequenceClassification
+    config = None if labels is None else labelled_config(path, labels, pad)
+    remedy = "train with precision=nf4"
+    model = memory.load_model(path, place, remedy, reading(progress), device, model_class=model_class, config=config)
     return model, place.precision
+
+
+def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
+    """The configuration of the model in that folder, for a head that tells these labels apart.
+
+    Raises:
+        StudioError: there is none, or it is another family's.
+    """
+    try:
+        config = read_config(path)
+    except CheckpointError as error:
+        raise StudioError(str(error)) from error
+    configure(config, labels, pad)
+    config.architectures = [JetMoeForSequenceClassification.__name__]
+    return config
 
 
 def _adapted(base: Any, recipe: Recipe) -> Any:
     try:
         require_free_routers(base.config, recipe.preset, recipe.insist_on_router)
-        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha)
+        task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
+        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type)
     except AdapterError as error:
         raise StudioError(f"{error} (preset, insist_on_router)") from error
-    return peft.get_peft_model(base, config)
+    if recipe.task == "classify":
+        # It is trained whole, and steps are lost in the rounding of 16 bits; drawn here, where the seed holds.
+        base.score.float()
+        torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range)
+    model = peft.get_peft_model(base, config)
+    if recipe.task == "classify":
+        config.modules_to_save = ["score"]  # to which PEFT adds names of other models' heads
+    return model
+
+
+def _texts(data: TrainingData) -> list[Feature]:
+    """The rows to train on, as examples of which the routing is measured."""
+    return data.train if data.labels is None else [[(token_ids, ())] for token_ids, _ in data.train]
 
 
 def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:

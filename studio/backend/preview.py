@@ -13,7 +13,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from studio.backend import catalog
-from studio.backend.data import Dataset, DataSettings, Example, column_names, formats, read, resolve
+from studio.backend.data import Dataset, Example, column_names, formats, read, resolve, settings_of
+from studio.backend.labelled import read_labelled, read_text, shown, summarized
 from studio.backend.recipe import Recipe
 from studio.backend.rendering import Rendered, Summary, render, summary
 from studio.backend.rendering import preview as spans
@@ -60,7 +61,9 @@ def preview(recipe: Recipe) -> Preview:
     name = resolve(recipe.data).name
     names = column_names(recipe.data)
     try:
-        dataset = read(recipe.data, DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows))
+        if recipe.task == "classify":
+            return _labelled(recipe, name, names)
+        dataset = read(recipe.data, settings_of(recipe))
     except StudioError as error:
         return Preview(name, names, problem=str(error))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
@@ -87,13 +90,37 @@ def preview(recipe: Recipe) -> Preview:
     )
 
 
+def _labelled(recipe: Recipe, name: str, names: list[str]) -> Preview:
+    """Raises StudioError: the rows can't be used."""
+    rows = read_labelled(recipe)
+    train, held_out = rows.split(recipe.eval_share, recipe.seed)
+    texts, notice = _rendered(rows.examples[:COUNTED], recipe)
+    pairs = zip(rows.examples[:SHOWN], rows.targets[:SHOWN], strict=True)
+    return Preview(
+        name,
+        names,
+        format=rows.dataset.format,
+        columns=rows.dataset.columns,
+        rows=len(rows.examples),
+        train_rows=len(train),
+        held_out_rows=len(held_out),
+        duplicates=rows.dataset.duplicates,
+        bad_rows=rows.dataset.bad_rows[:SHOWN_BAD_ROWS],
+        bad_count=len(rows.dataset.bad_rows),
+        notices=[*rows.dataset.notices, *notice, *rows.warnings(train, held_out, recipe)],
+        examples=[[(f"{each.messages[0]['content']} ", False), (shown(rows.labels, i), True)] for each, i in pairs],
+        tokens=summarized(texts, recipe.max_length) if texts else None,
+    )
+
+
 def _rendered(examples: list[Example], recipe: Recipe) -> tuple[list[Rendered], list[str]]:
     """Nothing, and why, where the model isn't here."""
     if not catalog.ready(recipe.model):
         return [], ["Tokens are counted once the model is here; it is fetched when it is first loaded or trained."]
     tokenizer = _tokenizer(recipe)
     notice = [f"Tokens are counted of the first {COUNTED:,} rows."] if len(examples) == COUNTED else []
-    return [render(tokenizer, example.messages, recipe.max_length) for example in examples], notice
+    read_one = read_text if recipe.task == "classify" else render
+    return [read_one(tokenizer, example.messages, recipe.max_length) for example in examples], notice
 
 
 def _shown(dataset: Dataset, rendered: list[Rendered], recipe: Recipe) -> list[list[tuple[str, bool]]]:

@@ -57,5 +57,7 @@ class Probe:
     def trace(self, model: Any) -> RoutingTrace:
         ids = torch.tensor([self.token_ids], device=model.device)
         recorder = RoutingRecorder(model, len(self.token_ids))
-        model(input_ids=ids, use_cache=False, skip_logits=True, recorder=recorder)
+        # A classification head is over in no time, a vocabulary's isn't.
+        options = {"skip_logits": True} if hasattr(model, "lm_head") else {}
+        model(input_ids=ids, use_cache=False, recorder=recorder, **options)
         return recorder.trace(self.token_ids, [""] * len(self.token_ids), True, with_probs=True)

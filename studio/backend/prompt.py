@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -63,12 +63,17 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[
     Raises:
         StudioError: the model's template refuses the messages.
     """
+    return encode_pieces(tokenizer, chat_pieces(tokenizer, messages, add_generation_prompt=True))
+
+
+def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> list[int]:
+    """Token ids; neighbouring pieces of text are encoded as one."""
     token_ids: list[int] = []
-    for is_control, pieces in groupby(chat_pieces(tokenizer, messages, add_generation_prompt=True), is_control_piece):
+    for is_control, group in groupby(pieces, is_control_piece):
         if is_control:
-            token_ids += [piece.control_id for piece in pieces if piece.control_id is not None]
+            token_ids += [piece.control_id for piece in group if piece.control_id is not None]
         else:
-            token_ids += encode_plain(tokenizer, "".join(piece.text for piece in pieces))
+            token_ids += encode_plain(tokenizer, "".join(piece.text for piece in group))
     return token_ids
 
 

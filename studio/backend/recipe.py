@@ -51,12 +51,18 @@ class Recipe:
     """A model of the catalog, or a model's folder."""
     precision: str = "auto"
     """How the frozen weights are held: nf4 (4-bit), bf16 or fp32; auto is 4-bit on a GPU, what suits the model else."""
+    task: str = "chat"
+    """What is learned: chat tunes how the model answers, classify gives it a head that sorts texts by their labels."""
     data: str = ""
     """A file (csv, tsv, json, jsonl, parquet, txt) or the name of a bundled sample."""
     format: str = "auto"
     """How a row is read: the name of a format, such as messages or alpaca; auto looks at the first rows."""
     columns: dict[str, str] = field(default_factory=dict)
     """Which column holds which field of the format, as field: column; empty finds them by their names."""
+    problem: str = "single_label"
+    """With classify: a text has a single_label, multi_label (a list, or joined by ; or |), or a number: regression."""
+    class_weights: str = "none"
+    """With classify: balanced lets the rows of rare labels count more, so that all labels count the same."""
     on_bad_rows: str = "skip"
     """What rows that can't be used do: skip leaves them out and lists them, stop refuses the file."""
     eval_share: float = 0.1
@@ -64,7 +70,7 @@ class Recipe:
     max_length: int = 512
     """Longest row, or pack, in tokens; longer rows are cut. Memory and time grow with it."""
     packing: bool = True
-    """Put short rows together into packs of max_length; they never attend to each other. Faster, same result."""
+    """Put short rows together into packs of max_length; they never attend to each other. Faster, same result; chat."""
     preset: str = "all"
     """Which weights get an adapter: attention, experts, moa (attention without kv_proj), all, router, hot; + joins."""
     hot_share: float = 0.5
@@ -108,7 +114,7 @@ class Recipe:
     keep_checkpoints: int = 2
     """Checkpoints that are kept, besides the best one; older ones are deleted."""
     early_stopping: int = 0
-    """Stop after this many evaluations without improvement; 0 never does."""
+    """Stop after this many evaluations without improvement of loss, or of a classifier's macro-F1; 0 never does."""
     sample_prompts: tuple[str, ...] = ()
     """Answered at every evaluation, to see the change; empty takes the first three prompts of the held-out rows."""
     sample_tokens: int = 48
@@ -171,9 +177,14 @@ class Range(NamedTuple):
         )
 
 
+# The format of `studio/backend/formats/labelled.py`.
+LABELLED = "labelled"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
 CHOICES = {
     "precision": ("auto", "nf4", "bf16", "fp32"),
+    "task": ("chat", "classify"),
+    "problem": ("single_label", "multi_label", "regression"),
+    "class_weights": ("none", "balanced"),
     "on_bad_rows": ("skip", "stop"),
     "lr_scheduler": ("cosine", "linear", "constant"),
 }
@@ -215,6 +226,41 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
         ("save_steps", "eval_steps", "eval_share"),
         lambda save, evaluate, share: bool(share and evaluate and save % evaluate),
         "save_steps must be a multiple of eval_steps, so that the best checkpoint is known: set both to the same",
+    ),
+    (
+        ("task", "packing"),
+        lambda task, packing: task == "classify" and packing,
+        "task=classify reads one text a row: set packing to false",
+    ),
+    (
+        ("task", "sample_prompts"),
+        lambda task, prompts: task == "classify" and bool(prompts),
+        "task=classify answers no prompts: leave out sample_prompts",
+    ),
+    (
+        ("task", "balance_loss"),
+        lambda task, weight: task == "classify" and bool(weight),
+        "task=classify has no load-balancing loss: set balance_loss to 0",
+    ),
+    (
+        ("task", "format"),
+        lambda task, format: task == "classify" and format not in ("auto", LABELLED),
+        f"task=classify reads labelled texts: set format to {LABELLED} or auto",
+    ),
+    (
+        ("task", "format"),
+        lambda task, format: task == "chat" and format == LABELLED,
+        f"format={LABELLED} is for classifiers: set task to classify, or choose another format",
+    ),
+    (
+        ("task", "problem", "class_weights"),
+        lambda task, problem, weights: task == "chat" and (problem, weights) != ("single_label", "none"),
+        "problem and class_weights are for classifiers: set task to classify, or leave them out",
+    ),
+    (
+        ("task", "problem", "class_weights"),
+        lambda task, problem, weights: task == "classify" and problem == "regression" and weights != "none",
+        "class_weights has no meaning for numbers: set it to none, or problem to single_label",
     ),
 ]
 

@@ -72,7 +72,10 @@ class RunViews:
         if run is None:
             return {"run": None, "events": [], "more": False, "now": time.time()}
         events = self._history(run).after(after)
-        told = [{"seq": e.seq, "step": e.step, "kind": e.kind, "values": e.values} for e in events[:EVENTS_A_CALL]]
+        told = [
+            {"seq": each.seq, "step": each.step, "kind": each.kind, "values": self._told(each)}
+            for each in events[:EVENTS_A_CALL]
+        ]
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
     def comparison(self, run_ids: Sequence[str]) -> dict[str, Any]:
@@ -97,6 +100,16 @@ class RunViews:
             "figures": side_by_side({run_id: figures(history.after(0)) for run_id, history in histories.items()}),
         }
 
+    def _told(self, event: TrainEvent) -> dict[str, Any]:
+        message = event.values.get("message")
+        if not isinstance(message, str):
+            return event.values
+        return event.values | {"message": self._without_home(message)}
+
+    def _without_home(self, text: str) -> str:
+        """Where the studio's folders are on the server is nobody's business who looks at a page."""
+        return text.replace(f"{self.store.home.resolve()}/", "").replace(f"{self.store.home}/", "")
+
     def _find(self, run_id: str) -> tuple[Run | None, dict[str, Any] | None]:
         with self._lock:
             self._refresh()
@@ -119,7 +132,7 @@ class RunViews:
         try:
             self._runs = {run.id: run for run in self.store.list()}
         except StudioError as error:
-            self._notice = str(error)
+            self._notice = self._without_home(str(error))
             return
         self._notice = ""
         self._steps = {run.id: (run, self._step_count(run)) for run in self._runs.values()}
@@ -132,8 +145,9 @@ class RunViews:
         return steps if steps or run == before else _last_step_count(run.events.path)
 
     def _row(self, run: Run) -> dict[str, Any]:
-        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss", "message")
+        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss")
         return {name: getattr(run, name) for name in names} | {
+            "message": self._without_home(run.message),
             "model": _model_name(run.model),
             "data": _file_name(run.data),
             "steps": self._steps[run.id][1],

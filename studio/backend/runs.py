@@ -137,12 +137,16 @@ class Run:
 class RunStore:
     """All runs of one home folder.
 
+    Args:
+        busy_s: seconds to wait for others who write; whoever shows a page waits shorter.
+
     Ids may be cut short to their first characters. Every method raises StudioError where the database is locked,
     damaged or can't be written; nothing is ever deleted to mend it.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, busy_s: float | None = None) -> None:
         self.home = folder or home()
+        self.busy_s = BUSY_S if busy_s is None else busy_s
         self.path = self.home / "runs.sqlite3"
 
     def create(self, recipe: Recipe, name: str = "", begin: bool = False) -> Run:
@@ -373,7 +377,7 @@ class RunStore:
         """A connection and a transaction of its own for each call: threads and processes then never share one."""
         _make(self.home)
         try:
-            with closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db, db:
+            with closing(sqlite3.connect(self.path, timeout=self.busy_s)) as db, db:
                 db.row_factory = sqlite3.Row
                 _prepare(db)
                 yield db

@@ -28,7 +28,7 @@ from accelerate import PartialState
 from accelerate.utils import recursively_apply
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jetmoe.loading import is_4bit, stored_tensors
@@ -95,7 +95,16 @@ def spread(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that learn, by their names."""
+    reshard(model)
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def reshard(model: nn.Module) -> None:
+    """Only parts are parameters from now on. After a pass without gradients what is in no layer, such as a head, is
+    whole: an optimizer must not take that for its own, and its memory is freed at any time."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(state: Any) -> Any:

@@ -9,6 +9,7 @@ Under `accelerate launch` every process calls the same function; the first one w
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -33,11 +34,11 @@ from transformers.utils import logging as transformers_logging
 from jetmoe.lora import WEIGHTS
 from jetmoe.losses import IGNORED
 from studio.backend import catalog, memory, shards
-from studio.backend.audit import audit_report, pad_id, total_steps
-from studio.backend.data import DataSettings, resolve
+from studio.backend.audit import audit_report, total_steps
+from studio.backend.classification import LengthGrouped, head_loss, measure
+from studio.backend.data import resolve, settings_of
 from studio.backend.download import Progress
 from studio.backend.events import TrainEvent
-from studio.backend.packing import Collator, Feature
 from studio.backend.prepare import Prepared, prepare, processes
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Ending, Run, RunStore
@@ -73,7 +74,7 @@ def check(recipe: Recipe) -> None:
     of such a recipe."""
     catalog.entry(recipe.model)
     resolve(recipe.data)
-    DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows)
+    settings_of(recipe)
     shards.check(recipe)
 
 
@@ -134,8 +135,7 @@ class _Training:
         if self.is_main:
             _same_data(run, self.prepared)
         self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared))
-        trainer = SpreadTrainer if shards.asked() else StudioTrainer
-        self.trainer = trainer(self.prepared, run, self.watcher)
+        self.trainer = _trainer(self.recipe)(self.prepared, run, self.watcher)
 
     def finish(self) -> tuple[Ending, str]:
         """Trains and saves the adapter; how it ended, and what to say of it."""
@@ -185,6 +185,8 @@ class _Training:
         try:
             shutil.rmtree(part, ignore_errors=True)
             model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
+            if self.prepared.data.labels is not None:
+                save_labels(self.prepared.base.config, part)
             shutil.rmtree(self.run.adapter, ignore_errors=True)
             part.rename(self.run.adapter)
         except (OSError, SafetensorError) as error:
@@ -205,10 +207,10 @@ class StudioTrainer(Trainer):
             callbacks.append(Patience(recipe.early_stopping))
         super().__init__(
             model=prepared.model,
-            args=_arguments(recipe, run, bool(data.held_out), prepared.base.device),
-            data_collator=Collator(pad_id(prepared.tokenizer)),
+            args=_arguments(recipe, run, data.measure if data.held_out else "", prepared.base.device),
+            data_collator=prepared.collate,
             train_dataset=data.train,
-            eval_dataset=_filled(data.held_out, recipe.batch_size) or None,
+            eval_dataset=self._filled(data.held_out, recipe.batch_size) or None,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -236,19 +238,29 @@ class StudioTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """The mean over all labels, where Trainer's own is a mean of the batches' means."""
         model: Any = self.model_wrapped
         model.eval()
+        metrics = self._measured(model, self.get_eval_dataloader(eval_dataset))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measured(self, model: Any, batches: Any) -> dict[str, float]:
+        """The mean over all labels, where Trainer's own is a mean of the batches' means."""
         total = torch.zeros(2, dtype=torch.float64)  # loss, labels
-        for batch in self.get_eval_dataloader(eval_dataset):
+        for batch in batches:
             batch = self._prepare_inputs(batch)
             loss = model(**batch, use_cache=False, skip_logits=True, num_items_in_batch=1).loss
             total += torch.stack([loss.double(), (batch["labels"] != IGNORED).sum().double()]).cpu()
         loss, labels = self.accelerator.reduce(total.float().to(self.args.device), "sum").tolist()
-        metrics = {"eval_loss": loss / max(labels, 1)}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {"eval_loss": loss / max(labels, 1)}
+
+    def _filled(self, rows: list[Any], batch_size: int) -> list[Any]:
+        """With rows that have no labels where accelerate would repeat some, whose loss would count twice."""
+        if processes().num_processes == 1 or not rows:
+            return rows
+        blank = [(token_ids, [False] * len(token_ids)) for token_ids, _ in rows[-1]]
+        return [*rows, *[blank] * (-len(rows) % (batch_size * processes().num_processes))]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -288,6 +300,7 @@ class SpreadTrainer(StudioTrainer):
         return nullcontext()
 
     def create_optimizer(self, model: Any = None) -> Any:
+        shards.reshard(self.watcher.prepared.model)
         optimizer = super().create_optimizer(model)
         optimizer.register_load_state_dict_pre_hook(shards.split_state)
         return optimizer
@@ -312,6 +325,63 @@ class SpreadTrainer(StudioTrainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
 
+class HeadTrainer(StudioTrainer):
+    """For a classification head: batches of texts of about one length, and measures beside the loss."""
+
+    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
+        super().__init__(prepared, run, watcher)
+        assert prepared.data.labels is not None
+        self.labels = prepared.data.labels
+        self.compute_loss_func = self._head_loss
+        self.model_accepts_loss_kwargs = False  # the loss is not the model's
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+
+    def _head_loss(self, outputs: Any, targets: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return head_loss(self.labels, outputs.logits, targets, num_items_in_batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Rows of the whole step; Trainer itself would leave out a number that is -100."""
+        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(rows).sum()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
+        lengths = [len(token_ids) for token_ids, _ in self.watcher.prepared.data.train]
+        # The rows of a step, however they are spread over devices and batches.
+        a_step = self.args.gradient_accumulation_steps * processes().num_processes
+        return LengthGrouped(lengths, self.args.per_device_train_batch_size * a_step, self.args.seed)
+
+    def _measured(self, model: Any, batches: Any) -> dict[str, float]:
+        found: list[Tensor] = []
+        wanted: list[Tensor] = []
+        for batch in batches:
+            batch = self._prepare_inputs(batch)
+            targets = batch.pop("labels")
+            logits = model(**batch, use_cache=False).logits.float()  # [B, C]
+            for kept, part in zip((found, wanted), self.accelerator.gather_for_metrics((logits, targets)), strict=True):
+                kept.append(part.cpu())
+        logits, targets = torch.cat(found), torch.cat(wanted)
+        figures = {"loss": float(head_loss(self.labels, logits, targets)), **measure(self.labels, logits, targets)}
+        return {f"eval_{name}": value for name, value in figures.items()}
+
+    def _filled(self, rows: list[Any], batch_size: int) -> list[Any]:
+        """`gather_for_metrics` leaves out what accelerate repeats."""
+        return rows
+
+
+class SpreadHeadTrainer(HeadTrainer, SpreadTrainer):
+    """A classification head on a model that is spread over devices."""
+
+
+def _trainer(recipe: Recipe) -> type[StudioTrainer]:
+    if recipe.task == "classify":
+        return SpreadHeadTrainer if shards.asked() else HeadTrainer
+    return SpreadTrainer if shards.asked() else StudioTrainer
+
+
 class Patience(EarlyStoppingCallback):
     """Goes on counting where a resumed run was."""
 
@@ -329,7 +399,9 @@ def _is_of_disk(error: Exception) -> bool:
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
-def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) -> TrainingArguments:
+def _arguments(recipe: Recipe, run: Run, measured: str, device: torch.device) -> TrainingArguments:
+    """Args: measured: what is better at the best checkpoint; empty where nothing is evaluated."""
+    evaluates = bool(measured)
     by_steps = "steps" if recipe.eval_steps else "epoch"
     return TrainingArguments(
         output_dir=str(run.checkpoints),
@@ -355,8 +427,8 @@ def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) 
         save_steps=recipe.save_steps,
         save_total_limit=recipe.keep_checkpoints + evaluates,  # Trainer counts the best one too
         load_best_model_at_end=evaluates,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
+        metric_for_best_model=measured or None,
+        greater_is_better=measured != "eval_loss" if evaluates else None,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
@@ -368,20 +440,22 @@ def _arguments(recipe: Recipe, run: Run, evaluates: bool, device: torch.device) 
     )
 
 
-def _filled(rows: list[Feature], batch_size: int) -> list[Feature]:
-    """With rows that have no labels where accelerate would repeat some, whose loss would count twice."""
-    if processes().num_processes == 1 or not rows:
-        return rows
-    blank = [(token_ids, [False] * len(token_ids)) for token_ids, _ in rows[-1]]
-    return [*rows, *[blank] * (-len(rows) % (batch_size * processes().num_processes))]
-
-
 def _load_adapter(model: Any, folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
     if shards.asked():
         shards.put(model, weights)
     else:
         peft.set_peft_model_state_dict(model, weights)
+
+
+def save_labels(config: Any, folder: Path) -> None:
+    """Writes the configuration of a classifier beside its adapter, which holds none: without it a head has no names.
+    How the base was held in training is nobody else's business."""
+    own = copy.deepcopy(config)
+    for name in ("quantization_config", "dtype"):
+        if getattr(own, name, None) is not None:
+            delattr(own, name)
+    own.save_pretrained(folder)
 
 
 def _same_data(run: Run, prepared: Prepared) -> None:

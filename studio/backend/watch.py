@@ -32,6 +32,7 @@ SMOOTHING = 0.9
 # By now every factor has had a gradient: those of A are zero until B has taken a step, and the first has rate 0.
 GRADIENT_STEPS = 3
 CANCEL_POLL_S = 1.0
+MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
 
 
 class Watcher(TrainerCallback):
@@ -41,7 +42,10 @@ class Watcher(TrainerCallback):
         self.run, self.store, self.prepared, self.show, self.steps = run, store, prepared, show, steps
         self.is_main = processes().is_main_process
         self.step = 0
+        self.measure = prepared.data.measure
         self.best: float | None = None
+        """Of `measure`, and of the loss, so far."""
+        self.best_loss = run.best_eval_loss
         self.first_loss = self.smooth_loss = math.nan
         self.seen: dict[str, bool] = {}
         self.started = self.asked_at = time.monotonic()
@@ -61,7 +65,7 @@ class Watcher(TrainerCallback):
     def ended(self, asked_to_stop: bool) -> tuple[Ending, str]:
         """Says how the run ended; returns it with the sentence."""
         ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
-        best = "" if self.best is None else f", the best held-out loss is {self.best:.3f}"
+        best = "" if self.best is None else f", the best {MEASURES[self.measure]} is {self.best:.3f}"
         message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
         self.tell(ending, {"message": message})
         return ending, message
@@ -124,8 +128,11 @@ class Watcher(TrainerCallback):
         self.step = state.global_step
         self.tell("eval", metrics)
         if self.step:  # at step 0 it is the base's
-            self.best = min(metrics["eval_loss"], math.inf if self.best is None else self.best)
-            self._write_down(best_eval_loss=self.best)
+            better = min if self.measure == "eval_loss" else max
+            now = metrics[self.measure]
+            self.best = now if self.best is None else better(now, self.best)
+            self.best_loss = min(metrics["eval_loss"], math.inf if self.best_loss is None else self.best_loss)
+            self._write_down(best_eval_loss=self.best_loss)
         self.observe()
 
     # --- parts

@@ -1,6 +1,7 @@
-"""Exported models on their way to a person: zip files that are made while they are sent, so none lies on the disk.
+"""What people take along: exported models, as zip files that are made while they are sent, so none lies on the disk,
+and files whose texts were classified.
 
-    demo.launch(app_kwargs={"routes": routes(jobs.store)})     # GET exports/<run id>/<kind>.zip
+    demo.launch(app_kwargs={"routes": routes(jobs.store)})     # GET exports/<run id>/<kind>.zip, labelled/<id>.csv
 
 Gradio's own downloads are copied into a cache that anybody may read who knows the address.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 from zipfile import ZIP_STORED, ZipFile
 
 from starlette.requests import Request
@@ -18,16 +20,19 @@ from starlette.routing import Route
 
 from studio.backend.exports import KINDS, exported
 from studio.backend.runs import RunStore
+from studio.backend.uploads import find
 from studio.errors import StudioError
 
 BLOCK = 1 << 20
+LABELLED_ENDING = ".labelled.csv"
 
 
 def routes(store: RunStore) -> list[Route]:
     def download(request: Request) -> Response:
         run_id, kind = request.path_params["run_id"], request.path_params["kind"]
         try:
-            folder = exported(store, run_id, kind) if kind in KINDS else None
+            # By its whole id: the store itself takes its first characters too.
+            folder = exported(store, run_id, kind) if kind in KINDS and len(run_id) == 36 else None
         except StudioError:
             folder = None
         if folder is None:
@@ -36,7 +41,41 @@ def routes(store: RunStore) -> list[Route]:
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
         return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
 
-    return [Route("/exports/{run_id}/{kind}.zip", download, methods=["GET"])]
+    return [
+        Route("/exports/{run_id}/{kind}.zip", download, methods=["GET"]),
+        Route("/labelled/{result}.csv", labelled, methods=["GET"]),
+    ]
+
+
+def labelled(request: Request) -> Response:
+    """A classified file, or as much of it as is written."""
+    file = labelled_file(request.path_params["result"])
+    if file is None:
+        return PlainTextResponse("There is no such file (any more): it is deleted a day later. Classify it again.", 404)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name, safe='')}", "Cache-Control": "no-store",
+    }  # fmt: skip
+    return StreamingResponse(_blocks(file), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def labelled_file(result: object) -> Path | None:
+    """The classified file of this id: 32 hexadecimal digits, which only who had it made knows."""
+    try:
+        file = find(result) if isinstance(result, str) else None
+    except StudioError:
+        return None
+    return file if file is not None and file.name.endswith(LABELLED_ENDING) else None
+
+
+def labelled_address(result: str) -> str:
+    """Of the download, as seen from the page."""
+    return f"labelled/{result}.csv"
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while block := source.read(BLOCK):
+            yield block
 
 
 def address(run_id: str, kind: str) -> str:

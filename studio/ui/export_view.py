@@ -28,17 +28,23 @@ def shown(run: Run, kind: str, folder: Path) -> str:
     )
 
 
+def _agreement(proof: dict[str, Any]) -> tuple[str, str]:
+    if "same_label" in proof:
+        return f"{proof['same_label']:.0%}", "of its beginnings to which both give the same label"
+    return f"{proof['same_next_token']:.0%}", "of tokens after which both predict the same"
+
+
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return '<p class="dp-note">PEFT\'s own files; they load in stock PEFT on stock transformers.</p>'
     figures = [
         (f"{proof['error']:.3f}", f"off base and adapter, of the adapter's change; {proof['tolerance']:g} is allowed"),
         (f"{proof['from_base']:.3f}", "from the base, in the same measure"),
-        (f"{proof['same_next_token']:.0%}", "of tokens after which both predict the same"),
+        _agreement(proof),
         (f"{proof['change']:.1%}", "is what the adapter changes"),
     ]
     terms = "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for value, name in figures)
     return (
-        f"<h4>Merge proof <small>read back from the written files, on {proof['tokens']} tokens</small></h4>"
+        f"<h4>Merge proof passed <small>read back from the written files, on {proof['tokens']} tokens</small></h4>"
         f'<dl class="dp-figures">{terms}</dl>'
     )

@@ -9,6 +9,7 @@ The server keeps runs and uploads; all that is being typed is in the browser (`r
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 import time
@@ -126,9 +127,12 @@ class FinetuneHandlers:
             file.write_text(recipe.to_yaml(), encoding="utf-8")
             command = ["-m", "studio", "train", str(file), "--dry-run", "--json"]
             text = "Loading the model and trying three steps"
-            waiting = _beside(lambda cancel: run_json(command, cancel))
-            for seconds, report in waiting:
-                yield audit_view.waiting(f"{text}: {seconds} s …") if report is None else audit_view.shown(report, note)
+            try:
+                for seconds, report in _beside(lambda cancel: run_json(command, cancel)):
+                    waiting = audit_view.waiting(f"{text}: {seconds} s …")
+                    yield waiting if report is None else audit_view.shown(report, note)
+            except StudioError as error:
+                yield data_preview.problem(str(error))
 
     def start(self, draft: Draft, ticket: str) -> Run:
         """Queues the run. The same ticket, as from a button that was pressed twice, gives the same run."""
@@ -161,7 +165,7 @@ class FinetuneHandlers:
 
     def act(self, action: str, run_id: str) -> str:
         """Cancels, resumes or deletes; returns what to say of it."""
-        run = self.jobs.store.get(run_id)
+        run = self._run(run_id)
         match action:
             case "cancel":
                 now = self.jobs.cancel(run.id)
@@ -177,27 +181,34 @@ class FinetuneHandlers:
 
     def export(self, run_id: str, kind: str) -> Iterator[str]:
         """How far it is, and at last the download, the proof and the model card, as HTML."""
-        run = self.jobs.store.get(run_id)
+        run = self._run(run_id)
         text = "Copying the adapter" if kind == "adapter" else "Merging, reading back and comparing"
-        for seconds, folder in _beside(lambda cancel: exports.make(self.jobs.store, run.id, kind, cancel)):
-            if folder is None:
-                yield audit_view.waiting(f"{text}: {seconds} s …")
-            else:
-                yield export_view.shown(run, kind, folder)
+        try:
+            for seconds, folder in _beside(lambda cancel: exports.make(self.jobs.store, run.id, kind, cancel)):
+                waiting = audit_view.waiting(f"{text}: {seconds} s …")
+                yield waiting if folder is None else export_view.shown(run, kind, folder)
+        except StudioError as error:
+            yield data_preview.problem(str(error))
 
     def push(self, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
         """The address of the repository that now holds the export."""
-        folder = exports.exported(self.jobs.store, run_id, kind)
+        folder = exports.exported(self.jobs.store, self._run(run_id).id, kind)
         if folder is None:
             raise StudioError("Export it first, and look at the model card: that is what is pushed.")
         if not token.strip():
             raise StudioError("Give a token that may write, from https://huggingface.co/settings/tokens.")
         return hub.push(folder, repo.strip(), token.strip(), private=not public)
 
+    def _run(self, run_id: str) -> Run:
+        """By its whole id, which on a page is the right to it."""
+        if not re.fullmatch(r"[0-9a-f-]{36}", run_id):
+            raise StudioError("There is no such run. Reload the page.")
+        return self.jobs.store.get(run_id)
+
     def exportable(self, run_id: str) -> Run | None:
         """The run, where it has an adapter to export."""
         try:
-            run = self.jobs.store.get(run_id)
+            run = self._run(run_id)
         except StudioError:
             return None
         return run if (run.adapter / "adapter_config.json").is_file() else None

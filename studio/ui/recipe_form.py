@@ -27,7 +27,19 @@ STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "ma
     ("eval_share", "hot_share", "warmup_share"), 0.05
 )
 """How far an arrow key goes, where it isn't 1."""
-UNITS = {"max_length": "tokens", "sample_tokens": "tokens", "r": "rank"}
+LABELS = {
+    "preset": "What to train", "r": "Rank", "max_length": "Longest row, in tokens", "eval_share": "Share of rows held out",
+    "lr_scheduler": "Learning rate schedule", "warmup_share": "Warm-up", "max_grad_norm": "Gradient clipping",
+    "sample_tokens": "Longest sample answer, in tokens", "insist_on_router": "Train tied routers anyway",
+}  # fmt: skip
+"""Where the name of a setting says too little; it stands behind, as messages and recipes have it."""
+HELPS = {
+    "model": "What is tuned. The starter needs no GPU.",
+    "preset": "Which weights get an adapter: attention experts and key-value projection (attention), feed-forward "
+    "experts (experts), attention experts alone (moa), all, the routers, or the experts that your rows use (hot).",
+}
+"""Where the help of a file or a command line does not fit a form."""
+LONGEST = {"sample_prompts": 16 * 1001, "probe_text": 10_000}
 
 
 class RecipeForm:
@@ -58,7 +70,8 @@ class RecipeForm:
     def _control(self, name: str) -> Component:
         default = _shown(name, DEFAULTS[name])
         common: dict[str, Any] = {
-            "label": _label(name), "info": self._helps.get(name, ""), "elem_id": f"recipe-{name}", "min_width": 220
+            "label": _label(name), "info": HELPS.get(name, self._helps.get(name, "")),
+            "elem_id": f"recipe-{name}", "min_width": 220,
         }  # fmt: skip
         if name == "model":
             return gr.Dropdown(self._models, value=default, **common)
@@ -73,8 +86,8 @@ class RecipeForm:
                 # No bounds here: the recipe names all that is wrong at once, with the remedies.
                 return gr.Number(default, step=STEPS.get(name, 1), **common)
             case tuple():
-                return gr.Textbox(default, lines=3, **common)
-        return gr.Textbox(default, lines=2 if name == "probe_text" else 1, **common)
+                return gr.Textbox(default, lines=3, max_length=LONGEST[name], **common)
+        return gr.Textbox(default, lines=2, max_length=LONGEST[name], **common)
 
 
 def form_values(recipe: Recipe) -> dict[str, Any]:
@@ -110,5 +123,4 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _label(name: str) -> str:
-    unit = UNITS.get(name)
-    return name.replace("_", " ").capitalize() + (f" ({unit})" if unit else "")
+    return f"{LABELS[name]} ({name})" if name in LABELS else name.replace("_", " ").capitalize()

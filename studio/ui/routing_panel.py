@@ -14,7 +14,7 @@ import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 import numpy as np
@@ -44,18 +44,22 @@ class View:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def routing_panel() -> gr.HTML:
+def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "answer") -> gr.HTML:
     """The component. Its value is a `message`.
+
+    Args:
+        of: what it shows: answers with their prompts, or only what a model read.
 
     Its event "pick" asks for another answer of the conversation, "compare" for the base's routing of one's tokens.
     """
+    template = (HERE / "panel" / "panel.html").read_text(encoding="utf-8")
     return gr.HTML(
         value="",
-        html_template=(HERE / "panel" / "panel.html").read_text(encoding="utf-8"),
+        html_template=template.replace('data-of="answer"', f'data-of="{of}"'),
         js_on_load=_script(),
         apply_default_css=False,
         server_functions=[rows],
-        elem_id="routing",
+        elem_id=elem_id,
     )
 
 

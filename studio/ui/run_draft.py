@@ -25,7 +25,7 @@ OWN_FILE = "own"
 BUNDLED = "starter/lora_experts"
 """Where a new draft begins."""
 MAX_STORED = 200_000
-OF_DATA = ("model", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
+OF_DATA = ("model", "task", "problem", "class_weights", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
 """The settings on which it depends what is seen of the data."""
 
 
@@ -62,9 +62,14 @@ class Draft:
         return replace(recipe, data=self.file or "FILE") if self.source == OWN_FILE else recipe
 
     def loaded(self, recipe: Recipe) -> Draft:
-        """With the settings of a recipe; the data stays unless the recipe names a sample."""
-        source = recipe.data if recipe.data in SAMPLES else self.source
-        return replace(self, source=source, format=recipe.format, columns=recipe.columns, settings=form_values(recipe))
+        """With the settings of a recipe; the data stays unless the recipe names a sample, and how it is read unless the
+        recipe says that."""
+        draft = replace(self, settings=form_values(recipe))
+        if recipe.data in SAMPLES and recipe.data != self.source:
+            draft = replace(draft, source=recipe.data, format="auto", columns={})
+        if recipe.format != "auto" or recipe.columns:
+            draft = replace(draft, format=recipe.format, columns=recipe.columns)
+        return draft
 
     def _data(self) -> str:
         if self.source != OWN_FILE:

@@ -18,7 +18,10 @@ class Run:
 
 
 class Running:
-    def __init__(self) -> None:
+    """Args: busy: what a person is told who asks for another while one is being written."""
+
+    def __init__(self, busy: str = "An answer is still being written. Stop it, or wait until it is complete.") -> None:
+        self.busy = busy
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
 
@@ -40,7 +43,7 @@ class Running:
     def check_idle(self, session: str) -> None:
         run = self._runs.get(session)
         if run is not None and not run.cancel.is_set():
-            raise StudioError("An answer is still being written. Stop it, or wait until it is complete.")
+            raise StudioError(self.busy)
 
     def stop(self, session: str, discard: bool = False) -> None:
         run = self._runs.get(session)

@@ -73,5 +73,6 @@ def css() -> str:
     colours = "".join(f"--u{index}: {colour}; " for index, colour in enumerate(EXPERT_COLOURS))
     tints = f":root {{ {colours}--tint: {TINT['light']:.0%}; }} .dark {{ --tint: {TINT['dark']:.0%}; }}"
     units = "".join(f".rp-u{index} {{ --unit: var(--u{index}); }} " for index in range(len(EXPERT_COLOURS)))
-    sheets = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("style.css", "finetune.css")]
+    names = ("style.css", "finetune.css", "classify.css")
+    sheets = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in names]
     return "\n".join([tints, units, *sheets, panel_style(), runs_style()])

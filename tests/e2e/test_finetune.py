@@ -93,6 +93,19 @@ def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(tunin
     expect(again.page.locator("#column-completion input")).to_have_value("Antwort")
 
 
+def test_a_form_in_two_tabs_is_said_and_a_pasted_text_is_kept(tuning, page):
+    expect(tuning.page.locator("#draft-elsewhere p")).to_be_hidden()
+    other = FinetunePage(page.context.new_page(), tuning.url).open()
+    other.set("r", 11)
+    expect(tuning.page.locator("#draft-elsewhere p")).to_be_visible(timeout=SLOW)
+    name = tuning.page.locator("#run-name input, #run-name textarea").first
+    name.evaluate("node => { node.focus(); document.execCommand('insertText', false, 'pasted'); node.blur(); }")
+    tuning.page.wait_for_timeout(500)
+    again = tuning.open()
+    expect(again.page.locator("#run-name input, #run-name textarea").first).to_have_value("pasted", timeout=SLOW)
+    other.page.close()
+
+
 def test_a_recipe_is_saved_and_loaded(tuning, tmp_path):
     tuning.set("r", 3)
     expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=devils-dictionary")
@@ -132,7 +145,10 @@ def test_a_run_goes_on_without_browser_and_server_and_two_browsers_see_the_same(
 
     # A second run waits, and its place is shown.
     tuning.show_new()
+    name = "<img src=x onerror=window.__p=1>"
+    tuning.page.locator("#run-name input, #run-name textarea").first.fill(name)
     second = tuning.begin(**LONG | {"max_steps": 3})
+    expect(tuning.toast.filter(has_text=name)).to_be_visible()
     expect(tuning.run.locator(".rn-message")).to_contain_text("1st in the queue", timeout=SLOW)
     tuning.rows.filter(has_text=place.store.get(run_id).name).first.click()
     tuning.act("Cancel")
@@ -222,6 +238,7 @@ def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, 
         assert (store.get(run_id).adapter / "adapter_model.safetensors").is_file()
         tuning.run.get_by_role("radio", name="What trains").click(force=True)
         expect(tuning.run).to_contain_text("MLP experts")
+        tuning.act("Export")
         with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:
             names = {Path(name).name for name in archive.namelist()}
         assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names

@@ -641,7 +641,7 @@ def test_audit_of_a_head_that_trains_whole():
     model = peft.get_peft_model(model, lora_config("experts", task_type="SEQ_CLS"))
     rows = {row.part: row for row in audit(model)}
     assert sum(row.parameters for row in rows.values()) == total
-    assert rows["embeddings and head"].trained == 3 * 32
+    assert rows["score head"].trained == 3 * 32
 
 
 # --- merging

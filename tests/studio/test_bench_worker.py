@@ -1,10 +1,14 @@
 """One row of a speed table, for a toy in the place of a released shape; and the bytes that its limit counts with."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from jetmoe.experts import JetMoeExperts
 from jetmoe.nf4 import BYTES_PER_WEIGHT
-from studio.backend import bench_shapes, bench_worker
+from studio.backend import bench, bench_shapes, bench_worker
+from tests.studio.toy_folder import toy_folder
 
 TOY = {
     "vocab_size": 256,
@@ -61,3 +65,15 @@ def test_a_row_of_training(work, system, weights):
     row = bench_worker.main({**work, **steps, "system": system, "weights": weights})
     assert row["train_tok_s"] > 0 and row["peak_gib"] > 0
     assert 0 < float(row["note"].removeprefix("loss ")) < 10
+
+
+def test_a_row_of_classification_beside_the_peer(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_worker, "device", lambda: "cpu")
+    """Both give the same labels, as they have the same head."""
+    folder = str(toy_folder(tmp_path / "toy"))
+    work = {"bench": "classify", "rows": 6, "batch": 4, "threads": torch.get_num_threads(), "repeats": 1}
+    ours = bench_worker.main({**work, "system": "jetmoe-studio", "weights": "fp32", "path": folder})
+    peer = bench._run("transformers", "fp32", Path(folder), work)
+    assert ours["rows_s"] > 0 and peer["rows_s"] > 0 and ours["peak_gib"] > 0, peer
+    assert ours["note"] == peer["note"] and ours["note"].startswith("labels [")
+    assert "texts/s" in bench.table({"rows": [peer], "work": work, "machine": {}})

@@ -162,7 +162,7 @@ def test_what_can_not_begin_fails_and_the_queue_goes_on(store, supervise):
     bad, good = store.create(Recipe()), store.create(Recipe(preset="attention"))
     shutil.rmtree(bad.folder)
     supervise()
-    assert "can't be written" in until_state(store, bad.id, "failed").message
+    assert "files of this run are gone" in until_state(store, bad.id, "failed").message
     assert until_state(store, good.id, "done")
 
 
@@ -178,6 +178,28 @@ def test_a_run_is_deleted_only_once_it_has_ended(store, supervise):
         queue.cancel(run.id)
     queue.delete(run.id)
     assert store.list() == [] and not run.folder.exists()
+
+
+def test_resume_and_delete_right_after_cancel_are_not_mistaken_for_its_end(store, supervise):
+    queue = supervise()
+    run = queue.start(Recipe())
+    for again in (queue.resume, queue.delete):
+        until(lambda: store.get(run.id).step > 1)
+        queue.cancel(run.id)
+        until_state(store, run.id, "cancelled")
+        again(run.id)
+        if again == queue.resume:
+            store.update(run.id, step=0)
+    until(lambda: not queue._children)
+    assert queue.notice == "" and store.list() == []
+
+
+def test_a_notice_goes_once_all_is_well_again(store, supervise, monkeypatch):
+    monkeypatch.setattr(jobs, "NOTICE_S", 0.2)
+    queue = supervise()
+    queue._notify("The list was busy.")
+    assert queue.status() == "The list was busy."
+    until(lambda: queue.status() == "")
 
 
 def test_a_damaged_store_is_made_again_while_a_run_goes_on(store, supervise):

@@ -236,3 +236,13 @@ def test_what_cannot_be_compared_gets_a_sentence(store):
     for asked in ([], ids[:1], [ids[0], ids[0]], ids, [ids[0], "f" * 36]):
         assert views.comparison(asked) == {"error": "Choose 2 to 6 runs of the list to compare."}
     assert len(views.comparison(ids[:COMPARED])["runs"]) == COMPARED
+
+
+def test_no_page_learns_where_the_studio_lies_on_the_server(store, always):
+    toy = toy_run(store, "lost")
+    toy.run.events.append("warning", 1, {"message": f"{store.home}/runs.sqlite3 is damaged."})
+    store.finish(toy.run.id, "failed", f"There is no file '{store.home}/uploads/x/rows.csv'.")
+    answer = views_of(store).events(toy.run.id)
+    assert answer["run"]["message"] == "There is no file 'uploads/x/rows.csv'."
+    assert answer["events"][-1]["values"] == {"message": "runs.sqlite3 is damaged."}
+    assert str(store.home) not in json.dumps([answer, views_of(store).listing()])

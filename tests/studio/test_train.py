@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
 from studio.backend import audit, runs, train
+from studio.backend.packing import Collator
 from studio.backend.prepare import prepare
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
@@ -93,7 +94,7 @@ def test_the_adapter_is_the_best_one_and_stock_peft_loads_it(settings):
     ready = prepare(run.recipe())
     weights = load_file(run.adapter / "adapter_model.safetensors")
     peft.set_peft_model_state_dict(ready.model, weights)
-    batch = train.Collator(0)(ready.data.held_out)
+    batch = Collator(0)(ready.data.held_out)
     with torch.no_grad():
         loss = adapted(**batch, use_cache=False).loss
     assert float(loss) == pytest.approx(run.best_eval_loss, rel=1e-4)
@@ -483,7 +484,7 @@ def test_a_model_in_parts_gives_the_curve_of_a_whole_one(settings, tmp_path):
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
     adapted = peft.PeftModel.from_pretrained(JetMoeForCausalLM.from_pretrained(settings["model"]), str(two.adapter))
     with torch.no_grad():
-        loss = adapted.eval()(**train.Collator(0)(prepare(two.recipe()).data.held_out), use_cache=False).loss
+        loss = adapted.eval()(**Collator(0)(prepare(two.recipe()).data.held_out), use_cache=False).loss
     assert float(loss) == pytest.approx(two.best_eval_loss, rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""One file a format of conversations: a `FORMAT` that knows its columns and turns their cells into messages.
+"""One file a format of rows: a `FORMAT` that knows its columns and turns their cells into messages, or text and labels.
 
 for format in discover("studio.backend.formats", "FORMAT"):
     columns = format.locate(["Question", "Answer"])          # {"prompt": "Question", "completion": "Answer"}
@@ -29,6 +29,10 @@ class Format:
     """What a row must have, each with the column names that it goes by."""
     messages: Callable[[Cells], Messages]
     """Raises Problem, its column the name of the field."""
+    task: str = "chat"
+    """What such rows teach; the recipe's."""
+    labels: Callable[[Cells], tuple[str, ...]] = lambda cells: ()
+    """Of the text that the messages hold. Raises Problem as they do."""
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fits: Callable[[Cells], bool] = lambda cells: True
     """Whether a row with these columns is of this format, where others have the same column names."""
@@ -50,8 +54,15 @@ class Format:
         Raises:
             Problem: what is wrong, in which column.
         """
+        return self._read(self.messages, row, columns)
+
+    def labels_of(self, row: dict[str, Any], columns: dict[str, str]) -> tuple[str, ...]:
+        """The labels of a row; errors as of `convert`."""
+        return self._read(self.labels, row, columns)
+
+    def _read(self, read: Callable[[Cells], Any], row: dict[str, Any], columns: dict[str, str]) -> Any:
         try:
-            return self.messages(self.cells(row, columns))
+            return read(self.cells(row, columns))
         except Problem as problem:
             raise Problem(columns.get(problem.column, problem.column), problem.reason, problem.remedy) from None
 

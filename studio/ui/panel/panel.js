@@ -1,6 +1,7 @@
 // The routing panel: controls, the shared trace, and the views that registered themselves before this script.
 const of = element.querySelector(".rp-root").dataset.of;
 const panel = {
+  of,
   // Radio buttons of one name are one group in the whole page, and a page has several panels.
   group: (name) => `${name}-${of}`,
   trace: createTrace(),

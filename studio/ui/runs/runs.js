@@ -100,13 +100,21 @@ function open(id) {
 // Chat and export are other parts of the page; the rest is done by Python.
 function act(action, id) {
   if (action === "chat") location.assign(addressOf("adapter", id));
-  else if (action === "export") document.getElementById("export-box")?.scrollIntoView({ behavior: "smooth" });
+  else if (action === "export") showExport(id);
   else {
     trigger("act", { action, id });
     if (action === "delete") deleted = id;
     hurry();
     poll();
   }
+}
+
+// Python shows the box of a run that has an adapter now, which it may not have had when it was opened.
+async function showExport(id) {
+  trigger("open", { id });
+  const box = () => document.getElementById("export-box");
+  for (let tries = 0; tries < 20 && !box()?.offsetParent; tries++) await new Promise((done) => setTimeout(done, 100));
+  box()?.scrollIntoView();
 }
 
 function close() {

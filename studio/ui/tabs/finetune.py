@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from studio.backend.data import SAMPLES
+from studio.backend.jobs import place_in
 from studio.backend.recipe import recipes
 from studio.backend.run_views import RunViews
+from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from studio.ui import audit_view, data_preview
 from studio.ui.export_view import TITLES
@@ -30,6 +34,15 @@ STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that
 SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("My own file", OWN_FILE)]
 FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"]
 HINT = "Check, and what will really train appears here, with the memory and the time that it takes."
+STORAGE = "jetmoe-studio-run-draft"
+ELSEWHERE = (
+    '<p class="dp-note" role="status" hidden>This form is open in another tab too. Start takes what this tab '
+    "shows; a reload brings back what was typed last, here or there.</p>"
+)
+WATCH_STORAGE = f"""
+window.addEventListener("storage", (event) => {{
+  if (event.key === {STORAGE!r}) element.querySelector("p").hidden = false;
+}});"""
 SAVE = """(text) => {
   if (!text) return "";
   const link = document.createElement("a");
@@ -49,7 +62,7 @@ class Tab:
 
     def keep(self) -> gr.BrowserState:
         """The run that is being put together."""
-        return gr.BrowserState("", storage_key="jetmoe-studio-run-draft", secret=STORAGE_SECRET)
+        return gr.BrowserState("", storage_key=STORAGE, secret=STORAGE_SECRET)
 
     def build(self, engine: Engine, jobs: Jobs, kept: gr.BrowserState) -> None:
         handlers = FinetuneHandlers(engine, jobs)
@@ -57,7 +70,9 @@ class Tab:
             with gr.Tab("New run", id="new"):
                 new = _NewRun(handlers, kept)
             with gr.Tab("Runs", id="runs"):
-                runs = _Runs(RunViews(jobs.store, jobs.place))
+                # Whoever shows a page waits only a moment for others who write.
+                store = RunStore(jobs.store.home, busy_s=1.0)
+                runs = _Runs(RunViews(store, partial(place_in, store)))
         _wire_new_run(new, parts, runs, handlers)
         _wire_runs(runs, parts, handlers)
 
@@ -72,14 +87,15 @@ class _NewRun:
         self.stored = stored
         # In the page, not in gr.State, which a restart of the server forgets.
         self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
+        gr.HTML(html_template=ELSEWHERE, js_on_load=WATCH_STORAGE, elem_id="draft-elsewhere")
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._data()
             with gr.Column(scale=6, min_width=320):
                 self.preview = gr.HTML(data_preview.waiting("Reading …"), elem_id="data-preview", js_on_load=None)
+        self._recipe(handlers)
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                self._recipe(handlers)
                 self._begin()
             with gr.Column(scale=6, min_width=320):
                 self.audit = gr.HTML(audit_view.waiting(HINT, busy=False), elem_id="audit", js_on_load=None)
@@ -176,11 +192,16 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
 
     def remembered(draft: Draft) -> list[Any]:
-        return [draft.to_json(), handlers.command(draft)]
+        """For the browser, the command, and instead of a check, which was of other settings."""
+        return [draft.to_json(), handlers.command(draft), audit_view.waiting(HINT, busy=False)]
 
     @shows_errors
     def remember(*values: Any) -> list[Any]:
         return remembered(_draft(*values))
+
+    @shows_errors
+    def leave(*values: Any) -> list[Any]:
+        return remembered(_draft(*values))[:2]
 
     @shows_errors
     def open_page(request: gr.Request, stored: str) -> list[Any]:
@@ -207,6 +228,11 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         return [*remembered(draft), *looked(draft)]
 
     @shows_errors
+    def look_elsewhere(*values: Any) -> list[Any]:
+        draft = replace(_draft(*values), columns={}, format="auto")
+        return ["auto", *remembered(draft), *looked(draft)]
+
+    @shows_errors
     def take(file: str, *values: Any) -> list[Any]:
         draft = handlers.upload(_draft(*values), Path(file))
         return [*_controls(draft), *remembered(draft), *looked(draft)]
@@ -215,7 +241,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     def load(file: str, *values: Any) -> list[Any]:
         draft, notice = handlers.load(_draft(*values), file)
         if notice:
-            gr.Warning(notice)
+            gr.Warning(escape(notice))
         return [*_controls(draft), *remembered(draft), *looked(draft)]
 
     @shows_errors
@@ -229,15 +255,19 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     @shows_errors
     def start(ticket: str, *values: Any) -> tuple[Any, ...]:
         run = handlers.start(_draft(*values), ticket)
-        gr.Info(f"“{run.name}” is in the queue. It goes on whether you watch or not.", title="Started")
+        gr.Info(escape(f"“{run.name}” is in the queue. It goes on whether you watch or not."), title="Started")
         return handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
 
-    memory, seen = [new.stored, new.command], [new.preview, *columns]
+    memory, seen = [new.stored, new.command, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
     everything = [*controls, *memory, *seen]
     typed = [component for component in inputs if component not in (new.upload, new.file_name, new.source, new.format)]
+    # A text that is pasted is no input until it is left.
+    texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
+    gr.on(texts, leave, inputs, memory[:2], **at_once, trigger_mode="always_last")
     gr.on([component.input for component in typed], remember, inputs, memory, **at_once, trigger_mode="always_last")
-    gr.on([new.source.input, new.format.input], look_anew, inputs, [*memory, *seen], **reading)
+    new.source.input(look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
+    new.format.input(look_anew, inputs, [*memory, *seen], **reading)
     gr.on([column.input for column in columns], look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           look, inputs, seen, **reading)  # fmt: skip
@@ -255,7 +285,7 @@ class _Runs:
         self.opened = gr.Textbox(visible="hidden")
         self.panel = runs_panel(views)
         with gr.Column(visible=False, elem_id="export-box") as self.box:
-            gr.Markdown("### Export")
+            self.title = gr.HTML(elem_id="export-title", js_on_load=None)
             kinds = [(title, kind) for kind, title in TITLES.items()]
             self.kind = gr.Radio(kinds, value="adapter", label="What", elem_id="export-kind")
             with gr.Row(elem_classes="buttons"):
@@ -278,11 +308,12 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
     @shows_errors
     def opened(event: gr.EventData) -> tuple[Any, ...]:
         run = handlers.exportable(str(event._data.get("id", "")))
-        return run.id if run else "", gr.update(visible=run is not None), ""
+        title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
+        return run.id if run else "", gr.update(visible=run is not None), title, ""
 
     @shows_errors
     def act(event: gr.EventData) -> None:
-        gr.Info(handlers.act(str(event._data.get("action", "")), str(event._data.get("id", ""))))
+        gr.Info(escape(handlers.act(str(event._data.get("action", "")), str(event._data.get("id", "")))))
 
     @shows_errors
     def export(run_id: str, kind: str) -> Iterator[str]:
@@ -291,10 +322,10 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
     @shows_errors
     def push(run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
         address = handlers.push(run_id, kind, repo or "", token or "", bool(public))
-        gr.Success(f"It is at {address}.", title="Pushed")
+        gr.Success(escape(f"It is at {address}."), title="Pushed")
         return ""
 
-    runs.panel.open(opened, None, [runs.opened, runs.box, runs.result], **at_once)
+    runs.panel.open(opened, None, [runs.opened, runs.box, runs.title, runs.result], **at_once)
     # Through the queue, as what is not queued shows no message.
     runs.panel.act(act, None, None, **quiet, trigger_mode="multiple")
     runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,

@@ -7,7 +7,7 @@ views.push({
     const ROW = 10, LEFT = 26, BOTTOM = 18;
     const scopes = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "What the map shows" });
     for (const [scope, label] of [["token", "current token"], ["answer", "whole answer"], ["prompt", "prompt"]]) {
-      const input = el("input", { type: "radio", name: "rp-scope", value: scope });
+      const input = el("input", { type: "radio", name: panel.group("rp-scope"), value: scope });
       input.checked = scope === settings.scope;
       input.addEventListener("change", () => {
         settings.scope = scope;

@@ -3,7 +3,7 @@ views.push({
   title: "Tokens",
   build(root, panel) {
     const { trace, settings } = panel;
-    const OPEN_UP_TO = 40; // a longer prompt starts folded
+    const OPEN_UP_TO = panel.of === "prompt" ? 2000 : 40; // a longer prompt starts folded
     const prompt = section("prompt", el("details", { class: "rp-prompt" }, el("summary")));
     const answer = section("answer", el("div", { class: "rp-answer-tokens" }, el("p", { class: "rp-part" })));
     root.append(prompt.box, answer.box);

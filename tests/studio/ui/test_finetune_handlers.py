@@ -157,6 +157,19 @@ def test_the_check_is_that_of_the_command_line_and_ends_with_its_viewer(handlers
     assert cancelled.wait(60)
 
 
+def test_an_export_that_fails_leaves_the_earlier_one(handlers, trained, monkeypatch):
+    list(handlers.export(trained.id, "adapter"))
+
+    def fails(run_id, folder):
+        folder.mkdir()
+        raise StudioError("The disk is full.")
+
+    monkeypatch.setattr(exports, "export", fails)
+    assert "The disk is full." in list(handlers.export(trained.id, "adapter"))[-1]
+    assert [each.name for each in (trained.folder / "exports").iterdir()] == ["adapter"]
+    assert exports.exported(handlers.jobs.store, trained.id, "adapter") is not None
+
+
 def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, trained):
     assert handlers.exportable(trained.id).id == trained.id and handlers.exportable("0") is None
     *_, html = handlers.export(trained.id, "adapter")
@@ -174,7 +187,7 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
     assert archive.read("adapter/adapter_model.safetensors") == weights
     for other in (
         downloads.address(trained.id, "merged-bf16"), downloads.address(trained.id, "checkpoints"),
-        downloads.address("0" * 8, "adapter"), downloads.address("..%2f..", "adapter"), "exports/../recipe.yaml",
+        downloads.address(trained.id[:8], "adapter"), downloads.address("0" * 8, "adapter"), downloads.address("..%2f..", "adapter"), "exports/../recipe.yaml",
     ):  # fmt: skip
         assert client.get("/" + other).status_code == 404
 
@@ -187,13 +200,14 @@ def test_a_merged_model_comes_with_its_proof(handlers, trained):
 
 
 def test_what_can_not_be_exported_or_pushed_is_said(handlers, trained):
-    with pytest.raises(StudioError, match="Choose what to export"):
-        list(handlers.export(trained.id, "everything"))
+    assert "Choose what to export" in list(handlers.export(trained.id, "everything"))[-1]
     with pytest.raises(StudioError, match="Export it first"):
         handlers.push(trained.id, "adapter", "me/mine", "hf_x", False)
     queued = handlers.start(handlers.fresh(), handlers.ticket())
-    with pytest.raises(StudioError, match="has no adapter"):
-        list(handlers.export(queued.id, "adapter"))
+    assert "has no adapter" in list(handlers.export(queued.id, "adapter"))[-1]
+    for prefix in (trained.id[:8], "../..", ""):
+        with pytest.raises(StudioError, match="no such run"):
+            list(handlers.export(prefix, "adapter"))
     list(handlers.export(trained.id, "adapter"))
     with pytest.raises(StudioError, match="Give a token"):
         handlers.push(trained.id, "adapter", "me/mine", " ", False)

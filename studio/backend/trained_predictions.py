@@ -1,0 +1,62 @@
+"""A trained head's answers as the predictions that the page, the command line and files of them share.
+
+head = TrainedHead(TrainedClassifier.load("3f2a"))
+head.labels
+for prediction in head.predict(["The match ended in a draw."], cancel):
+    print(prediction.label, prediction.confidence)
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from studio.backend.classification import THRESHOLD
+from studio.backend.classify import Prediction
+from studio.backend.trained_classifier import Predictions, TrainedClassifier
+
+BATCH = 64
+
+
+class TrainedHead:
+    """The same calls as `ZeroShot`, for the labels that it was trained on."""
+
+    def __init__(self, classifier: TrainedClassifier) -> None:
+        self.classifier = classifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.names
+
+    def predict(self, texts: Iterable[str], cancel: threading.Event | None = None) -> Iterator[Prediction]:
+        """One prediction a text, in order; setting `cancel` ends it early. Errors as of `TrainedClassifier.predict`."""
+        cancelled = (cancel or threading.Event()).is_set
+        waiting = iter(texts)
+        while batch := list(islice(waiting, BATCH)):
+            found = self.classifier.predict(batch, cancelled=cancelled)
+            if found is None:
+                return
+            for i, text in enumerate(batch):
+                yield self._prediction(text, i, found)
+
+    def _prediction(self, text: str, i: int, found: Predictions) -> Prediction:
+        scores = dict(zip(found.names, found.probabilities[i].tolist(), strict=True))
+        label, confidence = _chosen(scores, found.problem)
+        cut = ""
+        if i in found.cut:
+            cut = f"The end of the text was left out: the classifier reads {self.classifier.max_length:,} tokens."
+        return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut)
+
+
+def _chosen(scores: dict[str, float], problem: str) -> tuple[str, float]:
+    """The label and its confidence: of several labels all that apply and that of the likeliest; of a number no
+    confidence is known."""
+    if problem == "regression":
+        (number,) = scores.values()
+        return f"{number:.4g}", math.nan
+    likeliest = max(scores, key=scores.__getitem__)
+    if problem == "multi_label":
+        return ", ".join(name for name, score in scores.items() if score >= THRESHOLD), scores[likeliest]
+    return likeliest, scores[likeliest]

@@ -1,0 +1,295 @@
+"""What the classification tab does: values in, values out. The components are in `tabs/classify.py`.
+
+    handlers = ClassifyHandlers(engine)
+    for shown in handlers.classify("It rains.", form, session):        # HTML, and a message for the routing panel
+    taken = handlers.take(Path("/tmp/gradio/mails.csv"))               # an uploaded file, and its columns
+    for shown in handlers.classify_file(form, session):                # HTML, and the id of the file that is written
+
+Closing either iterator, as when the person has left, or `stop` ends the work; what is finished stays.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from studio.backend import adapters, uploads
+from studio.backend.classification import THRESHOLD
+from studio.backend.classify import Prediction, ZeroShot
+from studio.backend.classify_file import FileReport, LabelledRow, predict_file
+from studio.backend.data import column_names
+from studio.backend.formats.labelled import FORMAT as LABELLED
+from studio.backend.trained_classifier import Predictions, TrainedClassifier
+from studio.errors import StudioError
+from studio.ui import classify_view as view
+from studio.ui.classify_form import Form, split_texts
+from studio.ui.downloads import LABELLED_ENDING, labelled_file
+from studio.ui.picked_adapter import offered
+from studio.ui.routing_panel import message, nothing
+from studio.ui.running import Running
+from studio.ui.trace_store import traces
+
+if TYPE_CHECKING:
+    from studio.backend.engine import Engine
+
+BUSY = "Texts are still being classified. Stop that, or wait until it is done."
+TRAINED = " · trained classifier"
+BATCH = 32
+"""Texts after which a trained classifier tells how far it is."""
+TICK_S = 0.3
+SHOWN_ROWS = 20
+ONE_BY_ONE = "The routing is shown of one text at a time."
+NO_ROUTING = "A trained classifier shows no routing."
+
+
+class Shown(NamedTuple):
+    result: str
+    """HTML."""
+    routing: str | None = None
+    """A message for the panel; None leaves it as it is."""
+
+
+class FileShown(NamedTuple):
+    html: str
+    result: str | None = None
+    """The id of the file that is being written, told once."""
+
+
+class Taken(NamedTuple):
+    upload: str
+    name: str
+    columns: list[str]
+    column: str | None
+    """That of the texts, where its name tells."""
+
+
+class ClassifyHandlers:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.zero_shot = ZeroShot(engine)
+        self._texts, self._files = Running(BUSY), Running(BUSY)
+
+    # --- who classifies
+
+    def choices(self) -> list[tuple[str, str]]:
+        """(title, id): the model alone, with an adapter, and the trained classifiers."""
+        trained = [(f"{choice.title}{TRAINED}", choice.id) for choice in self._trained()]
+        return [*offered(self.engine.status().model_id), *trained]
+
+    def is_trained(self, chosen: str) -> bool:
+        """Whether its labels were learned."""
+        return chosen in [choice.id for choice in self._trained()]
+
+    def _trained(self) -> list[adapters.Choice]:
+        model_id = self.engine.status().model_id
+        return [] if model_id is None else adapters.choices(model_id, "classify")
+
+    def _classifier(self, form: Form) -> _Labels | _Head:
+        """Raises StudioError: labels or template can't be used, or what is chosen is gone."""
+        if self.is_trained(form.by):
+            return _Head(TrainedClassifier.load(form.by, self.engine))
+        if form.by not in [identity for _, identity in self.choices()]:
+            raise StudioError("What is chosen under “Classified by” was deleted, or is of another model. Choose again.")
+        return _Labels(self.zero_shot, form)
+
+    # --- texts
+
+    def classify(self, text: str, form: Form, session: str) -> Iterator[Shown]:
+        """What is classified so far, at last all of it.
+
+        Raises:
+            StudioError: texts, labels or template can't be used, or no model is ready.
+        """
+        texts = split_texts(text, form.one_a_line)
+        with self._texts.answer(session) as run:
+            classifier = self._classifier(form)
+            single = len(texts) == 1
+            yield Shown(view.waiting("Classifying …", busy=True), nothing("" if single else ONE_BY_ONE))
+            done: list[Prediction] = []
+            told = time.monotonic()
+            try:
+                for prediction in classifier.predict(texts, run.cancel, with_trace=single):
+                    done.append(prediction)
+                    if time.monotonic() - told > TICK_S and len(done) < len(texts):
+                        yield Shown(view.shown(done, f"{len(done)} of {len(texts)} texts …"))
+                        told = time.monotonic()
+            except Exception:
+                yield Shown(view.shown(done) if done else view.waiting())
+                raise
+        # By now the next one may begin, even before the page has taken this.
+        stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts are classified."
+        yield Shown(view.shown(done, stopped), _routing(done, classifier) if single else None)
+
+    def stop(self, session: str) -> None:
+        self._texts.stop(session)
+
+    # --- a file
+
+    def take(self, file: Path) -> Taken:
+        """Keeps an uploaded file.
+
+        Raises:
+            StudioError: it is too large, or nothing of it can be read.
+        """
+        upload = uploads.keep(file)
+        return self._taken(upload, file.name[:80])
+
+    def taken(self, form: Form) -> Taken | None:
+        """The file of an earlier visit, where it is still there."""
+        try:
+            taken = self._taken(form.upload, form.file) if form.upload else None
+        except StudioError:
+            return None
+        return taken and taken._replace(column=form.column if form.column in taken.columns else taken.column)
+
+    def _taken(self, upload: str, name: str) -> Taken:
+        columns = column_names(uploads.find(upload))
+        known = {column.strip().casefold(): column for column in columns}
+        found = (known[name] for name in LABELLED.fields["text"] if name in known)
+        return Taken(upload, name, columns, next(found, columns[0] if len(columns) == 1 else None))
+
+    def classify_file(self, form: Form, session: str) -> Iterator[FileShown]:
+        """How far it is, with the first rows, and at last the report and the download.
+
+        Raises:
+            StudioError: there is no file, or labels or template can't be used. What goes wrong later is part of what
+                is shown, beside the rows that are finished.
+        """
+        if not form.upload:
+            raise StudioError("There is no file to classify. Upload one first.")
+        source = uploads.find(form.upload)
+        with self._files.answer(session) as run:
+            classifier = self._classifier(form)
+            result = uuid.uuid4().hex
+            # Beside the uploads, with which it is deleted after a day.
+            folder = source.parent.with_name(result)
+            folder.mkdir()
+            yield FileShown(view.waiting("Reading the file …", busy=True), result)
+            job = _FileJob(source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel)
+            with closing(job.watched(classifier)) as watched:
+                for html in watched:
+                    yield FileShown(html)
+            yield FileShown(job.ended(result))
+
+    def stop_file(self, session: str) -> None:
+        self._files.stop(session)
+
+    def earlier(self, result: object) -> str:
+        """The file that an earlier visit left, as HTML; nothing where there is none."""
+        file = labelled_file(result)
+        return "" if file is None else view.earlier(file.name, str(result))
+
+
+class _Labels:
+    """Zero-shot: the model is asked about the labels."""
+
+    def __init__(self, zero_shot: ZeroShot, form: Form) -> None:
+        self.zero_shot, self.task, self.by = zero_shot, form.task(), form.by or None
+        self.labels = self.task.labels
+
+    def predict(self, texts: Sequence[str], cancel: threading.Event, with_trace: bool = False) -> Iterator[Prediction]:
+        return self.zero_shot.predict(texts, self.task, self.by, cancel, with_trace)
+
+
+class _Head:
+    """A trained head; the labels are those that it learned."""
+
+    def __init__(self, classifier: TrainedClassifier) -> None:
+        self.classifier = classifier
+        self.labels = classifier.names
+
+    def predict(self, texts: Sequence[str], cancel: threading.Event, with_trace: bool = False) -> Iterator[Prediction]:
+        waiting = iter(texts)
+        while batch := list(islice(waiting, BATCH)):
+            found = self.classifier.predict(batch, cancelled=cancel.is_set)
+            if found is None:
+                return
+            yield from (_prediction(text, i, found, self.classifier.max_length) for i, text in enumerate(batch))
+
+
+def _prediction(text: str, i: int, found: Predictions, max_length: int) -> Prediction:
+    scores = dict(zip(found.names, found.probabilities[i].tolist(), strict=True))
+    cut = f"The end of the text was left out: the classifier reads {max_length:,} tokens." if i in found.cut else ""
+    if found.problem == "regression":
+        (number,) = scores.values()
+        label, confidence = f"{number:.4g}", math.nan
+    elif found.problem == "multi_label":
+        label = ", ".join(name for name, score in scores.items() if score >= THRESHOLD)
+        confidence = max(scores.values())
+    else:
+        label = max(scores, key=scores.__getitem__)
+        confidence = scores[label]
+    return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut)
+
+
+def _routing(done: list[Prediction], classifier: _Labels | _Head) -> str | None:
+    if not done:
+        return None
+    trace = done[0].trace
+    if trace is None:
+        return nothing(NO_ROUTING if isinstance(classifier, _Head) else "")
+    return message(traces.open(trace), trace, 0, 0, 0, picked=True)
+
+
+@dataclass
+class _FileJob:
+    source: Path
+    out: Path
+    column: str
+    cancel: threading.Event
+    first: list[LabelledRow] = field(default_factory=list)
+    """The first rows that are finished."""
+    fraction: float = 0.0
+    text: str = ""
+    report: FileReport | None = None
+    problem: str = ""
+
+    def watched(self, classifier: _Labels | _Head) -> Generator[str]:
+        """How far it is, until it ends; closing the iterator cancels it."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self._run, classifier)
+            try:
+                while not future.done():
+                    # Also where nothing is new: only who tells something finds out that the person has left.
+                    yield view.progress(self.fraction, self.text, self.first)
+                    wait([future], TICK_S)
+                self.report = future.result()
+            except StudioError as error:
+                self.problem = str(error)
+            finally:
+                self.cancel.set()
+
+    def ended(self, result: str) -> str:
+        """What came out; a file without a row is not kept."""
+        if not self.first:
+            shutil.rmtree(self.out.parent, ignore_errors=True)
+        return view.ended(self.report, self.problem, self.first, self.out.name, result)
+
+    def _run(self, classifier: _Labels | _Head) -> FileReport:
+        return predict_file(
+            self.source,
+            lambda texts: classifier.predict(texts, self.cancel),
+            self.out,
+            classifier.labels,
+            self.column,
+            self.cancel,
+            self._progress,
+            self._row,
+        )
+
+    def _progress(self, fraction: float, text: str) -> None:
+        self.fraction, self.text = fraction, text
+
+    def _row(self, row: LabelledRow) -> None:
+        if len(self.first) < SHOWN_ROWS:
+            self.first.append(row)

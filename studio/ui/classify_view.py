@@ -1,0 +1,171 @@
+"""Predictions as HTML: bars of one text, a table of several, and how far a file is.
+
+gr.HTML(shown([prediction]))
+gr.HTML(progress(0.4, "40 of 100 rows", first_rows))
+
+All text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from studio.backend.classify import Prediction
+from studio.backend.classify_file import FileReport, LabelledRow
+from studio.ui.downloads import labelled_address
+
+SHOWN_TEXT = 240
+"""Characters of a text in a table; a longer one is cut at its end."""
+SHOWN_LABELS = 20
+HINT = "Write a text, and how well each label fits it appears here."
+FILE_HINT = "Upload a file, and its first rows appear here with their labels while it is classified."
+
+READY = "Classify the file, and its first rows appear here with their labels."
+
+
+def waiting(text: str = HINT, busy: bool = False) -> str:
+    state = "dp-busy" if busy else "dp-empty"
+    return _card(f'<p class="{state}" role="status">{escape(text)}</p>')
+
+
+def shown(predictions: Sequence[Prediction], state: str = "") -> str:
+    """One text as bars, several as a table; `state` says that there is more to come, or that there is not."""
+    if not predictions:
+        return waiting(state)
+    status = f'<p class="cl-state" role="status">{escape(state)}</p>' if state else ""
+    notices = dict.fromkeys(notice for prediction in predictions for notice in prediction.notices)
+    what = _one(predictions[0]) if len(predictions) == 1 else _several(predictions)
+    return _card(status + what + "".join(map(_note, notices)))
+
+
+def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:
+    percent = max(0, min(100, round(100 * fraction)))
+    bar = (
+        '<span class="cl-bar" role="progressbar" aria-label="Classifying the file" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{percent}"><i style="width:{percent}%"></i></span>'
+    )
+    return _card(f'<p class="dp-busy">{escape(text or "Reading the file …")}</p>{bar}{_first_rows(first)}', "The file")
+
+
+def ended(report: FileReport | None, problem: str, first: Sequence[LabelledRow], name: str, result: str) -> str:
+    """What came out of a file, and where to get it; there is none without a row.
+
+    Args:
+        problem: why it ended early, without a report.
+    """
+    parts = [f'<p class="dp-problem" role="alert">{escape(problem)}</p>' if problem else ""]
+    if report is not None:
+        stopped = f"Stopped: {report.finished}" if report.cancelled else report.finished
+        parts += [f'<h3 role="status">{escape(stopped)}</h3>', _counts(report), *map(_note, report.notices)]
+    parts += [_download(name, result) if first else "", _first_rows(first), _bad_rows(report) if report else ""]
+    return _card("".join(parts), "The file")
+
+
+def earlier(name: str, result: str) -> str:
+    return _card(f"<p>Classified earlier, as far as it came:</p>{_download(name, result)}", "The file")
+
+
+# --- texts
+
+
+def _one(prediction: Prediction) -> str:
+    if math.isnan(prediction.confidence):
+        return f'<p class="cl-number"><b>{escape(prediction.label)}</b> {escape(next(iter(prediction.scores)))}</p>'
+    chosen = f"{escape(prediction.label) or 'No label fits'} <small>{_share(prediction.confidence)}</small>"
+    ranked = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
+    bars = _bars((label, share, _share(share)) for label, share in ranked)
+    return f'<h3 class="cl-label" role="status" dir="auto">{chosen}</h3>{bars}'
+
+
+def _bars(rows: Iterable[tuple[str, float, str]]) -> str:
+    """Of labels: how long the bar is, and what stands behind it."""
+    items = "".join(
+        f'<li><span class="cl-name" dir="auto">{escape(label)}</span>{_bar(share)}<b>{figure}</b></li>'
+        for label, share, figure in rows
+    )
+    return f'<ol class="cl-bars">{items}</ol>'
+
+
+def _bar(share: float) -> str:
+    width = 100 * max(0.0, min(1.0, share))
+    return f'<span class="cl-bar" aria-hidden="true"><i style="width:{width:.1f}%"></i></span>'
+
+
+def _several(predictions: Sequence[Prediction]) -> str:
+    rows = [[_cut(each.text), escape(each.label), _confidence(each)] for each in predictions]
+    return _table(["text", "label", "confidence"], rows, "The texts with their labels")
+
+
+# --- a file
+
+
+def _first_rows(first: Sequence[LabelledRow]) -> str:
+    if not first:
+        return ""
+    table = _table(["line", "text", "label", "confidence"], map(_row, first), "The first rows with their labels")
+    return f"<h4>The first rows</h4>{table}"
+
+
+def _row(row: LabelledRow) -> list[str]:
+    if row.prediction is None:
+        return [f"{row.line:,}", f'<span class="cl-bad">{_cut(str(row.problem))}</span>', "–", ""]
+    return [f"{row.line:,}", _cut(row.prediction.text), escape(row.prediction.label), _confidence(row.prediction)]
+
+
+def _counts(report: FileReport) -> str:
+    """How many rows got each label."""
+    most = max(report.counts.values(), default=0)
+    common = report.counts.most_common(SHOWN_LABELS)
+    return _bars((label or "none", count / most, f"{count:,}") for label, count in common) if most else ""
+
+
+def _bad_rows(report: FileReport) -> str:
+    if not report.bad:
+        return ""
+    rows = [[f"{bad.line:,}", escape(bad.column[:60]), escape(bad.reason[:300]), escape(bad.remedy[:300])]
+            for bad in report.bad_rows]  # fmt: skip
+    more = f"<p>… and {report.bad - len(rows):,} more.</p>" if report.bad > len(rows) else ""
+    title = f"Rows without a text that can be read, which get no label: {report.bad:,}"
+    table = _table(["line", "column", "what is wrong", "what to do"], rows, "Bad rows")
+    return f'<details class="dp-table"><summary>{title}</summary>{table}{more}</details>'
+
+
+def _download(name: str, result: str) -> str:
+    href = escape(labelled_address(result), quote=True)
+    return f'<p><a class="dp-download" href="{href}" download>Download {escape(name)}</a></p>'
+
+
+# --- pieces
+
+
+def _card(content: str, name: str = "The labels") -> str:
+    return f'<section class="dp-card" aria-label="{name}">{content}</section>'
+
+
+def _note(text: Any) -> str:
+    return f'<p class="dp-note">{escape(str(text))}</p>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
+    """Of cells that are HTML."""
+    columns = "".join(f'<th scope="col">{title}</th>' for title in head)
+    body = "".join("<tr>" + "".join(f'<td dir="auto">{cell}</td>' for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="dp-scroll cl-table" tabindex="0" role="region" aria-label="{name}"><table><thead><tr>{columns}'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cut(text: str) -> str:
+    return escape(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]} …")
+
+
+def _confidence(prediction: Prediction) -> str:
+    return "" if math.isnan(prediction.confidence) else _share(prediction.confidence)
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,45 @@
+"""Labelled texts that a toy learns in seconds, and the settings of a run that learns them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.studio.toy_folder import toy_folder
+
+WORDS = {"ham": ("tea", "walk", "book"), "spam": ("buy", "win", "cash")}
+
+
+def sentence(rng: random.Random, label: str) -> str:
+    return " ".join(rng.choice(WORDS[label]) for _ in range(rng.randint(1, 5)))
+
+
+def labelled_file(path: Path, label: Callable[[str, int], Any] = lambda name, i: name) -> Path:
+    """64 rows; `label` makes the cell of a row's name and number."""
+    rng = random.Random(0)
+    names = [("ham", "spam")[i % 2] for i in range(64)]
+    rows = [{"text": f"{i} {sentence(rng, name)}", "label": label(name, i)} for i, name in enumerate(names)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def classifier_settings(folder: Path) -> dict[str, Any]:
+    """Of a run that takes a second, with its model and data in that folder."""
+    return {
+        "model": str(toy_folder(folder / "toy")),
+        "precision": "fp32",
+        "task": "classify",
+        "packing": False,
+        "data": str(labelled_file(folder / "rows.jsonl")),
+        "eval_share": 0.25,
+        "max_length": 64,
+        "r": 4,
+        "learning_rate": 3e-3,
+        "max_steps": 6,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "batch_size": 4,
+    }
