@@ -28,8 +28,9 @@ STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "ma
 )
 """How far an arrow key goes, where it isn't 1."""
 LABELS = {
-    "preset": "What to train", "r": "Rank", "max_length": "Longest row, in tokens", "eval_share": "Share of rows held out",
-    "lr_scheduler": "Learning rate schedule", "warmup_share": "Warm-up", "max_grad_norm": "Gradient clipping",
+    "preset": "What to train", "r": "Rank", "max_length": "Longest row, in tokens",
+    "eval_share": "Share of rows held out", "lr_scheduler": "Learning rate schedule",
+    "warmup_share": "Warm-up", "max_grad_norm": "Gradient clipping",
     "sample_tokens": "Longest sample answer, in tokens", "insist_on_router": "Train tied routers anyway",
 }  # fmt: skip
 """Where the name of a setting says too little; it stands behind, as messages and recipes have it."""

@@ -252,7 +252,7 @@ def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
     def stop(request: gr.Request) -> None:
         handlers.stop(_session(request))
 
-    # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are being
+    # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are
     # classified is told so, where Gradio would do nothing.
     working: dict[str, Any] = {
         "fn": classify, "inputs": [page.box, *page.form()], "outputs": shown, "preprocess": False,

@@ -187,7 +187,8 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
     assert archive.read("adapter/adapter_model.safetensors") == weights
     for other in (
         downloads.address(trained.id, "merged-bf16"), downloads.address(trained.id, "checkpoints"),
-        downloads.address(trained.id[:8], "adapter"), downloads.address("0" * 8, "adapter"), downloads.address("..%2f..", "adapter"), "exports/../recipe.yaml",
+        downloads.address(trained.id[:8], "adapter"), downloads.address("0" * 8, "adapter"),
+        downloads.address("..%2f..", "adapter"), "exports/../recipe.yaml",
     ):  # fmt: skip
         assert client.get("/" + other).status_code == 404
 
