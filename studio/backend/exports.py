@@ -1,7 +1,7 @@
 """The exports of a run, kept in its folder until it is deleted, so that they can be downloaded and pushed.
 
-    make(store, run.id, "merged-bf16", cancel)        # in a process of its own, with the merge proof
-    exported(store, run.id, "merged-bf16")            # its folder; None where it was not made yet
+make(store, run.id, "merged-bf16", cancel)        # in a process of its own, with the merge proof
+exported(store, run.id, "merged-bf16")            # its folder; None where it was not made yet
 """
 
 from __future__ import annotations
