@@ -29,6 +29,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
 from studio.ui import audit_view, data_preview, export_view
+from studio.ui.offered_models import offered
 from studio.ui.run_draft import OF_DATA, OWN_FILE, Draft
 
 if TYPE_CHECKING:
@@ -64,12 +65,8 @@ class FinetuneHandlers:
         self._starting = threading.Lock()
 
     def models(self) -> list[tuple[str, str]]:
-        """(title, id) of what may be trained: the catalog, and what this server was started with."""
-        known = [(entry.title, entry.id) for entry in catalog.models()]
-        current = self.engine.status().model_id
-        if current and current not in [model_id for _, model_id in known]:
-            known.append((catalog.entry(current).title, current))
-        return known
+        """(title, id) of what may be trained."""
+        return [(entry.title, model_id) for model_id, entry in offered(self.engine).items()]
 
     # --- a new run
 
@@ -152,7 +149,7 @@ class FinetuneHandlers:
         return draft.recipe(self._model_ids())
 
     def _model_ids(self) -> list[str]:
-        return [model_id for _, model_id in self.models()]
+        return list(offered(self.engine))
 
     def _usable(self, draft: Draft) -> Recipe:
         """Raises StudioError also where the rows can't be used, so that no run is made that is bound to fail."""

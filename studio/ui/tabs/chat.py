@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.backend import adapters, catalog
+from studio.backend import adapters
 from studio.errors import StudioError
 from studio.ui.chat_handlers import ChatHandlers
 from studio.ui.markdown import as_text
 from studio.ui.messages import heading
+from studio.ui.offered_models import offered as offered_models
 from studio.ui.picked_adapter import NONE, Picked, offered, read_picked, still_listed
 from studio.ui.routing_panel import routing_panel
 from studio.ui.sampling_form import sampling_controls
@@ -68,11 +69,16 @@ class Tab:
     title: str
     order: int
 
-    def keep(self) -> None:
-        pass
+    def keep(self) -> list[gr.BrowserState]:
+        """The conversation, and who answers."""
+        conversation, adapter = "jetmoe-studio-conversation", "jetmoe-studio-adapter"
+        return [
+            gr.BrowserState("", storage_key=conversation, secret=STORAGE_SECRET),
+            gr.BrowserState(Picked().kept(), storage_key=adapter, secret=STORAGE_SECRET),
+        ]
 
-    def build(self, engine: Engine, jobs: Jobs, kept: None) -> None:
-        page = _Page()
+    def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
+        page = _Page(engine, *kept)
         _wire(page, engine)
 
 
@@ -82,9 +88,8 @@ TAB = Tab("chat", "Chat", order=10)
 class _Page:
     """The components, in the order in which they stand on the page."""
 
-    def __init__(self) -> None:
-        self.stored = gr.BrowserState("", storage_key="jetmoe-studio-conversation", secret=STORAGE_SECRET)
-        self.picked = gr.BrowserState(Picked().kept(), storage_key="jetmoe-studio-adapter", secret=STORAGE_SECRET)
+    def __init__(self, engine: Engine, stored: gr.BrowserState, picked: gr.BrowserState) -> None:
+        self.engine, self.stored, self.picked = engine, stored, picked
         self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
         self.notice = gr.Textbox(visible="hidden", elem_id="notice")
@@ -139,7 +144,8 @@ class _Page:
             )  # fmt: skip
 
     def _settings(self) -> None:
-        choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", entry.id) for entry in catalog.models()]
+        models = offered_models(self.engine).items()
+        choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", model_id) for model_id, entry in models]
         with gr.Row():
             self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
             self.precision = gr.Dropdown(
@@ -274,8 +280,7 @@ def _wire(page: _Page, engine: Engine) -> None:
 
     @shows_errors
     def choose_model(model_id: str, precision: Any) -> None:
-        # The engine also takes folders, for the command line; a page must not choose any folder of the server.
-        if model_id not in [entry.id for entry in catalog.models()]:
+        if model_id not in offered_models(engine):
             raise StudioError("This model is not in the list. Reload the page and pick again.")
         engine.start_loading(model_id, precision=precision)
 
