@@ -7,6 +7,7 @@ ready.model, ready.data.train, ready.warnings
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,11 +242,18 @@ def _adapted(base: Any, recipe: Recipe) -> Any:
     if recipe.task == "classify":
         # It is trained whole, and steps are lost in the rounding of 16 bits; drawn here, where the seed holds.
         base.score.float()
-        torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range)
+        if not base.score.weight.is_meta:
+            torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range / head_scale(base.model.norm))
     model = peft.get_peft_model(base, config)
     if recipe.task == "classify":
         config.modules_to_save = ["score"]  # to which PEFT adds names of other models' heads
     return model
+
+
+def head_scale(norm: Any) -> float:
+    """How many times as large as usual, which is 1, the numbers are that the head sees: its start and its steps are
+    that much smaller, else a single step would turn all answers around."""
+    return max(1.0, float(shards.whole(norm.weight.detach()).float().square().mean().sqrt()))
 
 
 def _texts(data: TrainingData) -> list[Feature]:
@@ -262,6 +270,13 @@ def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
         f"Only {int(hot.sum())} of {hot.size} experts are trained, {per_router.min()} to {per_router.max()} of "
         f"{hot.shape[-1]} in a router: those that take {share:.0%} of the routing on your data."
     )
+
+
+@atexit.register
+def _leave() -> None:
+    """Before Python ends under the threads of the process group, which would end the process by a signal."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def processes() -> PartialState:

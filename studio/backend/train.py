@@ -39,7 +39,7 @@ from studio.backend.classification import LengthGrouped, head_loss, measure
 from studio.backend.data import resolve, settings_of
 from studio.backend.download import Progress
 from studio.backend.events import TrainEvent
-from studio.backend.prepare import Prepared, prepare, processes
+from studio.backend.prepare import Prepared, head_scale, prepare, processes
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Ending, Run, RunStore
 from studio.backend.watch import Watcher
@@ -340,6 +340,14 @@ class HeadTrainer(StudioTrainer):
     ) -> Any:
         return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            base = self.watcher.prepared.base
+            _slow_down(optimizer, base.score.weight, head_scale(base.model.norm))
+        return optimizer
+
     def _head_loss(self, outputs: Any, targets: Tensor, num_items_in_batch: Any = None) -> Tensor:
         return head_loss(self.labels, outputs.logits, targets, num_items_in_batch)
 
@@ -374,6 +382,13 @@ class HeadTrainer(StudioTrainer):
 
 class SpreadHeadTrainer(HeadTrainer, SpreadTrainer):
     """A classification head on a model that is spread over devices."""
+
+
+def _slow_down(optimizer: Any, parameter: Tensor, scale: float) -> None:
+    """Gives the parameter a group of its own, whose learning rate is so many times lower."""
+    (group,) = [each for each in optimizer.param_groups if any(one is parameter for one in each["params"])]
+    group["params"] = [one for one in group["params"] if one is not parameter]
+    optimizer.add_param_group({**group, "params": [parameter], "lr": group["lr"] / scale})
 
 
 def _trainer(recipe: Recipe) -> type[StudioTrainer]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from jetmoe import JetMoeForCausalLM
 from studio.backend import audit, train
 from studio.backend.prepare import prepare
 from studio.backend.recipe import Recipe
@@ -88,6 +89,19 @@ def test_variants_learn_too(settings, label, changes, figure):
     assert max(each[figure] for each in evaluations[1:]) > (0.6 if changes.get("problem") == "multi_label" else 0.8)
     assert run.best_eval_loss < 0.7 * evaluations[0]["eval_loss"]
     assert ("loss" if changes.get("problem") == "regression" else "macro-F1") in run.message
+
+
+def test_a_head_that_sees_large_numbers_takes_small_steps(settings):
+    """As those of the starter are, whose last norm multiplies by eight and more."""
+    model = JetMoeForCausalLM.from_pretrained(settings["model"])
+    model.model.norm.weight.data.mul_(8)
+    model.save_pretrained(settings["model"])
+    ready = prepare(Recipe.from_settings(settings))
+    assert float(ready.base.score.weight.std()) == pytest.approx(0.1 / 8, rel=0.2)
+    run = started(settings, max_steps=24, eval_steps=8, save_steps=8)
+    assert values(run, "eval")[-1]["eval_accuracy"] > 0.9
+    state = torch.load(train.last_checkpoint(run) / "scheduler.pt")
+    assert state["base_lrs"][-1] == pytest.approx(state["base_lrs"][0] / 8)
 
 
 def test_accumulation_and_the_seed_change_nothing(settings):
