@@ -92,8 +92,13 @@ class Asked:
 
     def answered(self) -> Conversation:
         """The conversation with what is written by now."""
-        base = Reply(self.base.text, self.base.answer) if self.base.text else None
-        return talk.append_assistant(self.conversation, self.own.text, self.own.answer, base)
+        return talk.append_assistant(self.conversation, self.own.text, self.own.answer, self._base_reply())
+
+    def _base_reply(self) -> Reply | None:
+        answer = self.base.answer
+        if not self.base.text and answer.finish:
+            answer = replace(answer, notices=(*answer.notices, "The answer was empty: the model ended it at once."))
+        return Reply(self.base.text, answer) if self.base.text or answer.finish else None
 
     def sides(self) -> Shown:
         """The messages and figures as they are now."""

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.e2e.studio_page import Server, StudioPage, chromium, free_port
+
+# A page is as quick as the machine that it shares with the model, trainers and other pages.
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")

@@ -171,7 +171,7 @@ def test_stop_keeps_what_the_adapter_has_written_and_the_base_is_not_asked(chat:
     partial = chat.wait()
     expect(chat.page.locator("#stats")).to_contain_text("stopped")
     expect(chat.base_answers.last).to_contain_text("The base model was not asked; this is the answer of Lawyer")
-    chat.settle(tokens=4)
+    chat.settle(tokens=24)
     chat.ask_and_wait("And 8?")
     assert chat.answers.first.inner_text() == partial
     expect(chat.base_answers.last).not_to_contain_text("not asked")
