@@ -178,7 +178,7 @@ def test_stop_keeps_what_the_adapter_has_written_and_the_base_is_not_asked(chat:
 
 
 def test_retry_edit_undo_export_and_import_keep_both_sides(chat: AdapterPage):
-    chat.settle()
+    chat.settle(tokens=60)  # long enough to be seen at work
     chat.side_by_side(HOSTILE[:6])
     chat.ask_and_wait(QUESTION)
     first = [chat.answers.last.inner_text(), chat.base_answers.last.inner_text()]
