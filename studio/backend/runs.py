@@ -38,6 +38,7 @@ from studio.errors import StudioError
 Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
 BUSY_S = 15.0
+SWITCHES = 100
 # The database in the folder of one run, as far as the folder does not tell it otherwise.
 RECORD = "run.json"
 SCHEMA = 2
@@ -560,8 +561,20 @@ def _prepare(db: sqlite3.Connection) -> None:
     if version == 1:
         db.executescript(ADD_QUEUED)
     elif version < SCHEMA:
-        db.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(db)
         db.executescript(TABLE)
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself for another process that switches the same new database."""
+    for left in reversed(range(SWITCHES)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not left or _code(error) != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(0.05)
 
 
 def _sentence(error: sqlite3.Error, path: Path) -> str:

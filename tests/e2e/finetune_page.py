@@ -28,6 +28,10 @@ class FinetunePage:
         if not query:
             self.page.get_by_role("tab", name="Fine-tune").click()
             expect(self.preview.locator("h3, .dp-problem, .dp-empty").first).to_be_visible(timeout=SLOW)
+            expect(self.preview).not_to_contain_text("Reading …", timeout=SLOW)
+            expect(self.command).not_to_have_value("", timeout=SLOW)
+            # What the page was opened with is drawn part by part; what is typed before that is lost.
+            self.page.evaluate("() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))")
         return self
 
     def show_runs(self) -> None:
