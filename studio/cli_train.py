@@ -25,16 +25,13 @@ EVALUATED = {
     "eval_mean_absolute_error": "mean absolute error", "eval_r2": "R²",
 }  # fmt: skip
 Settings = Annotated[list[str] | None, typer.Argument(help="setting=value pairs that stand above the recipe's.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")]
+Name = Annotated[str, typer.Option(help="What the run is called in lists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would train, and what it takes; then end.")]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")],
-    settings: Settings = None,
-    name: Annotated[str, typer.Option(help="What the run is called in lists.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would train, and what it takes; then end.")
-    ] = False,
-    as_json: Json = False,
+    recipe: RecipeName, settings: Settings = None, name: Name = "", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
     """Tunes a LoRA adapter by a recipe; runs are listed by `runs list`."""
     from studio.backend.recipe import Recipe
@@ -51,13 +48,7 @@ def train(
 
 
 def train_classifier(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")],
-    settings: Settings = None,
-    name: Annotated[str, typer.Option(help="What the run is called in lists.")] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would train, and what it takes; then end.")
-    ] = False,
-    as_json: Json = False,
+    recipe: RecipeName, settings: Settings = None, name: Name = "", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
     """Tunes a classification head with a LoRA adapter by a recipe: `train` with task=classify."""
     train(recipe, [*(settings or []), "task=classify"], name, dry_run, as_json)

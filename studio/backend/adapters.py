@@ -31,7 +31,7 @@ from studio.backend import catalog
 from studio.backend.adapter_files import collect, require_finite
 from studio.backend.download import sha256
 from studio.backend.home import home
-from studio.backend.runs import Run, RunStore
+from studio.backend.runs import Run, RunStore, checked_name
 from studio.errors import StudioError
 
 ABOUT = "about.json"
@@ -216,7 +216,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str) -> Choice:
             disk is full; nothing is left behind then.
     """
     upload_id = uuid.uuid4().hex
-    name = _checked_name(name) or f"adapter {upload_id[:8]}"
+    name = checked_name(name, "An adapter's") or f"adapter {upload_id[:8]}"
     blank = _blank(model_id)
     work = _uploads() / f".{upload_id}.part"
     try:
@@ -254,13 +254,6 @@ def delete_import(upload_id: str) -> None:
         shutil.rmtree(gone)
     except OSError as error:
         raise StudioError(f"{upload.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
-
-
-def _checked_name(name: str) -> str:
-    name = name.strip()
-    if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
-        raise StudioError("An adapter's name is up to 80 printable characters without / and \\. Choose another.")
-    return name
 
 
 def _blank(model_id: str) -> JetMoeForCausalLM:

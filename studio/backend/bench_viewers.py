@@ -56,9 +56,11 @@ async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psuti
     limits = httpx.Limits(max_connections=pages)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
         component = await _component(client)
-        await asyncio.gather(*(_view(client, component, run_id, 3) for _ in range(pages)))  # every page's first answer
+        sessions = [uuid.uuid4().hex for _ in range(pages)]
+        # Every page's first answer, for which the server makes its session.
+        await asyncio.gather(*(_view(client, component, run_id, session, 3) for session in sessions))
         before = process.memory_info().rss if process else 0
-        polls = await asyncio.gather(*(_view(client, component, run_id, seconds) for _ in range(pages)))
+        polls = await asyncio.gather(*(_view(client, component, run_id, session, seconds) for session in sessions))
     took = sorted(each for page in polls for each, good in page if good)
     figures = {
         "polls": sum(map(len, polls)),
@@ -72,10 +74,12 @@ async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psuti
     return figures
 
 
-async def _view(client: httpx.AsyncClient, component: int, run_id: str, seconds: int) -> list[tuple[float, bool]]:
+async def _view(
+    client: httpx.AsyncClient, component: int, run_id: str, session: str, seconds: int
+) -> list[tuple[float, bool]]:
     """(seconds, whether it was answered) of each request of one page."""
     await asyncio.sleep(random.random())  # pages are not opened at the same moment
-    session, seen, took = uuid.uuid4().hex, 0, []
+    seen, took = 0, []
     end = time.monotonic() + seconds
     for number in count():
         begun = time.monotonic()

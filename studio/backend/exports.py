@@ -66,13 +66,9 @@ def card(folder: Path) -> str:
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
     """Where the new export is made while the old one can still be had; nothing else that was begun there stays."""
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_made(folder.parent)) as work:
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         yield Path(work) / folder.name
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _folder(run: Run, kind: str) -> Path:

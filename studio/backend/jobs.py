@@ -129,7 +129,8 @@ class Jobs:
 
     def place(self, run_id: str) -> int:
         """1: starts next; 0: not queued."""
-        return place_in(self.store, run_id)
+        ids = [run.id for run in self.store.queue()]
+        return ids.index(run_id) + 1 if run_id in ids else 0
 
     def training(self) -> Run | None:
         """The run that is being trained, by this server or in a terminal."""
@@ -182,7 +183,7 @@ class Jobs:
             self._running = self.training()
             return
         self._record_ends()
-        self.store.reconcile()
+        self.store.reconcile(self._children)
         self._running = running = self.training()
         if running is not None:
             self._press(running)
@@ -242,12 +243,6 @@ class Jobs:
             child.end_group(run.pid, signal.SIGKILL)
         elif waited > self._step_s:
             child.end_group(run.pid, signal.SIGTERM)
-
-
-def place_in(store: RunStore, run_id: str) -> int:
-    """As of `Jobs.place`."""
-    ids = [run.id for run in store.queue()]
-    return ids.index(run_id) + 1 if run_id in ids else 0
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

@@ -7,7 +7,9 @@ seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>",
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -62,7 +64,7 @@ def preview(recipe: Recipe) -> Preview:
     names = column_names(recipe.data)
     try:
         if recipe.task == "classify":
-            return _labelled(recipe, name, names)
+            return _labelled(recipe, names)
         dataset = read(recipe.data, settings_of(recipe))
     except StudioError as error:
         return Preview(name, names, problem=str(error))
@@ -73,43 +75,38 @@ def preview(recipe: Recipe) -> Preview:
         return Preview(name, names, problem=f"Every row is cut before its answer begins: {RAISE.format(recipe)}")
     if tokens and tokens.untrained:
         notice.append(f"{tokens.untrained:,} rows are left out, cut before their answer begins: {RAISE.format(recipe)}")
-    return Preview(
-        name,
-        names,
-        format=dataset.format,
-        columns=dataset.columns,
-        rows=len(dataset.examples),
-        train_rows=len(train),
-        held_out_rows=len(held_out),
-        duplicates=dataset.duplicates,
-        bad_rows=dataset.bad_rows[:SHOWN_BAD_ROWS],
-        bad_count=len(dataset.bad_rows),
-        notices=[*dataset.notices, *notice],
-        examples=_shown(dataset, rendered, recipe),
-        tokens=tokens,
-    )
+    seen = _of(dataset, names, len(train), len(held_out), notice)
+    return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
 
 
-def _labelled(recipe: Recipe, name: str, names: list[str]) -> Preview:
+def _labelled(recipe: Recipe, names: list[str]) -> Preview:
     """Raises StudioError: the rows can't be used."""
     rows = read_labelled(recipe)
     train, held_out = rows.split(recipe.eval_share, recipe.seed)
     texts, notice = _rendered(rows.examples[:COUNTED], recipe)
     pairs = zip(rows.examples[:SHOWN], rows.targets[:SHOWN], strict=True)
-    return Preview(
-        name,
-        names,
-        format=rows.dataset.format,
-        columns=rows.dataset.columns,
-        rows=len(rows.examples),
-        train_rows=len(train),
-        held_out_rows=len(held_out),
-        duplicates=rows.dataset.duplicates,
-        bad_rows=rows.dataset.bad_rows[:SHOWN_BAD_ROWS],
-        bad_count=len(rows.dataset.bad_rows),
-        notices=[*rows.dataset.notices, *notice, *rows.warnings(train, held_out, recipe)],
+    warnings = rows.warnings(train, held_out, recipe)
+    return replace(
+        _of(rows.dataset, names, len(train), len(held_out), [*notice, *warnings]),
         examples=[[(f"{each.messages[0]['content']} ", False), (shown(rows.labels, i), True)] for each, i in pairs],
         tokens=summarized(texts, recipe.max_length) if texts else None,
+    )
+
+
+def _of(dataset: Dataset, names: list[str], train_rows: int, held_out_rows: int, notices: list[str]) -> Preview:
+    """What is seen of every data set, whatever it is to be learned from it."""
+    return Preview(
+        dataset.path.name,
+        names,
+        format=dataset.format,
+        columns=dataset.columns,
+        rows=len(dataset.examples),
+        train_rows=train_rows,
+        held_out_rows=held_out_rows,
+        duplicates=dataset.duplicates,
+        bad_rows=dataset.bad_rows[:SHOWN_BAD_ROWS],
+        bad_count=len(dataset.bad_rows),
+        notices=[*dataset.notices, *notices],
     )
 
 
@@ -134,4 +131,10 @@ def _shown(dataset: Dataset, rendered: list[Rendered], recipe: Recipe) -> list[l
 
 
 def _tokenizer(recipe: Recipe) -> Any:
-    return AutoTokenizer.from_pretrained(catalog.prepare(recipe.model))
+    return _tokenizer_in(catalog.prepare(recipe.model))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_in(folder: Path) -> Any:
+    """Kept, because a form asks at every change of a setting."""
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,6 +1,6 @@
 """What pages show of training runs, read once for all who look.
 
-    views = RunViews(RunStore(), jobs.place)
+    views = RunViews(RunStore())
     views.listing()["runs"][0]["state"]          # all runs, the latest first
     views.events(run_id, after=120)["events"]    # what has been added to one
     views.comparison([first, second])["settings"]
@@ -16,7 +16,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from jetmoe.lora import CONFIG
 from studio.backend.events import TrainEvent
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run, RunStore, differences, figures, side_by_side
+from studio.backend.runs import Run, RunStore, differences, figures, in_queue, side_by_side
 from studio.errors import StudioError
 
 READ_EVERY_S = 1.0
@@ -41,14 +41,10 @@ ALIVE = ("queued", "running")
 
 
 class RunViews:
-    """Pure reading for any number of pages and threads.
+    """Pure reading for any number of pages and threads."""
 
-    Args:
-        place: of a queued run in the queue: 1 starts next, 0 is in none.
-    """
-
-    def __init__(self, store: RunStore, place: Callable[[str], int]) -> None:
-        self.store, self.place = store, place
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._runs: dict[str, Run] = {}
@@ -136,7 +132,8 @@ class RunViews:
             return
         self._notice = ""
         self._steps = {run.id: (run, self._step_count(run)) for run in self._runs.values()}
-        self._rows = {run.id: self._row(run) for run in self._runs.values()}
+        places = {run.id: place for place, run in enumerate(in_queue(self._runs.values()), start=1)}
+        self._rows = {run.id: self._row(run, places.get(run.id, 0)) for run in self._runs.values()}
         for run_id in self._histories.keys() - self._runs.keys():
             del self._histories[run_id]
 
@@ -144,14 +141,14 @@ class RunViews:
         before, steps = self._steps.get(run.id, (None, None))
         return steps if steps or run == before else _last_step_count(run.events.path)
 
-    def _row(self, run: Run) -> dict[str, Any]:
+    def _row(self, run: Run, place: int) -> dict[str, Any]:
         names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss")
         return {name: getattr(run, name) for name in names} | {
             "message": self._without_home(run.message),
             "model": _model_name(run.model),
             "data": _file_name(run.data),
             "steps": self._steps[run.id][1],
-            "place": self.place(run.id) if run.state == "queued" else 0,
+            "place": place,
             "cancel_requested": run.cancel_requested,
             "folder_exists": run.folder_exists,
             # PEFT writes it last.

@@ -21,7 +21,7 @@ import sqlite3
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -160,7 +160,7 @@ class RunStore:
             StudioError: a name that is none, or no space for the folder.
         """
         run_id = str(uuid.uuid4())
-        name = _checked_name(name) or f"{recipe.preset} {run_id[:8]}"
+        name = checked_name(name, "A run's") or f"{recipe.preset} {run_id[:8]}"
         recipe = _anchored(recipe)
         with self._open() as db:
             row = (run_id, name, recipe.model, recipe.data, time.time())
@@ -200,7 +200,7 @@ class RunStore:
 
     def queue(self) -> Sequence[Run]:
         """The queued runs, the next one first."""
-        return sorted((run for run in self.list() if run.state == "queued"), key=lambda run: run.queued)
+        return in_queue(self.list())
 
     def mark_running(self, run_id: str, pid: int | None = None) -> Run:
         """A queued run begins in that process (this one unless told); saying it twice is fine.
@@ -275,10 +275,14 @@ class RunStore:
             raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
         return run
 
-    def reconcile(self) -> Sequence[Run]:
+    def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
         """The runs whose process is gone although they run by the list: interrupted, unless their events tell how they
-        ended."""
-        dead = [run for run in self.list() if run.state == "running" and not is_alive(run)]
+        ended.
+
+        Args:
+            ours: ids of runs whose process is this one's child: its parent learns more of its end.
+        """
+        dead = [run for run in self.list() if run.state == "running" and run.id not in ours and not is_alive(run)]
         for run in dead:
             state, message = last_word(run) or ("interrupted", SILENT)
             # Unless it was resumed in the meantime, in a new process.
@@ -393,6 +397,11 @@ class RunStore:
             raise
 
 
+def in_queue(runs: Iterable[Run]) -> list[Run]:
+    """The queued ones, the next one first."""
+    return sorted((run for run in runs if run.state == "queued"), key=lambda run: run.queued)
+
+
 def is_alive(run: Run) -> bool:
     """Whether the very process that began the run is still there."""
     began = None if run.pid is None else _began(run.pid)
@@ -481,10 +490,15 @@ def _began(pid: int) -> float | None:
         return None
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str, whose: str) -> str:
+    """A name that a person gives, without spaces around it; it may be empty.
+
+    Raises:
+        StudioError: it is too long, or holds what no name has.
+    """
     name = name.strip()
     if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
-        raise StudioError("A run's name is up to 80 printable characters without / and \\. Choose another.")
+        raise StudioError(f"{whose} name is up to 80 printable characters without / and \\. Choose another.")
     return name
 
 

@@ -21,20 +21,27 @@ BATCH = 64
 
 
 class TrainedHead:
-    """The same calls as `ZeroShot`, for the labels that it was trained on."""
+    """The same calls as `ZeroShot`, for the labels that it was trained on.
 
-    def __init__(self, classifier: TrainedClassifier) -> None:
-        self.classifier = classifier
+    Args:
+        batch: texts after which the first of them are told.
+    """
+
+    def __init__(self, classifier: TrainedClassifier, batch: int | None = None) -> None:
+        self.classifier, self.batch = classifier, batch or BATCH
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.classifier.names
 
-    def predict(self, texts: Iterable[str], cancel: threading.Event | None = None) -> Iterator[Prediction]:
-        """One prediction a text, in order; setting `cancel` ends it early. Errors as of `TrainedClassifier.predict`."""
+    def predict(
+        self, texts: Iterable[str], cancel: threading.Event | None = None, with_trace: bool = False
+    ) -> Iterator[Prediction]:
+        """One prediction a text, in order; setting `cancel` ends it early. Its routing is not recorded, whatever
+        `with_trace` says. Errors as of `TrainedClassifier.predict`."""
         cancelled = (cancel or threading.Event()).is_set
         waiting = iter(texts)
-        while batch := list(islice(waiting, BATCH)):
+        while batch := list(islice(waiting, self.batch)):
             found = self.classifier.predict(batch, cancelled=cancelled)
             if found is None:
                 return

@@ -9,29 +9,21 @@ from html import escape
 from typing import Any
 
 from studio.backend.audit import duration
+from studio.ui.card import card, figures, note
 
+NAME = "Check of the run"
 HEAD = ("part", "parameters", "trained", "share", "rank", "loaded as", "4-bit")
 
 
-def shown(report: dict[str, Any], note: str = "") -> str:
-    forecast = report["forecast"]
-    notes = [*([note] if note else []), *report["warnings"]]
-    return (
-        '<section class="dp-card" aria-label="Check of the run"><h3>What will train</h3>'
-        f'<div class="dp-scroll" tabindex="0"><table><thead><tr>{_head()}</tr></thead><tbody>'
+def shown(report: dict[str, Any], beside: str = "") -> str:
+    """`beside` says what else went on while it was measured."""
+    notes = [*([beside] if beside else []), *report["warnings"]]
+    html = (
+        f'<h3>What will train</h3><div class="dp-scroll" tabindex="0"><table><thead><tr>{_head()}</tr></thead><tbody>'
         f"{''.join(map(_row, report['rows']))}</tbody></table></div>"
-        f'<dl class="dp-figures">{_figures(forecast)}</dl>'
-        f"{''.join(map(_note, notes))}</section>"
+        f"{figures(_forecast(report['forecast']))}{''.join(map(note, notes))}"
     )
-
-
-def waiting(text: str, busy: bool = True) -> str:
-    state = "dp-busy" if busy else "dp-empty"
-    return f'<section class="dp-card" role="status"><p class="{state}">{escape(text)}</p></section>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="dp-note">{escape(text)}</p>'
+    return card(NAME, html)
 
 
 def _head() -> str:
@@ -47,11 +39,10 @@ def _row(row: dict[str, Any]) -> str:
     return f'<tr{frozen}><th scope="row">{escape(row["part"])}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
-def _figures(forecast: dict[str, float]) -> str:
-    figures = [
+def _forecast(forecast: dict[str, float]) -> list[tuple[str, str]]:
+    return [
         (f"{forecast['memory_gib']:.1f} GiB", f"memory, of {forecast['free_gib']:.1f} free"),
         (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, evaluations not counted"),
         (f"{forecast['step_s']:.2f} s", "a step"),
         (f"{forecast['tok_s']:,.0f}", "tokens a second"),
     ]
-    return "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for value, name in figures)

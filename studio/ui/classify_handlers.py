@@ -10,7 +10,6 @@ Closing either iterator, as when the person has left, or `stop` ends the work; w
 
 from __future__ import annotations
 
-import math
 import shutil
 import threading
 import time
@@ -19,17 +18,16 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from studio.backend import adapters, uploads
-from studio.backend.classification import THRESHOLD
 from studio.backend.classify import Prediction, ZeroShot
 from studio.backend.classify_file import FileReport, LabelledRow, predict_file
 from studio.backend.data import column_names
 from studio.backend.formats.labelled import FORMAT as LABELLED
-from studio.backend.trained_classifier import Predictions, TrainedClassifier
+from studio.backend.trained_classifier import TrainedClassifier
+from studio.backend.trained_predictions import TrainedHead
 from studio.errors import StudioError
 from studio.ui import classify_view as view
 from studio.ui.classify_form import Form, split_texts
@@ -94,10 +92,10 @@ class ClassifyHandlers:
         model_id = self.engine.status().model_id
         return [] if model_id is None else adapters.choices(model_id, "classify")
 
-    def _classifier(self, form: Form) -> _Labels | _Head:
+    def _classifier(self, form: Form) -> _Labels | TrainedHead:
         """Raises StudioError: labels or template can't be used, or what is chosen is gone."""
         if self.is_trained(form.by):
-            return _Head(TrainedClassifier.load(form.by, self.engine))
+            return TrainedHead(TrainedClassifier.load(form.by, self.engine), BATCH)
         if form.by not in [identity for _, identity in self.choices()]:
             raise StudioError("What is chosen under “Classified by” was deleted, or is of another model. Choose again.")
         return _Labels(self.zero_shot, form)
@@ -201,43 +199,12 @@ class _Labels:
         return self.zero_shot.predict(texts, self.task, self.by, cancel, with_trace)
 
 
-class _Head:
-    """A trained head; the labels are those that it learned."""
-
-    def __init__(self, classifier: TrainedClassifier) -> None:
-        self.classifier = classifier
-        self.labels = classifier.names
-
-    def predict(self, texts: Sequence[str], cancel: threading.Event, with_trace: bool = False) -> Iterator[Prediction]:
-        waiting = iter(texts)
-        while batch := list(islice(waiting, BATCH)):
-            found = self.classifier.predict(batch, cancelled=cancel.is_set)
-            if found is None:
-                return
-            yield from (_prediction(text, i, found, self.classifier.max_length) for i, text in enumerate(batch))
-
-
-def _prediction(text: str, i: int, found: Predictions, max_length: int) -> Prediction:
-    scores = dict(zip(found.names, found.probabilities[i].tolist(), strict=True))
-    cut = f"The end of the text was left out: the classifier reads {max_length:,} tokens." if i in found.cut else ""
-    if found.problem == "regression":
-        (number,) = scores.values()
-        label, confidence = f"{number:.4g}", math.nan
-    elif found.problem == "multi_label":
-        label = ", ".join(name for name, score in scores.items() if score >= THRESHOLD)
-        confidence = max(scores.values())
-    else:
-        label = max(scores, key=scores.__getitem__)
-        confidence = scores[label]
-    return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut)
-
-
-def _routing(done: list[Prediction], classifier: _Labels | _Head) -> str | None:
+def _routing(done: list[Prediction], classifier: _Labels | TrainedHead) -> str | None:
     if not done:
         return None
     trace = done[0].trace
     if trace is None:
-        return nothing(NO_ROUTING if isinstance(classifier, _Head) else "")
+        return nothing(NO_ROUTING if isinstance(classifier, TrainedHead) else "")
     return message(traces.open(trace), trace, 0, 0, 0, picked=True)
 
 
@@ -254,7 +221,7 @@ class _FileJob:
     report: FileReport | None = None
     problem: str = ""
 
-    def watched(self, classifier: _Labels | _Head) -> Generator[str]:
+    def watched(self, classifier: _Labels | TrainedHead) -> Generator[str]:
         """How far it is, until it ends; closing the iterator cancels it."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self._run, classifier)
@@ -275,7 +242,7 @@ class _FileJob:
             shutil.rmtree(self.out.parent, ignore_errors=True)
         return view.ended(self.report, self.problem, self.first, self.out.name, result)
 
-    def _run(self, classifier: _Labels | _Head) -> FileReport:
+    def _run(self, classifier: _Labels | TrainedHead) -> FileReport:
         return predict_file(
             self.source,
             lambda texts: classifier.predict(texts, self.cancel),

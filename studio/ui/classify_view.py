@@ -11,24 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from studio.backend.classify import Prediction
 from studio.backend.classify_file import FileReport, LabelledRow
+from studio.ui import card
 from studio.ui.downloads import labelled_address
 
+LABELS, FILE = "The labels", "The file"
 SHOWN_TEXT = 240
 """Characters of a text in a table; a longer one is cut at its end."""
 SHOWN_LABELS = 20
 HINT = "Write a text, and how well each label fits it appears here."
 FILE_HINT = "Upload a file, and its first rows appear here with their labels while it is classified."
-
 READY = "Classify the file, and its first rows appear here with their labels."
 
 
 def waiting(text: str = HINT, busy: bool = False) -> str:
-    state = "dp-busy" if busy else "dp-empty"
-    return _card(f'<p class="{state}" role="status">{escape(text)}</p>')
+    return card.waiting(LABELS, text, busy)
 
 
 def shown(predictions: Sequence[Prediction], state: str = "") -> str:
@@ -38,7 +37,7 @@ def shown(predictions: Sequence[Prediction], state: str = "") -> str:
     status = f'<p class="cl-state" role="status">{escape(state)}</p>' if state else ""
     notices = dict.fromkeys(notice for prediction in predictions for notice in prediction.notices)
     what = _one(predictions[0]) if len(predictions) == 1 else _several(predictions)
-    return _card(status + what + "".join(map(_note, notices)))
+    return card.card(LABELS, status + what + "".join(map(card.note, notices)))
 
 
 def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:
@@ -47,7 +46,8 @@ def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:
         '<span class="cl-bar" role="progressbar" aria-label="Classifying the file" aria-valuemin="0" '
         f'aria-valuemax="100" aria-valuenow="{percent}"><i style="width:{percent}%"></i></span>'
     )
-    return _card(f'<p class="dp-busy">{escape(text or "Reading the file …")}</p>{bar}{_first_rows(first)}', "The file")
+    text = escape(text or "Reading the file …")
+    return card.card(FILE, f'<p class="dp-busy">{text}</p>{bar}{_first_rows(first)}')
 
 
 def ended(report: FileReport | None, problem: str, first: Sequence[LabelledRow], name: str, result: str) -> str:
@@ -56,16 +56,16 @@ def ended(report: FileReport | None, problem: str, first: Sequence[LabelledRow],
     Args:
         problem: why it ended early, without a report.
     """
-    parts = [f'<p class="dp-problem" role="alert">{escape(problem)}</p>' if problem else ""]
+    parts = [card.problem(problem) if problem else ""]
     if report is not None:
         stopped = f"Stopped: {report.finished}" if report.cancelled else report.finished
-        parts += [f'<h3 role="status">{escape(stopped)}</h3>', _counts(report), *map(_note, report.notices)]
+        parts += [f'<h3 role="status">{escape(stopped)}</h3>', _counts(report), *map(card.note, report.notices)]
     parts += [_download(name, result) if first else "", _first_rows(first), _bad_rows(report) if report else ""]
-    return _card("".join(parts), "The file")
+    return card.card(FILE, "".join(parts))
 
 
 def earlier(name: str, result: str) -> str:
-    return _card(f"<p>Classified earlier, as far as it came:</p>{_download(name, result)}", "The file")
+    return card.card(FILE, f"<p>Classified earlier, as far as it came:</p>{_download(name, result)}")
 
 
 # --- texts
@@ -139,14 +139,6 @@ def _download(name: str, result: str) -> str:
 
 
 # --- pieces
-
-
-def _card(content: str, name: str = "The labels") -> str:
-    return f'<section class="dp-card" aria-label="{name}">{content}</section>'
-
-
-def _note(text: Any) -> str:
-    return f'<p class="dp-note">{escape(str(text))}</p>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:

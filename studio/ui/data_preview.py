@@ -10,7 +10,11 @@ from html import escape
 
 from studio.backend.preview import Preview
 from studio.backend.rendering import Summary
+from studio.ui.card import card, figures, note
+from studio.ui.card import problem as card_problem
+from studio.ui.card import waiting as card_waiting
 
+NAME = "The data"
 SHOWN_TEXT = 1500
 """Characters of a span; a longer one is cut in the middle."""
 
@@ -19,35 +23,24 @@ def shown(seen: Preview) -> str:
     """All text of the file is escaped."""
     if seen.problem:
         columns = ", ".join(f"<code>{escape(name[:60])}</code>" for name in seen.names[:30])
-        return _card(
-            f'<p class="dp-problem" role="alert">{escape(seen.problem)}</p><p>Columns of {escape(seen.file)}: '
-            f"{columns}.</p>"
-        )
+        return card(NAME, f"{card_problem(seen.problem)}<p>Columns of {escape(seen.file)}: {columns}.</p>")
     parts = [
         _figures(seen),
-        "".join(f'<p class="dp-note">{escape(notice)}</p>' for notice in seen.notices),
+        "".join(map(note, seen.notices)),
         _lengths(seen.tokens) if seen.tokens else "",
         _examples(seen.examples),
         _bad_rows(seen),
     ]
-    return _card("".join(parts))
-
-
-def problem(text: str) -> str:
-    return _card(f'<p class="dp-problem" role="alert">{escape(text)}</p>')
+    return card(NAME, "".join(parts))
 
 
 def waiting(text: str = "Choose a sample or upload a file, and its rows appear here.") -> str:
-    return _card(f'<p class="dp-empty">{escape(text)}</p>')
-
-
-def _card(content: str) -> str:
-    return f'<section class="dp-card" aria-label="The data">{content}</section>'
+    return card_waiting(NAME, text)
 
 
 def _figures(seen: Preview) -> str:
     tokens = seen.tokens
-    figures = [
+    pairs = [
         (f"{seen.rows:,}", "rows that can be used"),
         (f"{seen.train_rows:,}", "to train on"),
         (f"{seen.held_out_rows:,}", "held out"),
@@ -55,13 +48,9 @@ def _figures(seen: Preview) -> str:
         (f"{seen.bad_count:,}", "bad rows"),
     ]
     if tokens:
-        figures += [(f"{tokens.trained_tokens:,}", f"of {tokens.tokens:,} tokens trained"), (f"{tokens.cut:,}", "cut")]
-    terms = "".join(f"<div><dd>{value}</dd><dt>{escape(name)}</dt></div>" for value, name in figures)
+        pairs += [(f"{tokens.trained_tokens:,}", f"of {tokens.tokens:,} tokens trained"), (f"{tokens.cut:,}", "cut")]
     columns = ", ".join(f"{escape(key)} from “{escape(column[:60])}”" for key, column in seen.columns.items())
-    return (
-        f"<h3>{escape(seen.file)} <small>read as {escape(seen.format)}: {columns}</small></h3>"
-        f'<dl class="dp-figures">{terms}</dl>'
-    )
+    return f"<h3>{escape(seen.file)} <small>read as {escape(seen.format)}: {columns}</small></h3>{figures(pairs)}"
 
 
 def _lengths(tokens: Summary) -> str:

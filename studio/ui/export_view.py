@@ -12,19 +12,22 @@ from typing import Any
 from studio.backend import exports
 from studio.backend.jobs import size
 from studio.backend.runs import Run
+from studio.ui.card import card, figures, note
 from studio.ui.downloads import address
 
+NAME = "Export"
 TITLES = {"adapter": "Adapter", "merged-bf16": "Merged model, 16-bit", "merged-nf4": "Merged model, 4-bit"}
 
 
 def shown(run: Run, kind: str, folder: Path) -> str:
     href = escape(address(run.id, kind), quote=True)
     mib = size(folder) / 2**20
-    return (
-        f'<section class="dp-card" aria-label="Export"><p><a class="dp-download" href="{href}" download>Download '
+    return card(
+        NAME,
+        f'<p><a class="dp-download" href="{href}" download>Download '
         f"{escape(TITLES[kind])} (zip, {mib:,.1f} MiB)</a></p>{_proof(exports.proof(folder))}"
         f'<details class="dp-table"><summary>The model card</summary><pre class="dp-text" tabindex="0">'
-        f"{escape(exports.card(folder).strip())}</pre></details></section>"
+        f"{escape(exports.card(folder).strip())}</pre></details>",
     )
 
 
@@ -36,15 +39,14 @@ def _agreement(proof: dict[str, Any]) -> tuple[str, str]:
 
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
-        return '<p class="dp-note">PEFT\'s own files; they load in stock PEFT on stock transformers.</p>'
-    figures = [
+        return note("PEFT's own files; they load in stock PEFT on stock transformers.")
+    pairs = [
         (f"{proof['error']:.3f}", f"off base and adapter, of the adapter's change; {proof['tolerance']:g} is allowed"),
         (f"{proof['from_base']:.3f}", "from the base, in the same measure"),
         _agreement(proof),
         (f"{proof['change']:.1%}", "is what the adapter changes"),
     ]
-    terms = "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for value, name in figures)
     return (
         f"<h4>Merge proof passed <small>read back from the written files, on {proof['tokens']} tokens</small></h4>"
-        f'<dl class="dp-figures">{terms}</dl>'
+        f"{figures(pairs)}"
     )

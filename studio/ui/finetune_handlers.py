@@ -28,7 +28,7 @@ from studio.backend.preview import Preview, fields_of, preview
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
-from studio.ui import audit_view, data_preview, export_view
+from studio.ui import audit_view, card, data_preview, export_view
 from studio.ui.offered_models import offered
 from studio.ui.run_draft import OF_DATA, OWN_FILE, Draft
 
@@ -126,17 +126,19 @@ class FinetuneHandlers:
             text = "Loading the model and trying three steps"
             try:
                 for seconds, report in _beside(lambda cancel: run_json(command, cancel)):
-                    waiting = audit_view.waiting(f"{text}: {seconds} s …")
+                    waiting = card.waiting(audit_view.NAME, f"{text}: {seconds} s …", busy=True)
                     yield waiting if report is None else audit_view.shown(report, note)
             except StudioError as error:
-                yield data_preview.problem(str(error))
+                yield card.card(audit_view.NAME, card.problem(str(error)))
 
     def start(self, draft: Draft, ticket: str) -> Run:
         """Queues the run. The same ticket, as from a button that was pressed twice, gives the same run."""
+        # The rows are read before the lock is taken: a large file of one person holds up nobody else.
+        recipe = None if ticket in self._started else self._usable(draft)
         with self._starting:
-            if ticket in self._started:
+            if recipe is None or ticket in self._started:
                 return self.jobs.store.get(self._started[ticket])
-            run = self.jobs.start(self._usable(draft), draft.name)
+            run = self.jobs.start(recipe, draft.name)
             self._started[ticket] = run.id
             while len(self._started) > TICKETS:
                 self._started.popitem(last=False)
@@ -182,10 +184,10 @@ class FinetuneHandlers:
         text = "Copying the adapter" if kind == "adapter" else "Merging, reading back and comparing"
         try:
             for seconds, folder in _beside(lambda cancel: exports.make(self.jobs.store, run.id, kind, cancel)):
-                waiting = audit_view.waiting(f"{text}: {seconds} s …")
+                waiting = card.waiting(export_view.NAME, f"{text}: {seconds} s …", busy=True)
                 yield waiting if folder is None else export_view.shown(run, kind, folder)
         except StudioError as error:
-            yield data_preview.problem(str(error))
+            yield card.card(export_view.NAME, card.problem(str(error)))
 
     def push(self, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
         """The address of the repository that now holds the export."""

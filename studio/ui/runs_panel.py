@@ -1,6 +1,6 @@
 """The panel that shows training runs: the list, the opened one while it trains, and several compared.
 
-    panel = runs_panel(RunViews(store, jobs.place))     # a gr.HTML component
+    panel = runs_panel(RunViews(store))     # a gr.HTML component
     panel.act(act, panel)                               # {"action": "cancel" | "resume" | "delete" | ..., "id"}
     yield opened(run.id)                                # its new value: the page opens this run
 

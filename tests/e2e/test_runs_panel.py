@@ -48,11 +48,8 @@ class Site:
 
             return hear
 
-        def place(run_id: str) -> int:
-            return [run.id for run in self.store.queue()].index(run_id) + 1
-
         with gr.Blocks(fill_width=True, analytics_enabled=False) as demo:
-            panel = runs_panel(RunViews(self.store, place))
+            panel = runs_panel(RunViews(self.store))
             panel.act(heard("act"), queue=False)
             panel.open(heard("open"), queue=False)
             show = gr.Button("Open from Python", elem_id="from-python")

@@ -12,6 +12,7 @@ import gradio as gr
 
 from studio.backend import adapters
 from studio.errors import StudioError
+from studio.ui import browser
 from studio.ui.chat_handlers import ChatHandlers
 from studio.ui.markdown import as_text
 from studio.ui.messages import heading
@@ -41,16 +42,7 @@ CHAT: dict[str, Any] = {
     "allow_file_downloads": False, "group_consecutive_messages": False,
 }  # fmt: skip
 PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
-STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a conversation outlives the server
-DOWNLOAD = """(text) => {
-  if (!text) return "";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = `conversation-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  return "";
-}"""
+DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`')
 # In the browser, so that a message that is sent at once takes the new choice.
 PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
 # What the address named is picked by now; a refresh must not undo a later choice.
@@ -71,11 +63,7 @@ class Tab:
 
     def keep(self) -> list[gr.BrowserState]:
         """The conversation, and who answers."""
-        conversation, adapter = "jetmoe-studio-conversation", "jetmoe-studio-adapter"
-        return [
-            gr.BrowserState("", storage_key=conversation, secret=STORAGE_SECRET),
-            gr.BrowserState(Picked().kept(), storage_key=adapter, secret=STORAGE_SECRET),
-        ]
+        return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         page = _Page(engine, *kept)
@@ -177,7 +165,7 @@ def _wire(page: _Page, engine: Engine) -> None:
     def send(
         request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.send(text, stored, system, _session(request), list(settings), picked):
+        for values in handlers.send(text, stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
@@ -185,12 +173,12 @@ def _wire(page: _Page, engine: Engine) -> None:
         request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = example.value.get("text") if isinstance(example.value, dict) else ""
-        for values in handlers.send(text or "", stored, system, _session(request), list(settings), picked):
+        for values in handlers.send(text or "", stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
     def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.retry(stored, system, _session(request), list(settings), picked):
+        for values in handlers.retry(stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
@@ -199,21 +187,21 @@ def _wire(page: _Page, engine: Engine) -> None:
     ) -> Iterator[tuple[Any, ...]]:
         text = as_text(edited.value) if isinstance(edited.value, str) else ""
         for values in handlers.edit(
-            _index(edited.index), text, stored, system, _session(request), list(settings), picked
+            _index(edited.index), text, stored, system, browser.session(request), list(settings), picked
         ):
             yield values.values()
 
     @shows_errors
     def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
-        return handlers.undo(stored, _session(request), picked).values()
+        return handlers.undo(stored, browser.session(request), picked).values()
 
     @shows_errors
     def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
-        return handlers.clear(_session(request), picked).values()
+        return handlers.clear(browser.session(request), picked).values()
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        handlers.stop(_session(request))
+        handlers.stop(browser.session(request))
 
     @shows_errors
     def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
@@ -256,11 +244,11 @@ def _wire(page: _Page, engine: Engine) -> None:
 
     @shows_errors
     def export(request: gr.Request, stored: str) -> str:
-        return handlers.export_file(stored, _session(request))
+        return handlers.export_file(stored, browser.session(request))
 
     @shows_errors
     def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
-        return handlers.import_file(data, _session(request), picked).values()
+        return handlers.import_file(data, browser.session(request), picked).values()
 
     @shows_errors
     def select(stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
@@ -318,9 +306,7 @@ def _wire(page: _Page, engine: Engine) -> None:
     gr.on(
         [page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once
     ).success(refresh, page.picked, picking, **at_once).success(**arranging)
-    page_blocks = gr.context.Context.root_block
-    assert page_blocks is not None, "a tab is built inside of gr.Blocks"
-    page_blocks.load(open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once).success(
+    browser.page().load(open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once).success(
         tell,
         page.notice,
         None,
@@ -333,10 +319,6 @@ def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
     """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
     switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
     return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
-
-
-def _session(request: gr.Request) -> str:
-    return request.session_hash or ""
 
 
 def _index(index: Any) -> int:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from studio.backend.label_prompt import LONGEST_TEMPLATE, MOST_LABELS, TEMPLATES
 from studio.errors import StudioError
+from studio.ui import browser
 from studio.ui import classify_view as view
 from studio.ui.classify_form import EXAMPLES, OWN, PRESETS, Form, read_form, template_name
 from studio.ui.classify_handlers import ClassifyHandlers, FileShown, Shown, Taken
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from studio.backend.engine import Engine
     from studio.backend.jobs import Jobs
 
-STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a form outlives the server
-FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"]
 ROUTING_HINT = "Every token of a text appears here, with the experts that read it."
 NAMES = [field.name for field in fields(Form)]
 # In the browser, so that no key that is pressed waits for the server.
@@ -46,8 +45,7 @@ class Tab:
     order: int
 
     def keep(self) -> Kept:
-        form = gr.BrowserState({}, storage_key="jetmoe-studio-classify", secret=STORAGE_SECRET)
-        return Kept(form, gr.BrowserState("", storage_key="jetmoe-studio-classified", secret=STORAGE_SECRET))
+        return Kept(browser.kept({}, "jetmoe-studio-classify"), browser.kept("", "jetmoe-studio-classified"))
 
     def build(self, engine: Engine, jobs: Jobs, kept: Kept) -> None:
         handlers = ClassifyHandlers(engine)
@@ -128,10 +126,7 @@ class _Page:
         self.routing.value = nothing(ROUTING_HINT)
 
     def _file(self) -> None:
-        self.bring = gr.UploadButton(
-            "Upload a file (csv, tsv, json, jsonl, parquet, txt)", file_types=FILE_TYPES, elem_id="classify-upload",
-            size="sm",
-        )  # fmt: skip
+        self.bring = browser.upload_button("classify-upload")
         self.column = gr.Dropdown(
             [], value=None, label="Column of the texts", visible=False, allow_custom_value=True,
             elem_id="classify-column",
@@ -214,7 +209,7 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         page.labels, page.template_text, page.template, page.calibrate, page.one_a_line, page.by, page.listed,
         page.asked, page.learned, page.upload, page.file, page.bring, page.column, page.file_result,
     ]  # fmt: skip
-    _blocks().load(open_page, list(page.kept), opened, **AT_ONCE)
+    browser.page().load(open_page, list(page.kept), opened, **AT_ONCE)
     page.bring.upload(_taking(handlers), page.bring, opened[-5:], **QUIET)
 
 
@@ -238,7 +233,7 @@ def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
 
     @shows_errors
     def classify(request: gr.Request, text: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in handlers.classify(text, _form(values), _session(request)):
+        for now in handlers.classify(text, _form(values), browser.session(request)):
             yield _texts(now)
 
     @shows_errors
@@ -250,7 +245,7 @@ def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        handlers.stop(_session(request))
+        handlers.stop(browser.session(request))
 
     # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are
     # classified is told so, where Gradio would do nothing.
@@ -272,12 +267,12 @@ def _texts(now: Shown) -> tuple[Any, ...]:
 def _wire_file(page: _Page, handlers: ClassifyHandlers) -> None:
     @shows_errors
     def classify_file(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in handlers.classify_file(_form(values), _session(request)):
+        for now in handlers.classify_file(_form(values), browser.session(request)):
             yield _file(now)
 
     @shows_errors
     def cancel(request: gr.Request) -> None:
-        handlers.stop_file(_session(request))
+        handlers.stop_file(browser.session(request))
 
     page.file_go.click(
         classify_file, page.form(), [page.file_result, page.kept.result, page.cancel], preprocess=False,
@@ -288,13 +283,3 @@ def _wire_file(page: _Page, handlers: ClassifyHandlers) -> None:
 
 def _file(now: FileShown) -> tuple[Any, ...]:
     return now.html, gr.skip() if now.result is None else now.result, gr.update(interactive=True)
-
-
-def _session(request: gr.Request) -> str:
-    return request.session_hash or ""
-
-
-def _blocks() -> gr.Blocks:
-    page = gr.context.Context.root_block
-    assert page is not None, "a tab is built inside of gr.Blocks"
-    return page

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.data import SAMPLES
-from studio.backend.jobs import place_in
 from studio.backend.recipe import recipes
 from studio.backend.run_views import RunViews
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
-from studio.ui import audit_view, data_preview
+from studio.ui import audit_view, browser, card, data_preview
 from studio.ui.export_view import TITLES
 from studio.ui.finetune_handlers import FIELDS, FORMATS, Column, FinetuneHandlers
 from studio.ui.recipe_form import NAMES, RecipeForm
@@ -30,9 +28,7 @@ if TYPE_CHECKING:
     from studio.backend.engine import Engine
     from studio.backend.jobs import Jobs
 
-STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that a draft outlives the server
 SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("My own file", OWN_FILE)]
-FILE_TYPES = [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt"]
 HINT = "Check, and what will really train appears here, with the memory and the time that it takes."
 STORAGE = "jetmoe-studio-run-draft"
 ELSEWHERE = (
@@ -43,15 +39,7 @@ WATCH_STORAGE = f"""
 window.addEventListener("storage", (event) => {{
   if (event.key === {STORAGE!r}) element.querySelector("p").hidden = false;
 }});"""
-SAVE = """(text) => {
-  if (!text) return "";
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
-  link.download = "recipe.yaml";
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  return "";
-}"""
+SAVE = browser.saving("yaml", '"recipe.yaml"')
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ class Tab:
 
     def keep(self) -> gr.BrowserState:
         """The run that is being put together."""
-        return gr.BrowserState("", storage_key=STORAGE, secret=STORAGE_SECRET)
+        return browser.kept("", STORAGE)
 
     def build(self, engine: Engine, jobs: Jobs, kept: gr.BrowserState) -> None:
         handlers = FinetuneHandlers(engine, jobs)
@@ -72,7 +60,7 @@ class Tab:
             with gr.Tab("Runs", id="runs"):
                 # Whoever shows a page waits only a moment for others who write.
                 store = RunStore(jobs.store.home, busy_s=1.0)
-                runs = _Runs(RunViews(store, partial(place_in, store)))
+                runs = _Runs(RunViews(store))
         _wire_new_run(new, parts, runs, handlers)
         _wire_runs(runs, parts, handlers)
 
@@ -98,14 +86,12 @@ class _NewRun:
             with gr.Column(scale=5, min_width=320):
                 self._begin()
             with gr.Column(scale=6, min_width=320):
-                self.audit = gr.HTML(audit_view.waiting(HINT, busy=False), elem_id="audit", js_on_load=None)
+                self.audit = gr.HTML(card.waiting(audit_view.NAME, HINT), elem_id="audit", js_on_load=None)
 
     def _data(self) -> None:
         gr.Markdown("### 1 · Data")
         self.source = gr.Radio(SOURCES, value=Draft().source, label="Rows to learn from", elem_id="source")
-        self.file = gr.UploadButton(
-            "Upload a file (csv, tsv, json, jsonl, parquet, txt)", file_types=FILE_TYPES, elem_id="upload", size="sm"
-        )
+        self.file = browser.upload_button("upload")
         self.format = gr.Dropdown(
             FORMATS, value="auto", label="Format", elem_id="format",
             info="How a row is read. auto tells it from the columns.",
@@ -170,6 +156,10 @@ def _controls(draft: Draft) -> list[Any]:
     return [draft.upload, draft.file, draft.source, draft.format, draft.name, *(draft.settings[name] for name in NAMES)]
 
 
+def _problem_card(text: str) -> str:
+    return card.card(data_preview.NAME, card.problem(text))
+
+
 def _column(column: Column, field: str) -> Any:
     needed = "needed" if column.needed else "optional"
     choices = column.choices if column.needed else [("none", ""), *column.choices]
@@ -188,12 +178,12 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         try:
             seen = handlers.look(draft)
         except StudioError as error:
-            return [data_preview.problem(str(error)), *(gr.skip() for _ in FIELDS)]
+            return [_problem_card(str(error)), *(gr.skip() for _ in FIELDS)]
         return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
 
     def remembered(draft: Draft) -> list[Any]:
         """For the browser, the command, and instead of a check, which was of other settings."""
-        return [draft.to_json(), handlers.command(draft), audit_view.waiting(HINT, busy=False)]
+        return [draft.to_json(), handlers.command(draft), card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
     def remember(*values: Any) -> list[Any]:
@@ -209,10 +199,9 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         try:
             draft = from_json(stored) if stored else draft
         except StudioError as error:
-            lost = data_preview.problem(f"{error} A new one is begun.")
+            lost = _problem_card(f"{error} A new one is begun.")
         model = gr.update(choices=handlers.models(), value=draft.settings["model"])
-        values = _controls(draft)
-        values[5 + NAMES.index("model")] = model
+        values = _controls(replace(draft, settings=draft.settings | {"model": model}))
         # A run that the address names is opened by the panel itself.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
         seen, *columns = looked(draft)
@@ -277,7 +266,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     new.save.click(save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
     new.check.click(check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
     new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once")
-    _page().load(open_page, new.stored, [*everything, new.ticket, parts], **at_once)
+    browser.page().load(open_page, new.stored, [*everything, new.ticket, parts], **at_once)
 
 
 class _Runs:
@@ -331,9 +320,3 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
     runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
                       concurrency_id="export")  # fmt: skip
     runs.push.click(push, [runs.opened, runs.kind, runs.repo, runs.token, runs.public], runs.token, **quiet)
-
-
-def _page() -> gr.Blocks:
-    page = gr.context.Context.root_block
-    assert page is not None, "a tab is built inside of gr.Blocks"
-    return page

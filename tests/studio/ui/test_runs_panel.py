@@ -20,7 +20,7 @@ def store(tmp_path) -> RunStore:
 
 @pytest.fixture
 def panel(store) -> gr.HTML:
-    return runs_panel(RunViews(store, lambda run_id: 0))
+    return runs_panel(RunViews(store))
 
 
 def test_the_page_asks_for_the_list_and_for_what_is_new(store, panel):
@@ -31,7 +31,7 @@ def test_the_page_asks_for_the_list_and_for_what_is_new(store, panel):
     assert [event["seq"] for event in panel.run_events([toy.run.id, 4], NOBODY)["events"]] == events[4:]
     other = toy_run(store, "two")
     assert "error" in panel.run_comparison([toy.run.id, "f" * 36], NOBODY)
-    panel = runs_panel(RunViews(store, lambda run_id: 0))
+    panel = runs_panel(RunViews(store))
     assert len(panel.run_comparison([toy.run.id, other.run.id], NOBODY)["runs"]) == 2
 
 
@@ -54,7 +54,7 @@ def test_odd_places_in_the_events_get_nothing(panel, store, after):
 
 
 def test_server_functions_do_not_replace_what_the_component_has():
-    names = {function.__name__ for function in runs_panel(RunViews(RunStore(), lambda run_id: 0)).server_fns}
+    names = {function.__name__ for function in runs_panel(RunViews(RunStore())).server_fns}
     assert names == {"run_list", "run_events", "run_comparison"}
     assert not [name for name in names if hasattr(gr.HTML(""), name)]
 
@@ -69,7 +69,7 @@ def test_the_template_is_constant_and_scripts_make_no_markup(panel):
 
 def test_its_events_are_known(panel):
     with gr.Blocks():
-        runs_panel(RunViews(RunStore(), lambda run_id: 0)).act(lambda: None)
+        runs_panel(RunViews(RunStore())).act(lambda: None)
     assert callable(panel.act) and callable(panel.open)
 
 
