@@ -12,7 +12,6 @@ them. Calibration (contextual, arXiv 2102.09690) divides by what the labels get 
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from studio.backend.decoder import Decoder
 from studio.backend.engine import Engine, Turn
 from studio.backend.label_prompt import Cut, LabelPrompt, LabelPrompts, check_cut, check_labels, resolve_template
 from studio.backend.label_scores import LabelScorer, like_lengths
-from studio.backend.prompt import MAX_CHARACTERS
+from studio.backend.prompt import check_text
 from studio.backend.text_stream import token_texts
 from studio.errors import StudioError
 
@@ -106,7 +105,7 @@ class ZeroShot:
                 labels don't fit this model.
         """
         for number, text in enumerate(texts, start=1):
-            _check_text(text, f"Text {number}" if len(texts) > 1 else "The text")
+            check_text(text, f"Text {number}" if len(texts) > 1 else "The text")
         cancelled = (cancel or threading.Event()).is_set
         waiting = deque(texts)
         decoder = None
@@ -202,15 +201,6 @@ class _Asked:
     def _trace(self, prompt: LabelPrompt, recorder: RoutingRecorder) -> RoutingTrace:
         ids = prompt.token_ids[prompt.text]
         return recorder.trace(ids, token_texts(self.turn.tokenizer, ids), is_prompt=True)
-
-
-def _check_text(text: object, what: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise StudioError(f"{what} is empty. Write something to classify.")
-    if len(text) > MAX_CHARACTERS:
-        raise StudioError(f"{what} has {len(text):,} characters. Keep it under {MAX_CHARACTERS:,}.")
-    if re.search("[\ud800-\udfff]", text):
-        raise StudioError(f"{what} holds half of a character, which no model reads. Delete it.")
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

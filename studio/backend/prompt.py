@@ -25,6 +25,16 @@ class Prompt:
     notices: tuple[str, ...] = ()
 
 
+def check_text(text: object, what: str) -> None:
+    """Raises StudioError: it is no text that can be classified."""
+    if not isinstance(text, str) or not text.strip():
+        raise StudioError(f"{what} is empty. Write something to classify.")
+    if len(text) > MAX_CHARACTERS:
+        raise StudioError(f"{what} has {len(text):,} characters. Keep it under {MAX_CHARACTERS:,}.")
+    if re.search("[\ud800-\udfff]", text):
+        raise StudioError(f"{what} holds half of a character, which no model reads. Delete it.")
+
+
 def fit_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, context_size: int, max_new_tokens: int
 ) -> Prompt:

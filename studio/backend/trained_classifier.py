@@ -31,7 +31,7 @@ from studio.backend.classification import labels_of, padded, probabilities
 from studio.backend.download import Progress, reading
 from studio.backend.labelled import Labels, encode
 from studio.backend.packing import pad_id
-from studio.backend.prompt import MAX_CHARACTERS
+from studio.backend.prompt import check_text
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class TrainedClassifier:
             StudioError: a text is empty or too long to be one, or the model was taken away.
         """
         for number, text in enumerate(texts, start=1):
-            _check_text(text, number)
+            check_text(text, f"Text {number}")
         encoded = [encode(self.body.tokenizer, text, self.max_length) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(encoded[i][0]))
         logits = torch.zeros(len(texts), len(self.names))  # [N, C]
@@ -180,13 +180,6 @@ def _labels(folder: Path) -> Labels:
             f"{folder.name} doesn't say what its labels are: there is no {MODEL_CONFIG}. Export it again."
         )
     return labels_of(JetMoeConfig.from_pretrained(folder))
-
-
-def _check_text(text: object, number: int) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise StudioError(f"Text {number} is empty. Write something to classify.")
-    if len(text) > MAX_CHARACTERS:
-        raise StudioError(f"Text {number} has {len(text):,} characters. Keep it under {MAX_CHARACTERS:,}.")
 
 
 # --- who reads

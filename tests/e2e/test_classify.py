@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from studio.backend.label_prompt import TEMPLATES
 from tests.e2e.studio_page import SLOW, Server, free_port
 from tests.studio.toy_folder import toy_folder
 
@@ -97,6 +98,7 @@ def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify)
     expect(classify.labels).to_have_value("spam, a normal message")
     classify.labels.fill("spam, ham")
     classify.show_template()
+    expect(classify.template).to_have_value(TEMPLATES["message"])
     classify.template.fill("Is it {labels}? {text}")
     expect(classify.page.locator("#classify-template input")).to_have_value("my own")
     classify.page.locator("#classify-calibrate input").check()
