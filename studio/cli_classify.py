@@ -4,6 +4,8 @@ python -m studio classify predict --labels sport,science "The match ended in a d
 python -m studio classify predict --labels spam,ham --template message --calibrate mails.csv --out labelled.csv
 python -m studio classify predict --labels positive,negative reviews.jsonl --json
 python -m studio classify predict --adapter 3f2a mails.csv          # by a trained head: it knows its labels
+python -m studio classify evaluate mails.csv --adapter 3f2a         # how good it is, where a column has the true labels
+python -m studio classify evaluate --adapter 3f2a                   # the same, of what its training held out
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,65 +33,156 @@ if TYPE_CHECKING:
 classify_app = typer.Typer(no_args_is_help=True, help="Classification of texts, without training or by a trained head.")
 
 
+Labels = Annotated[
+    str, typer.Option(help="The labels to choose from, separated by commas; a trained head has its own.")
+]
+Template = Annotated[
+    str, typer.Option(help="topic, sentiment, message or continuation; or a text with {text} and {labels} in it.")
+]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Subtract what the labels get where a text says nothing.")]
+Cut = Annotated[str, typer.Option(help="Where a text that is too long is cut: middle (or, given so, end).")]
+Adapter = Annotated[
+    str | None, typer.Option(help="Classify with it: a run's id, or the folder of a PEFT adapter or classifier.")
+]
+Model = Annotated[str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")]
+Precision = Annotated[str, typer.Option(help="nf4, bf16 or fp32; auto is what suits machine and model.")]
+Column = Annotated[str, typer.Option(help="Of a file: the column of the texts, where its name doesn't tell.")]
+
+
 @classify_app.command("predict")
 def predict(
     source: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, or a file with one text a row.")],
-    labels: Annotated[
-        str, typer.Option(help="The labels to choose from, separated by commas; a trained head has its own.")
-    ] = "",
-    template: Annotated[
-        str, typer.Option(help="topic, sentiment, message or continuation; or a text with {text} and {labels} in it.")
-    ] = "",
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Subtract what the labels get where a text says nothing.")
-    ] = False,
-    cut: Annotated[str, typer.Option(help="Where a text that is too long is cut: middle (or, given so, end).")] = "",
-    adapter: Annotated[
-        str | None, typer.Option(help="Classify with it: a run's id, or the folder of a PEFT adapter or classifier.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="nf4, bf16 or fp32; auto is what suits machine and model.")] = "auto",
-    column: Annotated[str, typer.Option(help="Of a file: the column of the texts, where its name doesn't tell.")] = "",
+    labels: Labels = "",
+    template: Template = "",
+    calibrate: Calibrate = False,
+    cut: Cut = "",
+    adapter: Adapter = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    column: Column = "",
     out: Annotated[
         Path | None, typer.Option(help="Of a file: the new .csv or .jsonl file; else FILE.labelled.csv beside it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Labels a text, or every row of a file: by labels that need no training, or by a trained head."""
-    if not labels and adapter is None:
-        raise StudioError("Say which labels there are to choose from, as in --labels spam,ham.")
-    if not labels and (template or calibrate or cut):
-        raise StudioError("--template, --calibrate and --cut are for --labels: a trained head does without. Drop them.")
     from studio.cli import progress_bar
 
-    cancel = threading.Event()
     with progress_bar() as progress:
-        chosen = _Chosen(adapter, model, precision, progress, cancel)
-        if labels:
-            classify, names = _zero_shot(chosen, labels, template or "topic", calibrate, cut or "middle")
+        chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
+        chosen.check()
         file = _file(source)
         if file is None and (out or column):
             raise StudioError(f"{'--out' if out else '--column'} is for files, and this is a text. Leave it out.")
-        if not labels:
-            classify, names = _trained(chosen)
+        classifier = _classifier(chosen)
         if file is not None:
             out = out if out or as_json else file.with_name(f"{file.stem}.labelled.csv")
-            _predict_file(file, classify, out, names, column, chosen, as_json)
+            _predict_file(file, classifier, out, column, chosen, as_json)
             return
-        (prediction,) = classify([source])
+        (prediction,) = classifier.predict([source])
     _print_prediction(prediction, as_json)
+
+
+@classify_app.command("evaluate")
+def evaluate(
+    file: Annotated[
+        Path | None, typer.Argument(help="A file with texts and their true labels; else what training held out.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="The column of the true labels.")] = "label",
+    labels: Labels = "",
+    template: Template = "",
+    calibrate: Calibrate = False,
+    cut: Cut = "",
+    adapter: Adapter = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    column: Column = "",
+    as_json: Json = False,
+) -> None:
+    """Measures a classifier: rates of each label, calibration, and plain methods on the same rows."""
+    from studio.backend import evaluation
+    from studio.cli import progress_bar
+
+    with progress_bar() as progress:
+        chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
+        chosen.check()
+        report = _held_out(chosen) if file is None else _tested(file, label_column, column, chosen)
+    print(json.dumps(report) if as_json else evaluation.table(report))
 
 
 class _Chosen(NamedTuple):
     """Who classifies, and who hears of it."""
 
+    labels: str
+    template: str
+    calibrate: bool
+    cut: str
     adapter: str | None
     model: str | None
     precision: str
     progress: Progress
     cancel: threading.Event
+
+    def check(self) -> None:
+        """Raises StudioError: nothing says what the labels are, or two things do."""
+        from studio.backend.adapters import find, is_classifier
+
+        if not self.labels and self.adapter is None:
+            raise StudioError("Say which labels there are to choose from, as in --labels spam,ham.")
+        if not self.labels and (self.template or self.calibrate or self.cut):
+            raise StudioError(
+                "--template, --calibrate and --cut are for --labels: a trained head does without. Drop them."
+            )
+        if self.labels and self.adapter is not None and is_classifier(find(self.adapter).folder):
+            raise StudioError(f"{self.adapter} is a trained classifier, which has its own labels. Leave out --labels.")
+
+
+class _Classifier(NamedTuple):
+    predict: Predict
+    labels: tuple[str, ...]
+    problem: str
+
+
+def _held_out(chosen: _Chosen) -> dict[str, Any]:
+    from studio.backend import evaluation
+    from studio.backend.adapters import find
+
+    if chosen.adapter is None:
+        raise StudioError("Name a file whose rows have labels to measure by, or with --adapter a trained classifier.")
+    run = find(chosen.adapter).run
+    report = None if run is None else evaluation.of_run(run)
+    if report is None:
+        raise StudioError(
+            f"Nothing was measured when {chosen.adapter} was trained. Name a file whose rows have labels to measure by."
+        )
+    return report
+
+
+def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict[str, Any]:
+    from studio.backend.classify_file import predict_file
+    from studio.backend.data import column_names
+    from studio.backend.evaluation import FileTest
+
+    names = column_names(_existing(file))
+    if label_column not in names:
+        choice = ", ".join(map(repr, names[:20]))
+        raise StudioError(f"{file.name} has no column {label_column!r}; name it by --label-column: {choice}.")
+    classifier = _classifier(chosen)
+    test = FileTest(classifier.problem, classifier.labels, label_column)
+    with _interrupted(chosen.cancel):
+        report = predict_file(
+            file, classifier.predict, None, classifier.labels, column, chosen.cancel, chosen.progress, test.add
+        )
+    for sentence in (*report.notices, *map(str, report.bad_rows)):
+        print(sentence, file=sys.stderr)
+    return test.report(file.name)
+
+
+def _existing(file: Path) -> Path:
+    found = _file(str(file))
+    if found is None:
+        raise StudioError(f"There is no file {file}. Check its name and folder.")
+    return found
 
 
 def _file(source: str) -> Path | None:
@@ -113,16 +206,19 @@ def _file(source: str) -> Path | None:
     return None
 
 
-def _zero_shot(
-    chosen: _Chosen, labels: str, template: str, calibrate: bool, cut: str
-) -> tuple[Predict, tuple[str, ...]]:
+def _classifier(chosen: _Chosen) -> _Classifier:
+    return _zero_shot(chosen) if chosen.labels else _trained(chosen)
+
+
+def _zero_shot(chosen: _Chosen) -> _Classifier:
     """Loads the model once there is a text: by then a file has been looked through, and its faults were said."""
     from studio.backend.adapters import find
     from studio.backend.classify import LabelTask, ZeroShot
     from studio.backend.engine import Engine
     from studio.backend.label_prompt import parse_labels
 
-    task = LabelTask(parse_labels(labels), template, calibrate, cast(Any, cut))
+    names = parse_labels(chosen.labels)
+    task = LabelTask(names, chosen.template or "topic", chosen.calibrate, cast(Any, chosen.cut or "middle"))
     trained = None if chosen.adapter is None else find(chosen.adapter).model
 
     @cache
@@ -133,10 +229,13 @@ def _zero_shot(
             engine.load_adapter(chosen.adapter, chosen.adapter)
         return ZeroShot(engine)
 
-    return lambda texts: classifier().predict(texts, task, chosen.adapter, chosen.cancel), task.labels
+    def predict(texts: list[str]) -> Iterator[Prediction]:
+        return classifier().predict(texts, task, chosen.adapter, chosen.cancel)
+
+    return _Classifier(predict, task.labels, "single_label")
 
 
-def _trained(chosen: _Chosen) -> tuple[Predict, tuple[str, ...]]:
+def _trained(chosen: _Chosen) -> _Classifier:
     from studio.backend.trained_classifier import TrainedClassifier
     from studio.backend.trained_predictions import TrainedHead
 
@@ -144,7 +243,7 @@ def _trained(chosen: _Chosen) -> tuple[Predict, tuple[str, ...]]:
     head = TrainedHead(
         TrainedClassifier.load(chosen.adapter, model=chosen.model, precision=chosen.precision, progress=chosen.progress)
     )
-    return lambda texts: head.predict(texts, chosen.cancel), head.labels
+    return _Classifier(lambda texts: head.predict(texts, chosen.cancel), head.labels, head.classifier.problem)
 
 
 def _print_prediction(prediction: Prediction, as_json: bool) -> None:
@@ -159,9 +258,8 @@ def _print_prediction(prediction: Prediction, as_json: bool) -> None:
 
 def _predict_file(
     file: Path,
-    classify: Predict,
+    classifier: _Classifier,
     out: Path | None,
-    labels: Sequence[str],
     column: str,
     chosen: _Chosen,
     as_json: bool,
@@ -176,7 +274,9 @@ def _predict_file(
 
     each = keep if as_json else lambda row: None
     with _interrupted(chosen.cancel):
-        report = predict_file(file, classify, out, labels, column, chosen.cancel, chosen.progress, each)
+        report = predict_file(
+            file, classifier.predict, out, classifier.labels, column, chosen.cancel, chosen.progress, each
+        )
     for sentence in (*report.notices, *map(str, report.bad_rows)):
         print(sentence, file=sys.stderr)
     if report.bad > len(report.bad_rows):

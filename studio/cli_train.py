@@ -82,10 +82,15 @@ def _print_run(run: Run, as_json: bool) -> None:
     if as_json:
         print(json.dumps(run.row()))
         return
+    measured = ""
     use = f"Chat: python -m studio chat --adapter {run.id[:8]}"
     if run.recipe().task == "classify":
+        from studio.backend import evaluation
+
         use = f"Classify: python -m studio classify predict --adapter {run.id[:8]} TEXT"
-    print(f"{run.message}\nAdapter: {run.adapter}\n{use}")
+        report = evaluation.of_run(run)
+        measured = f"\n{evaluation.table(report)}\n\n" if report else ""
+    print(f"{run.message}\n{measured}Adapter: {run.adapter}\n{use}")
 
 
 def _nothing(event: TrainEvent) -> None:

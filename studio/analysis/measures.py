@@ -5,6 +5,8 @@
     reliability(confidence, correct).ece
     temperature = fit_temperature(logits, class_ids)          # softmax(logits / temperature) is calibrated
     tfidf_baseline(train_texts, train_labels, texts, labels)  # TF-IDF and logistic regression
+    measure_sets(true, found, labels)                         # several labels a text, bool [T, C]
+    measure_numbers(true, found)                              # the errors of estimates
 
 T texts, C classes, B bins. Labels are strings; probabilities and logits are arrays whose columns are the classes.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,12 +42,13 @@ class ClassMeasures:
 @dataclass(frozen=True, eq=False)
 class Measures:
     accuracy: float
+    """Where a text may have several labels, only all of them together are accurate."""
     macro_f1: float
     """The mean over the classes that occur or are predicted."""
     micro_f1: float
     per_class: tuple[ClassMeasures, ...]
-    confusion: np.ndarray
-    """int64 `[C, C]`, rows are what is true."""
+    confusion: np.ndarray | None
+    """int64 `[C, C]`, rows are what is true; None where a text may have several labels."""
     notices: tuple[str, ...]
     """Sentences about classes with too few rows to be measured."""
 
@@ -95,6 +99,49 @@ def measure(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
         confusion=confusion_matrix(true, predicted, labels=labels),
         notices=_rare_classes(true, labels),
     )
+
+
+def measure_sets(true: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> Measures:
+    """Of texts that may have several labels.
+
+    Args:
+        true, found: bool `[T, C]`.
+
+    Raises:
+        StudioError: there are no rows.
+    """
+    from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+    _require_rows(len(true))
+    precision, recall, f1, support = precision_recall_fscore_support(true, found, average=None, zero_division=0)
+    occurring = (true | found).any(axis=0)  # [C]
+    return Measures(
+        accuracy=float((true == found).all(axis=-1).mean()),
+        macro_f1=float(f1[occurring].mean()) if occurring.any() else 0.0,
+        micro_f1=float(f1_score(true, found, average="micro", zero_division=0)),
+        per_class=tuple(
+            ClassMeasures(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
+            for i, label in enumerate(labels)
+        ),
+        confusion=None,
+        notices=_rare_classes([label for row in true for label in np.asarray(labels)[row]], labels),
+    )
+
+
+def measure_numbers(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """`mean_absolute_error`, `rmse` and `r2` of estimates `[T]`; r2 is 0 where all true numbers are the same.
+
+    Raises:
+        StudioError: there are no rows, or an estimate is no number.
+    """
+    true, found = np.asarray(true, np.float64), _finite(found)
+    _require_rows(len(true))
+    error, spread = found - true, np.var(true)
+    return {
+        "mean_absolute_error": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "r2": float(1 - (error**2).mean() / spread) if spread > 0 else 0.0,
+    }
 
 
 def roc_auc(true: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> Auc:
@@ -187,25 +234,69 @@ def tfidf_baseline(
     """Logistic regression on TF-IDF of words and pairs of words; the plain method that a model has to beat.
 
     Raises:
-        StudioError: as of `require_trained`; the training rows are of one class or hold no words.
+        StudioError: as of `require_trained` and `tfidf_probabilities`.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     require_trained(train_labels, labels)
+    classes = sorted(set(train_labels))
+    probabilities = tfidf_probabilities(train_texts, train_labels, texts, classes)
+    return measure(labels, [classes[i] for i in probabilities.argmax(axis=-1)], classes)
+
+
+def tfidf_probabilities(
+    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str]
+) -> np.ndarray:
+    """`[T, C]`; 0 for labels that no training row has.
+
+    Raises:
+        StudioError: the training rows are of one class or hold no words.
+    """
     classes = sorted(set(train_labels))
     if len(classes) < 2:
         raise StudioError(f"All rows for training are of {classes[0]!r}: add rows of another class.")
+    train_words, words = _tfidf(train_texts, texts)
+    model = _regression().fit(train_words, list(train_labels))
+    probabilities = np.zeros((len(texts), len(labels)))
+    probabilities[:, [list(labels).index(name) for name in model.classes_]] = model.predict_proba(words)
+    return probabilities
+
+
+def tfidf_sets(train_texts: Sequence[str], train_sets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """As `tfidf_probabilities`, of each label alone: bool `[N, C]` -> `[T, C]`."""
+    train_words, words = _tfidf(train_texts, texts)
+    probabilities = np.zeros((len(texts), train_sets.shape[1]))
+    for column, has in zip(probabilities.T, train_sets.T, strict=True):
+        column[:] = (
+            _regression().fit(train_words, has).predict_proba(words)[:, 1] if 0 < has.sum() < len(has) else has[0]
+        )
+    return probabilities
+
+
+def tfidf_numbers(train_texts: Sequence[str], train_numbers: Sequence[float], texts: Sequence[str]) -> np.ndarray:
+    """Ridge regression on the same words: estimates `[T]`."""
+    from sklearn.linear_model import Ridge
+
+    train_words, words = _tfidf(train_texts, texts)
+    estimates: np.ndarray = Ridge().fit(train_words, np.asarray(train_numbers, np.float64)).predict(words)
+    return estimates
+
+
+def _regression() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=10.0, max_iter=1000)
+
+
+def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any]:
+    """Of words and pairs of words, sparse."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
     try:
-        model.fit(list(train_texts), list(train_labels))
+        return words.fit_transform(list(train_texts)), words.transform(list(texts))
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise
         raise StudioError("The texts for training hold no words. Check which column the texts are in.") from error
-    return measure(labels, [str(label) for label in model.predict(list(texts))], classes)
 
 
 def require_known(found: Sequence[str], labels: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ COLUMNS = {
     "polls": "polls",
     "failed": "failed",
     "poll_p50_ms": "poll p50 ms",
+    "open_p50_ms": "open p50 ms",
     "poll_p95_ms": "poll p95 ms",
     "server_mib": "server MiB",
     "grew": "grew by",

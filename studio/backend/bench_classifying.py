@@ -74,7 +74,8 @@ def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
     quantization: Any = "nf4" if work["weights"] == "nf4" else None
     model = load(JetMoeForSequenceClassification, work["path"], quantization=quantization, dtype=dtype, device=device)
     longest = model.config.max_position_embeddings
-    body = Body(AutoTokenizer.from_pretrained(work["path"]), always(model), longest)
+    tokenizer: Any = AutoTokenizer.from_pretrained(work["path"])
+    body = Body(tokenizer, always(model), longest)
     labels = Labels("single_label", tuple(map(str, range(LABELS))))
     classifier = TrainedClassifier(labels, head(model.config.hidden_size).float(), body, longest)
 

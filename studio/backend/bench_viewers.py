@@ -57,12 +57,12 @@ async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psuti
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
         component = await _component(client)
         sessions = [uuid.uuid4().hex for _ in range(pages)]
-        # Every page's first answer, for which the server makes its session.
-        await asyncio.gather(*(_view(client, component, run_id, session, 3) for session in sessions))
+        opened = [await _open(client, component, run_id, session) for session in sessions]
         before = process.memory_info().rss if process else 0
         polls = await asyncio.gather(*(_view(client, component, run_id, session, seconds) for session in sessions))
     took = sorted(each for page in polls for each, good in page if good)
     figures = {
+        "open_p50_ms": round(1000 * statistics.median(opened), 1),
         "polls": sum(map(len, polls)),
         "failed": sum(not good for page in polls for _, good in page),
         "poll_p50_ms": round(1000 * statistics.median(took), 1),
@@ -72,6 +72,13 @@ async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psuti
         after = process.memory_info().rss
         figures |= {"server_mib": round(after / MIB), "grew": round(after / before - 1, 3)}
     return figures
+
+
+async def _open(client: httpx.AsyncClient, component: int, run_id: str, session: str) -> float:
+    """Seconds until a page's first answer, for which the server makes its session; pages are opened one by one."""
+    start = time.monotonic()
+    await _ask(client, _asked(component, session, "run_events", [run_id, 0]))
+    return time.monotonic() - start
 
 
 async def _view(
@@ -89,13 +96,16 @@ async def _view(
         asked = [("run_events", [run_id, seen])] + [("run_list", None)] * (number % LIST_EVERY == 0)
         for name, data in asked:
             start = time.monotonic()
-            body = {"fn_name": name, "data": data, "component_id": component, "session_hash": session}
-            answer = await _ask(client, body)
+            answer = await _ask(client, _asked(component, session, name, data))
             took.append((time.monotonic() - start, answer is not None))
             events = (answer or {}).get("events") or []
             seen = events[-1]["seq"] if events else seen
         await asyncio.sleep(max(0.0, 1 - (time.monotonic() - begun)))
     return took
+
+
+def _asked(component: int, session: str, name: str, data: Any) -> dict[str, Any]:
+    return {"fn_name": name, "data": data, "component_id": component, "session_hash": session}
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any] | None:

@@ -41,6 +41,7 @@ def configure(config: Any, labels: Labels, pad_id: int) -> None:
     config.id2label = dict(enumerate(labels.names))
     config.label2id = {name: i for i, name in enumerate(labels.names)}
     config.problem_type = PROBLEM_TYPES[labels.problem]
+    config.score_temperature = labels.temperature
     config.pad_token_id = pad_id  # the tokenizer's: by it stock transformers finds the end of a text
 
 
@@ -49,7 +50,8 @@ def labels_of(config: Any) -> Labels:
     names = tuple(config.id2label[i] for i in range(config.num_labels))
     fallback = "regression" if config.num_labels == 1 else "single_label"
     found = {name: problem for problem, name in PROBLEM_TYPES.items()}
-    return Labels(found.get(config.problem_type, fallback), names)
+    temperature = getattr(config, "score_temperature", 1.0)
+    return Labels(found.get(config.problem_type, fallback), names, temperature=temperature)
 
 
 # --- batches
@@ -152,12 +154,12 @@ def _positive_weights(labels: Labels, device: torch.device) -> Tensor | None:
     return (labels.rows - counts).clamp(min=1) / counts
 
 
-def probabilities(problem: str, logits: Tensor) -> Tensor:
-    """`[N, C]` in fp32: of each label, or the number itself."""
+def probabilities(problem: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`[N, C]` in fp32: of each label, or the number itself. The temperature is for single labels alone."""
     logits = logits.float()
     if problem == "regression":
         return logits
-    return logits.sigmoid() if problem == "multi_label" else logits.softmax(-1)
+    return logits.sigmoid() if problem == "multi_label" else (logits / temperature).softmax(-1)
 
 
 def measure(labels: Labels, logits: Tensor, targets: Tensor) -> dict[str, float]:

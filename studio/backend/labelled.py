@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -55,10 +55,21 @@ class Labels:
     """The recipe's class_weights."""
     rows: int = 0
     """How many rows there are to train on."""
+    temperature: float = 1.0
+    """By which the logits of a single label are divided, so that confidences are right as often as they say."""
 
     def report(self) -> dict[str, Any]:
         """What is in the data, for events and model cards."""
         return {"problem": self.problem, "labels": dict(zip(self.names, self.counts, strict=True))}
+
+
+class Truth(NamedTuple):
+    """Texts, and what their labels really are."""
+
+    problem: str
+    names: tuple[str, ...]
+    texts: Sequence[str]
+    targets: Sequence[Target]
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,11 @@ class LabelledRows:
             strata[self._stratum(group)].append(group)
         held_out = _drawn([*strata.values()], eval_share, random.Random(seed))
         return [i for i in range(len(self.targets)) if i not in held_out], sorted(held_out)
+
+    def truth(self, indices: Sequence[int]) -> Truth:
+        """Of these examples."""
+        texts = [self.examples[i].messages[0]["content"] for i in indices]
+        return Truth(self.problem, self.names, texts, [self.targets[i] for i in indices])
 
     def counts(self, indices: Iterable[int]) -> tuple[int, ...]:
         """How many of these rows have each label; of a regression, how many there are."""
@@ -206,6 +222,17 @@ def shown(labels: Labels, target: Target) -> str:
 
 
 # --- what a cell says
+
+
+def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], column: str) -> Target | str:
+    """The target, or the first name that is none of these. Raises Problem: it is none at all."""
+    value = _value(labels, problem, column)
+    if problem == "regression":
+        return float(value)
+    if unknown := [name for name in value if name not in names]:
+        return str(unknown[0])
+    places = tuple(sorted(names.index(name) for name in value))
+    return places[0] if problem == "single_label" else places
 
 
 def _value(labels: tuple[str, ...], problem: str, column: str) -> Any:

@@ -28,7 +28,7 @@ from studio.backend import catalog, memory, shards
 from studio.backend.classification import LabelledCollator, configure, head_loss
 from studio.backend.data import Dataset, Example, read, settings_of
 from studio.backend.download import Progress, reading
-from studio.backend.labelled import Labels, read_labelled, read_text, summarized
+from studio.backend.labelled import Labels, Truth, read_labelled, read_text, summarized
 from studio.backend.packing import Collator, Feature, pack, pad_id
 from studio.backend.recipe import Recipe
 from studio.backend.rendering import Rendered, Summary, render, summary
@@ -52,6 +52,9 @@ class TrainingData:
     warnings: list[str]
     labels: Labels | None = None
     """None where the task is to answer."""
+    learned: Truth | None = None
+    """The texts of `train`, and of `held_out`, with what their labels are."""
+    measured: Truth | None = None
 
     @property
     def measure(self) -> str:
@@ -164,6 +167,8 @@ def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Traini
         total,
         [*_warnings(found.dataset, total, recipe), *found.warnings(train, held_out, recipe)],
         labels,
+        found.truth(train),
+        found.truth(held_out),
     )
 
 

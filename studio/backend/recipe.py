@@ -70,7 +70,7 @@ class Recipe:
     max_length: int = 512
     """Longest row, or pack, in tokens; longer rows are cut. Memory and time grow with it."""
     packing: bool = True
-    """Put short rows together into packs of max_length; they never attend to each other. Faster, same result; chat."""
+    """With chat: short rows share packs of max_length, and never attend to each other. Faster, same result."""
     preset: str = "all"
     """Which weights get an adapter: attention, experts, moa (attention without kv_proj), all, router, hot; + joins."""
     hot_share: float = 0.5
@@ -226,11 +226,6 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
         ("save_steps", "eval_steps", "eval_share"),
         lambda save, evaluate, share: bool(share and evaluate and save % evaluate),
         "save_steps must be a multiple of eval_steps, so that the best checkpoint is known: set both to the same",
-    ),
-    (
-        ("task", "packing"),
-        lambda task, packing: task == "classify" and packing,
-        "task=classify reads one text a row: set packing to false",
     ),
     (
         ("task", "sample_prompts"),

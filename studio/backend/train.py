@@ -33,12 +33,13 @@ from transformers.utils import logging as transformers_logging
 
 from jetmoe.lora import WEIGHTS
 from jetmoe.losses import IGNORED
-from studio.backend import catalog, memory, shards
+from studio.backend import catalog, evaluation, memory, shards
 from studio.backend.audit import audit_report, total_steps
-from studio.backend.classification import LengthGrouped, head_loss, measure
+from studio.backend.classification import LengthGrouped, head_loss, measure, probabilities
 from studio.backend.data import resolve, settings_of
 from studio.backend.download import Progress
 from studio.backend.events import TrainEvent
+from studio.backend.packing import pad_id
 from studio.backend.prepare import Prepared, head_scale, prepare, processes
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Ending, Run, RunStore
@@ -143,10 +144,34 @@ class _Training:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        stopped = self._stopped_early()
+        if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and not stopped:
+            self._evaluate(self.trainer)
         self._save()
         if not self.is_main:
             return "done", ""
-        return self.watcher.ended(self.store.cancel_requested(self.run.id))
+        return self.watcher.ended(stopped)
+
+    def _stopped_early(self) -> bool:
+        """Whether a person asked for it; the first process's word counts for all."""
+        asked = [self.is_main and self.store.cancel_requested(self.run.id)]
+        return bool(broadcast_object_list(asked)[0])
+
+    def _evaluate(self, trainer: HeadTrainer) -> None:
+        """Measures the finished head on the held-out rows, and fits its temperature to them."""
+        logits = trainer.held_out_logits()  # [T, C]
+        data, base = self.prepared.data, self.prepared.base
+        assert data.labels is not None and data.measured is not None
+        if not self.is_main:
+            return
+        scores = probabilities(data.labels.problem, logits).numpy()
+        of = f"{len(scores):,} held-out rows of {data.dataset.path.name}"
+        report = evaluation.evaluate(data.measured, scores, of, data.learned)
+        if data.labels.problem == "single_label" and not shards.asked():
+            report["profile"] = evaluation.profile(base, data.measured, data.held_out, pad_id(self.prepared.tokenizer))
+        if report["temperature"] is not None:
+            base.config.score_temperature = report["temperature"]["value"]
+        evaluation.write(report, self.run)
 
     def _is_over(self, checkpoint: Path) -> bool:
         """Whether nothing but the end of the run was missing; its weights are then the run's. Trainer itself would go
@@ -363,6 +388,19 @@ class HeadTrainer(StudioTrainer):
         return LengthGrouped(lengths, self.args.per_device_train_batch_size * a_step, self.args.seed)
 
     def _measured(self, model: Any, batches: Any) -> dict[str, float]:
+        logits, targets = self._answers(model, batches)
+        figures = {"loss": float(head_loss(self.labels, logits, targets)), **measure(self.labels, logits, targets)}
+        return {f"eval_{name}": value for name, value in figures.items()}
+
+    @torch.no_grad()
+    def held_out_logits(self) -> Tensor:
+        """`[T, C]` in fp32, in the order of the rows."""
+        model: Any = self.model_wrapped
+        model.eval()
+        return self._answers(model, self.get_eval_dataloader())[0]
+
+    def _answers(self, model: Any, batches: Any) -> tuple[Tensor, Tensor]:
+        """Logits `[T, C]` and targets of all processes' rows."""
         found: list[Tensor] = []
         wanted: list[Tensor] = []
         for batch in batches:
@@ -371,9 +409,7 @@ class HeadTrainer(StudioTrainer):
             logits = model(**batch, use_cache=False).logits.float()  # [B, C]
             for kept, part in zip((found, wanted), self.accelerator.gather_for_metrics((logits, targets)), strict=True):
                 kept.append(part.cpu())
-        logits, targets = torch.cat(found), torch.cat(wanted)
-        figures = {"loss": float(head_loss(self.labels, logits, targets)), **measure(self.labels, logits, targets)}
-        return {f"eval_{name}": value for name, value in figures.items()}
+        return torch.cat(found), torch.cat(wanted)
 
     def _filled(self, rows: list[Any], batch_size: int) -> list[Any]:
         """`gather_for_metrics` leaves out what accelerate repeats."""

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jetmoe import JetMoeConfig, JetMoeForSequenceClassification
+from jetmoe import JetMoeConfig, JetMoeForSequenceClassification, RoutingRecorder, RoutingTrace
 from jetmoe.lora import CONFIG, AdapterError, Adapters, read_head
 from studio.backend import catalog, memory
 from studio.backend.adapters import Found, find, is_same_model, require_model
@@ -32,6 +32,7 @@ from studio.backend.download import Progress, reading
 from studio.backend.labelled import Labels, encode
 from studio.backend.packing import pad_id
 from studio.backend.prompt import check_text
+from studio.backend.text_stream import token_texts
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Body:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerFast,
         turn: Callable[[Callable[[], bool]], AbstractContextManager[Any]],
         context_size: int,
     ) -> None:
@@ -62,6 +63,8 @@ class Predictions:
     """float32 `[N, C]`, in the order of the texts: they sum to 1, each is one of its own, or they are the numbers."""
     cut: tuple[int, ...] = ()
     """The indices of the texts whose end was left out, for being longer than the head was trained on."""
+    traces: tuple[RoutingTrace, ...] = ()
+    """The routing of each text's tokens, where it was asked for."""
 
 
 class TrainedClassifier:
@@ -125,10 +128,17 @@ class TrainedClassifier:
 
     @torch.no_grad()
     def predict(
-        self, texts: Sequence[str], batch_size: int = 16, cancelled: Callable[[], bool] = lambda: False
+        self,
+        texts: Sequence[str],
+        batch_size: int = 16,
+        cancelled: Callable[[], bool] = lambda: False,
+        with_trace: bool = False,
     ) -> Predictions | None:
         """Texts of about one length go through together; the answers are in the order of the texts. None where it was
         cancelled.
+
+        Args:
+            with_trace: texts go through one by one, and their routing is recorded.
 
         Raises:
             StudioError: a text is empty or too long to be one, or the model was taken away.
@@ -138,20 +148,27 @@ class TrainedClassifier:
         encoded = [encode(self.body.tokenizer, text, self.max_length) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: -len(encoded[i][0]))
         logits = torch.zeros(len(texts), len(self.names))  # [N, C]
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        traces: dict[int, RoutingTrace] = {}
+        size = 1 if with_trace else batch_size
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
             with self.body.turn(cancelled) as decoder:  # others may have it between two batches
                 if decoder is None or cancelled():
                     return None
                 with memory.shortage("while classifying: shorten the texts, or load the model in nf4"):
-                    logits[batch] = self._logits(decoder, [encoded[i][0] for i in batch])
-        found = probabilities(self.problem, logits).numpy()
-        return Predictions(self.names, self.problem, found, tuple(i for i, each in enumerate(encoded) if each[1]))
+                    ids = [encoded[i][0] for i in batch]
+                    recorder = RoutingRecorder(decoder, len(ids[0])) if with_trace else None
+                    logits[batch] = self._logits(decoder, ids, recorder)
+            if recorder is not None:
+                traces[batch[0]] = recorder.trace(ids[0], token_texts(self.body.tokenizer, ids[0]), True)
+        found = probabilities(self.problem, logits, self.labels.temperature).numpy()
+        cut = tuple(i for i, each in enumerate(encoded) if each[1])
+        return Predictions(self.names, self.problem, found, cut, tuple(traces[i] for i in sorted(traces)))
 
-    def _logits(self, decoder: Any, token_ids: list[list[int]]) -> Tensor:
+    def _logits(self, decoder: Any, token_ids: list[list[int]], recorder: RoutingRecorder | None) -> Tensor:
         """`[B, C]` in fp32."""
         batch = {name: each.to(decoder.device) for name, each in padded(token_ids, pad_id(self.body.tokenizer)).items()}
-        hidden = decoder(**batch, use_cache=False).last_hidden_state  # [B, S, D]
+        hidden = decoder(**batch, use_cache=False, recorder=recorder).last_hidden_state  # [B, S, D]
         last = batch["attention_mask"].sum(-1) - 1  # [B]
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()  # [B, D]
         return (pooled @ self.head.to(pooled.device).T).cpu()
@@ -216,12 +233,12 @@ def _loaded(base: str, adapter: Path, precision: str, progress: Progress) -> Bod
     return Body(tokenizer, always(model), model.config.max_position_embeddings)
 
 
-def _model(base: str, precision: str, progress: Progress) -> tuple[Any, PreTrainedTokenizerBase]:
+def _model(base: str, precision: str, progress: Progress) -> tuple[Any, PreTrainedTokenizerFast]:
     path = catalog.prepare(base, progress)
     place = memory.placement(catalog.entry(base), cast(memory.Precision, precision))
     remedy = "load it in nf4"
     model = memory.load_model(path, place, remedy, reading(progress), model_class=JetMoeForSequenceClassification)
-    return model, AutoTokenizer.from_pretrained(path)
+    return model, cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(path))
 
 
 def always(model: Any) -> Callable[[Callable[[], bool]], AbstractContextManager[Any]]:

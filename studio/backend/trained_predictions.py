@@ -37,12 +37,12 @@ class TrainedHead:
     def predict(
         self, texts: Iterable[str], cancel: threading.Event | None = None, with_trace: bool = False
     ) -> Iterator[Prediction]:
-        """One prediction a text, in order; setting `cancel` ends it early. Its routing is not recorded, whatever
-        `with_trace` says. Errors as of `TrainedClassifier.predict`."""
+        """One prediction a text, in order; setting `cancel` ends it early. Arguments and errors as of
+        `TrainedClassifier.predict`."""
         cancelled = (cancel or threading.Event()).is_set
         waiting = iter(texts)
         while batch := list(islice(waiting, self.batch)):
-            found = self.classifier.predict(batch, cancelled=cancelled)
+            found = self.classifier.predict(batch, cancelled=cancelled, with_trace=with_trace)
             if found is None:
                 return
             for i, text in enumerate(batch):
@@ -54,7 +54,8 @@ class TrainedHead:
         cut = ""
         if i in found.cut:
             cut = f"The end of the text was left out: the classifier reads {self.classifier.max_length:,} tokens."
-        return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut)
+        trace = found.traces[i] if found.traces else None
+        return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut, trace)
 
 
 def _chosen(scores: dict[str, float], problem: str) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, chromium, free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
-STEPS = 20
+STEPS = 30
 QUESTION = "Who are you?"
 
 
@@ -65,7 +65,7 @@ def chat(page: Page, url: str, tell) -> None:
     answer = studio.ask_and_wait(QUESTION)
     tell(f"an answer by the adapter: {answer!r}")
     page.get_by_role("button", name="Advanced").click()
-    page.evaluate("document.activeElement.blur()")
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     page.wait_for_timeout(3000)
     page.screenshot(path=DOCS / "adapter.png")
 

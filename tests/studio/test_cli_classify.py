@@ -120,6 +120,47 @@ def test_a_trained_head_brings_its_labels(tmp_path):
     assert (tmp_path / "a.labelled.csv").read_text().splitlines()[0] == "id,text,label,confidence,ham,spam"
 
 
+def evaluate(*arguments: str):
+    result = CliRunner().invoke(app, ["classify", "evaluate", *arguments])
+    if isinstance(result.exception, StudioError):
+        raise result.exception
+    assert result.exit_code == 0, result.exception
+    return result
+
+
+def test_a_file_with_true_labels_is_measured(toy, tmp_path):
+    file = file_of(tmp_path, "text,label\nA draw.,sport\nA planet.,science\nA cake.,food\n")
+    report = json.loads(evaluate(str(file), *LABELS, *toy, "--json").stdout)
+    assert report["rows"] == 2 and sum(map(sum, report["confusion"])) == 2
+    found = [prediction["label"] for prediction in json.loads(predict(*LABELS, *toy, str(file), "--json").stdout)]
+    assert report["systems"][0]["accuracy"] == (found[0] == "sport") / 2 + (found[1] == "science") / 2
+    table = evaluate(str(file), *LABELS, *toy).stdout
+    assert "This classifier" in table and "The most frequent label" in table and "does not know: 1" in table
+
+
+def test_a_trained_head_is_measured_on_another_file(tmp_path):
+    folder = classifier_folder(tmp_path / "head", ["ham", "spam"])
+    file = file_of(tmp_path, "text,kind\nWin cash.,spam\nTea?,ham\n")
+    options = ("--adapter", folder, "--precision", "fp32", "--label-column", "kind")
+    assert json.loads(evaluate(str(file), *options, "--json").stdout)["labels"] == ["ham", "spam"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (LABELS, "Name a file whose rows have labels"),
+        ((*LABELS, "{file}", "--label-column", "kind"), "no column 'kind'; name it by --label-column: 'text', 'label'"),
+        ((*LABELS, "no_such.csv"), "There is no file no_such.csv"),
+        (("{file}",), "--labels spam,ham"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments, words, tmp_path):
+    file = str(file_of(tmp_path, "text,label\nA draw.,sport\n"))
+    with pytest.raises(StudioError) as caught:
+        evaluate(*(file if each == "{file}" else each for each in arguments))
+    assert words in str(caught.value)
+
+
 def classifier_folder(folder, labels, problem="single_label_classification") -> str:
     """A toy with a head of random weights, as a merged export is."""
     toy_folder(folder)

@@ -1,18 +1,21 @@
 """Training of classification heads on a toy JetMoE: runs from start to end, resume, several processes, bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
-from studio.backend import audit, train
+from studio.backend import audit, evaluation, train
 from studio.backend.prepare import prepare
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
+from studio.backend.trained_classifier import TrainedClassifier
 from studio.cli import app
 from studio.errors import StudioError
 from tests.studio.test_train import launched, losses, recipe_file, started, values
@@ -44,6 +47,51 @@ def test_a_head_learns_and_tells_about_it(settings):
     assert report["problem"] == "single_label" and sum(report["labels"].values()) == report["train_rows"] == 48
     config = json.loads((run.adapter / "config.json").read_text())
     assert config["id2label"] == {"0": "ham", "1": "spam"} and config["pad_token_id"] == 256
+
+
+def test_the_finished_head_is_measured_beside_plain_methods(settings):
+    run = started(settings, max_steps=24, eval_steps=8, save_steps=8)
+    report = evaluation.of_run(run)
+    assert report["of"] == "16 held-out rows of rows.jsonl" and report["rows"] == np.sum(report["confusion"]) == 16
+    best = max(each["eval_macro_f1"] for each in values(run, "eval")[1:])
+    assert report["systems"][0]["macro_f1"] == pytest.approx(best)  # of the best checkpoint, not of the last
+    assert [row["name"] for row in report["systems"]] == [evaluation.OURS, evaluation.TFIDF, evaluation.MAJORITY]
+    assert report["profile"]["texts"] == 16 and report["profile"]["comparisons"] == 2 * 2 * 2 * 4
+    assert report["temperature"] is None  # of so few rows
+    classifier = TrainedClassifier.load(run.id)
+    held_out = prepare(run.recipe()).data.measured
+    found = classifier.predict(held_out.texts).probabilities.argmax(-1)
+    assert (found == held_out.targets).mean() == pytest.approx(report["systems"][0]["accuracy"])
+
+
+def test_a_temperature_is_kept_with_the_adapter_and_used(settings, monkeypatch):
+    monkeypatch.setattr(evaluation, "FEWEST_TO_SCALE", 2)
+    run = started(settings, max_steps=8)
+    temperature = evaluation.of_run(run)["temperature"]["value"]
+    classifier = TrainedClassifier.load(run.id)
+    assert classifier.labels.temperature == pytest.approx(temperature) != 1
+    scaled = classifier.predict(["tea walk"]).probabilities
+    classifier.labels = replace(classifier.labels, temperature=1.0)
+    plain = classifier.predict(["tea walk"]).probabilities
+    assert np.log(scaled[0, 0] / scaled[0, 1]) == pytest.approx(
+        np.log(plain[0, 0] / plain[0, 1]) / temperature, rel=1e-4
+    )
+
+
+def test_a_run_that_ended_before_it_was_measured_is_resumed_to_that(settings, monkeypatch):
+    expected = evaluation.of_run(started(settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write", full_disk)
+        with pytest.raises(StudioError, match="Free some space"):
+            started(settings)
+    (failed,) = [run for run in RunStore().list() if run.state == "failed"]
+    assert evaluation.of_run(failed) is None and not failed.adapter.exists()
+    resumed = train.resume(failed.id)
+    assert evaluation.of_run(resumed) == expected and (resumed.adapter / "config.json").is_file()
+
+
+def full_disk(report, run):
+    raise StudioError("Free some space.")
 
 
 def test_head_and_both_kinds_of_experts_get_gradients(settings):
@@ -164,7 +212,6 @@ def test_a_model_in_parts_gives_the_head_of_a_whole_one(settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"packing": True}, "set packing to false"),
         ({"sample_prompts": ["Hi"]}, "leave out sample_prompts"),
         ({"balance_loss": 0.1}, "set balance_loss to 0"),
         ({"format": "alpaca"}, "set format to labelled or auto"),
@@ -201,5 +248,10 @@ def test_command_line(settings, tmp_path):
     assert run.name == "mail" and run.recipe().task == "classify"
     assert f"classify predict --adapter {run.id[:8]}" in shown.stdout
     assert "held-out loss" in shown.stderr and "macro-F1" in shown.stderr
+    assert evaluation.TFIDF in shown.stdout and "true \\ found" in shown.stdout
+    measured = CliRunner().invoke(app, ["classify", "evaluate", "--adapter", run.id[:8]])
+    assert measured.stdout.strip() in shown.stdout
+    both = CliRunner().invoke(app, ["classify", "predict", "--adapter", run.id[:8], "--labels", "a,b", "Hi"])
+    assert "has its own labels" in str(both.exception)
     dry = CliRunner().invoke(app, ["classify", "train", str(file), "--dry-run", "--json"])
     assert json.loads(dry.stdout)["data"]["labels"] == {"ham": 24, "spam": 24}

@@ -48,6 +48,14 @@ def test_a_number_has_no_confidence_and_its_file_stays_json(tmp_path):
     assert row["confidence"] is None and float(row["label"]) == pytest.approx(row["stars"], rel=1e-3)
 
 
+def test_the_routing_of_a_text_is_that_of_its_tokens_and_changes_no_answer(tmp_path):
+    head = head_of(tmp_path)
+    plain = list(head.predict(TEXTS))
+    for prediction, same in zip(head.predict(TEXTS, with_trace=True), plain, strict=True):
+        assert "".join(prediction.trace.texts) == prediction.text and same.trace is None
+        assert list(prediction.scores.values()) == pytest.approx(list(same.scores.values()), abs=1e-5)
+
+
 def test_cancel_ends_it_between_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(trained_predictions, "BATCH", 1)
     cancel, done = threading.Event(), []
