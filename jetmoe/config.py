@@ -83,6 +83,8 @@ class JetMoeConfig(PreTrainedConfig):
         attention_dropout: dropout of attention probabilities while training.
         expert_groups: `[E]`, the group of each expert where a model ties experts (see `jetmoe.upcycle`); None means
             that every expert is a group of its own.
+        score_temperature: of a classifier with one label a text: its logits divided by this give confidences that are
+            right as often as they say (arXiv 1706.04599); the model itself does not use it.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the remedy.
@@ -115,6 +117,7 @@ class JetMoeConfig(PreTrainedConfig):
     initializer_range: float = 0.01
     attention_dropout: float | int = 0.0
     expert_groups: list[int] | None = None
+    score_temperature: float = 1.0
 
     def __post_init__(self, **kwargs) -> None:
         self._check()
@@ -140,6 +143,8 @@ class JetMoeConfig(PreTrainedConfig):
         ]
         if problems:
             raise ValueError("The JetMoE configuration is not usable: " + "; ".join(problems) + ".")
+        if not self.score_temperature > 0:
+            problems.append(f"score_temperature is {self.score_temperature}, it must be above 0")
         if self.num_experts_per_tok > self.num_local_experts:
             problems.append(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, more than the {self.num_local_experts} of "

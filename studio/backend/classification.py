@@ -50,8 +50,7 @@ def labels_of(config: Any) -> Labels:
     names = tuple(config.id2label[i] for i in range(config.num_labels))
     fallback = "regression" if config.num_labels == 1 else "single_label"
     found = {name: problem for problem, name in PROBLEM_TYPES.items()}
-    temperature = getattr(config, "score_temperature", 1.0)
-    return Labels(found.get(config.problem_type, fallback), names, temperature=temperature)
+    return Labels(found.get(config.problem_type, fallback), names, temperature=config.score_temperature)
 
 
 # --- batches

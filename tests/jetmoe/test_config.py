@@ -62,12 +62,14 @@ def test_legacy_names_are_never_defaulted(legacy, name, value):
 
 
 def test_save_and_load_keep_everything(tmp_path):
-    config = JetMoeConfig(num_local_experts=4, rope_theta=5e5, expert_groups=[0, 1, 0, 1], num_labels=3)
+    config = JetMoeConfig(
+        num_local_experts=4, rope_theta=5e5, expert_groups=[0, 1, 0, 1], num_labels=3, score_temperature=1.5
+    )
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert again.groups == [0, 1, 0, 1]
     assert again.rope_parameters["rope_theta"] == 5e5
-    assert again.num_labels == 3
+    assert again.num_labels == 3 and again.score_temperature == 1.5
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,7 @@ def test_save_and_load_keep_everything(tmp_path):
         ({"kv_channels": 7}, ["kv_channels is 7"]),
         ({"num_local_experts": "many"}, ["num_local_experts is 'many'"]),
         ({"hidden_size": 0, "vocab_size": -1}, ["hidden_size is 0", "vocab_size is -1"]),
+        ({"score_temperature": 0.0}, ["score_temperature is 0.0"]),
         ({"expert_groups": [0, 1]}, ["expert_groups has 2 entries for 8"]),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, ["yarn"]),
     ],
