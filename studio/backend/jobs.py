@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio.backend import child
+from studio.backend import child, demo
 from studio.backend.download import require_space
 from studio.backend.recipe import Recipe
 from studio.backend.runs import DamagedStore, Ending, Run, RunStore, last_word
@@ -144,10 +144,12 @@ class Jobs:
         return "" if run is None else f"“{run.name}” is being trained, so answers are slower."
 
     def _require_room(self) -> None:
-        if len(self.store.queue()) >= QUEUED_AT_MOST:
-            raise StudioError(f"{QUEUED_AT_MOST} runs are queued already. Cancel one, or wait until one has ended.")
+        limits = demo.limits()
+        most = limits.queued if limits else QUEUED_AT_MOST
+        if len(self.store.queue()) >= most:
+            raise StudioError(f"{most} runs are queued already. Cancel one, or wait until one has ended.")
         require_space(self.store.home, SPACE_BYTES)
-        used, quota = size(self.store.home / "runs") / GIB, quota_gib()
+        used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
         if used > quota:
             raise StudioError(
                 f"The runs take {used:.1f} GiB of the {quota:g} that they may. Delete some that are no longer needed."

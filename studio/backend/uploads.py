@@ -14,6 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
+from studio.backend import demo
 from studio.backend.download import require_space
 from studio.backend.home import home
 from studio.backend.rows import Limits
@@ -30,7 +31,8 @@ def keep(file: Path) -> str:
     Raises:
         StudioError: it is empty or too large, or the disk is full.
     """
-    limit, size = Limits().file_bytes, file.stat().st_size
+    limits, size = demo.limits(), file.stat().st_size
+    limit = limits.file_bytes if limits else Limits().file_bytes
     if not size:
         raise StudioError(f"{file.name} is empty. Choose a file with rows in it.")
     if size > limit:

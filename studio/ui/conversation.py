@@ -17,6 +17,7 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from studio.backend import demo
 from studio.errors import StudioError
 
 MAX_TEXT = 100_000
@@ -101,11 +102,18 @@ def checked_text(text: Any, name: str = "message") -> str:
     """
     if not isinstance(text, str):
         raise StudioError(f"The {name} is not text. Reload the page and send it again.")
-    if len(text) > MAX_TEXT:
+    if len(text) > longest_text():
         raise StudioError(
-            f"The {name} has {len(text):,} characters, and at most {MAX_TEXT:,} can be sent. Shorten it and send again."
+            f"The {name} has {len(text):,} characters, and at most {longest_text():,} can be sent. Shorten it and send "
+            "again."
         )
     return text.encode("utf-8", "replace").decode()
+
+
+def longest_text() -> int:
+    """Characters that a person may send at once."""
+    limits = demo.limits()
+    return limits.text if limits else MAX_TEXT
 
 
 def append_user(conversation: Conversation, text: str) -> Conversation:

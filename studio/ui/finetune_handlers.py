@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from studio.backend import catalog, exports, hub, uploads
+from studio.backend import catalog, demo, exports, hub, uploads
 from studio.backend.child import run_json
 from studio.backend.data import formats
 from studio.backend.preview import Preview, fields_of, preview
@@ -154,10 +154,15 @@ class FinetuneHandlers:
         return list(offered(self.engine))
 
     def _usable(self, draft: Draft) -> Recipe:
-        """Raises StudioError also where the rows can't be used, so that no run is made that is bound to fail."""
+        """Raises StudioError also where the rows can't be used, so that no run is made that is bound to fail, or where
+        a demo has no room for it."""
         recipe = self._recipe(draft)
-        if problem := preview(recipe).problem:
-            raise StudioError(problem)
+        seen = preview(recipe)
+        if seen.problem:
+            raise StudioError(seen.problem)
+        if limits := demo.limits():
+            limits.check_recipe(recipe)
+            limits.check_rows(seen.rows)
         return recipe
 
     # --- a run that is there

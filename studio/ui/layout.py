@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from studio.registry import discover
 from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
-from studio.ui.status import banner
+from studio.ui.status import banner, demo_note
 from studio.ui.theme import css, theme
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
         status = gr.HTML(banner(engine.status(), jobs.status()), elem_id="status", js_on_load=None)
+    if note := demo_note():
+        gr.HTML(note, elem_id="demo", js_on_load=None)
 
     def poll(before: str) -> Any:
         now = banner(engine.status(), jobs.status())

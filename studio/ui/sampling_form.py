@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from studio.backend import demo
 from studio.backend.engine import Sampling
 from studio.backend.recipe import field_help
 from studio.errors import StudioError
@@ -37,12 +38,15 @@ def read_sampling(*values: Any) -> Sampling:
     """The settings that the controls hold.
 
     Raises:
-        StudioError: a value is not one of its field; `Sampling` names every bad one.
+        StudioError: a value is not one of its field; `Sampling` names every bad one. Or it is more than a demo gives.
     """
     names = [field.name for field in fields(Sampling)]
     if len(values) != len(names):
         raise StudioError(f"Sampling has {len(names)} settings, not {len(values)}. Reload the page.")
-    return Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
+    sampling = Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
+    if limits := demo.limits():
+        limits.check_answer(sampling.max_new_tokens)
+    return sampling
 
 
 def _control(name: str, default: Any, info: str) -> Component:
@@ -50,6 +54,9 @@ def _control(name: str, default: Any, info: str) -> Component:
     label = name.replace("_", " ").capitalize()
     if name in SLIDERS:
         lowest, highest, step, unit = SLIDERS[name]
+        if name == "max_new_tokens" and (limits := demo.limits()):
+            highest = limits.new_tokens
+            default = min(default, highest)
         label = f"{label} ({unit})" if unit else label
         return gr.Slider(lowest, highest, default, step=step, label=label, info=info, elem_id=f"set-{name}")
     if name == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from studio.backend import demo
 from studio.backend.engine import EngineStatus
 
 SPEEDS = {
@@ -20,6 +21,20 @@ def banner(status: EngineStatus, training: str = "") -> str:
     sentence = f"{sentence} {training}".strip()
     bar = "" if status.progress is None or state != "busy" else _bar(status.progress)
     return f'<div class="status status-{state}"><span class="dot"></span><span>{escape(sentence)}</span>{bar}</div>'
+
+
+def demo_note() -> str:
+    """HTML: what visitors of a demo may ask for, and how to have a studio of one's own; empty where it is none."""
+    limits, space = demo.limits(), demo.space_id()
+    if limits is None:
+        return ""
+    own = (
+        f'<a href="https://huggingface.co/spaces/{escape(space, quote=True)}?duplicate=true" target="_blank" '
+        'rel="noopener">Duplicate this Space</a> for one of your own.'
+        if space
+        else ""
+    )
+    return f'<p class="demo-note">{escape(limits.sentence())} {own}</p>'
 
 
 def _ready(status: EngineStatus) -> str:
