@@ -27,7 +27,7 @@ MONO = ("JetBrains Mono", "ui-monospace", "SFMono-Regular", "Menlo", "Consolas",
 def theme() -> gr.themes.Base:
     """A quiet page: white cards on a cool grey, one blue for what can be clicked."""
     neutral = gr.themes.Color(
-        c50="#f6f7f9", c100="#eceef2", c200="#dfe3ea", c300="#c6ccd8", c400="#8d96a8", c500="#667085", c600="#4b5568",
+        c50="#f6f7f9", c100="#eceef2", c200="#dfe3ea", c300="#c6ccd8", c400="#8d96a8", c500="#5a6375", c600="#4b5568",
         c700="#333c4d", c800="#1d2431", c900="#161b26", c950="#0f131b",
     )  # fmt: skip
     accent = gr.themes.Color(
