@@ -51,5 +51,10 @@ def page() -> gr.Blocks:
     return blocks
 
 
+def component(elem_id: str) -> Any:
+    """One that is built already, of whatever part of the page."""
+    return next(block for block in page().blocks.values() if block.elem_id == elem_id)
+
+
 def session(request: gr.Request) -> str:
     return request.session_hash or ""

@@ -68,6 +68,8 @@ class Form:
     file: str = ""
     """The name of the uploaded file."""
     column: str = ""
+    true_column: str = ""
+    """The column of the true labels, to measure by; empty is none."""
 
     def kept(self) -> dict[str, Any]:
         """For the browser's storage."""
@@ -80,7 +82,7 @@ class Form:
 
 LONGEST = {
     "labels": MAX_LABELS_TEXT, "template": LONGEST_TEMPLATE, "by": MAX_NAME, "upload": MAX_NAME, "file": MAX_NAME,
-    "column": 10_000,
+    "column": 10_000, "true_column": 10_000,
 }  # fmt: skip
 
 

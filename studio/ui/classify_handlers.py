@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from studio.backend import adapters, uploads
+from studio.backend import adapters, evaluation, uploads
 from studio.backend.classify import Prediction, ZeroShot
 from studio.backend.classify_file import FileReport, LabelledRow, predict_file
 from studio.backend.data import column_names
@@ -30,6 +30,7 @@ from studio.backend.trained_classifier import TrainedClassifier
 from studio.backend.trained_predictions import TrainedHead
 from studio.errors import StudioError
 from studio.ui import classify_view as view
+from studio.ui import evaluation_view
 from studio.ui.classify_form import Form, split_texts
 from studio.ui.downloads import LABELLED_ENDING, labelled_file
 from studio.ui.picked_adapter import offered
@@ -47,7 +48,7 @@ BATCH = 32
 TICK_S = 0.3
 SHOWN_ROWS = 20
 ONE_BY_ONE = "The routing is shown of one text at a time."
-NO_ROUTING = "A trained classifier shows no routing."
+ALONE = "The model alone"
 
 
 class Shown(NamedTuple):
@@ -61,6 +62,8 @@ class FileShown(NamedTuple):
     html: str
     result: str | None = None
     """The id of the file that is being written, told once."""
+    quality: str | None = None
+    """How good what classified is on the file's rows, as HTML; None where nothing was measured."""
 
 
 class Taken(NamedTuple):
@@ -69,6 +72,13 @@ class Taken(NamedTuple):
     columns: list[str]
     column: str | None
     """That of the texts, where its name tells."""
+    true_column: str = ""
+    """That of the true labels, where its name tells."""
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Those that may hold the true labels."""
+        return [name for name in self.columns if name != self.column]
 
 
 class ClassifyHandlers:
@@ -100,6 +110,22 @@ class ClassifyHandlers:
             raise StudioError("What is chosen under “Classified by” was deleted, or is of another model. Choose again.")
         return _Labels(self.zero_shot, form)
 
+    def quality(self, chosen: str) -> str:
+        """How good a trained classifier was on the rows that its run held out, as HTML, or what to do to know."""
+        if not self.is_trained(chosen):
+            return evaluation_view.waiting()
+        try:
+            report = evaluation.of_run(chosen)
+        except StudioError as error:
+            return evaluation_view.problem(str(error))
+        if report is None:
+            return evaluation_view.waiting(evaluation_view.UNMEASURED)
+        return evaluation_view.shown(report, self._title(chosen))
+
+    def _title(self, chosen: str) -> str:
+        titles = {identity: title.removesuffix(TRAINED) for title, identity in self.choices()}
+        return titles.get(chosen, "") if chosen else ALONE
+
     # --- texts
 
     def classify(self, text: str, form: Form, session: str) -> Iterator[Shown]:
@@ -126,7 +152,7 @@ class ClassifyHandlers:
                 raise
         # By now the next one may begin, even before the page has taken this.
         stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts are classified."
-        yield Shown(view.shown(done, stopped), _routing(done, classifier) if single else None)
+        yield Shown(view.shown(done, stopped), _routing(done) if single else None)
 
     def stop(self, session: str) -> None:
         self._texts.stop(session)
@@ -148,23 +174,28 @@ class ClassifyHandlers:
             taken = self._taken(form.upload, form.file) if form.upload else None
         except StudioError:
             return None
-        return taken and taken._replace(column=form.column if form.column in taken.columns else taken.column)
+        if taken is None:
+            return None
+        taken = taken._replace(column=form.column if form.column in taken.columns else taken.column)
+        return taken._replace(true_column=form.true_column if form.true_column in taken.label_columns else "")
 
     def _taken(self, upload: str, name: str) -> Taken:
         columns = column_names(uploads.find(upload))
-        known = {column.strip().casefold(): column for column in columns}
-        found = (known[name] for name in LABELLED.fields["text"] if name in known)
-        return Taken(upload, name, columns, next(found, columns[0] if len(columns) == 1 else None))
+        column = _named_like("text", columns) or (columns[0] if len(columns) == 1 else None)
+        taken = Taken(upload, name, columns, column)
+        return taken._replace(true_column=_named_like("label", taken.label_columns) or "")
 
     def classify_file(self, form: Form, session: str) -> Iterator[FileShown]:
         """How far it is, with the first rows, and at last the report and the download.
 
         Raises:
-            StudioError: there is no file, or labels or template can't be used. What goes wrong later is part of what
-                is shown, beside the rows that are finished.
+            StudioError: there is no file, its two columns are one, or labels or template can't be used. What goes wrong
+                later is part of what is shown, beside the rows that are finished.
         """
         if not form.upload:
             raise StudioError("There is no file to classify. Upload one first.")
+        if form.true_column and form.true_column == form.column:
+            raise StudioError(f"{form.column!r} holds the texts: choose another column of the true labels, or none.")
         source = uploads.find(form.upload)
         with self._files.answer(session) as run:
             classifier = self._classifier(form)
@@ -173,11 +204,24 @@ class ClassifyHandlers:
             folder = source.parent.with_name(result)
             folder.mkdir()
             yield FileShown(view.waiting("Reading the file …", busy=True), result)
-            job = _FileJob(source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel)
+            test = _test(classifier, form.true_column)
+            job = _FileJob(source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel, test)
             with closing(job.watched(classifier)) as watched:
                 for html in watched:
                     yield FileShown(html)
-            yield FileShown(job.ended(result))
+            report, measured = job.measured()
+            quality = None if report is None else self._of_file(report, form.by)
+            yield FileShown(job.ended(result, measured), quality=quality)
+
+    def _of_file(self, report: evaluation.Report, by: str) -> str:
+        """With what is known of the classifier from its training below."""
+        title = self._title(by)
+        here = evaluation_view.shown(report, title)
+        try:
+            trained = evaluation.of_run(by) if self.is_trained(by) else None
+        except StudioError as error:
+            return here + evaluation_view.problem(str(error))
+        return here if trained is None else here + evaluation_view.beside(trained, title)
 
     def stop_file(self, session: str) -> None:
         self._files.stop(session)
@@ -199,12 +243,25 @@ class _Labels:
         return self.zero_shot.predict(texts, self.task, self.by, cancel, with_trace)
 
 
-def _routing(done: list[Prediction], classifier: _Labels | TrainedHead) -> str | None:
+def _named_like(field: str, columns: Sequence[str]) -> str | None:
+    """The column whose name tells that it is this field of labelled texts."""
+    known = {column.strip().casefold(): column for column in columns}
+    return next((known[name] for name in LABELLED.fields[field] if name in known), None)
+
+
+def _test(classifier: _Labels | TrainedHead, column: str) -> evaluation.FileTest | None:
+    if not column:
+        return None
+    problem = classifier.classifier.problem if isinstance(classifier, TrainedHead) else "single_label"
+    return evaluation.FileTest(problem, classifier.labels, column)
+
+
+def _routing(done: list[Prediction]) -> str | None:
     if not done:
         return None
     trace = done[0].trace
     if trace is None:
-        return nothing(NO_ROUTING if isinstance(classifier, TrainedHead) else "")
+        return nothing()
     return message(traces.open(trace), trace, 0, 0, 0, picked=True)
 
 
@@ -214,6 +271,8 @@ class _FileJob:
     out: Path
     column: str
     cancel: threading.Event
+    test: evaluation.FileTest | None = None
+    """Where the file has true labels."""
     first: list[LabelledRow] = field(default_factory=list)
     """The first rows that are finished."""
     fraction: float = 0.0
@@ -236,11 +295,21 @@ class _FileJob:
             finally:
                 self.cancel.set()
 
-    def ended(self, result: str) -> str:
+    def measured(self) -> tuple[evaluation.Report | None, str]:
+        """How good the finished rows are, and that in a sentence, or why it can't be said."""
+        if self.test is None or not self.first:
+            return None, ""
+        try:
+            report = self.test.report(self.source.name)
+        except StudioError as error:
+            return None, str(error)
+        return report, evaluation_view.in_a_sentence(report)
+
+    def ended(self, result: str, measured: str) -> str:
         """What came out; a file without a row is not kept."""
         if not self.first:
             shutil.rmtree(self.out.parent, ignore_errors=True)
-        return view.ended(self.report, self.problem, self.first, self.out.name, result)
+        return view.ended(self.report, self.problem, self.first, self.out.name, result, measured)
 
     def _run(self, classifier: _Labels | TrainedHead) -> FileReport:
         return predict_file(
@@ -260,3 +329,5 @@ class _FileJob:
     def _row(self, row: LabelledRow) -> None:
         if len(self.first) < SHOWN_ROWS:
             self.first.append(row)
+        if self.test is not None:
+            self.test.add(row)

@@ -41,26 +41,30 @@ def shown(predictions: Sequence[Prediction], state: str = "") -> str:
 
 
 def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:
-    percent = max(0, min(100, round(100 * fraction)))
+    done = max(0, min(100, round(100 * fraction)))
     bar = (
         '<span class="cl-bar" role="progressbar" aria-label="Classifying the file" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}"><i style="width:{percent}%"></i></span>'
+        f'aria-valuemax="100" aria-valuenow="{done}"><i style="width:{done}%"></i></span>'
     )
     text = escape(text or "Reading the file …")
     return card.card(FILE, f'<p class="dp-busy">{text}</p>{bar}{_first_rows(first)}')
 
 
-def ended(report: FileReport | None, problem: str, first: Sequence[LabelledRow], name: str, result: str) -> str:
+def ended(
+    report: FileReport | None, problem: str, first: Sequence[LabelledRow], name: str, result: str, measured: str = ""
+) -> str:
     """What came out of a file, and where to get it; there is none without a row.
 
     Args:
         problem: why it ended early, without a report.
+        measured: how many of its true labels were found, or why that can't be said.
     """
     parts = [card.problem(problem) if problem else ""]
     if report is not None:
         stopped = f"Stopped: {report.finished}" if report.cancelled else report.finished
         parts += [f'<h3 role="status">{escape(stopped)}</h3>', _counts(report), *map(card.note, report.notices)]
-    parts += [_download(name, result) if first else "", _first_rows(first), _bad_rows(report) if report else ""]
+    parts += [f"<p>{escape(measured)}</p>" if measured else "", _download(name, result) if first else ""]
+    parts += [_first_rows(first), _bad_rows(report) if report else ""]
     return card.card(FILE, "".join(parts))
 
 
@@ -74,9 +78,9 @@ def earlier(name: str, result: str) -> str:
 def _one(prediction: Prediction) -> str:
     if math.isnan(prediction.confidence):
         return f'<p class="cl-number"><b>{escape(prediction.label)}</b> {escape(next(iter(prediction.scores)))}</p>'
-    chosen = f"{escape(prediction.label) or 'No label fits'} <small>{_share(prediction.confidence)}</small>"
+    chosen = f"{escape(prediction.label) or 'No label fits'} <small>{percent(prediction.confidence)}</small>"
     ranked = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
-    bars = _bars((label, share, _share(share)) for label, share in ranked)
+    bars = _bars((label, share, percent(share)) for label, share in ranked)
     return f'<h3 class="cl-label" role="status" dir="auto">{chosen}</h3>{bars}'
 
 
@@ -95,8 +99,8 @@ def _bar(share: float) -> str:
 
 
 def _several(predictions: Sequence[Prediction]) -> str:
-    rows = [[_cut(each.text), escape(each.label), _confidence(each)] for each in predictions]
-    return _table(["text", "label", "confidence"], rows, "The texts with their labels")
+    rows = [[cut(each.text), escape(each.label), _confidence(each)] for each in predictions]
+    return table(["text", "label", "confidence"], rows, "The texts with their labels")
 
 
 # --- a file
@@ -105,14 +109,14 @@ def _several(predictions: Sequence[Prediction]) -> str:
 def _first_rows(first: Sequence[LabelledRow]) -> str:
     if not first:
         return ""
-    table = _table(["line", "text", "label", "confidence"], map(_row, first), "The first rows with their labels")
-    return f"<h4>The first rows</h4>{table}"
+    rows = table(["line", "text", "label", "confidence"], map(_row, first), "The first rows with their labels")
+    return f"<h4>The first rows</h4>{rows}"
 
 
 def _row(row: LabelledRow) -> list[str]:
     if row.prediction is None:
-        return [f"{row.line:,}", f'<span class="cl-bad">{_cut(str(row.problem))}</span>', "–", ""]
-    return [f"{row.line:,}", _cut(row.prediction.text), escape(row.prediction.label), _confidence(row.prediction)]
+        return [f"{row.line:,}", f'<span class="cl-bad">{cut(str(row.problem))}</span>', "–", ""]
+    return [f"{row.line:,}", cut(row.prediction.text), escape(row.prediction.label), _confidence(row.prediction)]
 
 
 def _counts(report: FileReport) -> str:
@@ -129,8 +133,8 @@ def _bad_rows(report: FileReport) -> str:
             for bad in report.bad_rows]  # fmt: skip
     more = f"<p>… and {report.bad - len(rows):,} more.</p>" if report.bad > len(rows) else ""
     title = f"Rows without a text that can be read, which get no label: {report.bad:,}"
-    table = _table(["line", "column", "what is wrong", "what to do"], rows, "Bad rows")
-    return f'<details class="dp-table"><summary>{title}</summary>{table}{more}</details>'
+    listed = table(["line", "column", "what is wrong", "what to do"], rows, "Bad rows")
+    return f'<details class="dp-table"><summary>{title}</summary>{listed}{more}</details>'
 
 
 def _download(name: str, result: str) -> str:
@@ -141,7 +145,7 @@ def _download(name: str, result: str) -> str:
 # --- pieces
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
     """Of cells that are HTML."""
     columns = "".join(f'<th scope="col">{title}</th>' for title in head)
     body = "".join("<tr>" + "".join(f'<td dir="auto">{cell}</td>' for cell in row) + "</tr>" for row in rows)
@@ -151,13 +155,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str
     )
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Escaped, and without its end where it is long."""
     return escape(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]} …")
 
 
 def _confidence(prediction: Prediction) -> str:
-    return "" if math.isnan(prediction.confidence) else _share(prediction.confidence)
+    return "" if math.isnan(prediction.confidence) else percent(prediction.confidence)
 
 
-def _share(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from studio.ui.evaluation_view import style as evaluation_style
 from studio.ui.routing_panel import style as panel_style
 from studio.ui.runs_panel import style as runs_style
 
@@ -75,4 +76,4 @@ def css() -> str:
     units = "".join(f".rp-u{index} {{ --unit: var(--u{index}); }} " for index in range(len(EXPERT_COLOURS)))
     names = ("style.css", "finetune.css", "classify.css")
     sheets = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in names]
-    return "\n".join([tints, units, *sheets, panel_style(), runs_style()])
+    return "\n".join([tints, units, *sheets, evaluation_style(), panel_style(), runs_style()])

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from studio.backend import train
 from studio.backend.label_prompt import TEMPLATES
+from studio.backend.recipe import Recipe
 from tests.e2e.studio_page import SLOW, Server, free_port
-from tests.studio.toy_folder import toy_folder
+from tests.studio.toy_labels import classifier_settings
 
+TRAINED = "ham or spam"
 HOSTILE = "<img src=x onerror=window.__p=1> ${window.__p=1} {{constructor.constructor('window.__p=1')()}}"
 
 
@@ -21,7 +24,11 @@ HOSTILE = "<img src=x onerror=window.__p=1> ${window.__p=1} {{constructor.constr
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("place")
     environment = {"STUDIO_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    server = Server(free_port(), folder / "log.txt", "--model", str(toy_folder(folder / "toy")), **environment)
+    settings = classifier_settings(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_HOME", environment["STUDIO_HOME"])
+        train.start(Recipe.from_settings(settings), TRAINED)
+    server = Server(free_port(), folder / "log.txt", "--model", settings["model"], **environment)
     yield server
     server.process.kill()
     server.process.wait(30)
@@ -37,6 +44,8 @@ class ClassifyPage:
         self.file_result = page.locator("#classify-file-result")
         self.tokens = page.locator("#classify-routing .rp-tok")
         self.toast = page.get_by_test_id("toast-body")
+        self.quality = page.locator("#classify-quality")
+        self.texts = self.quality.locator(".ev-report").first.locator("tr[data-place]:visible")
 
     def open(self, query: str = "") -> ClassifyPage:
         self.page.goto(self.url + query)
@@ -52,6 +61,7 @@ class ClassifyPage:
     def choose(self, element: str, option: str | re.Pattern) -> None:
         self.page.locator(f"#{element} input").click()
         self.page.get_by_role("option", name=option).click()
+        expect(self.page.get_by_role("option")).to_have_count(0)
 
     def upload(self, name: str, content: str) -> None:
         self.page.get_by_role("tab", name="A file").click()
@@ -59,6 +69,16 @@ class ClassifyPage:
             self.page.locator("#classify-upload").click()
         chooser.value.set_files({"name": name, "mimeType": "text/csv", "buffer": content.encode()})
         expect(self.page.locator("#classify-column input")).to_be_visible(timeout=SLOW)
+
+    def show_quality(self) -> None:
+        self.page.get_by_role("tab", name="How good it is").click()
+
+    def nameless(self) -> list[str]:
+        """What can be used and has no name."""
+        return self.page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea")]
+            .filter(node => node.offsetParent && !node.ariaLabel && !node.title && !node.textContent.trim()
+                && !(node.labels && [...node.labels].some(label => label.textContent.trim())))
+            .map(node => node.outerHTML.slice(0, 200))""")
 
     def download(self, folder: Path) -> list[dict[str, str]]:
         with self.page.expect_download() as download:
@@ -191,11 +211,7 @@ def test_it_fits_a_phone(page, place, size, theme):
     classify.page.locator("#classify-examples button").first.click()
     expect(classify.tokens.first).to_be_visible(timeout=SLOW)
     assert classify.fits()
-    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea")]
-        .filter(node => node.offsetParent && !node.ariaLabel && !node.title && !node.textContent.trim()
-            && !(node.labels && [...node.labels].some(label => label.textContent.trim())))
-        .map(node => node.outerHTML.slice(0, 200))""")
-    assert not nameless
+    assert not classify.nameless()
 
 
 def test_two_browsers_do_not_see_each_others_files(classify, browser: Browser):
@@ -207,3 +223,71 @@ def test_two_browsers_do_not_see_each_others_files(classify, browser: Browser):
     assert stranger.page.locator("#classify-column input").count() == 0
     expect(stranger.file_result).to_contain_text("Upload a file")
     other.close()
+
+
+def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
+    classify.labels.fill("sport, science")
+    rows = "".join(f"{HOSTILE.replace(',', ';')} {i},{['sport', 'science'][i % 2]}\n" for i in range(30))
+    classify.upload("mails.csv", f"mail,kind\n{rows}")
+    expect(classify.page.locator("#classify-true-column input")).to_have_value("none")
+    classify.choose("classify-column", "mail")
+    classify.choose("classify-true-column", "kind")
+    classify.page.locator("#classify-file-go").click()
+    expect(classify.file_result).to_contain_text(
+        re.compile(r"Right in [\d.]+ % of 30 rows with a true label"), timeout=SLOW
+    )
+
+    classify.show_quality()
+    expect(classify.quality).to_contain_text("measured on 30 rows of mails.csv")
+    cells = classify.quality.locator(".ev-matrix button")
+    assert sum(int(text) for text in cells.all_inner_texts()) == 30
+    for number in range(cells.count()):
+        cell = cells.nth(number)
+        cell.focus()
+        classify.page.keyboard.press("Enter")
+        expect(cell).to_have_attribute("aria-pressed", "true")
+        expect(classify.texts).to_have_count(int(cell.inner_text()))
+        expect(classify.quality.locator(".ev-shown")).to_have_text(f"{cell.get_attribute('aria-label')}.")
+        true, found = re.fullmatch(r"True (\w+), found (\w+): .*", cell.get_attribute("aria-label")).groups()
+        assert classify.texts.first.locator("td").all_inner_texts()[1:3] == [true, found]
+    expect(classify.quality.locator("button[aria-pressed=true]")).to_have_count(1)
+    classify.quality.get_by_role("button", name="Right ones too").click()
+    expect(classify.texts).to_have_count(30)
+    expect(classify.texts.first).to_contain_text("<img src=x onerror=window.__p=1>")
+    assert classify.quality.locator("img").count() == 0
+
+    classify.choose("classify-by", re.compile(TRAINED))
+    expect(classify.quality).to_contain_text("held-out rows of rows.jsonl", timeout=SLOW)
+    expect(classify.quality).not_to_contain_text("mails.csv")
+
+
+def test_a_file_is_trained_on_from_here(classify):
+    classify.upload("mails.csv", "text,label\n" + "".join(f"Mail {i},{'ab'[i % 2]}\n" for i in range(30)))
+    expect(classify.page.locator("#classify-true-column input")).to_have_value("label")
+    classify.page.locator("#classify-train").click()
+    preview = classify.page.locator("#data-preview")
+    expect(preview).to_contain_text("mails.csv", timeout=SLOW)
+    expect(preview).to_contain_text("read as labelled")
+    expect(classify.page.locator("#column-label input")).to_have_value("label")
+    expect(classify.page.locator("#bundled input")).to_have_value("starter/classify")
+    expect(classify.page.locator("#command textarea")).to_have_value(re.compile("data=mails.csv"))
+
+
+@pytest.mark.parametrize("size", [(390, 844)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_how_good_a_trained_classifier_is_fits_a_phone(page, place, size, theme):
+    classify = ClassifyPage(page, place.url).open(f"?__theme={theme}")
+    classify.show_quality()
+    expect(classify.quality).to_contain_text("not known yet")
+    classify.choose("classify-by", re.compile(TRAINED))
+    expect(classify.quality.locator("h3").first).to_contain_text(TRAINED, timeout=SLOW)
+    for title in ("What it takes for what", "Each label", "Can its confidence be believed?", "Experts of each label"):
+        expect(classify.quality.get_by_role("heading", name=re.compile(f"^{re.escape(title)}"))).to_be_visible()
+    for summary in classify.quality.locator("details:not([open]) > summary").all():
+        summary.click()
+    assert classify.fits() and not classify.nameless()
+    # A trained classifier shows the routing of a text, too.
+    classify.page.get_by_role("tab", name="Texts").click()
+    classify.box.fill("buy cash")
+    classify.box.press("Enter")
+    expect(classify.tokens).to_have_count(len("buy cash"), timeout=SLOW)

@@ -12,10 +12,11 @@ import gradio as gr
 
 from studio.backend.label_prompt import LONGEST_TEMPLATE, MOST_LABELS, TEMPLATES
 from studio.errors import StudioError
-from studio.ui import browser
+from studio.ui import browser, evaluation_view
 from studio.ui import classify_view as view
 from studio.ui.classify_form import EXAMPLES, OWN, PRESETS, Form, read_form, template_name
 from studio.ui.classify_handlers import ClassifyHandlers, FileShown, Shown, Taken
+from studio.ui.handed_draft import for_classifier, handed_draft
 from studio.ui.picked_adapter import NONE, still_listed
 from studio.ui.routing_panel import nothing, routing_panel
 from studio.ui.shown_errors import shows_errors
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from studio.backend.jobs import Jobs
 
 ROUTING_HINT = "Every token of a text appears here, with the experts that read it."
+NO_COLUMN = ("none", "")
 NAMES = [field.name for field in fields(Form)]
 # In the browser, so that no key that is pressed waits for the server.
 REMEMBER = f"(...values) => Object.fromEntries({NAMES}.map((name, i) => [name, values[i]]))"
@@ -63,6 +65,7 @@ class _Page:
 
     def __init__(self, kept: Kept) -> None:
         self.kept, self.default = kept, Form()
+        self.handed = handed_draft()
         self.listed = gr.State([(NONE.title, NONE.id)])
         # In the page, not in gr.State, which a restart of the server forgets.
         self.upload, self.file = (gr.Textbox(visible="hidden") for _ in range(2))
@@ -74,6 +77,10 @@ class _Page:
                     self._texts()
                 with gr.Tab("A file", id="file"):
                     self._file()
+                with gr.Tab(evaluation_view.NAME, id="quality"):
+                    self.quality = gr.HTML(
+                        evaluation_view.waiting(), elem_id="classify-quality", js_on_load=evaluation_view.script(),
+                    )  # fmt: skip
 
     def _asked(self) -> None:
         self.by = gr.Dropdown(
@@ -131,9 +138,15 @@ class _Page:
             [], value=None, label="Column of the texts", visible=False, allow_custom_value=True,
             elem_id="classify-column",
         )  # fmt: skip
+        self.true_column = gr.Dropdown(
+            [NO_COLUMN], value="", label="Column of the true labels (optional)", visible=False,
+            allow_custom_value=True, elem_id="classify-true-column",
+            info=f"By it the labels that are found are measured: see “{evaluation_view.NAME}”.",
+        )  # fmt: skip
         with gr.Row(elem_classes="buttons"):
             self.file_go = gr.Button("Classify the file", variant="primary", elem_id="classify-file-go")
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="classify-cancel")
+            self.train = gr.Button("Train a classifier on this file", visible=False, elem_id="classify-train")
         self.file_result = gr.HTML(view.waiting(view.FILE_HINT), elem_id="classify-file-result", js_on_load=None)
         gr.Markdown(
             "The result has all columns of the file, with label, confidence and the share of every label beside them. "
@@ -143,7 +156,11 @@ class _Page:
     def form(self) -> list[Any]:
         """In the order of the fields of `Form`."""
         asked = [self.labels, self.template_text, self.calibrate, self.one_a_line, self.by]
-        return [*asked, self.upload, self.file, self.column]
+        return [*asked, self.upload, self.file, self.column, self.true_column]
+
+    def file_controls(self) -> list[Any]:
+        """In the order of `_file_controls`."""
+        return [self.upload, self.file, self.bring, self.column, self.true_column, self.train]
 
 
 def _form(values: tuple[Any, ...]) -> Form:
@@ -171,8 +188,8 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         return TEMPLATES.get(name, gr.skip())
 
     @shows_errors
-    def arrange(by: str) -> tuple[Any, Any]:
-        return arranged(by)
+    def arrange(by: str) -> tuple[Any, ...]:
+        return *arranged(by), handlers.quality(by)
 
     @shows_errors
     def open_list(listed: list[tuple[str, str]]) -> Any:
@@ -188,11 +205,12 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         choices = still_listed(handlers.choices(), [])
         by = form.by if form.by in [identity for _, identity in choices] else NONE.id
         taken = handlers.taken(form)
-        file = _file_controls(taken) if taken else ["", "", gr.skip(), gr.skip()]
+        file = _file_controls(taken) if taken else ["", "", *(gr.skip() for _ in page.file_controls()[2:])]
         earlier, hint = handlers.earlier(result), view.waiting(view.READY if taken else view.FILE_HINT)
         return [
             form.labels, form.template, template_name(form.template), form.calibrate, form.one_a_line,
-            gr.update(choices=choices, value=by), choices, *arranged(by), *file, earlier or hint,
+            gr.update(choices=choices, value=by), choices, *arranged(by), handlers.quality(by), *file,
+            earlier or hint,
         ]  # fmt: skip
 
     # Not "input", which Gradio's text boxes tell of keys alone, not of what is pasted or deleted.
@@ -203,14 +221,14 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
     page.template_text.change(None, page.template_text, page.template, js=TEMPLATE_NAME, **QUIET)
     page.preset.input(start_from, page.preset, [page.labels, page.template_text], preprocess=False, **AT_ONCE)
     page.template.input(choose_template, page.template, page.template_text, **AT_ONCE)
-    page.by.input(arrange, page.by, [page.asked, page.learned], preprocess=False, **AT_ONCE)
+    page.by.input(arrange, page.by, [page.asked, page.learned, page.quality], preprocess=False, **AT_ONCE)
     page.by.focus(open_list, page.listed, [page.by, page.listed], **AT_ONCE)
     opened = [
         page.labels, page.template_text, page.template, page.calibrate, page.one_a_line, page.by, page.listed,
-        page.asked, page.learned, page.upload, page.file, page.bring, page.column, page.file_result,
+        page.asked, page.learned, page.quality, *page.file_controls(), page.file_result,
     ]  # fmt: skip
     browser.page().load(open_page, list(page.kept), opened, **AT_ONCE)
-    page.bring.upload(_taking(handlers), page.bring, opened[-5:], **QUIET)
+    page.bring.upload(_taking(handlers), page.bring, [*page.file_controls(), page.file_result], **QUIET)
 
 
 def _taking(handlers: ClassifyHandlers) -> Any:
@@ -222,10 +240,12 @@ def _taking(handlers: ClassifyHandlers) -> Any:
 
 
 def _file_controls(taken: Taken) -> list[Any]:
-    """New values of the upload's id and name, of its button, and of the column."""
+    """New values of the upload's id and name, of its button, of the columns, and of what trains on them."""
     label = f"Column of the texts in {taken.name}"
     column = gr.update(choices=taken.columns, value=taken.column, visible=True, label=label)
-    return [taken.upload, taken.name, gr.update(label="Upload another file"), column]
+    button = gr.update(label="Upload another file")
+    true_column = gr.update(choices=[NO_COLUMN, *taken.label_columns], value=taken.true_column, visible=True)
+    return [taken.upload, taken.name, button, column, true_column, gr.update(visible=True)]
 
 
 def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
@@ -274,12 +294,29 @@ def _wire_file(page: _Page, handlers: ClassifyHandlers) -> None:
     def cancel(request: gr.Request) -> None:
         handlers.stop_file(browser.session(request))
 
+    @shows_errors
+    def choose_column(*values: Any) -> Any:
+        """What holds the texts holds no labels. Another choice is left alone: by now it may be a newer one."""
+        form = _form(values)
+        taken = handlers.taken(form)
+        if taken is None:
+            return gr.skip()
+        choices = [NO_COLUMN, *taken.label_columns]
+        return gr.update(choices=choices, value="") if form.true_column == form.column else gr.update(choices=choices)
+
+    @shows_errors
+    def train(*values: Any) -> Any:
+        return for_classifier(_form(values))
+
     page.file_go.click(
-        classify_file, page.form(), [page.file_result, page.kept.result, page.cancel], preprocess=False,
+        classify_file, page.form(), [page.file_result, page.kept.result, page.quality, page.cancel], preprocess=False,
         concurrency_limit=4, concurrency_id="classify-file", **QUIET,
     ).then(lambda: gr.update(interactive=False), None, page.cancel, **AT_ONCE)  # fmt: skip
     page.cancel.click(cancel, None, None, **AT_ONCE)
+    page.column.input(choose_column, page.form(), page.true_column, preprocess=False, **AT_ONCE)
+    page.train.click(train, page.form(), page.handed, preprocess=False, **QUIET)
 
 
 def _file(now: FileShown) -> tuple[Any, ...]:
-    return now.html, gr.skip() if now.result is None else now.result, gr.update(interactive=True)
+    told = (gr.skip() if each is None else each for each in (now.result, now.quality))
+    return now.html, *told, gr.update(interactive=True)

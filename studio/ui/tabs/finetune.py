@@ -18,6 +18,8 @@ from studio.errors import StudioError
 from studio.ui import audit_view, browser, card, data_preview
 from studio.ui.export_view import TITLES
 from studio.ui.finetune_handlers import FIELDS, FORMATS, Column, FinetuneHandlers
+from studio.ui.handed_draft import CLASSIFIER, handed_draft
+from studio.ui.handed_draft import read as read_handed
 from studio.ui.recipe_form import NAMES, RecipeForm
 from studio.ui.run_draft import BUNDLED, OWN_FILE, Draft, from_json
 from studio.ui.runs_panel import opened as show_run
@@ -234,6 +236,14 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
         return [*_controls(draft), *remembered(draft), *looked(draft)]
 
     @shows_errors
+    def open_handed(handed: Any) -> list[Any]:
+        """What another tab hands over, for the model that is loaded."""
+        draft = read_handed(handed)
+        draft = replace(draft, settings=draft.settings | {"model": handlers.fresh().settings["model"]})
+        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
+        return [*_controls(draft), *remembered(draft), *looked(draft), *shown]
+
+    @shows_errors
     def save(*values: Any) -> str:
         return handlers.saved(_draft(*values))
 
@@ -263,6 +273,8 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneH
     new.file.upload(take, [new.file, *inputs], everything, **quiet)
     new.load.upload(load, [new.load, *inputs], everything, **quiet)
     new.bundled.input(load, [new.bundled, *inputs], everything, **quiet)
+    handed = handed_draft()
+    handed.change(open_handed, handed, [*everything, browser.component("tabs"), parts, new.bundled], **quiet)
     new.save.click(save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
     new.check.click(check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
     new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once")

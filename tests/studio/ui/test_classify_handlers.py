@@ -11,20 +11,22 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from studio.backend import train, uploads
+from studio.backend import evaluation, train, uploads
 from studio.backend.classify import LabelTask, Prediction, ZeroShot
 from studio.backend.classify_file import FileReport
 from studio.backend.engine import Engine
 from studio.backend.label_prompt import MOST_LABELS, TEMPLATES
+from studio.backend.preview import preview
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from studio.registry import discover
 from studio.ui import classify_view as view
-from studio.ui import downloads
+from studio.ui import downloads, evaluation_view
 from studio.ui.classify_form import EXAMPLES, MAX_LINES, OWN, PRESETS, Form, read_form, split_texts, template_name
-from studio.ui.classify_handlers import NO_ROUTING, ONE_BY_ONE, ClassifyHandlers
+from studio.ui.classify_handlers import ALONE, ONE_BY_ONE, ClassifyHandlers
 from studio.ui.conversation import MAX_TEXT
+from studio.ui.handed_draft import for_classifier, read
 from studio.ui.trace_store import traces
 from tests.studio.toy_folder import toy_folder
 
@@ -72,13 +74,13 @@ def rows_of(result: str) -> list[dict[str, str]]:
 
 
 def test_a_form_survives_the_browser_and_junk_is_a_new_one():
-    form = Form("a, b", "{text}?", True, True, "3f2a", "0" * 32, "x.csv", "mail")
+    form = Form("a, b", "{text}?", True, True, "3f2a", "0" * 32, "x.csv", "mail", "kind")
     assert read_form(json.loads(json.dumps(form.kept()))) == form
     for junk in (None, "", [1], {"labels": 3, "calibrate": "yes", "by": None, "else": 1}):
         assert read_form(junk) == Form()
 
 
-@pytest.mark.parametrize("name", ["labels", "template", "by", "upload", "file", "column"])
+@pytest.mark.parametrize("name", ["labels", "template", "by", "upload", "file", "column", "true_column"])
 def test_what_is_too_long_is_refused(name):
     with pytest.raises(StudioError, match="characters"):
         read_form({name: "x" * 20_000})
@@ -251,27 +253,112 @@ def test_the_column_of_the_texts_is_found_or_asked_for(handlers, tmp_path):
     assert handlers.taken(Form(upload="0" * 32)) is None and handlers.taken(Form()) is None
 
 
+# --- how good it is
+
+
+@pytest.fixture
+def labelled(handlers, tmp_path):
+    """Keeps a file of texts with their labels; returns the form that names both columns."""
+
+    def bring(true, **changes) -> Form:
+        file = tmp_path / "mails.csv"
+        file.write_text("mail,kind\n" + "".join(f"Mail number {i},{label}\n" for i, label in enumerate(true)))
+        named = {"upload": handlers.take(file).upload, "column": "mail", "true_column": "kind"}
+        return Form(**{**FORM.kept(), **named, **changes})
+
+    return bring
+
+
+def test_a_file_with_true_labels_is_measured(handlers, labelled):
+    form = labelled(["sport", "science"] * 20)
+    first, *between, shown = handlers.classify_file(form, "me")
+    right = sum(row["label"] == row["kind"] for row in rows_of(first.result))
+    told = f"{100 * right / 40:.1f} %"
+    assert f"Right in {told} of 40 rows with a true label" in shown.html and "Download" in shown.html
+    assert f"{ALONE} <small>measured on 40 rows of mails.csv" in shown.quality and told in shown.quality
+    assert not any(each.quality for each in (first, *between))
+    assert last(handlers.classify_file(labelled(["sport"], true_column=""), "me")).quality is None
+
+
+@pytest.mark.parametrize(("labels", "sentence"), [(["ham"] * 3, "has a label that the classifier knows"),
+                                                  ([""] * 3, "No row has a label")])  # fmt: skip
+def test_labels_that_measure_nothing_get_a_sentence_beside_the_download(handlers, labelled, labels, sentence):
+    shown = last(handlers.classify_file(labelled(labels), "me"))
+    assert sentence in shown.html and "3 of 3 rows" in shown.html and "Download" in shown.html
+    assert shown.quality is None
+
+
+def test_what_is_finished_of_a_cancelled_file_is_measured(handlers, labelled):
+    working = handlers.classify_file(labelled(["sport", "science"] * 10_000), "me")
+    result = next(working).result
+    while "Mail number" not in next(working).html:
+        pass
+    handlers.stop_file("me")
+    shown = last(working)
+    assert f"of {len(rows_of(result)):,} rows with a true label" in shown.html and shown.quality
+
+
+def test_the_texts_are_not_their_own_labels(handlers, labelled):
+    with pytest.raises(StudioError, match="holds the texts"):
+        next(handlers.classify_file(labelled(["sport"], true_column="mail"), "me"))
+
+
+def test_the_column_of_the_true_labels_is_found_or_none(handlers, tmp_path):
+    for header, found in [("id,text,Category", "Category"), ("label,mail", "label"), ("a,b", ""), ("label", "")]:
+        file = tmp_path / "rows.csv"
+        file.write_text(f"{header}\n" + ",".join("xyz"[: header.count(",") + 1]) + "\n")
+        taken = handlers.take(file)
+        assert taken.true_column == found and taken.column not in taken.label_columns
+        for kept in (found, "", "gone"):
+            form = Form(upload=taken.upload, file=taken.name, true_column=kept)
+            assert handlers.taken(form).true_column == (found if kept == found else "")
+
+
+def test_a_file_is_handed_over_to_be_trained_on(labelled):
+    form = labelled(["sport", "science"] * 20)
+    draft = read(for_classifier(form))
+    assert (draft.upload, draft.columns) == (form.upload, {"text": "mail", "label": "kind"})
+    recipe = draft.recipe(["starter"])
+    assert (recipe.task, recipe.format) == ("classify", "labelled") and not preview(recipe).problem
+    for changes in ({"upload": ""}, {"true_column": ""}, {"true_column": "mail"}):
+        with pytest.raises(StudioError, match="first"):
+            for_classifier(Form(**{**form.kept(), **changes}))
+
+
 # --- trained classifiers
 
 
-def test_a_trained_classifier_labels_texts_and_files(handlers, engine, brought, tmp_path):
+def test_a_trained_classifier_labels_texts_and_files(handlers, engine, brought, labelled, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text(
         "".join(json.dumps({"text": f"Say {i}", "label": ["odd", "even"][i % 2]}) + "\n" for i in range(12))
     )
     settings = {
         "task": "classify", "model": engine.status().model_id, "data": str(data), "precision": "fp32", "max_length": 64,
-        "max_steps": 2, "eval_steps": 2, "save_steps": 2, "packing": False,
+        "max_steps": 2, "eval_steps": 2, "save_steps": 2, "packing": False, "eval_share": 0.25,
     }  # fmt: skip
     run = train.start(Recipe.from_settings(settings), "parity")
     assert any(identity == run.id and "trained classifier" in title for title, identity in handlers.choices())
     assert handlers.is_trained(run.id) and not handlers.is_trained("")
     form = Form("ignored", "ignored", by=run.id)
     shown = last(handlers.classify("Say 3", form, "me"))
-    assert ">odd</span>" in shown.result and json.loads(shown.routing)["hint"] == NO_ROUTING
+    assert ">odd</span>" in shown.result
+    trace = traces.get(json.loads(shown.routing)["id"])
+    assert "".join(trace.texts) == "Say 3" and trace.is_prompt.all()
     first, *_ = handlers.classify_file(brought(3, by=run.id, labels="ignored"), "me")
     rows = rows_of(first.result)
     assert len(rows) == 3 and all(row["label"] in ("odd", "even") for row in rows)
+
+    measured = handlers.quality(run.id)
+    assert "parity" in measured and f"{evaluation.of_run(run)['rows']} held-out rows" in measured
+    shown = last(handlers.classify_file(labelled(["odd", "even"], by=run.id, labels="ignored"), "me"))
+    assert "of 2 rows with a true label" in shown.html
+    assert "2 rows of mails.csv" in shown.quality and shown.quality.endswith(f"{measured}</details>")
+    (run.folder / evaluation.FILE).unlink()
+    assert evaluation_view.UNMEASURED[:60] in handlers.quality(run.id)
+    (run.folder / evaluation.FILE).write_text("{")
+    assert "can&#x27;t be read" in handlers.quality(run.id) or "can't be read" in handlers.quality(run.id)
+    assert handlers.quality("") == handlers.quality("../..") == evaluation_view.waiting()
 
 
 def test_numbers_and_several_labels_are_shown_as_such():
