@@ -201,7 +201,8 @@ def _row(name: str, found: measures.Measures, scores: np.ndarray | None, truth: 
 
 
 def _temperature(scores: np.ndarray, true: np.ndarray) -> dict[str, float] | None:
-    """Fitted on all rows; what it is good for, on each half of them by that of the other half."""
+    """Fitted on all rows; what it is good for, on each half of them by that of the other half. None where that is
+    nothing."""
     if len(true) < FEWEST_TO_SCALE:
         return None
     logits = np.log(np.maximum(scores, np.finfo(np.float64).tiny))
@@ -213,6 +214,8 @@ def _temperature(scores: np.ndarray, true: np.ndarray) -> dict[str, float] | Non
     before, after = (
         measures.reliability(each.max(axis=-1), each.argmax(axis=-1) == true).ece for each in (scores, scaled)
     )
+    if after >= before:
+        return None
     return {"value": measures.fit_temperature(logits, true), "ece_before": before, "ece_after": after}
 
 

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jetmoe.lora import CONFIG
+from studio.backend.adapters import is_classifier
 from studio.backend.events import TrainEvent
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore, differences, figures, in_queue, side_by_side
@@ -153,6 +154,7 @@ class RunViews:
             "folder_exists": run.folder_exists,
             # PEFT writes it last.
             "has_adapter": (run.adapter / CONFIG).is_file(),
+            "classifies": is_classifier(run.adapter),
         }
 
 

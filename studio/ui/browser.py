@@ -56,5 +56,15 @@ def component(elem_id: str) -> Any:
     return next(block for block in page().blocks.values() if block.elem_id == elem_id)
 
 
+def forgetting(name: str) -> str:
+    """JavaScript that takes a parameter out of the page's address, and hands on its argument."""
+    return f"""(value) => {{
+  const url = new URL(location);
+  url.searchParams.delete({json.dumps(name)});
+  history.replaceState(history.state, "", url);
+  return value;
+}}"""
+
+
 def session(request: gr.Request) -> str:
     return request.session_hash or ""

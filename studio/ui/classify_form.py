@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from studio.backend.classify import LabelTask
 from studio.backend.label_prompt import LONGEST_LABEL, LONGEST_TEMPLATE, MOST_LABELS, TEMPLATES, parse_labels
 from studio.errors import StudioError
-from studio.ui.conversation import MAX_TEXT
+from studio.ui.conversation import longest_text
 
 MAX_LABELS_TEXT = MOST_LABELS * (LONGEST_LABEL + 2)
 MAX_LINES = 200
@@ -112,8 +112,10 @@ def split_texts(text: Any, one_a_line: bool) -> list[str]:
     """
     if not isinstance(text, str) or not text.strip():
         raise StudioError("There is no text to classify. Write one, or click an example.")
-    if len(text) > MAX_TEXT:
-        raise StudioError(f"The text has {len(text):,} characters. Keep it under {MAX_TEXT:,}, or upload it as a file.")
+    if len(text) > longest_text():
+        raise StudioError(
+            f"The text has {len(text):,} characters. Keep it under {longest_text():,}, or upload it as a file."
+        )
     texts = [line.strip() for line in text.splitlines() if line.strip()] if one_a_line else [text.strip()]
     if len(texts) > MAX_LINES:
         raise StudioError(

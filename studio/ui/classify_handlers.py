@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from studio.backend import adapters, evaluation, uploads
+from studio.backend import adapters, demo, evaluation, uploads
 from studio.backend.classify import Prediction, ZeroShot
 from studio.backend.classify_file import FileReport, LabelledRow, predict_file
 from studio.backend.data import column_names
 from studio.backend.formats.labelled import FORMAT as LABELLED
+from studio.backend.rows import Limits
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.backend.trained_predictions import TrainedHead
 from studio.errors import StudioError
@@ -321,6 +322,7 @@ class _FileJob:
             self.cancel,
             self._progress,
             self._row,
+            Limits(rows=limits.rows) if (limits := demo.limits()) else None,
         )
 
     def _progress(self, fraction: float, text: str) -> None:

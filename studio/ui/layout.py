@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from studio.backend.jobs import Jobs
 
 TITLE = "JetMoE Studio"
+ADDRESSES = {"run": "finetune", "classifier": "classify"}
+"""Parameters of the page's address, and the tabs that they open."""
 PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
@@ -47,8 +49,9 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
 
 
 def _asked_for(request: gr.Request) -> Any:
-    """The tab that the page's address means: that of a run."""
-    return gr.Tabs(selected="finetune") if request.query_params.get("run") else gr.skip()
+    """The tab that the page's address means: that of a run, or of a classifier."""
+    asked = [tab for name, tab in ADDRESSES.items() if request.query_params.get(name)]
+    return gr.Tabs(selected=asked[0]) if asked else gr.skip()
 
 
 def _masthead(engine: Engine, jobs: Jobs) -> None:

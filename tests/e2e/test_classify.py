@@ -291,3 +291,17 @@ def test_how_good_a_trained_classifier_is_fits_a_phone(page, place, size, theme)
     classify.box.fill("buy cash")
     classify.box.press("Enter")
     expect(classify.tokens).to_have_count(len("buy cash"), timeout=SLOW)
+
+
+def test_a_finished_run_leads_to_its_classifier(classify):
+    page = classify.page
+    page.get_by_role("tab", name="Fine-tune").click()
+    page.get_by_role("tab", name="Runs").click()
+    page.locator("#runs").get_by_text(TRAINED).first.click()
+    expect(page.locator(".rn-actions").get_by_role("button", name="Chat with it")).to_have_count(0)
+    page.locator(".rn-actions").get_by_role("button", name="Classify with it").click()
+    expect(page.locator("#classify-by input")).to_have_value(re.compile(TRAINED), timeout=SLOW)
+    expect(classify.result).to_be_visible()
+    classify.show_quality()
+    expect(classify.quality.locator("h3").first).to_contain_text(TRAINED)
+    expect(page).not_to_have_url(re.compile("classifier="))

@@ -103,7 +103,8 @@ function createRunPage(act, onClose) {
   function showActions(run) {
     const hasEnded = !isAlive(run);
     const wanted = [
-      ["chat", "Chat with it", hasEnded && run.has_adapter, "rn-main"],
+      ["chat", "Chat with it", hasEnded && run.has_adapter && !run.classifies, "rn-main"],
+      ["classify", "Classify with it", hasEnded && run.has_adapter && run.classifies, "rn-main"],
       ["export", "Export", hasEnded && run.has_adapter],
       ["resume", "Resume", ["failed", "cancelled", "interrupted"].includes(run.state) && run.folder_exists],
       ["cancel", "Cancel", isAlive(run) && !run.cancel_requested],

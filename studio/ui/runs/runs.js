@@ -100,6 +100,7 @@ function open(id) {
 // Chat and export are other parts of the page; the rest is done by Python.
 function act(action, id) {
   if (action === "chat") location.assign(addressOf("adapter", id));
+  else if (action === "classify") location.assign(addressOf("classifier", id));
   else if (action === "export") showExport(id);
   else {
     trigger("act", { action, id });
@@ -134,7 +135,7 @@ function address(id) {
 
 function addressOf(name, id) {
   const url = new URL(location.href);
-  url.searchParams.delete("run");
+  for (const other of ["run", "adapter", "classifier"]) url.searchParams.delete(other);
   if (id) url.searchParams.set(name, id);
   return url;
 }

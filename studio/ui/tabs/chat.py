@@ -46,12 +46,7 @@ DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slic
 # In the browser, so that a message that is sent at once takes the new choice.
 PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
 # What the address named is picked by now; a refresh must not undo a later choice.
-FORGET_ADDRESS = """(notice) => {
-  const url = new URL(location);
-  url.searchParams.delete("adapter");
-  history.replaceState(history.state, "", url);
-  return notice;
-}"""
+FORGET_ADDRESS = browser.forgetting("adapter")
 UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -197,11 +197,13 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors
-    def open_page(stored: Any, result: Any) -> list[Any]:
+    def open_page(stored: Any, result: Any, request: gr.Request) -> list[Any]:
         try:
             form = read_form(stored)
         except StudioError:
             form = Form()
+        if asked := request.query_params.get("classifier"):
+            form = replace(form, by=asked)
         choices = still_listed(handlers.choices(), [])
         by = form.by if form.by in [identity for _, identity in choices] else NONE.id
         taken = handlers.taken(form)
@@ -227,7 +229,10 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         page.labels, page.template_text, page.template, page.calibrate, page.one_a_line, page.by, page.listed,
         page.asked, page.learned, page.quality, *page.file_controls(), page.file_result,
     ]  # fmt: skip
-    browser.page().load(open_page, list(page.kept), opened, **AT_ONCE)
+    # What the address named is chosen by now; a refresh must not undo a later choice.
+    browser.page().load(open_page, list(page.kept), opened, **AT_ONCE).then(
+        None, page.listed, page.listed, js=browser.forgetting("classifier"), **AT_ONCE
+    )
     page.bring.upload(_taking(handlers), page.bring, [*page.file_controls(), page.file_result], **QUIET)
 
 
