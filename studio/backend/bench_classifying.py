@@ -80,7 +80,7 @@ def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
     classifier = TrainedClassifier(labels, head(model.config.hidden_size).float(), body, longest)
 
     def run(texts: list[str]) -> list[int]:
-        found = classifier.predict(texts, batch_size=work["batch"])
+        found = classifier.predict(texts)
         assert found is not None, "nobody cancels"
         return found.probabilities.argmax(-1).tolist()
 

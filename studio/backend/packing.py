@@ -45,6 +45,23 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return packs
 
 
+def side_by_side(rows: Sequence[Sequence[Sequence[int]]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts in rows, without labels: `input_ids` and `position_ids` `[B, S]`, and the last position of each in
+    the flattened rows `[texts]`."""
+    size = max(sum(map(len, row)) for row in rows)
+    input_ids, position_ids = torch.full((len(rows), size), pad_id), torch.zeros(len(rows), size, dtype=torch.int64)
+    ends = []
+    for r, row in enumerate(rows):
+        start = 0
+        for token_ids in row:
+            end = start + len(token_ids)
+            input_ids[r, start:end] = torch.tensor(token_ids)
+            position_ids[r, start:end] = torch.arange(len(token_ids))
+            ends.append(r * size + end - 1)
+            start = end
+    return input_ids, position_ids, torch.tensor(ends)
+
+
 def pad_id(tokenizer: Any) -> int:
     """Of padding nothing is read, so any token will do where the tokenizer names none."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

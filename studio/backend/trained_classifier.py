@@ -27,10 +27,10 @@ from jetmoe import JetMoeConfig, JetMoeForSequenceClassification, RoutingRecorde
 from jetmoe.lora import CONFIG, AdapterError, Adapters, read_head
 from studio.backend import catalog, memory
 from studio.backend.adapters import Found, find, is_same_model, require_model
-from studio.backend.classification import labels_of, padded, probabilities
+from studio.backend.classification import labels_of, probabilities
 from studio.backend.download import Progress, reading
 from studio.backend.labelled import Labels, encode
-from studio.backend.packing import pad_id
+from studio.backend.packing import pack, pad_id, side_by_side
 from studio.backend.prompt import check_text
 from studio.backend.text_stream import token_texts
 from studio.errors import StudioError
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 MODEL_CONFIG = "config.json"
 """Beside an adapter it names the labels."""
+ROW_TOKENS, BATCH_TOKENS = 128, 1024
+"""Of texts that go through together: of short ones that share a row, and of all rows."""
 CLASSIFIER = JetMoeForSequenceClassification.__name__
 
 
@@ -130,12 +132,11 @@ class TrainedClassifier:
     def predict(
         self,
         texts: Sequence[str],
-        batch_size: int = 16,
         cancelled: Callable[[], bool] = lambda: False,
         with_trace: bool = False,
     ) -> Predictions | None:
-        """Texts of about one length go through together; the answers are in the order of the texts. None where it was
-        cancelled.
+        """The answers are in the order of the texts, which go through together, many short ones in a row. None where it
+        was cancelled.
 
         Args:
             with_trace: texts go through one by one, and their routing is recorded.
@@ -146,32 +147,46 @@ class TrainedClassifier:
         for number, text in enumerate(texts, start=1):
             check_text(text, f"Text {number}")
         encoded = [encode(self.body.tokenizer, text, self.max_length) for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: -len(encoded[i][0]))
+        token_ids = [ids for ids, _ in encoded]
         logits = torch.zeros(len(texts), len(self.names))  # [N, C]
-        traces: dict[int, RoutingTrace] = {}
-        size = 1 if with_trace else batch_size
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+        traces: list[RoutingTrace] = []
+        for rows in [[[i]] for i in range(len(texts))] if with_trace else _batches(token_ids):
             with self.body.turn(cancelled) as decoder:  # others may have it between two batches
                 if decoder is None or cancelled():
                     return None
                 with memory.shortage("while classifying: shorten the texts, or load the model in nf4"):
-                    ids = [encoded[i][0] for i in batch]
-                    recorder = RoutingRecorder(decoder, len(ids[0])) if with_trace else None
-                    logits[batch] = self._logits(decoder, ids, recorder)
+                    ids = token_ids[rows[0][0]]
+                    recorder = RoutingRecorder(decoder, len(ids)) if with_trace else None
+                    found = self._logits(decoder, [[token_ids[i] for i in row] for row in rows], recorder)
+            logits[[i for row in rows for i in row]] = found
             if recorder is not None:
-                traces[batch[0]] = recorder.trace(ids[0], token_texts(self.body.tokenizer, ids[0]), True)
-        found = probabilities(self.problem, logits, self.labels.temperature).numpy()
-        cut = tuple(i for i, each in enumerate(encoded) if each[1])
-        return Predictions(self.names, self.problem, found, cut, tuple(traces[i] for i in sorted(traces)))
+                traces.append(recorder.trace(ids, token_texts(self.body.tokenizer, ids), True))
+        scores = probabilities(self.problem, logits, self.labels.temperature).numpy()
+        cut = tuple(i for i, (_, is_cut) in enumerate(encoded) if is_cut)
+        return Predictions(self.names, self.problem, scores, cut, tuple(traces))
 
-    def _logits(self, decoder: Any, token_ids: list[list[int]], recorder: RoutingRecorder | None) -> Tensor:
-        """`[B, C]` in fp32."""
-        batch = {name: each.to(decoder.device) for name, each in padded(token_ids, pad_id(self.body.tokenizer)).items()}
-        hidden = decoder(**batch, use_cache=False, recorder=recorder).last_hidden_state  # [B, S, D]
-        last = batch["attention_mask"].sum(-1) - 1  # [B]
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].float()  # [B, D]
+    def _logits(self, decoder: Any, rows: list[list[list[int]]], recorder: RoutingRecorder | None) -> Tensor:
+        """`[texts, C]` in fp32, row by row."""
+        pad = pad_id(self.body.tokenizer)
+        ids, positions, last = (each.to(decoder.device) for each in side_by_side(rows, pad))  # [B, S] twice, [texts]
+        hidden = decoder(input_ids=ids, position_ids=positions, use_cache=False, recorder=recorder).last_hidden_state
+        pooled = hidden.flatten(0, 1)[last].float()  # [B, S, D] -> [texts, D]
         return (pooled @ self.head.to(pooled.device).T).cpu()
+
+
+def _batches(token_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """Indices of the texts of each row of each batch. Short texts share rows, as padding costs as much as text; a long
+    one has its own, as attention grows with the square of a row."""
+    short = [i for i, ids in enumerate(token_ids) if len(ids) <= ROW_TOKENS]
+    rows = [[short[i] for i in each] for each in pack([len(token_ids[i]) for i in short], ROW_TOKENS)]
+    rows += [[i] for i, ids in enumerate(token_ids) if len(ids) > ROW_TOKENS]
+    length = {row[0]: sum(len(token_ids[i]) for i in row) for row in rows}
+    batches: list[list[list[int]]] = []
+    for row in sorted(rows, key=lambda row: -length[row[0]]):
+        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0][0]] > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 # --- what is there

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from jetmoe import JetMoeForSequenceClassification
 from jetmoe.lora import AdapterError, Adapters, read_config
 from studio.backend import export as exporting
-from studio.backend import train
+from studio.backend import train, trained_classifier
 from studio.backend.adapters import choices, find, import_adapter
 from studio.backend.engine import Engine, Sampling
 from studio.backend.export import export
@@ -100,7 +100,7 @@ def test_stock_peft_and_the_studio_say_what_training_said(run, settings, tmp_pat
     torch.testing.assert_close(stock_logits(tmp_path, folder, settings["model"]), expected, rtol=0, atol=1e-4)
     for source in (run.id[:8], folder):
         classifier = TrainedClassifier.load(source, model=settings["model"], precision="fp32")
-        answer = classifier.predict(TEXTS, batch_size=3)
+        answer = classifier.predict(TEXTS)
         assert answer.names == ("ham", "spam") and not answer.cut
         np.testing.assert_allclose(answer.probabilities, expected.softmax(-1), atol=1e-4)
     assert answer.probabilities.argmax(-1).tolist() == [0, 1, 0, 1]
@@ -165,13 +165,19 @@ def test_an_engine_with_another_model_is_left_alone(run, settings, tmp_path):
     assert classifier.predict(TEXTS).probabilities.argmax(-1).tolist() == [0, 1, 0, 1]
 
 
-def test_batch_size_and_order_change_no_answer(run):
+@pytest.mark.parametrize(("row", "batch"), [(128, 1024), (16, 64), (1, 1)])
+def test_no_text_sees_another_however_they_go_together(run, monkeypatch, row, batch):
+    """Short texts share rows; longer ones have their own."""
+    monkeypatch.setattr(trained_classifier, "ROW_TOKENS", row)
+    monkeypatch.setattr(trained_classifier, "BATCH_TOKENS", batch)
     classifier = TrainedClassifier.load(run.id, precision="fp32")
     rng = random.Random(1)
     texts = [sentence(rng, rng.choice(["ham", "spam"])) for _ in range(20)] + ["tea " * 40]
-    one, many = classifier.predict(texts, batch_size=1), classifier.predict(texts, batch_size=7)
-    np.testing.assert_allclose(one.probabilities, many.probabilities, atol=1e-4)
-    assert one.cut == many.cut == (20,)
+    many, backwards = classifier.predict(texts), classifier.predict(texts[::-1])
+    one = np.concatenate([classifier.predict([text]).probabilities for text in texts])
+    np.testing.assert_allclose(one, many.probabilities, atol=1e-4)
+    np.testing.assert_allclose(one, backwards.probabilities[::-1], atol=1e-4)
+    assert many.cut == (20,) and backwards.cut == (0,)
     assert classifier.predict(texts, cancelled=lambda: True) is None
     assert classifier.predict([]).probabilities.shape == (0, 2)
     with pytest.raises(StudioError, match="Text 2 is empty"):
