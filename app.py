@@ -1,6 +1,7 @@
 """JetMoE Studio's page, on a laptop and as a Space: reads flags, builds the studio, launches it.
 
 python app.py [--host 127.0.0.1] [--port 7860] [--model starter] [--open]
+python app.py --host 0.0.0.0 --auth users.txt [--proxy]        # for others too; --public instead of a login
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import argparse
 import os
 import socket
 import sys
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# The server under Gradio would believe forwarded headers of everybody on this machine; the page itself reads them.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 from studio.backend.engine import Engine
+from studio.backend.exposure import Exposure
 from studio.backend.jobs import Jobs
 from studio.backend.starter import ConsoleProgress
 from studio.errors import StudioError
@@ -24,8 +29,10 @@ PORT = 7860
 def main(arguments: list[str] | None = None) -> int:
     """Serves until interrupted; returns the exit code: 2 where the person can fix it."""
     flags = _flags(arguments)
+    exposure = Exposure.from_environment(flags.host, flags.public, flags.auth, flags.proxy)
     try:
-        _require_port(flags.host, flags.port)
+        exposure.require_safe()
+        _require_port(exposure.host, flags.port)
         engine, jobs = Engine(), Jobs()
         jobs.open()
         engine.start_loading(flags.model, ConsoleProgress())
@@ -33,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     page = build(engine, jobs)
-    page.launch(server_name=flags.host, server_port=flags.port, inbrowser=flags.open, **launch_settings(jobs))
+    settings = launch_settings(jobs, exposure)
+    page.launch(server_name=exposure.host, server_port=flags.port, inbrowser=flags.open, **settings)
     return 0
 
 
@@ -50,9 +58,10 @@ def _require_port(host: str, port: int) -> None:
 
 def _flags(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Chat with sparse mixture-of-experts models and watch their experts.")
-    parser.add_argument(
-        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
-    )
+    parser.add_argument("--host", help="address to listen on; this machine alone reaches the default, 127.0.0.1")
+    parser.add_argument("--auth", type=Path, metavar="FILE", help="ask for a login; see `python -m studio user add`")
+    parser.add_argument("--public", action="store_true", help="let everybody who reaches the address use the page")
+    parser.add_argument("--proxy", action="store_true", help="believe the forwarded headers of a proxy before the page")
     port = int(os.environ.get("GRADIO_SERVER_PORT", PORT))
     parser.add_argument("--port", type=int, default=port, help="port to listen on")
     parser.add_argument("--model", default="starter", help="the model to load first, see `python -m studio models`")

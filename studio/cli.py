@@ -9,6 +9,7 @@
     python -m studio models
     python -m studio upcycle SRC DIR --replicas 4
     python -m studio bench generate
+    python -m studio user add NAME
     python -m studio doctor
 
 Exit codes: 0 done, 2 the person can fix it (the sentence is on stderr), 1 a bug.
@@ -29,6 +30,7 @@ import typer
 from studio.cli_classify import classify_app
 from studio.cli_runs import Json, runs_app
 from studio.cli_train import resume, train, train_classifier
+from studio.cli_user import user_app
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every 
 app.add_typer(bench_app, name="bench")
 app.add_typer(classify_app, name="classify")
 app.add_typer(runs_app, name="runs")
+app.add_typer(user_app, name="user")
 app.command()(train)
 classify_app.command("train")(train_classifier)
 runs_app.command()(resume)

@@ -6,16 +6,23 @@ demo.launch(**launch_settings(jobs))
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
+from studio.backend.exposure import Exposure
 from studio.registry import discover
 from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
+from studio.ui.limits import UPLOAD_BYTES, Bodies, Rates
+from studio.ui.login import login_of
+from studio.ui.request_ids import RequestIds
 from studio.ui.status import banner, demo_note
 from studio.ui.theme import css, theme
+from studio.ui.visitors import Forwarded, RequireLogin, SameOrigin
 
 if TYPE_CHECKING:
     from studio.backend.engine import Engine
@@ -68,11 +75,18 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
     gr.Timer(1.5).tick(poll, status, status, **PRIVATE)
 
 
-def launch_settings(jobs: Jobs) -> dict[str, Any]:
-    """The safe options of `Blocks.launch`: nothing is shared, listed, monitored or served from the disk."""
+def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
+    """The safe options of `Blocks.launch`: nothing is shared, listed, monitored or served from the disk.
+
+    Args:
+        exposure: who reaches the page; without it, this machine alone.
+    """
+    exposure = exposure or Exposure()
+    accounts = exposure.accounts()
     return {
         "theme": theme(),
         "css": css(),
+        "auth": login_of(accounts) if accounts else None,
         "share": False,
         "show_error": False,
         "enable_monitoring": False,
@@ -81,7 +95,22 @@ def launch_settings(jobs: Jobs) -> dict[str, Any]:
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,
-        "max_file_size": "200mb",
+        "max_file_size": UPLOAD_BYTES,
         "footer_links": ["settings"],
-        "app_kwargs": {"middleware": [Middleware(SafeHeaders)], "routes": routes(jobs.store)},
+        "app_kwargs": {"middleware": _middleware(exposure), "routes": routes(jobs.store)},
     }
+
+
+def _middleware(exposure: Exposure) -> list[Middleware]:
+    """In the order in which a request passes."""
+    accounts = exposure.accounts()
+    guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
+    return [
+        Middleware(RequestIds),
+        Middleware(SafeHeaders),
+        Middleware(Forwarded, exposure=exposure),
+        *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
+        Middleware(Rates),
+        *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
+        Middleware(Bodies, folder=Path(get_upload_folder())),
+    ]

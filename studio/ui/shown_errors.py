@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.ui import request_ids
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ def _translated() -> Iterator[None]:
     except gr.Error:
         raise
     except Exception as error:
-        logger.exception("a handler failed")
-        raise gr.Error(
-            "The studio made a mistake; nothing you typed is lost. The server's log has the details.",
-            title="A bug",
-            print_exception=False,
-        ) from error
+        number = request_ids.current()
+        logger.exception("request %s failed in a handler", number)
+        raise gr.Error(request_ids.sentence(number), title="A bug", print_exception=False) from error

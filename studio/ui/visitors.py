@@ -1,0 +1,148 @@
+"""Who asks, and from which page: addresses behind a proxy, requests that other websites cause, and logins.
+
+    [Middleware(Forwarded, exposure=exposure), Middleware(SameOrigin, ...), Middleware(RequireLogin, accounts=accounts)]
+
+Plain ASGI, so streams pass. Gradio alone asks no login of routes that are not its own and of some that are, and answers
+every website where the page's host is not this machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from http.cookies import CookieError
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from studio.backend.accounts import Accounts
+from studio.backend.exposure import Exposure, is_loopback
+from studio.errors import StudioError
+from studio.ui.refusal import refusal
+
+logger = logging.getLogger(__name__)
+FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip")
+# What the login page itself is made of.
+OPEN = {
+    "/", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/gradio_api/theme.css",
+    "/gradio_api/startup-events", "/gradio_api/login_check", "/gradio_api/user",
+}  # fmt: skip
+OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
+
+
+class Forwarded:
+    """The true address of a visitor where a proxy is known to stand before the page; else its headers are dropped."""
+
+    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+        self.app = app
+        self.exposure = exposure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            if not self.exposure.forwarded:
+                scope["headers"] = [each for each in scope["headers"] if not each[0].lower().startswith(FORWARDED)]
+            elif address := _client(headers.getlist("x-forwarded-for"), skip_private=self.exposure.space):
+                scope["client"] = (address, 0)
+        await self.app(scope, receive, send)
+
+
+def _client(lines: list[str], skip_private: bool) -> str | None:
+    """The address that the nearest proxy saw, which is the last; whatever stands before it, a visitor may have made up.
+
+    Args:
+        skip_private: there may be several proxies, all of which have private addresses.
+    """
+    for text in reversed(",".join(lines).split(",")):
+        try:
+            address = ipaddress.ip_address(text.strip())
+        except ValueError:
+            return None
+        if not (skip_private and address.is_private):
+            return str(address)
+    return None
+
+
+class SameOrigin:
+    """Refuses what other websites make a browser send, and on this machine names that others point to it."""
+
+    def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
+        self.app = app
+        self.exposure = exposure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._problem(Headers(scope=scope)) if scope["type"] == "http" else ""
+        if problem:
+            await refusal(scope, 403, problem)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _problem(self, headers: Headers) -> str:
+        host = _host(headers.get("host", ""))
+        if self.exposure.local and not _of_this_machine(host):
+            return "This studio answers to its own address alone. Behind a proxy, start it with --proxy."
+        origin = headers.get("origin")
+        if origin is not None and _origin_host(origin) not in (host, _host(headers.get("x-forwarded-host", ""))):
+            return "Only the studio's own page may ask this. Behind a proxy, start the studio with --proxy."
+        return ""
+
+
+def _host(text: str) -> str:
+    return text.split(",")[0].strip().lower().removesuffix(":80").removesuffix(":443")
+
+
+def _origin_host(origin: str) -> str | None:
+    """None is no host: that of a file, a sandbox or nonsense."""
+    try:
+        return _host(urlsplit(origin).netloc) or None
+    except ValueError:
+        return None
+
+
+def _of_this_machine(host: str) -> bool:
+    """By a name that no one else gives out, or by a number, which isn't looked up."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return is_loopback(name) or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+class RequireLogin:
+    """Answers those alone who are logged in, but for what the login page is made of; who is removed is out at once."""
+
+    def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
+        self.app = app
+        self.accounts = accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_open(scope["path"]) or self._known(scope):
+            await self.app(scope, receive, send)
+        else:
+            await refusal(scope, 401, "Log in on the studio's page first.")(scope, receive, send)
+
+    def _known(self, scope: Scope) -> bool:
+        user = user_of(scope)
+        try:
+            return user is not None and user in self.accounts.names()
+        except StudioError as error:
+            logger.warning("nobody is let in: %s", error)
+            return False
+
+
+def _is_open(path: str) -> bool:
+    return (path.rstrip("/") or "/") in OPEN or path.startswith(OPEN_FOLDERS)
+
+
+def user_of(scope: Scope) -> str | None:
+    """The name of who is logged in, by Gradio's cookies."""
+    app: Any = scope["app"]
+    try:
+        cookies = Request(scope).cookies
+    except CookieError:
+        return None
+    token = cookies.get(f"access-token-{app.cookie_id}") or cookies.get(f"access-token-unsecure-{app.cookie_id}")
+    return app.tokens.get(token) if token else None

@@ -1,0 +1,62 @@
+"""One studio with a toy model, which all rows of the checklist question over HTTP; and one that asks for a login."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from studio.backend import accounts
+from studio.backend.engine import Engine
+from studio.backend.exposure import Exposure
+from tests.studio.served import serving
+from tests.studio.toy_folder import toy_folder
+
+NAME, PASSWORD = "ada", "correct horse, battery"
+
+
+@pytest.fixture(scope="package")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_HOME", str(folder))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.setenv("FORWARDED_ALLOW_IPS", "")  # as app.py does
+        patch.setattr(accounts, "COST", 2**14)
+        yield folder
+
+
+@pytest.fixture(scope="package")
+def engine(home: Path) -> Engine:
+    loaded = Engine(compile_steps=False)
+    loaded.load(str(toy_folder(home / "toy")))
+    return loaded
+
+
+@pytest.fixture(scope="package")
+def url(engine: Engine) -> Iterator[str]:
+    with serving(engine, Exposure()) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as asking:
+        yield asking
+
+
+@pytest.fixture(scope="package")
+def users(home: Path) -> Path:
+    file = home / "users.txt"
+    accounts.Accounts(file).add(NAME, PASSWORD)
+    return file
+
+
+@pytest.fixture(scope="package")
+def guarded(engine: Engine, users: Path) -> Iterator[str]:
+    """A studio behind a proxy, with a login."""
+    with serving(engine, Exposure(auth=users, proxy=True)) as address:
+        yield address

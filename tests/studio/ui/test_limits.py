@@ -1,0 +1,185 @@
+"""Rates and sizes of requests, on a small app: what is counted, what is refused, and what is forgotten again."""
+
+import asyncio
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from studio.ui.limits import MIB, RATES, Bodies, Buckets, Rate, Rates, kind_of, visitor_of
+
+RATE = Rate(per_second=2, burst=3)
+
+
+async def size(request: Request) -> JSONResponse:
+    """As Gradio reads bodies; answers a problem of its own where that fails, as FastAPI does."""
+    try:
+        return JSONResponse(len(await request.body()))
+    except Exception:
+        return JSONResponse("can't be parsed", 400)
+
+
+async def login(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("", 200 if (await request.body()) == b"right" else 400)
+
+
+def client(middleware: Middleware) -> TestClient:
+    routes = [Route("/gradio_api/{name:path}", size, methods=["POST"]), Route("/login", login, methods=["POST"])]
+    return TestClient(Starlette(routes=routes, middleware=[middleware]))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_empties_and_fills_again():
+    clock = Clock()
+    buckets = Buckets(clock=clock)
+    assert [buckets.take("a", "work", RATE) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("b", "work", RATE) == 0 and buckets.take("a", "poll", RATE) == 0
+    clock.now = 0.5
+    assert buckets.take("a", "work", RATE) == 0 and buckets.take("a", "work", RATE) == 0.5
+    clock.now = 1000.0
+    assert [buckets.take("a", "work", RATE) for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+def test_only_so_many_visitors_are_remembered():
+    buckets = Buckets(visitors=100, clock=Clock())
+    for number in range(1000):
+        buckets.take(str(number), "work", RATE)
+    assert len(buckets) == 100
+    # Who asks again is not forgotten for those who came later.
+    for _ in range(3):
+        buckets.take("999", "work", RATE)
+    for number in range(2000, 2099):
+        buckets.take(str(number), "work", RATE)
+    assert buckets.take("999", "work", RATE) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/gradio_api/queue/join", "work"), ("/gradio_api/upload", "work"), ("/gradio_api/call/send", "work"),
+        ("/exports/x/adapter.zip", "work"), ("/labelled/x.csv", "work"), ("/login", "login"), ("/login/", "login"),
+        ("/gradio_api/component_server", "poll"), ("/gradio_api/queue/data", "poll"), ("/config", "poll"),
+        ("/gradio_api/run/predict", "poll"), ("/gradio_api/heartbeat/x", "poll"), ("/", None),
+        ("/assets/index.js", None), ("/theme.css", None),
+    ],
+)  # fmt: skip
+def test_kinds_of_requests(path, kind):
+    assert kind_of(path) == kind
+
+
+def test_a_class_room_of_viewers_stays_below():
+    clock = Clock()
+    buckets = Buckets(clock=clock)
+    refused = 0
+    for second in range(60):
+        for number in range(220):  # a hundred pages: events and at times the list each second, the status at 2/3 Hz
+            clock.now = second + number / 220
+            refused += buckets.take("school", "poll", RATES["poll"]) > 0
+    assert refused == 0
+
+
+def test_who_asks_too_often_waits():
+    asking = client(Middleware(Rates, rates={**RATES, "work": RATE}, buckets=Buckets(clock=Clock())))
+    answers = [asking.post("/gradio_api/queue/join", content=b"x") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    assert answers[3].headers["Retry-After"] == "1" and "Wait a moment" in answers[3].json()["detail"]
+    assert asking.post("/gradio_api/component_server", content=b"x").status_code == 200
+
+
+def test_logins_that_fail_are_limited_and_those_that_succeed_are_not():
+    asking = client(Middleware(Rates, buckets=Buckets(clock=Clock())))
+    assert {asking.post("/login", content=b"right").status_code for _ in range(50)} == {200}
+    assert {asking.post("/login", content=b"wrong").status_code for _ in range(10)} == {400}
+    refused = asking.post("/login", content=b"right")
+    assert refused.status_code == 429 and "tries to log in" in refused.json()["detail"]
+
+
+def test_visitors_are_told_apart_by_address():
+    def visitor(host):
+        return visitor_of({"client": (host, 1)} if host else {"client": None})
+
+    assert visitor("192.0.2.1") != visitor("192.0.2.2")
+    assert visitor("2001:db8:0:1::1") == visitor("2001:db8:0:1:ffff::2") != visitor("2001:db8:0:2::1")
+    assert visitor("::ffff:192.0.2.1") == visitor("192.0.2.1") and visitor(None) == ""
+
+
+@pytest.fixture
+def sized(tmp_path) -> TestClient:
+    return client(
+        Middleware(Bodies, folder=tmp_path, upload_bytes=MIB, other_bytes=1000, files=3, folder_bytes=4 * MIB)
+    )
+
+
+def chunks(size: int, piece: int = 300):
+    """Without a Content-Length."""
+    for at in range(0, size, piece):
+        yield b"x" * min(piece, size - at)
+
+
+def test_bodies_are_counted_while_they_arrive(sized):
+    assert sized.post("/gradio_api/queue/join", content=b"x" * 1000).json() == 1000
+    assert sized.post("/gradio_api/queue/join", content=chunks(1000)).json() == 1000
+    for body in (b"x" * 1001, chunks(1001), chunks(100_000)):
+        refused = sized.post("/gradio_api/queue/join", content=body)
+        assert refused.status_code == 413 and "too large" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("said", ["0", "5", "-1", "x", "9" * 30])
+def test_what_a_request_says_of_its_length_is_not_believed(tmp_path, said):
+    """Below HTTP, where a server would have refused most of these."""
+    sent: list[dict] = []
+    arriving = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 3
+
+    async def receive():
+        return arriving.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        await JSONResponse(len(await Request(scope, receive).body()))(scope, receive, send)
+
+    headers = [(b"content-length", said.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": headers}
+    asyncio.run(Bodies(app, folder=tmp_path, other_bytes=1000)(scope, receive, send))
+    assert [message["status"] for message in sent if "status" in message] == [413] and len(arriving) == 1
+
+
+def files(count: int, size: int = 10):
+    return [("files", (f"{number}.txt", b"-" * size)) for number in range(count)]
+
+
+def test_uploads_are_limited_in_size_number_and_space(sized, tmp_path):
+    def upload(*sent):
+        return sized.post("/gradio_api/upload", files=sent[0])
+
+    assert upload(files(3)).status_code == 200 and upload(files(1, MIB)).status_code == 200
+    many, large = upload(files(4)), upload(files(2, MIB))
+    assert many.status_code == 413 and "At most 3 files" in many.json()["detail"]
+    assert large.status_code == 413 and "at most 1 MiB" in large.json()["detail"]
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "file").write_bytes(b"x" * (4 * MIB - 1000))
+    full = upload(files(1, 2000))
+    assert full.status_code == 507 and "no room" in full.json()["detail"]
+    (tmp_path / "deeper" / "file").unlink()
+    assert upload(files(1, 2000)).status_code == 200
+
+
+def test_files_are_counted_across_seams(sized):
+    part = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\nx\r\n'
+    body = 4 * part + b"--edge--\r\n"
+    pieces = (body[at : at + 5] for at in range(0, len(body), 5))
+    refused = sized.post(
+        "/gradio_api/upload", content=pieces, headers={"Content-Type": 'multipart/form-data; boundary="edge"'}
+    )
+    assert refused.status_code == 413 and "files" in refused.json()["detail"]
