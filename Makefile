@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: app test setup setup-dev browser lint gpu-check clean
+.PHONY: app test setup setup-dev browser lint audit gpu-check clean
 
 app: setup
 	$(BIN)/python app.py --open
@@ -17,6 +17,12 @@ lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive jetmoe studio app.py
+
+# Known holes of what is installed. Apart from `make lint`, because it asks a service on the net.
+audit: setup-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	$(BIN)/pip-audit --requirement requirements.txt
 
 # Runs on the system's Python, whose torch knows the GPU; writes tests/benchmarks/results/gpu-<card>-<date>.md.
 gpu-check:

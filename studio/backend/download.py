@@ -110,7 +110,7 @@ def _download(url: str, partial: Path, pin: Pin, progress: Progress) -> None:
     if have >= pin.size:
         have = 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - from pip
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - from pip
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 # nosec B310 - from pip
         try:
             with partial.open("ab" if have and response.status == 206 else "wb") as file:
                 while block := response.read(BLOCK):
