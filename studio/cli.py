@@ -275,11 +275,20 @@ def quantize(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Checks this machine and says what to do about each finding."""
+def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Also answer and train a little.")] = False,
+    model: Model = "starter",
+    host: Annotated[str | None, typer.Option(help="As for app.py, as are the next three.")] = None,
+    auth: Annotated[Path | None, typer.Option(help="File of those who may log in.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may use the page.")] = False,
+    proxy: Annotated[bool, typer.Option("--proxy", help="A proxy stands before it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Checks this machine, and who would reach the page, and says what to do about each finding."""
     from studio.backend.doctor import examine
+    from studio.backend.exposure import Exposure
 
-    report = examine()
+    report = examine(Exposure.from_environment(host, public, auth, proxy), deep, model)
     if as_json:
         print(json.dumps(report))
     else:

@@ -1,24 +1,38 @@
-"""`python -m studio doctor`: what this machine has, and what to do about what it lacks."""
+"""`python -m studio doctor`: what this machine has, who can reach the page, and what to do about each finding.
+
+examine(Exposure.from_environment())["ok"]
+examine(Exposure("0.0.0.0"), deep=True)      # also answers and trains a little, in processes of their own
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 import torch
+from packaging.requirements import Requirement
 
 from studio.backend import starter
+from studio.backend.child import ROOT, run_json
 from studio.backend.decoder import cpp_compiler
+from studio.backend.exposure import Exposure
 from studio.backend.home import home
 from studio.backend.memory import default_dtype
+from studio.errors import StudioError
 
 NEED_DISK_GIB = 3.0
 NEED_MEMORY_GIB = 2.5
+PINNED = ("gradio", "torch", "transformers", "peft", "bitsandbytes")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY")
+# Variables by which Gradio opens what the studio keeps closed.
+OPENING = ("GRADIO_ALLOWED_PATHS", "GRADIO_VIBE_MODE", "GRADIO_LOCAL_DEV_MODE", "GRADIO_SHARE", "GRADIO_PROFILING")
 
 
 @dataclass(frozen=True)
@@ -29,15 +43,45 @@ class Check:
     remedy: str = ""
 
 
-def examine() -> dict[str, Any]:
-    """`{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`; `ok` is whether all checks are."""
-    checks: list[Callable[[], Check]] = [_python, _torch, _memory, _disk, _starter, _compiler, _bf16]
+def examine(exposure: Exposure, deep: bool = False, model: str = "starter") -> dict[str, Any]:
+    """`{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`; `ok` is whether all checks are.
+
+    Args:
+        deep: also answer and train with `model`, which takes a minute or so.
+    """
+    checks: list[Callable[[], Check]] = [
+        _python, _versions, _torch, _memory, _disk, _starter, _compiler, _bf16,
+        lambda: _exposure(exposure), lambda: _secrets(exposure), _opened, _page,
+    ]  # fmt: skip
+    if deep:
+        checks += [lambda: _answers(model), lambda: _trains(model)]
     done = [check() for check in checks]
     return {"ok": all(check.ok for check in done), "checks": [asdict(check) for check in done]}
 
 
 def _python() -> Check:
     return Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "Install Python 3.11 or 3.12.")
+
+
+def _versions() -> Check:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    requirements = [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
+    wanted = {each.name: each for each in requirements}
+    found = {name: _installed(name) for name in PINNED}
+    wrong = [
+        f"{name} {found[name] or 'is missing'}, not {wanted[name].specifier}"
+        for name in PINNED
+        if not found[name] or not wanted[name].specifier.contains(found[name], prereleases=True)
+    ]
+    detail = "; ".join(wrong) or ", ".join(f"{name} {found[name]}" for name in PINNED)
+    return Check("versions", not wrong, detail, "Run `pip install -r requirements.txt`, or `make setup`.")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return ""
 
 
 def _torch() -> Check:
@@ -70,3 +114,58 @@ def _compiler() -> Check:
 def _bf16() -> Check:
     native = default_dtype("cpu") == torch.bfloat16
     return Check("bf16", True, "native" if native else "not native here: models run in fp32, at twice the memory")
+
+
+def _exposure(exposure: Exposure) -> Check:
+    try:
+        exposure.require_safe()
+    except StudioError as error:
+        return Check("exposure", False, f"listens on {exposure.host}", str(error))
+    login = f"with a login of {exposure.auth}" if exposure.auth else "without a login"
+    if exposure.local:
+        return Check("exposure", True, f"{exposure.host}: this machine alone, {login}")
+    why = "a Space" if exposure.space else "behind a proxy" if exposure.proxy else "public"
+    return Check("exposure", True, f"{exposure.host}: {why}, {login}")
+
+
+def _secrets(exposure: Exposure) -> Check:
+    """Names alone; on a machine that others reach, what they find a way to must not be there."""
+    names = sorted(name for name, value in os.environ.items() if value and SECRET.search(name.upper()))
+    remedy = "Start the page without those that it doesn't need: `env -u NAME python app.py`."
+    return Check("secrets", exposure.local or not names, f"in the environment: {', '.join(names) or 'none'}", remedy)
+
+
+def _opened() -> Check:
+    names = [name for name in OPENING if os.environ.get(name)]
+    remedy = f"Unset {', '.join(names)}: Gradio opens files, code or the page to others by them."
+    return Check("gradio's variables", not names, ", ".join(names) or "none that open anything", remedy)
+
+
+def _page() -> Check:
+    try:
+        facts = run_json(["-m", "studio.ui.page_facts"])
+    except StudioError as error:
+        return Check("page", False, str(error), "Run `python app.py`, and see what it says.")
+    problems = [f"no {name}" for name in facts["missing_headers"]] + [f"{name} is on" for name in facts["open"]]
+    problems += ["other websites are answered"] * facts["answers_others"]
+    fine = "headers are set; monitoring, run history and tools are off"
+    return Check("page", not problems, ", ".join(problems) or fine, "Undo what was changed in studio/ui/layout.py.")
+
+
+def _answers(model: str) -> Check:
+    command = ["-m", "studio", "chat", "--model", model, "--prompt", "Say hello.", "--max-new-tokens", "10", "--json"]
+    try:
+        answer = run_json(command)
+    except StudioError as error:
+        return Check("answering", False, model, str(error))
+    return Check("answering", True, f"{len(answer['token_ids'])} tokens, {answer['decode_tok_s']} a second")
+
+
+def _trains(model: str) -> Check:
+    """The trial that every run begins with: three steps, of which nothing is kept."""
+    settings = [f"model={model}", "data=identity", "max_length=128"]
+    try:
+        run_json(["-m", "studio", "train", "starter/lora_experts", *settings, "--dry-run", "--json"])
+    except StudioError as error:
+        return Check("training", False, model, str(error))
+    return Check("training", True, "three steps of a LoRA on all experts")

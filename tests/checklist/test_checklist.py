@@ -1,0 +1,295 @@
+"""Rows of the checklist in README.md that no other test decides, asked of a studio with a toy model."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio.errors import StudioError
+from studio.ui.recipe_form import NAMES
+from studio.ui.sampling_form import read_sampling
+from tests.checklist.conftest import NAME, PASSWORD
+
+ROOT = Path(__file__).parents[2]
+JUNK = ("x" * 50, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, None, [[1, [2]]], -1e300)
+
+
+def config(client: httpx.Client) -> dict:
+    return client.get("config").json()
+
+
+def ask(client: httpx.Client, body: dict, session: str = "row") -> dict:
+    """The end of a queued event."""
+    joined = client.post("gradio_api/queue/join", json={"session_hash": session, **body})
+    assert joined.status_code == 200, joined.text
+    with client.stream("GET", f"gradio_api/queue/data?session_hash={session}") as stream:
+        for line in stream.iter_lines():
+            if "process_completed" in line:
+                return json.loads(line.removeprefix("data:"))
+    raise AssertionError("the stream ended before the event")
+
+
+def test_row_1_starts_without_a_deprecation_warning():
+    """In a process of its own, where every module is imported anew; torch's and pandas' own are not ours to mend."""
+    code = (
+        "import gradio, torch, transformers, peft, bitsandbytes, warnings\n"
+        "warnings.simplefilter('error', DeprecationWarning); warnings.simplefilter('error', UserWarning)\n"
+        "from studio.backend.engine import Engine\nfrom studio.backend.jobs import Jobs\n"
+        "from studio.ui.layout import build, launch_settings\n"
+        "jobs = Jobs(); build(Engine(), jobs); launch_settings(jobs)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_row_3_no_endpoint_is_public(client: httpx.Client, url: str):
+    assert Client(url, verbose=False).view_api(return_format="dict") == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert {each["api_visibility"] for each in config(client)["dependencies"]} == {"private"}
+
+
+def test_row_4_handlers_called_raw_with_junk_refuse_it(guarded: str, home: Path):
+    """Each of them, from as many addresses, so that no limit stops it."""
+    before = sorted(str(path) for path in (home / "runs").rglob("*"))
+    with httpx.Client(base_url=guarded, timeout=60) as asking:
+        assert asking.post("/login", data={"username": NAME, "password": PASSWORD}).status_code == 200
+        for each in (every for every in config(asking)["dependencies"] if every["backend_fn"]):
+            asking.headers["X-Forwarded-For"] = f"203.0.113.{each['id']}"
+            for number, junk in enumerate(JUNK):
+                body = {"fn_index": each["id"], "data": [junk] * len(each["inputs"])}
+                session = f"{each['id']}-{number}"
+                if each["queue"]:
+                    said = json.dumps(ask(asking, body, session))
+                else:
+                    said = asking.post("gradio_api/run/predict", json={"session_hash": session, **body}).text
+                assert "Traceback" not in said and "root:" not in said, (each["api_name"], said)
+        assert asking.get("config").status_code == 200
+    assert sorted(str(path) for path in (home / "runs").rglob("*")) == before
+
+
+def test_row_5_a_message_of_a_megabyte_is_refused(client: httpx.Client):
+    send, values = as_it_opens(client, "send")
+    values["box"] = "x" * 2**20
+    ended = ask(client, {"fn_index": send["id"], "data": list(values.values())})
+    assert not ended["success"] and "1,048,576 characters" in json.dumps(ended["output"]), ended
+
+
+def as_it_opens(client: httpx.Client, name: str) -> tuple[dict, dict]:
+    """A handler, and what the page sends to it when nothing was touched, by element."""
+    page = config(client)
+    handler = next(each for each in page["dependencies"] if each["api_name"] == name)
+    components = {each["id"]: each for each in page["components"]}
+    inputs = [components[number] for number in handler["inputs"]]
+    return handler, {each["props"].get("elem_id") or each["id"]: each["props"].get("value") for each in inputs}
+
+
+@given(
+    st.integers(0, 5),
+    st.one_of(st.sampled_from([math.nan, math.inf, -math.inf, 1e9, "x", None, [], True]), st.floats(max_value=-0.001)),
+)  # fmt: skip
+def test_row_6_sampling_is_bounded_on_the_server(place, bad):
+    values = [64, 0.7, 0.9, 50, 0.0, 1.1]
+    values[place] = bad
+    try:
+        sampling = read_sampling(*values, None, "")
+    except StudioError:
+        return
+    assert all(
+        math.isfinite(value) and 0 <= value <= 10_000 for value in vars(sampling).values() if isinstance(value, float)
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("r", "learning_rate", "max_steps", "batch_size")])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12, -1, "x", None, [1]])
+def test_row_6_settings_of_a_run_are_bounded_too(name, bad, engine):
+    from studio.backend.jobs import Jobs
+    from studio.ui.finetune_handlers import FinetuneHandlers
+    from studio.ui.run_draft import Draft
+
+    handlers = FinetuneHandlers(engine, Jobs())
+    draft = handlers.fresh()
+    with pytest.raises(StudioError):
+        handlers.start(Draft(settings=draft.settings | {name: bad}), handlers.ticket())
+
+
+def test_row_7_polls_do_not_wait_in_the_queue(client: httpx.Client):
+    page = config(client)
+    polls = [each for each in page["dependencies"] if any(event in ("tick", "load") for _, event in each["targets"])]
+    assert polls and all(each["queue"] is False for each in polls)
+
+
+def test_row_11_run_does_not_skip_the_queue(client: httpx.Client):
+    queued = [each for each in config(client)["dependencies"] if each["queue"] and each["api_name"]]
+    assert len(queued) > 5
+    for each in queued:
+        for path in (
+            f"gradio_api/run/{each['api_name']}",
+            f"gradio_api/api/{each['api_name']}",
+            "gradio_api/run/predict",
+        ):
+            answer = client.post(path, json={"data": [], "fn_index": each["id"], "session_hash": "r"})
+            assert answer.status_code in (401, 403, 404), (path, answer.status_code, answer.text[:200])
+
+
+def test_row_25_the_linters_look_for_what_is_unsafe():
+    lint = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    assert "ruff check" in lint and "bandit" in lint
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "S" in settings["ruff"]["lint"]["select"]
+    # Evaluated text, pickles, torch.load, shells, yaml.load and SQL made of text are findings.
+    assert not set(settings["bandit"]["skips"]) & {"B102", "B301", "B307", "B506", "B602", "B605", "B608", "B614"}
+
+
+PRIVATE_FILES = ["/etc/passwd", "README.md", "app.py", ".env", "../app.py", "/proc/self/environ", "studio/../app.py"]
+PRIVATE_URLS = ["http://169.254.169.254/latest/meta-data/", "http://127.0.0.1:22", "http://10.0.0.1/", "file:///etc/passwd",
+                "http://localhost/", "http://[::1]/", "http://example.org/"]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", PRIVATE_FILES + PRIVATE_URLS + ["//evil.example/x", r"\\evil.example\x"])
+def test_row_26_no_file_and_no_address_is_served(client: httpx.Client, wanted: str):
+    for way in ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "gradio_api/proxy="):
+        answer = client.get(way + wanted, follow_redirects=False)
+        assert answer.status_code in (400, 403, 404), (way, answer.status_code, answer.text[:100])
+
+
+def test_row_26_what_is_beside_the_caches_is_not_served(client: httpx.Client, home: Path):
+    (home / "runs").mkdir(exist_ok=True)
+    (home / "runs" / "secret.txt").write_text("canary")
+    for path in (home / "runs" / "secret.txt", home / "gradio" / ".." / "runs" / "secret.txt", home / "none.txt"):
+        answer = client.get(f"gradio_api/file={path}")
+        assert answer.status_code in (403, 404) and "canary" not in answer.text
+    there, gone = (client.get(f"gradio_api/file={home / name}") for name in ("runs/secret.txt", "none.txt"))
+    assert there.status_code == gone.status_code, "whether a file exists must not be told"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://127.0.0.1:1"]
+)
+def test_row_26_other_websites_get_nothing(client: httpx.Client, origin: str):
+    for method, path in (("GET", "config"), ("POST", "gradio_api/queue/join"), ("POST", "gradio_api/upload")):
+        assert client.request(method, path, headers={"Origin": origin}).status_code == 403
+    if "127" not in origin:
+        assert "access-control-allow-origin" not in client.get("config", headers={"Origin": origin}).headers
+
+
+def test_row_26_a_name_of_an_uploaded_file_is_no_path(client: httpx.Client, home: Path):
+    sent = client.post("gradio_api/upload", files=[("files", ("../../../evil.sh", b"x"))])
+    kept = Path(sent.json()[0])
+    assert kept.name == "evil.sh" and kept.is_relative_to(home / "gradio")
+    assert client.get(f"gradio_api/file={kept}").headers["content-disposition"].startswith("attachment")
+
+
+def test_row_26_a_file_input_takes_no_path_and_no_address(client: httpx.Client):
+    take, values = as_it_opens(client, "upload")
+    name = next(name for name in values if name == "adapter-upload")
+    for number, path in enumerate(("/etc/passwd", "http://169.254.169.254/x", "http://127.0.0.1:22/x")):
+        values[name] = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}]
+        ended = ask(client, {"fn_index": take["id"], "data": list(values.values())}, session=f"file{number}")
+        assert not ended["success"] and "root:" not in json.dumps(ended)
+
+
+def test_row_30_headers_are_on_every_answer(client: httpx.Client):
+    for path in ("/", "/config", "/nothing", "/exports/x/y.zip", "/theme.css"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert "frame-ancestors 'self' https://huggingface.co" in headers["content-security-policy"]
+
+
+def test_row_31_nothing_is_monitored_or_recorded(client: httpx.Client):
+    for path in (
+        "/monitoring",
+        "/monitoring/summary",
+        "/monitoring/x",
+        "/gradio_api/runs",
+        "/gradio_api/profiling/summary",
+    ):
+        assert client.get(path).status_code in (403, 404), path
+    assert "runs" not in config(client)["footer_links"]
+
+
+def test_row_46_there_are_no_tools(client: httpx.Client):
+    for path in ("/gradio_api/mcp/schema", "/gradio_api/mcp/", "/gradio_api/mcp/sse"):
+        assert client.get(path).status_code == 404
+
+
+# --- with a login
+
+PRIVATE = ["/config", "/gradio_api/info", "/gradio_api/heartbeat/x", "/gradio_api/queue/data?session_hash=x",
+           f"/exports/{'0' * 36}/adapter.zip", "/labelled/" + "0" * 32 + ".csv", "/gradio_api/file=/etc/passwd",
+           "/openapi.json", "/gradio_api/startup-events/x", "/gradio_api/token"]  # fmt: skip
+
+
+def test_nothing_is_answered_before_a_login(guarded: str):
+    with httpx.Client(base_url=guarded, timeout=30) as asking:
+        assert {asking.get(path).status_code for path in PRIVATE} == {401}
+        for path in (
+            "component_server",
+            "cancel",
+            "upload",
+            "queue/join",
+            "run/predict",
+            "stream/x",
+            "reset",
+            "vibe-edit",
+        ):
+            assert asking.post(f"/gradio_api/{path}", json={}).status_code == 401, path
+        assert asking.get("/").status_code == 200 and "dependencies&quot;:[{" not in asking.get("/").text
+        forged = {f"access-token-unsecure-{name}": "x" for name in ("", "x")}
+        assert asking.get("/config", cookies=forged).status_code == 401
+
+
+def test_who_logs_in_is_answered_until_removed(guarded: str, users: Path):
+    from studio.backend.accounts import Accounts
+
+    with httpx.Client(base_url=guarded, timeout=30) as asking:
+        assert asking.post("/login", data={"username": NAME, "password": "wrong"}).status_code == 400
+        Accounts(users).add("bob", PASSWORD)
+        assert asking.post("/login", data={"username": "bob", "password": PASSWORD}).json() == {"success": True}
+        assert asking.get("/config").status_code == 200
+        assert "There is no such export" in asking.get(PRIVATE[4]).text
+        Accounts(users).remove("bob")
+        assert asking.get("/config").status_code == 401
+
+
+def test_logins_are_slowed_by_the_address_that_the_proxy_saw(guarded: str):
+    def tries(address: str) -> list[int]:
+        with httpx.Client(base_url=guarded, timeout=60, headers={"X-Forwarded-For": f"1.2.3.4, {address}"}) as asking:
+            return [asking.post("/login", data={"username": "x", "password": "y"}).status_code for _ in range(13)]
+
+    first = tries("198.51.100.7")
+    assert first[:10] == [400] * 10 and 429 in first[10:]
+    assert tries("198.51.100.8")[0] == 400
+
+
+def test_row_32_who_asks_too_much_is_refused_politely(guarded: str):
+    """Last, and as another visitor, so that no other test is refused."""
+    body = {"fn_index": 0, "data": [], "session_hash": "many"}
+    with httpx.Client(base_url=guarded, timeout=30, headers={"X-Forwarded-For": "198.51.100.9"}) as asking:
+        answers = [asking.post("/gradio_api/queue/join", json=body) for _ in range(200)]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["Retry-After"]) >= 1 and "Wait a moment" in refused.json()["detail"]
+
+
+def test_row_10_a_full_queue_is_said_and_the_page_lives(guarded: str):
+    with httpx.Client(base_url=guarded, timeout=30, headers={"X-Forwarded-For": "198.51.100.10"}) as asking:
+        assert asking.post("/login", data={"username": NAME, "password": PASSWORD}).status_code == 200
+        send, values = as_it_opens(asking, "send")
+        values |= {"box": "Hello", "set-max_new_tokens": 64}
+        answers = []
+        for number in range(60):
+            asking.headers["X-Forwarded-For"] = f"198.51.100.{100 + number}"
+            body = {"fn_index": send["id"], "data": list(values.values()), "session_hash": f"full{number}"}
+            answers.append(asking.post("/gradio_api/queue/join", json=body))
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert refused and {answer.status_code for answer in refused} == {503}
+        assert "Queue is full" in refused[0].text
+        assert asking.get("/config").status_code == 200
