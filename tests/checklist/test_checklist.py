@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -138,6 +141,31 @@ def test_row_11_run_does_not_skip_the_queue(client: httpx.Client):
         ):
             answer = client.post(path, json={"data": [], "fn_index": each["id"], "session_hash": "r"})
             assert answer.status_code in (401, 403, 404), (path, answer.status_code, answer.text[:200])
+
+
+def test_row_22_uploads_that_are_refused_or_left_leave_nothing(client: httpx.Client, url: str, home: Path):
+    def kept() -> set[Path]:
+        return {path for path in (home / "gradio").rglob("*") if path.is_file()}
+
+    before = kept()
+    many = client.post("gradio_api/upload", files=[("files", (f"{n}.txt", b"x" * 100_000)) for n in range(17)])
+    assert many.status_code == 413 and "At most 16 files" in many.json()["detail"] and kept() == before
+    with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port)) as half:
+        half.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+            b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n--edge\r\n"
+            b'Content-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"x" * 70_000
+        )
+        wait_until(lambda: kept() > before)
+    wait_until(lambda: kept() == before)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in ten seconds")
 
 
 def test_row_25_the_linters_look_for_what_is_unsafe():
