@@ -9,6 +9,9 @@
 <home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
 log.txt, checkpoints/ and adapter/, from which `mend` makes the list again. Any number of threads and processes may use
 one store.
+
+Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty owner
+is whom a terminal and a studio of one person work for: it finds all runs.
 """
 
 from __future__ import annotations
@@ -41,32 +44,38 @@ BUSY_S = 15.0
 SWITCHES = 100
 # The database in the folder of one run, as far as the folder does not tell it otherwise.
 RECORD = "run.json"
-SCHEMA = 2
+RECORDED = ("name", "created", "started", "pid", "pid_created", "owner", "shared")
+SCHEMA = 3
 TABLE = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
     created REAL NOT NULL, started REAL, ended REAL, pid INTEGER, pid_created REAL,
     step INTEGER NOT NULL DEFAULT 0, best_eval_loss REAL, message TEXT NOT NULL DEFAULT '',
-    cancel_requested INTEGER NOT NULL DEFAULT 0, queued INTEGER NOT NULL DEFAULT 0
+    cancel_requested INTEGER NOT NULL DEFAULT 0, queued INTEGER NOT NULL DEFAULT 0,
+    owner TEXT NOT NULL DEFAULT '', shared INTEGER NOT NULL DEFAULT 0
 );
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 COMMIT;
 """
-# Of a first version, which had no order of its own in the queue.
-ADD_QUEUED = """
-BEGIN IMMEDIATE;
-ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0;
-UPDATE runs SET queued = rowid;
-PRAGMA user_version = 2;
-COMMIT;
-"""
+# What each version lacks: the first had no order of its own in the queue, the second nobody whose the runs are.
+CHANGES = {
+    1: ("ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0", "UPDATE runs SET queued = rowid"),
+    2: (
+        "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE runs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0",
+    ),
+}
 CANCELLED = "Cancelled. It can be resumed from its last checkpoint."
 SILENT = "Its process ended without a word: the machine went down, or memory ran out. It can be resumed."
 TO_THE_END = "UPDATE runs SET queued = (SELECT max(queued) + 1 FROM runs) WHERE id = ?"
 RESTORE = """
-INSERT INTO runs (id, name, state, model, data, created, started, pid, pid_created, step, best_eval_loss, message)
-VALUES (:id, :name, :state, :model, :data, :created, :started, :pid, :pid_created, :step, :best_eval_loss, :message)
+INSERT INTO runs (
+    id, name, state, model, data, created, started, pid, pid_created, step, best_eval_loss, message, owner, shared
+) VALUES (
+    :id, :name, :state, :model, :data, :created, :started, :pid, :pid_created, :step, :best_eval_loss, :message,
+    :owner, :shared
+)
 """
 
 
@@ -97,6 +106,14 @@ class Run:
     cancel_requested: bool
     queued: int
     """Of two queued runs, the one with the lower number begins first. A count, as clocks may be set back."""
+    owner: str
+    """Who sees it and works with it; empty where a terminal or a studio of one person made it."""
+    shared: bool
+    """Whether others who know its id may look at it."""
+
+    def is_of(self, owner: str) -> bool:
+        """Whether it is that owner's; everything is the empty one's."""
+        return not owner or owner == self.owner
 
     @property
     def events(self) -> EventLog:
@@ -150,7 +167,7 @@ class RunStore:
         self.busy_s = BUSY_S if busy_s is None else busy_s
         self.path = self.home / "runs.sqlite3"
 
-    def create(self, recipe: Recipe, name: str = "", begin: bool = False) -> Run:
+    def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
         """A new queued run with its folder; an empty name becomes one of preset and id.
 
         Args:
@@ -163,8 +180,10 @@ class RunStore:
         name = checked_name(name, "A run's") or f"{recipe.preset} {run_id[:8]}"
         recipe = _anchored(recipe)
         with self._open() as db:
-            row = (run_id, name, recipe.model, recipe.data, time.time())
-            db.execute("INSERT INTO runs (id, name, state, model, data, created) VALUES (?, ?, 'queued', ?, ?, ?)", row)
+            row = (run_id, name, recipe.model, recipe.data, time.time(), owner)
+            db.execute(
+                "INSERT INTO runs (id, name, state, model, data, created, owner) VALUES (?, ?, 'queued', ?, ?, ?, ?)", row
+            )
             db.execute(TO_THE_END, (run_id,))
             if begin:
                 _begin(db, run_id, os.getpid())
@@ -172,11 +191,11 @@ class RunStore:
             _make_folder(self.home / "runs" / run_id, recipe)
         return self._recorded(run_id)
 
-    def get(self, run_id: str) -> Run:
+    def get(self, run_id: str, owner: str = "") -> Run:
         """The run of that id, or of the only id that begins so.
 
         Raises:
-            StudioError: no id, no such run, or several.
+            StudioError: no id, or no such run of the owner, or several.
         """
         if not re.fullmatch("[0-9a-f-]{1,36}", run_id):
             raise StudioError(
@@ -184,7 +203,9 @@ class RunStore:
             )
         with self._open() as db:
             # Such an id holds none of LIKE's wildcards.
-            rows = db.execute("SELECT * FROM runs WHERE id LIKE ? ORDER BY created LIMIT 9", (run_id + "%",)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM runs WHERE id LIKE ? AND ? IN ('', owner) ORDER BY created LIMIT 9", (run_id + "%", owner)
+            ).fetchall()
         if not rows:
             raise StudioError(f"There is no run {run_id}. Runs are listed by `python -m studio runs list`.")
         if len(rows) > 1:
@@ -192,10 +213,10 @@ class RunStore:
             raise StudioError(f"Several runs begin with {run_id}: {ids}. Give more characters.")
         return self._run(rows[0])
 
-    def list(self) -> Sequence[Run]:
-        """All runs, the latest first."""
+    def list(self, owner: str = "") -> Sequence[Run]:
+        """All runs of an owner, the latest first."""
         with self._open() as db:
-            rows = db.execute("SELECT * FROM runs ORDER BY rowid DESC").fetchall()
+            rows = db.execute("SELECT * FROM runs WHERE ? IN ('', owner) ORDER BY rowid DESC", (owner,)).fetchall()
         return [self._run(row) for row in rows]
 
     def queue(self) -> Sequence[Run]:
@@ -313,6 +334,16 @@ class RunStore:
     def cancel_requested(self, run_id: str) -> bool:
         return self.get(run_id).cancel_requested
 
+    def share(self, run_id: str, shared: bool = True) -> Run:
+        """Lets others look at a run, or no more.
+
+        Raises:
+            StudioError: there is no such run any more.
+        """
+        run_id = self.get(run_id).id
+        self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
+        return self._recorded(run_id)
+
     def delete(self, run_id: str) -> None:
         """Deletes the row and the folder with checkpoints and adapter.
 
@@ -361,13 +392,13 @@ class RunStore:
         )
 
     def _run(self, row: sqlite3.Row) -> Run:
-        values = {**row, "cancel_requested": bool(row["cancel_requested"])}
+        values = {**row, "cancel_requested": bool(row["cancel_requested"]), "shared": bool(row["shared"])}
         return Run(folder=self.home / "runs" / row["id"], **values)
 
     def _recorded(self, run_id: str) -> Run:
         """The run, after what is only in the database was written into its folder too."""
         run = self.get(run_id)
-        record = {name: getattr(run, name) for name in ("name", "created", "started", "pid", "pid_created")}
+        record = {name: getattr(run, name) for name in RECORDED}
         if run.folder_exists:
             _write_whole(run.folder / RECORD, json.dumps(record))
         return run
@@ -508,7 +539,7 @@ def _row(folder: Path) -> dict[str, Any] | None:
         recipe, run_id = Recipe.load(folder / "recipe.yaml"), str(uuid.UUID(folder.name))
     except (StudioError, ValueError):
         return None
-    record: dict[str, Any] = dict.fromkeys(("started", "pid", "pid_created"))
+    record: dict[str, Any] = dict.fromkeys(RECORDED) | {"owner": "", "shared": False}
     record |= {"name": f"{recipe.preset} {run_id[:8]}", "created": folder.stat().st_mtime}
     with suppress(OSError, ValueError):
         record |= json.loads((folder / RECORD).read_text())
@@ -569,14 +600,23 @@ def _make(folder: Path) -> None:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(db)
     if version > SCHEMA:
         raise StudioError("The list of runs was written by a newer studio. Update this one.")
-    if version == 1:
-        db.executescript(ADD_QUEUED)
-    elif version < SCHEMA:
+    if not version:
         _write_ahead(db)
         db.executescript(TABLE)
+    elif version < SCHEMA:
+        db.execute("BEGIN IMMEDIATE")
+        for each in range(_version(db), SCHEMA):  # anew: another process may have come first
+            for statement in CHANGES[each]:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.commit()
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:

@@ -293,9 +293,44 @@ def test_a_run_that_begins_here_is_never_in_the_queue(store):
 def test_a_database_of_the_first_version_gets_an_order(store):
     ids = [store.create(Recipe()).id for _ in range(2)]
     with sqlite3.connect(store.path) as db:
-        db.execute("ALTER TABLE runs DROP COLUMN queued")
+        for column in ("queued", "owner", "shared"):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     assert [run.id for run in store.queue()] == ids
+
+
+def test_the_runs_of_a_database_without_owners_are_nobodys(store):
+    run = store.create(Recipe(), "old")
+    with sqlite3.connect(store.path) as db:
+        for column in ("owner", "shared"):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 2")
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(lambda _: store.get(run.id).owner, range(8))] == [""] * 8
+    assert not store.list("anon:a") and not store.get(run.id).shared
+    assert store.create(Recipe(), owner="anon:a").owner == "anon:a"
+
+
+def test_an_owner_finds_only_their_own_runs(store):
+    mine, other = store.create(Recipe(), "mine", owner="user:ada"), store.create(Recipe(), "other", owner="user:bob")
+    assert [run.id for run in store.list("user:ada")] == [mine.id] and len(store.list()) == 2
+    assert store.get(mine.id[:8], "user:ada").name == "mine" and store.get(other.id).owner == "user:bob"
+    messages = set()
+    for run_id in (other.id, "0" * 36):
+        with pytest.raises(StudioError) as caught:
+            store.get(run_id, "user:ada")
+        messages.add(str(caught.value).replace(run_id, "ID"))
+    assert len(messages) == 1, "that somebody else has it is not told"
+
+
+def test_owners_outlive_a_damaged_database(store):
+    run = store.create(Recipe(), "mine", owner="user:ada")
+    store.share(run.id)
+    store.path.write_bytes(b"no database at all" * 100)
+    assert store.mend()
+    again = store.get(run.id, "user:ada")
+    assert (again.name, again.owner, again.shared) == ("mine", "user:ada", True)
+    assert not store.share(run.id, False).shared
 
 
 def test_a_locked_database_is_said_so(store, monkeypatch):
@@ -312,7 +347,7 @@ def test_a_locked_database_is_said_so(store, monkeypatch):
 def test_a_database_of_a_newer_studio_is_left_alone(store):
     store.create(Recipe())
     with sqlite3.connect(store.path) as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     with pytest.raises(StudioError, match="newer studio"):
         store.list()
 
