@@ -34,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         exposure.require_safe()
         _require_port(exposure.host, flags.port)
         engine, jobs = Engine(), Jobs()
+        settings = launch_settings(jobs, exposure)
         jobs.open()
         engine.start_loading(flags.model, ConsoleProgress())
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2
     page = build(engine, jobs)
-    settings = launch_settings(jobs, exposure)
     page.launch(server_name=exposure.host, server_port=flags.port, inbrowser=flags.open, **settings)
     return 0
 

@@ -6,7 +6,8 @@
     require_model(find("3f2a"), "starter")
     import_adapter([Path("pirate.zip")], "pirate", "starter").id
 
-<home>/adapters/<id>/ holds an uploaded adapter: PEFT's two files, and about.json with its name and model.
+<home>/adapters/<id>/ holds an uploaded adapter: PEFT's two files, and about.json with its name, model and owner. Where
+an owner is named, only their runs and uploads are found; the empty one finds all.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Upload:
     """Seconds since 1970."""
     sha256: str
     """Of the weights."""
+    owner: str = ""
 
     @property
     def folder(self) -> Path:
@@ -80,11 +82,11 @@ class Found(NamedTuple):
         return (self.run or self.upload or self.folder).name
 
 
-def choices(model_id: str, task: Literal["chat", "classify"] = "chat") -> list[Choice]:
-    """The adapters of a task that fit the model: those of runs, the latest first, then the uploaded ones, which all
-    chat, the latest first."""
-    runs = [run for run in RunStore().list() if _is_there(run.adapter)]
-    uploads = _list_uploads()
+def choices(model_id: str, task: Literal["chat", "classify"] = "chat", owner: str = "") -> list[Choice]:
+    """An owner's adapters of a task that fit the model: those of runs, the latest first, then the uploaded ones, which
+    all chat, the latest first."""
+    runs = [run for run in RunStore().list(owner) if _is_there(run.adapter)]
+    uploads = [upload for upload in _list_uploads() if owner in ("", upload.owner)]
     models = {run.model for run in runs} | {upload.model for upload in uploads}
     fits = {model: is_same_model(model, model_id) for model in models}
     return [
@@ -125,16 +127,16 @@ def is_id(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(f"{RUN_ID}|{UPLOAD_ID}", text) is not None
 
 
-def find_id(adapter_id: str) -> Found:
+def find_id(adapter_id: str, owner: str = "") -> Found:
     """The adapter of a `Choice`: unlike `find`, this takes no path, so that a page may pass on what it is told.
 
     Raises:
-        StudioError: there is none, or the run has no adapter yet.
+        StudioError: the owner has none of that id, or the run has no adapter yet.
     """
     if re.fullmatch(RUN_ID, adapter_id):
-        return _of_run(RunStore().get(adapter_id))
+        return _of_run(RunStore().get(adapter_id, owner))
     upload = _read_about(adapter_id) if re.fullmatch(UPLOAD_ID, adapter_id) else None
-    if upload is None:
+    if upload is None or owner not in ("", upload.owner):
         raise StudioError(f"There is no adapter {adapter_id[:40]!r}: it may have been deleted. Pick another.")
     return Found(upload.folder, None, upload)
 
@@ -203,7 +205,7 @@ def _run_in(store: RunStore, folder: Path) -> Run | None:
 # --- uploaded ones
 
 
-def import_adapter(files: Sequence[Path], name: str, model_id: str) -> Choice:
+def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str = "") -> Choice:
     """Keeps an uploaded adapter, once everything in it is checked; the model need not be loaded.
 
     Args:
@@ -227,7 +229,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str) -> Choice:
         require_finite(work)
         config.base_model_name_or_path = catalog.entry(model_id).id
         config.save_pretrained(str(work))  # in place of a file that may say anything
-        upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS))
+        upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
         (work / ABOUT).write_text(json.dumps({key: value for key, value in asdict(upload).items() if key != "id"}))
         work.rename(upload.folder)
     except AdapterError as error:
@@ -239,13 +241,13 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str) -> Choice:
     return Choice(upload_id, name)
 
 
-def delete_import(upload_id: str) -> None:
+def delete_import(upload_id: str, owner: str = "") -> None:
     """Deletes an uploaded adapter.
 
     Raises:
-        StudioError: there is none of that id, or it can't be deleted.
+        StudioError: the owner has none of that id, or it can't be deleted.
     """
-    upload = find_id(upload_id).upload
+    upload = find_id(upload_id, owner).upload
     if upload is None:
         raise StudioError("This is the adapter of a run, not an uploaded one. Delete the run.")
     gone = upload.folder.with_name(f".{upload.id}.part")  # so that it is never there in part

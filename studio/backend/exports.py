@@ -45,9 +45,9 @@ def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None
     return folder
 
 
-def exported(store: RunStore, run_id: str, kind: str) -> Path | None:
-    """Raises StudioError: there is no such run."""
-    folder = _folder(store.get(run_id), kind)
+def exported(store: RunStore, run_id: str, kind: str, owner: str = "") -> Path | None:
+    """Raises StudioError: the owner has no such run."""
+    folder = _folder(store.get(run_id, owner), kind)
     return folder if folder.is_dir() else None
 
 

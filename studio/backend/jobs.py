@@ -90,14 +90,14 @@ class Jobs:
             self._thread.join()
         self._lock.release()
 
-    def start(self, recipe: Recipe, name: str = "") -> Run:
-        """Puts a new run at the end of the queue.
+    def start(self, recipe: Recipe, name: str = "", owner: str = "") -> Run:
+        """Puts a new run of an owner at the end of the queue.
 
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
         """
         self._require_room()
-        run = self.store.create(recipe, name)
+        run = self.store.create(recipe, name, owner=owner)
         self._wake.set()
         return run
 
@@ -136,12 +136,13 @@ class Jobs:
         """The run that is being trained, by this server or in a terminal."""
         return next((run for run in self.store.list() if run.state == "running"), None)
 
-    def status(self) -> str:
-        """What the page says of it beside the model: a training run that takes from the machine, or what went wrong."""
+    def status(self, owner: str = "") -> str:
+        """What an owner's page says of it beside the model: a training run that takes from the machine, or what went
+        wrong."""
         if self.notice:
             return self.notice
         run = self._running
-        return "" if run is None else f"“{run.name}” is being trained, so answers are slower."
+        return "" if run is None else f"{name_for(owner, run)} is being trained, so answers are slower."
 
     def _require_room(self) -> None:
         limits = demo.limits()
@@ -251,6 +252,11 @@ def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
     if code < 0:
         return "interrupted", f"{child.killed(code)} It can be resumed."
     return "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
+
+
+def name_for(owner: str, run: Run) -> str:
+    """What an owner may know of a run's name."""
+    return f"“{run.name}”" if run.is_of(owner) else "Somebody else's run"
 
 
 def quota_gib() -> float:

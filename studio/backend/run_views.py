@@ -1,12 +1,13 @@
 """What pages show of training runs, read once for all who look.
 
     views = RunViews(RunStore())
-    views.listing()["runs"][0]["state"]          # all runs, the latest first
-    views.events(run_id, after=120)["events"]    # what has been added to one
-    views.comparison([first, second])["settings"]
+    views.listing(owner)["runs"][0]["state"]            # an owner's runs, the latest first; the empty owner sees all
+    views.events(run_id, after=120, owner=owner)["events"]      # what has been added to one
+    views.comparison([first, second], owner)["settings"]
 
-The list, and every run's events, are read from the disk at most once a second however many pages ask; a run that has
-ended is read no more until its row changes. All answers are plain data.
+A run of somebody else is answered like one that does not exist, unless its owner shares it: then whoever knows its id
+sees it. The list, and every run's events, are read from the disk at most once a second however many pages ask; a run
+that has ended is read no more until its row changes. All answers are plain data.
 """
 
 from __future__ import annotations
@@ -54,36 +55,39 @@ class RunViews:
         self._notice = ""
         self._histories: OrderedDict[str, _History] = OrderedDict()
 
-    def listing(self) -> dict[str, Any]:
+    def listing(self, owner: str = "") -> dict[str, Any]:
         """`{"runs": [row], "notice"}`, the latest run first; the notice says why the list can't be read. The rows read
         last then stay."""
         with self._lock:
             self._refresh()
-            return {"runs": [*self._rows.values()], "notice": self._notice}
+            rows = [row for run_id, row in self._rows.items() if self._runs[run_id].is_of(owner)]
+            return {"runs": rows, "notice": self._notice}
 
-    def events(self, run_id: str, after: int = 0) -> dict[str, Any]:
+    def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
         """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
         `after`; `more` tells that there are others, `now` is this machine's time. The row is None where there is no
-        run of that id."""
+        run of that id which the owner may see; its `mine` is false where they may only look."""
         run, row = self._find(run_id)
-        if run is None:
+        if run is None or row is None or not (run.shared or run.is_of(owner)):
             return {"run": None, "events": [], "more": False, "now": time.time()}
         events = self._history(run).after(after)
         told = [
             {"seq": each.seq, "step": each.step, "kind": each.kind, "values": self._told(each)}
             for each in events[:EVENTS_A_CALL]
         ]
+        row = row | {"mine": run.is_of(owner)}
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
-    def comparison(self, run_ids: Sequence[str]) -> dict[str, Any]:
+    def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:
         """As of `runs.compare`, or `{"error": sentence}`."""
         try:
-            return self._compare(list(dict.fromkeys(run_ids)))
+            return self._compare(list(dict.fromkeys(run_ids)), owner)
         except StudioError as error:
             return {"error": str(error)}
 
-    def _compare(self, run_ids: list[str]) -> dict[str, Any]:
-        runs = [run for run in (self._find(run_id)[0] for run_id in run_ids) if run is not None]
+    def _compare(self, run_ids: list[str], owner: str) -> dict[str, Any]:
+        found = [self._find(run_id)[0] for run_id in run_ids]
+        runs = [run for run in found if run is not None and run.is_of(owner)]
         if not 2 <= len(runs) <= COMPARED or len(runs) < len(run_ids):
             raise StudioError(f"Choose 2 to {COMPARED} runs of the list to compare.")
         histories = {run.id: self._history(run) for run in runs}
@@ -143,7 +147,7 @@ class RunViews:
         return steps if steps or run == before else _last_step_count(run.events.path)
 
     def _row(self, run: Run, place: int) -> dict[str, Any]:
-        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss")
+        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss", "shared")
         return {name: getattr(run, name) for name in names} | {
             "message": self._without_home(run.message),
             "model": _model_name(run.model),

@@ -10,8 +10,8 @@
 log.txt, checkpoints/ and adapter/, from which `mend` makes the list again. Any number of threads and processes may use
 one store.
 
-Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty owner
-is whom a terminal and a studio of one person work for: it finds all runs.
+Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty
+owner is whom a terminal and a studio of one person work for: it finds all runs.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class RunStore:
         with self._open() as db:
             row = (run_id, name, recipe.model, recipe.data, time.time(), owner)
             db.execute(
-                "INSERT INTO runs (id, name, state, model, data, created, owner) VALUES (?, ?, 'queued', ?, ?, ?, ?)", row
+                "INSERT INTO runs (id, name, state, model, data, created, owner) VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                row,
             )
             db.execute(TO_THE_END, (run_id,))
             if begin:
@@ -204,7 +205,8 @@ class RunStore:
         with self._open() as db:
             # Such an id holds none of LIKE's wildcards.
             rows = db.execute(
-                "SELECT * FROM runs WHERE id LIKE ? AND ? IN ('', owner) ORDER BY created LIMIT 9", (run_id + "%", owner)
+                "SELECT * FROM runs WHERE id LIKE ? AND ? IN ('', owner) ORDER BY created LIMIT 9",
+                (run_id + "%", owner),
             ).fetchall()
         if not rows:
             raise StudioError(f"There is no run {run_id}. Runs are listed by `python -m studio runs list`.")

@@ -1,9 +1,10 @@
 """Files that people bring for training, kept as long as a run needs them.
 
-    upload = keep(Path("/tmp/gradio/rows.csv"))     # 32 hexadecimal digits: all that a page may name
-    find(upload)                                    # <home>/uploads/<upload>/rows.csv
+    upload = keep(Path("/tmp/gradio/rows.csv"), owner)      # 32 hexadecimal digits: all that a page may name
+    find(upload, owner)                                     # <home>/uploads/<upload>/rows.csv
 
-A page knows neither paths nor other people's uploads: the number is the right to use the file.
+A page knows neither paths nor other people's uploads. Where several people use one server, only who brought a file
+finds it; the empty owner, that of a studio of one person, finds all.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from studio.backend.rows import Limits
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
 
+OWNER = ".owner"
+"""Beside the file, whose it is. No file that is brought begins with a dot."""
 UNUSED_S = 24 * 3600.0
 """How long a file is kept that no run uses."""
 
 
-def keep(file: Path) -> str:
+def keep(file: Path, owner: str = "") -> str:
     """Copies a file that arrived, under its own name.
 
     Raises:
@@ -40,27 +43,45 @@ def keep(file: Path) -> str:
             f"{file.name} has {size / 2**20:,.0f} MiB, and at most {limit / 2**20:,.0f} are read. Split it, or train "
             "from a terminal, where the file can stay where it is."
         )
-    folder = _folder() / uuid.uuid4().hex
+    folder = new_folder(owner)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        require_space(folder.parent, size)
-        folder.mkdir()
+        require_space(folder, size)
         shutil.copyfile(file, folder / _clean_name(file.name))
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise StudioError(f"{folder.parent} can't be written ({error.strerror}). Free some disk space.") from error
+        raise _full(error) from error
+    except StudioError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder.name
 
 
-def find(upload: str) -> Path:
+def new_folder(owner: str = "") -> Path:
+    """An empty one for a file that is found by the folder's name and deleted as if it had been brought.
+
+    Raises:
+        StudioError: it can't be made.
+    """
+    folder = _folder() / uuid.uuid4().hex
+    try:
+        folder.mkdir(parents=True)
+        if owner:
+            (folder / OWNER).write_text(owner, encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _full(error) from error
+    return folder
+
+
+def find(upload: str, owner: str = "") -> Path:
     """The file.
 
     Raises:
-        StudioError: there is none (any more).
+        StudioError: the owner has none of that number (any more).
     """
     folder = _folder() / upload if re.fullmatch("[0-9a-f]{32}", upload) else None
-    files = [*folder.iterdir()] if folder is not None and folder.is_dir() else []
-    if not files:
+    files = [file for file in folder.iterdir() if file.name != OWNER] if folder is not None and folder.is_dir() else []
+    if folder is None or not files or owner not in ("", _owner_of(folder)):
         raise StudioError("The uploaded file is no longer here: it is deleted a day later. Upload it again.")
     return files[0]
 
@@ -73,6 +94,15 @@ def clean(store: RunStore) -> None:
     for folder in _folder().iterdir():
         if folder not in used and time.time() - folder.stat().st_mtime > UNUSED_S:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner_of(folder: Path) -> str:
+    file = folder / OWNER
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _full(error: OSError) -> StudioError:
+    return StudioError(f"{_folder()} can't be written ({error.strerror}). Free some disk space.")
 
 
 def _folder() -> Path:

@@ -64,16 +64,18 @@ def write_answer(
     sampling: Sampling,
     cancel: threading.Event,
     adapter: Choice | None = None,
+    owner: str = "",
 ) -> Iterator[Draft]:
     """Drafts of the answer; the last one is finished. Closing the generator stops the engine.
 
     Args:
         adapter: who answers; None is the model alone.
+        owner: whose the trace is.
 
     Raises:
         StudioError: the engine refuses the conversation or the adapter, or is not ready.
     """
-    answer = Answer(model_id=engine.status().model_id or "", trace_id=traces.open())
+    answer = Answer(model_id=engine.status().model_id or "", trace_id=traces.open(owner=owner))
     if adapter is not None:
         answer = replace(answer, adapter=adapter.id, adapter_title=adapter.title)
     draft = Draft(answer=answer)

@@ -12,6 +12,8 @@ from typing import Any
 
 import gradio as gr
 
+from studio.ui.identity import owner_of
+
 ROW_FILES = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
 STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that what is kept outlives the server
 
@@ -67,4 +69,5 @@ def forgetting(name: str) -> str:
 
 
 def session(request: gr.Request) -> str:
-    return request.session_hash or ""
+    """Of one page that is open; nobody can name that of somebody else."""
+    return f"{owner_of(request)} {request.session_hash or ''}"

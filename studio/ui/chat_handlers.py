@@ -24,6 +24,7 @@ from studio.ui import conversation as talk
 from studio.ui.answering import Draft, write_answer
 from studio.ui.conversation import Answer, Conversation, Reply
 from studio.ui.conversation_file import export_conversation, import_conversation
+from studio.ui.identity import Owned
 from studio.ui.messages import chat_messages, heading, pending_message, statistics
 from studio.ui.picked_adapter import Picked, fitting, offered, read_picked
 from studio.ui.routing_panel import message as routing_message
@@ -109,7 +110,7 @@ class Asked:
         return shown._replace(base_chat=base_chat, base_stats=statistics(self.base.answer))
 
 
-class ChatHandlers:
+class ChatHandlers(Owned):
     """`picked` is what `picked_adapter.read_picked` reads."""
 
     def __init__(self, engine: Engine) -> None:
@@ -168,7 +169,7 @@ class ChatHandlers:
         Args:
             wanted: the id of an adapter to pick instead, such as one that the page's address names.
         """
-        choices, picked = offered(self.engine.status().model_id), read_picked(stored)
+        choices, picked = self._offered(), read_picked(stored)
         fit = [adapter for _, adapter in choices]
         if wanted and wanted in fit:
             return replace(picked, adapter=wanted), choices
@@ -187,7 +188,8 @@ class ChatHandlers:
 
     def import_file(self, data: bytes, session: str, picked: Any = None) -> Shown:
         self.running.check_idle(session)
-        return self._restored(import_conversation(data, traces.open), None, picked)
+        conversation = import_conversation(data, lambda trace: traces.open(trace, self.owner))
+        return self._restored(conversation, None, picked)
 
     def show_routing(self, stored: str, number: int, on_base_side: bool = False) -> Shown:
         """The routing of answer `number`, computed again where it is no longer known."""
@@ -208,6 +210,9 @@ class ChatHandlers:
         after = [number for number, place in enumerate(places) if place >= index]
         return self.show_routing(stored, after[0], on_base_side) if after else Shown()
 
+    def _offered(self) -> list[tuple[str, str]]:
+        return offered(self.engine.status().model_id, self.owner)
+
     def _opened(self, stored: str, system: str) -> Conversation:
         return replace(talk.from_json(stored), system=talk.checked_text(system or "", "system prompt"))
 
@@ -215,7 +220,7 @@ class ChatHandlers:
         self, before: Conversation, conversation: Conversation, settings: list[Any], stored_picked: Any
     ) -> Asked:
         picked, sampling = read_picked(stored_picked), read_sampling(*settings)
-        adapter = fitting(picked.adapter, self.engine.status().model_id)
+        adapter = fitting(picked.adapter, self.engine.status().model_id, self.owner)
         if picked.beside and sampling.seed is None:
             sampling = replace(sampling, seed=random.randrange(2**31))  # one for both
         in_view = picked.beside or before.has_base_side
@@ -239,11 +244,13 @@ class ChatHandlers:
     def _drafts(self, asked: Asked, run: Run) -> Iterator[tuple[Asked, Shown]]:
         """The adapter's answer first, so that a conversation that is stopped early goes on with it."""
         shown, number, sent_rows = 0, len(asked.conversation.answers()), [0, 0]
-        for draft in write_answer(self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter):
+        for draft in write_answer(
+            self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner
+        ):
             if run.discarded:
                 continue
             asked = replace(asked, own=draft)
-            trace = traces.get(draft.answer.trace_id)
+            trace = traces.get(draft.answer.trace_id, self.owner)
             routing = None
             if trace is not None:
                 # From where the message before the last one ended: an update that Gradio merges loses nothing.
@@ -255,7 +262,7 @@ class ChatHandlers:
             return
         yield asked, Shown(stored=talk.to_json(asked.answered()))
         base_side = asked.conversation.base_side()
-        for draft in write_answer(self.engine, base_side, asked.sampling, run.cancel):
+        for draft in write_answer(self.engine, base_side, asked.sampling, run.cancel, owner=self.owner):
             if run.discarded:
                 continue
             asked = replace(asked, base=draft)
@@ -275,7 +282,7 @@ class ChatHandlers:
         shown = self._shown(conversation, asked)._replace(
             stored=talk.to_json(conversation), box=idle(), stats=statistics(answer)
         )
-        trace = traces.get(answer.trace_id) if answer.adapter else None
+        trace = traces.get(answer.trace_id, self.owner) if answer.adapter else None
         if trace is None:
             return shown
         number = len(asked.conversation.answers())
@@ -285,7 +292,7 @@ class ChatHandlers:
         """Everything on the page from a conversation; `text` goes into the text box."""
         places = conversation.answers()
         answer = conversation.turns[places[-1]].answer if places else None
-        trace = traces.get(answer.trace_id) if answer else None
+        trace = traces.get(answer.trace_id, self.owner) if answer else None
         routing = nothing("Click an answer, and its routing is computed again." if places else "")
         if answer is not None and trace is not None:
             last, adapted = len(places) - 1, bool(answer.adapter)
@@ -307,7 +314,7 @@ class ChatHandlers:
             return Shown(title=gr.update(visible=False), base_side=gr.update(visible=False))
         titles = [turn.answer.adapter_title for turn in conversation.turns if turn.answer and turn.answer.adapter]
         if picked.adapter:
-            titles += [title for title, adapter in offered(self.engine.status().model_id) if adapter == picked.adapter]
+            titles += [title for title, adapter in self._offered() if adapter == picked.adapter]
         title = gr.update(value=heading(titles[-1] if titles else "Adapter"), visible=True)
         return self._both(conversation)._replace(chat=None, title=title, base_side=gr.update(visible=True))
 
@@ -338,7 +345,7 @@ class ChatHandlers:
         if trace is None:
             raise StudioError(_why_lost(answer, self.engine.status().model_id))
         if recomputed:
-            answer = replace(answer, trace_id=traces.open(trace))
+            answer = replace(answer, trace_id=traces.open(trace, self.owner))
             conversation = talk.with_answer(conversation, places[number], answer, on_base_side)
         if compared:
             self._compare(answer)
@@ -352,7 +359,7 @@ class ChatHandlers:
 
     def _compare(self, answer: Answer) -> None:
         """Has the base route the tokens of an adapter's answer, for the panel to show what is otherwise."""
-        trace = traces.get(answer.trace_id)
+        trace = traces.get(answer.trace_id, self.owner)
         if trace is None or traces.base(answer.trace_id) is not None:
             return
         if answer.model_id != self.engine.status().model_id:
@@ -366,10 +373,10 @@ class ChatHandlers:
 
     def _trace(self, answer: Answer) -> tuple[RoutingTrace | None, bool]:
         """The trace of an answer, and whether it had to be computed again; None where that is impossible."""
-        trace, model_id = traces.get(answer.trace_id), self.engine.status().model_id
+        trace, model_id = traces.get(answer.trace_id, self.owner), self.engine.status().model_id
         if trace is not None or not answer.token_ids or answer.model_id != model_id:
             return trace, False
-        if answer.adapter and answer.adapter not in [adapter for _, adapter in offered(model_id)]:
+        if answer.adapter and answer.adapter not in [adapter for _, adapter in self._offered()]:
             return None, False
         return self.engine.replay(answer.token_ids, answer.prompt_tokens, adapter=answer.adapter or None), True
 

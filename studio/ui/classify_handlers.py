@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
@@ -34,6 +33,7 @@ from studio.ui import classify_view as view
 from studio.ui import evaluation_view
 from studio.ui.classify_form import Form, split_texts
 from studio.ui.downloads import LABELLED_ENDING, labelled_file
+from studio.ui.identity import Owned
 from studio.ui.picked_adapter import offered
 from studio.ui.routing_panel import message, nothing
 from studio.ui.running import Running
@@ -82,7 +82,7 @@ class Taken(NamedTuple):
         return [name for name in self.columns if name != self.column]
 
 
-class ClassifyHandlers:
+class ClassifyHandlers(Owned):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.zero_shot = ZeroShot(engine)
@@ -93,7 +93,7 @@ class ClassifyHandlers:
     def choices(self) -> list[tuple[str, str]]:
         """(title, id): the model alone, with an adapter, and the trained classifiers."""
         trained = [(f"{choice.title}{TRAINED}", choice.id) for choice in self._trained()]
-        return [*offered(self.engine.status().model_id), *trained]
+        return [*offered(self.engine.status().model_id, self.owner), *trained]
 
     def is_trained(self, chosen: str) -> bool:
         """Whether its labels were learned."""
@@ -101,7 +101,7 @@ class ClassifyHandlers:
 
     def _trained(self) -> list[adapters.Choice]:
         model_id = self.engine.status().model_id
-        return [] if model_id is None else adapters.choices(model_id, "classify")
+        return [] if model_id is None else adapters.choices(model_id, "classify", self.owner)
 
     def _classifier(self, form: Form) -> _Labels | TrainedHead:
         """Raises StudioError: labels or template can't be used, or what is chosen is gone."""
@@ -153,7 +153,7 @@ class ClassifyHandlers:
                 raise
         # By now the next one may begin, even before the page has taken this.
         stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts are classified."
-        yield Shown(view.shown(done, stopped), _routing(done) if single else None)
+        yield Shown(view.shown(done, stopped), _routing(done, self.owner) if single else None)
 
     def stop(self, session: str) -> None:
         self._texts.stop(session)
@@ -166,7 +166,7 @@ class ClassifyHandlers:
         Raises:
             StudioError: it is too large, or nothing of it can be read.
         """
-        upload = uploads.keep(file)
+        upload = uploads.keep(file, self.owner)
         return self._taken(upload, file.name[:80])
 
     def taken(self, form: Form) -> Taken | None:
@@ -181,7 +181,7 @@ class ClassifyHandlers:
         return taken._replace(true_column=form.true_column if form.true_column in taken.label_columns else "")
 
     def _taken(self, upload: str, name: str) -> Taken:
-        columns = column_names(uploads.find(upload))
+        columns = column_names(uploads.find(upload, self.owner))
         column = _named_like("text", columns) or (columns[0] if len(columns) == 1 else None)
         taken = Taken(upload, name, columns, column)
         return taken._replace(true_column=_named_like("label", taken.label_columns) or "")
@@ -197,13 +197,12 @@ class ClassifyHandlers:
             raise StudioError("There is no file to classify. Upload one first.")
         if form.true_column and form.true_column == form.column:
             raise StudioError(f"{form.column!r} holds the texts: choose another column of the true labels, or none.")
-        source = uploads.find(form.upload)
+        source = uploads.find(form.upload, self.owner)
         with self._files.answer(session) as run:
             classifier = self._classifier(form)
-            result = uuid.uuid4().hex
             # Beside the uploads, with which it is deleted after a day.
-            folder = source.parent.with_name(result)
-            folder.mkdir()
+            folder = uploads.new_folder(self.owner)
+            result = folder.name
             yield FileShown(view.waiting("Reading the file …", busy=True), result)
             test = _test(classifier, form.true_column)
             job = _FileJob(source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel, test)
@@ -229,7 +228,7 @@ class ClassifyHandlers:
 
     def earlier(self, result: object) -> str:
         """The file that an earlier visit left, as HTML; nothing where there is none."""
-        file = labelled_file(result)
+        file = labelled_file(result, self.owner)
         return "" if file is None else view.earlier(file.name, str(result))
 
 
@@ -257,13 +256,13 @@ def _test(classifier: _Labels | TrainedHead, column: str) -> evaluation.FileTest
     return evaluation.FileTest(problem, classifier.labels, column)
 
 
-def _routing(done: list[Prediction]) -> str | None:
+def _routing(done: list[Prediction], owner: str) -> str | None:
     if not done:
         return None
     trace = done[0].trace
     if trace is None:
         return nothing()
-    return message(traces.open(trace), trace, 0, 0, 0, picked=True)
+    return message(traces.open(trace, owner), trace, 0, 0, 0, picked=True)
 
 
 @dataclass

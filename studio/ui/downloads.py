@@ -22,6 +22,7 @@ from studio.backend.exports import KINDS, exported
 from studio.backend.runs import RunStore
 from studio.backend.uploads import find
 from studio.errors import StudioError
+from studio.ui.identity import owner_of
 
 BLOCK = 1 << 20
 LABELLED_ENDING = ".labelled.csv"
@@ -32,7 +33,8 @@ def routes(store: RunStore) -> list[Route]:
         run_id, kind = request.path_params["run_id"], request.path_params["kind"]
         try:
             # By its whole id: the store itself takes its first characters too.
-            folder = exported(store, run_id, kind) if kind in KINDS and len(run_id) == 36 else None
+            is_asked_well = kind in KINDS and len(run_id) == 36
+            folder = exported(store, run_id, kind, owner_of(request)) if is_asked_well else None
         except StudioError:
             folder = None
         if folder is None:
@@ -49,7 +51,7 @@ def routes(store: RunStore) -> list[Route]:
 
 def labelled(request: Request) -> Response:
     """A classified file, or as much of it as is written."""
-    file = labelled_file(request.path_params["result"])
+    file = labelled_file(request.path_params["result"], owner_of(request))
     if file is None:
         return PlainTextResponse("There is no such file (any more): it is deleted a day later. Classify it again.", 404)
     headers = {
@@ -58,10 +60,10 @@ def labelled(request: Request) -> Response:
     return StreamingResponse(_blocks(file), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def labelled_file(result: object) -> Path | None:
-    """The classified file of this id: 32 hexadecimal digits, which only who had it made knows."""
+def labelled_file(result: object, owner: str = "") -> Path | None:
+    """The owner's classified file of this id, 32 hexadecimal digits."""
     try:
-        file = find(result) if isinstance(result, str) else None
+        file = find(result, owner) if isinstance(result, str) else None
     except StudioError:
         return None
     return file if file is not None and file.name.endswith(LABELLED_ENDING) else None

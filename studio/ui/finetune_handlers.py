@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from studio.backend import catalog, demo, exports, hub, uploads
 from studio.backend.child import run_json
 from studio.backend.data import formats
+from studio.backend.jobs import name_for
 from studio.backend.preview import Preview, fields_of, preview
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
 from studio.ui import audit_view, card, data_preview, export_view
+from studio.ui.identity import Owned
 from studio.ui.offered_models import offered
 from studio.ui.run_draft import OF_DATA, OWN_FILE, Draft
 
@@ -58,10 +60,11 @@ class Seen(NamedTuple):
     """By field, every one of `FIELDS`."""
 
 
-class FinetuneHandlers:
+class FinetuneHandlers(Owned):
     def __init__(self, engine: Engine, jobs: Jobs) -> None:
         self.engine, self.jobs = engine, jobs
-        self._started: OrderedDict[str, str] = OrderedDict()
+        self._started: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """By owner and ticket."""
         self._starting = threading.Lock()
 
     def models(self) -> list[tuple[str, str]]:
@@ -77,14 +80,14 @@ class FinetuneHandlers:
 
     def upload(self, draft: Draft, file: Path) -> Draft:
         """The draft with a file that was just uploaded."""
-        upload = uploads.keep(file)
+        upload = uploads.keep(file, self.owner)
         return replace(draft, source=OWN_FILE, upload=upload, file=file.name[:80], format="auto", columns={})
 
     def look(self, draft: Draft) -> Seen:
         """The data as it would be trained on."""
         if draft.source == OWN_FILE and not draft.upload:
             return Seen(data_preview.waiting(), _mapping(draft, None))
-        seen = preview(draft.recipe(self._model_ids(), OF_DATA))
+        seen = preview(draft.recipe(self._model_ids(), OF_DATA, self.owner))
         return Seen(data_preview.shown(seen), _mapping(draft, seen))
 
     def command(self, draft: Draft) -> str:
@@ -118,7 +121,8 @@ class FinetuneHandlers:
         """What would train, and what it would take, found in a process of its own; closing the iterator ends that."""
         recipe = self._usable(draft)
         training = self.jobs.training()
-        note = "" if training is None else f"“{training.name}” is being trained: the time is measured beside it."
+        whose = "" if training is None else name_for(self.owner, training)
+        note = f"{whose} is being trained: the time is measured beside it." if whose else ""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.yaml"
             file.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -134,12 +138,13 @@ class FinetuneHandlers:
     def start(self, draft: Draft, ticket: str) -> Run:
         """Queues the run. The same ticket, as from a button that was pressed twice, gives the same run."""
         # The rows are read before the lock is taken: a large file of one person holds up nobody else.
-        recipe = None if ticket in self._started else self._usable(draft)
+        key = self.owner, ticket
+        recipe = None if key in self._started else self._usable(draft)
         with self._starting:
-            if recipe is None or ticket in self._started:
-                return self.jobs.store.get(self._started[ticket])
-            run = self.jobs.start(recipe, draft.name)
-            self._started[ticket] = run.id
+            if recipe is None or key in self._started:
+                return self.jobs.store.get(self._started[key])
+            run = self.jobs.start(recipe, draft.name, self.owner)
+            self._started[key] = run.id
             while len(self._started) > TICKETS:
                 self._started.popitem(last=False)
             return run
@@ -148,7 +153,7 @@ class FinetuneHandlers:
         return uuid.uuid4().hex
 
     def _recipe(self, draft: Draft) -> Recipe:
-        return draft.recipe(self._model_ids())
+        return draft.recipe(self._model_ids(), owner=self.owner)
 
     def _model_ids(self) -> list[str]:
         return list(offered(self.engine))
@@ -204,10 +209,10 @@ class FinetuneHandlers:
         return hub.push(folder, repo.strip(), token.strip(), private=not public)
 
     def _run(self, run_id: str) -> Run:
-        """By its whole id, which on a page is the right to it."""
+        """By its whole id."""
         if not re.fullmatch(r"[0-9a-f-]{36}", run_id):
             raise StudioError("There is no such run. Reload the page.")
-        return self.jobs.store.get(run_id)
+        return self.jobs.store.get(run_id, self.owner)
 
     def exportable(self, run_id: str) -> Run | None:
         """The run, where it has an adapter to export."""

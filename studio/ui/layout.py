@@ -17,6 +17,7 @@ from studio.backend.exposure import Exposure
 from studio.registry import discover
 from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
+from studio.ui.identity import Identity, owner_of, secret, serves_several
 from studio.ui.limits import UPLOAD_BYTES, Bodies, Rates
 from studio.ui.login import login_of
 from studio.ui.request_ids import RequestIds
@@ -64,12 +65,12 @@ def _asked_for(request: gr.Request) -> Any:
 def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
-        status = gr.HTML(banner(engine.status(), jobs.status()), elem_id="status", js_on_load=None)
+        status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
     if note := demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
 
-    def poll(before: str) -> Any:
-        now = banner(engine.status(), jobs.status())
+    def poll(request: gr.Request, before: str) -> Any:
+        now = banner(engine.status(), jobs.status(owner_of(request)))
         return gr.skip() if now == before else now
 
     gr.Timer(1.5).tick(poll, status, status, **PRIVATE)
@@ -80,6 +81,9 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
 
     Args:
         exposure: who reaches the page; without it, this machine alone.
+
+    Raises:
+        StudioError: the key of the visitors' cookies can't be read or made.
     """
     exposure = exposure or Exposure()
     accounts = exposure.accounts()
@@ -97,11 +101,11 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
         "mcp_server": False,
         "max_file_size": UPLOAD_BYTES,
         "footer_links": ["settings"],
-        "app_kwargs": {"middleware": _middleware(exposure), "routes": routes(jobs.store)},
+        "app_kwargs": {"middleware": _middleware(exposure, jobs.store.home), "routes": routes(jobs.store)},
     }
 
 
-def _middleware(exposure: Exposure) -> list[Middleware]:
+def _middleware(exposure: Exposure, home: Path) -> list[Middleware]:
     """In the order in which a request passes."""
     accounts = exposure.accounts()
     guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
@@ -112,5 +116,6 @@ def _middleware(exposure: Exposure) -> list[Middleware]:
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
+        Middleware(Identity, secret=secret(home) if serves_several(exposure) else None),
         Middleware(Bodies, folder=Path(get_upload_folder())),
     ]

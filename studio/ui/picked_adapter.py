@@ -37,9 +37,9 @@ def read_picked(stored: Any) -> Picked:
     return Picked(adapter, bool(adapter) and stored.get("beside") is True)
 
 
-def offered(model_id: str | None) -> list[tuple[str, str]]:
-    """The picker's choices: title and id, the base first."""
-    fit = [] if model_id is None else adapters.choices(model_id)
+def offered(model_id: str | None, owner: str = "") -> list[tuple[str, str]]:
+    """The picker's choices for an owner: title and id, the base first."""
+    fit = [] if model_id is None else adapters.choices(model_id, owner=owner)
     return [(choice.title, choice.id) for choice in (NONE, *fit)]
 
 
@@ -50,15 +50,15 @@ def still_listed(choices: list[tuple[str, str]], listed: list[tuple[str, str]]) 
     return choices + gone
 
 
-def fitting(adapter_id: str, model_id: str | None) -> Choice | None:
-    """The adapter of this id; None is the model alone.
+def fitting(adapter_id: str, model_id: str | None, owner: str = "") -> Choice | None:
+    """The owner's adapter of this id; None is the model alone.
 
     Raises:
-        StudioError: it is gone, or of another model.
+        StudioError: there is none (any more), or it is of another model.
     """
     if not adapter_id:
         return None
-    title = {identity: title for title, identity in offered(model_id)}.get(adapter_id)
+    title = {identity: title for title, identity in offered(model_id, owner)}.get(adapter_id)
     if title is None:
         raise StudioError(
             f"The adapter that is picked does not fit {model_id}: it was deleted or is of another model. Pick another "

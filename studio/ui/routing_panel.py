@@ -23,6 +23,7 @@ from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flip_shares, flips
 from studio.analysis.load import Unit, strongest
 from studio.registry import discover
+from studio.ui.identity import owner_of
 from studio.ui.trace_store import traces
 
 HERE = Path(__file__).parent
@@ -106,15 +107,15 @@ def message(
     return json.dumps(told)
 
 
-def rows(request: Any) -> dict[str, Any]:
+def rows(asked: Any, request: gr.Request) -> dict[str, Any]:
     """Called by the page with `[trace_id, start]`: up to `FETCHED` rows from there on, or nothing.
 
     With `[trace_id, start, "base"]` they are not the trace's, but what is otherwise in the base.
     """
-    if not (isinstance(request, list) and len(request) in (2, 3) and isinstance(request[0], str)):
+    if not (isinstance(asked, list) and len(asked) in (2, 3) and isinstance(asked[0], str)):
         return {}
-    trace_id, start, *part = request
-    trace = traces.get(trace_id)
+    trace_id, start, *part = asked
+    trace = traces.get(trace_id, owner_of(request))
     if trace is None or type(start) is not int or not 0 <= start < len(trace) or part not in ([], ["base"]):
         return {}
     tokens = slice(start, start + FETCHED)

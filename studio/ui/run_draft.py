@@ -44,14 +44,16 @@ class Draft:
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
-    def recipe(self, models: Collection[str], names: Collection[str] = NAMES) -> Recipe:
-        """The settings of the run; all but those of these names have their defaults.
+    def recipe(self, models: Collection[str], names: Collection[str] = NAMES, owner: str = "") -> Recipe:
+        """The settings of an owner's run; all but those of these names have their defaults.
 
         Raises:
             StudioError: no data, a model that is not among these, or bad settings, all of them named at once.
         """
         settings = {name: value for name, value in read_form(self.settings).items() if name in names}
-        recipe = Recipe.from_settings(settings | {"format": self.format, "columns": self.columns, "data": self._data()})
+        recipe = Recipe.from_settings(
+            settings | {"format": self.format, "columns": self.columns, "data": self._data(owner)}
+        )
         # A model may also be a folder, for the command line; a page must not choose any folder of the server.
         if recipe.model not in models:
             raise StudioError(f"The model {recipe.model[:80]!r} is not in the list. Choose one of {', '.join(models)}.")
@@ -71,12 +73,12 @@ class Draft:
             draft = replace(draft, format=recipe.format, columns=recipe.columns)
         return draft
 
-    def _data(self) -> str:
+    def _data(self, owner: str) -> str:
         if self.source != OWN_FILE:
             return self.source
         if not self.upload:
             raise StudioError("Upload a file with your rows first, or choose a sample.")
-        return str(uploads.find(self.upload))
+        return str(uploads.find(self.upload, owner))
 
 
 def from_json(stored: Any) -> Draft:

@@ -19,6 +19,7 @@ from typing import Any
 import gradio as gr
 
 from studio.backend.run_views import RunViews
+from studio.ui.identity import owner_of
 
 HERE = Path(__file__).parent
 SCRIPTS = (
@@ -32,17 +33,18 @@ def runs_panel(views: RunViews) -> gr.HTML:
 
     # Named unlike the component's own attributes, of which gr.HTML makes them members.
     def run_list(asked: Any, request: gr.Request) -> dict[str, Any]:
-        return views.listing()
+        return views.listing(owner_of(request))
 
     def run_events(asked: Any, request: gr.Request) -> dict[str, Any]:
         """Called by the page with `[run id, last seq that it has]`."""
         if not (isinstance(asked, list) and len(asked) == 2 and _is_id(asked[0]) and _is_count(asked[1])):
             return {"run": None, "events": [], "more": False, "now": time.time()}
-        return views.events(*asked)
+        return views.events(asked[0], asked[1], owner_of(request))
 
     def run_comparison(asked: Any, request: gr.Request) -> dict[str, Any]:
         """Called by the page with run ids."""
-        return views.comparison(asked if isinstance(asked, list) and all(map(_is_id, asked)) else [])
+        run_ids = asked if isinstance(asked, list) and all(map(_is_id, asked)) else []
+        return views.comparison(run_ids, owner_of(request))
 
     return gr.HTML(
         value="",

@@ -1,8 +1,8 @@
 """The one place where the traces of answers live: this process's memory, oldest use out first.
 
-trace_id = traces.open()             # the server makes the ids; knowing one is the right to read the trace
+trace_id = traces.open(owner=owner)  # the server makes the ids
 traces.append(trace_id, event.trace)
-traces.get(trace_id)                 # None once it was dropped
+traces.get(trace_id, owner)          # None once it was dropped, and for everybody else; the empty owner gets all
 traces.compare(trace_id, base)       # the base's routing of the same tokens, for `base` to give back
 """
 
@@ -25,13 +25,14 @@ class TraceStore:
         self._parts: OrderedDict[str, list[RoutingTrace]] = OrderedDict()
         self._bases: dict[str, RoutingTrace] = {}
         self._sizes: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def open(self, trace: RoutingTrace | None = None) -> str:
-        """A new trace, empty or this one."""
+    def open(self, trace: RoutingTrace | None = None, owner: str = "") -> str:
+        """A new trace of an owner, empty or this one."""
         trace_id = uuid.uuid4().hex
         with self._lock:
-            self._parts[trace_id], self._sizes[trace_id] = [], 0
+            self._parts[trace_id], self._sizes[trace_id], self._owners[trace_id] = [], 0, owner
         if trace is not None:
             self.append(trace_id, trace)
         return trace_id
@@ -46,10 +47,10 @@ class TraceStore:
             self._parts.move_to_end(trace_id)
             self._drop_oldest()
 
-    def get(self, trace_id: str) -> RoutingTrace | None:
+    def get(self, trace_id: str, owner: str = "") -> RoutingTrace | None:
         with self._lock:
             parts = self._parts.get(trace_id)
-            if not parts:
+            if not parts or owner not in ("", self._owners[trace_id]):
                 return None
             if len(parts) > 1:
                 parts[:] = [RoutingTrace.concatenate(parts)]
@@ -77,7 +78,7 @@ class TraceStore:
     def _drop_oldest(self) -> None:
         while len(self._parts) > 1 and sum(self._sizes.values()) > self.capacity_bytes:
             dropped, _ = self._parts.popitem(last=False)
-            del self._sizes[dropped]
+            del self._sizes[dropped], self._owners[dropped]
             self._bases.pop(dropped, None)
 
 

@@ -14,6 +14,7 @@ from studio.backend import adapters
 from studio.errors import StudioError
 from studio.ui import browser
 from studio.ui.chat_handlers import ChatHandlers
+from studio.ui.identity import owner_of
 from studio.ui.markdown import as_text
 from studio.ui.messages import heading
 from studio.ui.offered_models import offered as offered_models
@@ -148,7 +149,7 @@ class _Page:
 
 
 def _wire(page: _Page, engine: Engine) -> None:
-    handlers = ChatHandlers(engine)
+    everybodys = ChatHandlers(engine)
     shown = page.outputs()
     asking = [page.stored, page.system, page.picked, *page.sampling]
     picking = [page.adapter, page.beside, page.picked, page.listed]
@@ -160,7 +161,9 @@ def _wire(page: _Page, engine: Engine) -> None:
     def send(
         request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.send(text, stored, system, browser.session(request), list(settings), picked):
+        for values in everybodys.of(request).send(
+            text, stored, system, browser.session(request), list(settings), picked
+        ):
             yield values.values()
 
     @shows_errors
@@ -168,12 +171,14 @@ def _wire(page: _Page, engine: Engine) -> None:
         request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = example.value.get("text") if isinstance(example.value, dict) else ""
-        for values in handlers.send(text or "", stored, system, browser.session(request), list(settings), picked):
+        for values in everybodys.of(request).send(
+            text or "", stored, system, browser.session(request), list(settings), picked
+        ):
             yield values.values()
 
     @shows_errors
     def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in handlers.retry(stored, system, browser.session(request), list(settings), picked):
+        for values in everybodys.of(request).retry(stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
@@ -181,28 +186,27 @@ def _wire(page: _Page, engine: Engine) -> None:
         request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = as_text(edited.value) if isinstance(edited.value, str) else ""
-        for values in handlers.edit(
-            _index(edited.index), text, stored, system, browser.session(request), list(settings), picked
-        ):
+        handlers, session = everybodys.of(request), browser.session(request)
+        for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
             yield values.values()
 
     @shows_errors
     def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
-        return handlers.undo(stored, browser.session(request), picked).values()
+        return everybodys.of(request).undo(stored, browser.session(request), picked).values()
 
     @shows_errors
     def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
-        return handlers.clear(browser.session(request), picked).values()
+        return everybodys.of(request).clear(browser.session(request), picked).values()
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        handlers.stop(browser.session(request))
+        everybodys.of(request).stop(browser.session(request))
 
     @shows_errors
     def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
         wanted = request.query_params.get("adapter")
-        picked, choices = handlers.pick(kept, wanted)
-        shown = handlers.open_page(stored, picked.kept())
+        picked, choices = everybodys.of(request).pick(kept, wanted)
+        shown = everybodys.of(request).open_page(stored, picked.kept())
         if wanted and wanted != picked.adapter:
             shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
         return (*shown.values(), *_picker(picked, choices), engine.status().model_id)
@@ -213,53 +217,53 @@ def _wire(page: _Page, engine: Engine) -> None:
             gr.Warning(escape(notice))
 
     @shows_errors
-    def refresh(kept: Any) -> tuple[Any, ...]:
-        return _picker(*handlers.pick(kept))
+    def refresh(request: gr.Request, kept: Any) -> tuple[Any, ...]:
+        return _picker(*everybodys.of(request).pick(kept))
 
     @shows_errors
-    def open_list(listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(offered(engine.status().model_id), listed)
+    def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
+        choices = still_listed(offered(engine.status().model_id, owner_of(request)), listed)
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors
-    def arrange(stored: str, kept: Any) -> tuple[Any, ...]:
+    def arrange(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
         picked = read_picked(kept)
         # A switch that was turned on meanwhile stays on.
         switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
-        return (*handlers.arrange(stored, kept).values(), switch)
+        return (*everybodys.of(request).arrange(stored, kept).values(), switch)
 
     @shows_errors
-    def upload(files: list[str], name: str) -> tuple[Any, ...]:
+    def upload(request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
         model_id = engine.status().model_id
         if model_id is None:
             raise StudioError("An adapter needs its model. Load one first, under Advanced.")
-        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id)
+        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
         gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
-        return (*_picker(*handlers.pick(None, choice.id)), "")
+        return (*_picker(*everybodys.of(request).pick(None, choice.id)), "")
 
     @shows_errors
     def export(request: gr.Request, stored: str) -> str:
-        return handlers.export_file(stored, browser.session(request))
+        return everybodys.of(request).export_file(stored, browser.session(request))
 
     @shows_errors
     def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
-        return handlers.import_file(data, browser.session(request), picked).values()
+        return everybodys.of(request).import_file(data, browser.session(request), picked).values()
 
     @shows_errors
-    def select(stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return handlers.show_message(stored, _index(chosen.index)).values()
+    def select(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_message(stored, _index(chosen.index)).values()
 
     @shows_errors
-    def select_base(stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return handlers.show_message(stored, _index(chosen.index), on_base_side=True).values()
+    def select_base(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
 
     @shows_errors
-    def compare(stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return handlers.compare(stored, chosen._data.get("answer")).values()
+    def compare(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return everybodys.of(request).compare(stored, chosen._data.get("answer")).values()
 
     @shows_errors
-    def pick(stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return handlers.show_routing(stored, chosen._data.get("answer")).values()
+    def pick(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_routing(stored, chosen._data.get("answer")).values()
 
     @shows_errors
     def choose_model(model_id: str, precision: Any) -> None:

@@ -171,10 +171,10 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 
-def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
-    def arranged(by: str) -> tuple[Any, Any]:
+def _wire_form(page: _Page, everybodys: ClassifyHandlers) -> None:
+    def arranged(request: gr.Request, by: str) -> tuple[Any, Any]:
         """Labels and template, and the sentence in their place."""
-        trained = handlers.is_trained(by)
+        trained = everybodys.of(request).is_trained(by)
         return gr.update(visible="hidden" if trained else True), gr.update(visible=True if trained else "hidden")
 
     @shows_errors
@@ -188,20 +188,21 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         return TEMPLATES.get(name, gr.skip())
 
     @shows_errors
-    def arrange(by: str) -> tuple[Any, ...]:
-        return *arranged(by), handlers.quality(by)
+    def arrange(request: gr.Request, by: str) -> tuple[Any, ...]:
+        return *arranged(request, by), everybodys.of(request).quality(by)
 
     @shows_errors
-    def open_list(listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(handlers.choices(), listed)
+    def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
+        choices = still_listed(everybodys.of(request).choices(), listed)
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors
-    def open_page(stored: Any, result: Any, request: gr.Request) -> list[Any]:
+    def open_page(request: gr.Request, stored: Any, result: Any) -> list[Any]:
         try:
             form = read_form(stored)
         except StudioError:
             form = Form()
+        handlers = everybodys.of(request)
         if asked := request.query_params.get("classifier"):
             form = replace(form, by=asked)
         choices = still_listed(handlers.choices(), [])
@@ -211,7 +212,7 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
         earlier, hint = handlers.earlier(result), view.waiting(view.READY if taken else view.FILE_HINT)
         return [
             form.labels, form.template, template_name(form.template), form.calibrate, form.one_a_line,
-            gr.update(choices=choices, value=by), choices, *arranged(by), handlers.quality(by), *file,
+            gr.update(choices=choices, value=by), choices, *arranged(request, by), handlers.quality(by), *file,
             earlier or hint,
         ]  # fmt: skip
 
@@ -233,13 +234,13 @@ def _wire_form(page: _Page, handlers: ClassifyHandlers) -> None:
     browser.page().load(open_page, list(page.kept), opened, **AT_ONCE).then(
         None, page.listed, page.listed, js=browser.forgetting("classifier"), **AT_ONCE
     )
-    page.bring.upload(_taking(handlers), page.bring, [*page.file_controls(), page.file_result], **QUIET)
+    page.bring.upload(_taking(everybodys), page.bring, [*page.file_controls(), page.file_result], **QUIET)
 
 
-def _taking(handlers: ClassifyHandlers) -> Any:
+def _taking(everybodys: ClassifyHandlers) -> Any:
     @shows_errors
-    def take(file: str) -> list[Any]:
-        return [*_file_controls(handlers.take(Path(file))), view.waiting(view.READY)]
+    def take(request: gr.Request, file: str) -> list[Any]:
+        return [*_file_controls(everybodys.of(request).take(Path(file))), view.waiting(view.READY)]
 
     return take
 
@@ -253,12 +254,12 @@ def _file_controls(taken: Taken) -> list[Any]:
     return [taken.upload, taken.name, button, column, true_column, gr.update(visible=True)]
 
 
-def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
+def _wire_texts(page: _Page, everybodys: ClassifyHandlers) -> None:
     shown = [page.result, page.routing, page.stop]
 
     @shows_errors
     def classify(request: gr.Request, text: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in handlers.classify(text, _form(values), browser.session(request)):
+        for now in everybodys.of(request).classify(text, _form(values), browser.session(request)):
             yield _texts(now)
 
     @shows_errors
@@ -270,7 +271,7 @@ def _wire_texts(page: _Page, handlers: ClassifyHandlers) -> None:
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        handlers.stop(browser.session(request))
+        everybodys.of(request).stop(browser.session(request))
 
     # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are
     # classified is told so, where Gradio would do nothing.
@@ -289,21 +290,21 @@ def _texts(now: Shown) -> tuple[Any, ...]:
     return now.result, gr.skip() if now.routing is None else now.routing, gr.update(interactive=True)
 
 
-def _wire_file(page: _Page, handlers: ClassifyHandlers) -> None:
+def _wire_file(page: _Page, everybodys: ClassifyHandlers) -> None:
     @shows_errors
     def classify_file(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in handlers.classify_file(_form(values), browser.session(request)):
+        for now in everybodys.of(request).classify_file(_form(values), browser.session(request)):
             yield _file(now)
 
     @shows_errors
     def cancel(request: gr.Request) -> None:
-        handlers.stop_file(browser.session(request))
+        everybodys.of(request).stop_file(browser.session(request))
 
     @shows_errors
-    def choose_column(*values: Any) -> Any:
+    def choose_column(request: gr.Request, *values: Any) -> Any:
         """What holds the texts holds no labels. Another choice is left alone: by now it may be a newer one."""
         form = _form(values)
-        taken = handlers.taken(form)
+        taken = everybodys.of(request).taken(form)
         if taken is None:
             return gr.skip()
         choices = [NO_COLUMN, *taken.label_columns]

@@ -168,94 +168,94 @@ def _column(column: Column, field: str) -> Any:
     return gr.update(visible=column.shown, choices=choices, value=column.value, label=f"Column for {field} ({needed})")
 
 
-def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers: FinetuneHandlers) -> None:
+def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: FinetuneHandlers) -> None:
     inputs, columns = new.draft_inputs(), list(new.columns.values())
     controls = [component for component in inputs if component not in columns]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
     reading: dict[str, Any] = {**quiet, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
 
-    def looked(draft: Draft) -> list[Any]:
+    def looked(request: gr.Request, draft: Draft) -> list[Any]:
         """The preview and the columns; what can't be read is said where the data would be."""
         try:
-            seen = handlers.look(draft)
+            seen = everybodys.of(request).look(draft)
         except StudioError as error:
             return [_problem_card(str(error)), *(gr.skip() for _ in FIELDS)]
         return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
 
-    def remembered(draft: Draft) -> list[Any]:
+    def remembered(request: gr.Request, draft: Draft) -> list[Any]:
         """For the browser, the command, and instead of a check, which was of other settings."""
-        return [draft.to_json(), handlers.command(draft), card.waiting(audit_view.NAME, HINT)]
+        return [draft.to_json(), everybodys.of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
-    def remember(*values: Any) -> list[Any]:
-        return remembered(_draft(*values))
+    def remember(request: gr.Request, *values: Any) -> list[Any]:
+        return remembered(request, _draft(*values))
 
     @shows_errors
-    def leave(*values: Any) -> list[Any]:
-        return remembered(_draft(*values))[:2]
+    def leave(request: gr.Request, *values: Any) -> list[Any]:
+        return remembered(request, _draft(*values))[:2]
 
     @shows_errors
     def open_page(request: gr.Request, stored: str) -> list[Any]:
-        draft, lost = handlers.fresh(), ""
+        draft, lost = everybodys.of(request).fresh(), ""
         try:
             draft = from_json(stored) if stored else draft
         except StudioError as error:
             lost = _problem_card(f"{error} A new one is begun.")
-        model = gr.update(choices=handlers.models(), value=draft.settings["model"])
+        model = gr.update(choices=everybodys.of(request).models(), value=draft.settings["model"])
         values = _controls(replace(draft, settings=draft.settings | {"model": model}))
         # A run that the address names is opened by the panel itself.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
-        seen, *columns = looked(draft)
-        return [*values, *remembered(draft), lost + seen, *columns, handlers.ticket(), part]
+        seen, *columns = looked(request, draft)
+        return [*values, *remembered(request, draft), lost + seen, *columns, everybodys.of(request).ticket(), part]
 
     @shows_errors
-    def look(*values: Any) -> list[Any]:
-        return looked(_draft(*values))
+    def look(request: gr.Request, *values: Any) -> list[Any]:
+        return looked(request, _draft(*values))
 
     @shows_errors
-    def look_anew(*values: Any) -> list[Any]:
+    def look_anew(request: gr.Request, *values: Any) -> list[Any]:
         draft = replace(_draft(*values), columns={})
-        return [*remembered(draft), *looked(draft)]
+        return [*remembered(request, draft), *looked(request, draft)]
 
     @shows_errors
-    def look_elsewhere(*values: Any) -> list[Any]:
+    def look_elsewhere(request: gr.Request, *values: Any) -> list[Any]:
         draft = replace(_draft(*values), columns={}, format="auto")
-        return ["auto", *remembered(draft), *looked(draft)]
+        return ["auto", *remembered(request, draft), *looked(request, draft)]
 
     @shows_errors
-    def take(file: str, *values: Any) -> list[Any]:
-        draft = handlers.upload(_draft(*values), Path(file))
-        return [*_controls(draft), *remembered(draft), *looked(draft)]
+    def take(request: gr.Request, file: str, *values: Any) -> list[Any]:
+        draft = everybodys.of(request).upload(_draft(*values), Path(file))
+        return [*_controls(draft), *remembered(request, draft), *looked(request, draft)]
 
     @shows_errors
-    def load(file: str, *values: Any) -> list[Any]:
-        draft, notice = handlers.load(_draft(*values), file)
+    def load(request: gr.Request, file: str, *values: Any) -> list[Any]:
+        draft, notice = everybodys.of(request).load(_draft(*values), file)
         if notice:
             gr.Warning(escape(notice))
-        return [*_controls(draft), *remembered(draft), *looked(draft)]
+        return [*_controls(draft), *remembered(request, draft), *looked(request, draft)]
 
     @shows_errors
-    def open_handed(handed: Any) -> list[Any]:
+    def open_handed(request: gr.Request, handed: Any) -> list[Any]:
         """What another tab hands over, for the model that is loaded."""
         draft = read_handed(handed)
-        draft = replace(draft, settings=draft.settings | {"model": handlers.fresh().settings["model"]})
+        draft = replace(draft, settings=draft.settings | {"model": everybodys.of(request).fresh().settings["model"]})
         shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
-        return [*_controls(draft), *remembered(draft), *looked(draft), *shown]
+        return [*_controls(draft), *remembered(request, draft), *looked(request, draft), *shown]
 
     @shows_errors
-    def save(*values: Any) -> str:
-        return handlers.saved(_draft(*values))
+    def save(request: gr.Request, *values: Any) -> str:
+        return everybodys.of(request).saved(_draft(*values))
 
     @shows_errors
-    def check(*values: Any) -> Iterator[str]:
-        yield from handlers.check(_draft(*values))
+    def check(request: gr.Request, *values: Any) -> Iterator[str]:
+        yield from everybodys.of(request).check(_draft(*values))
 
     @shows_errors
-    def start(ticket: str, *values: Any) -> tuple[Any, ...]:
-        run = handlers.start(_draft(*values), ticket)
+    def start(request: gr.Request, ticket: str, *values: Any) -> tuple[Any, ...]:
+        run = everybodys.of(request).start(_draft(*values), ticket)
         gr.Info(escape(f"“{run.name}” is in the queue. It goes on whether you watch or not."), title="Started")
-        return handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
+        return everybodys.of(request).ticket(), gr.Tabs(selected="runs"), show_run(run.id)
 
     memory, seen = [new.stored, new.command, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
@@ -302,27 +302,27 @@ class _Runs:
                 self.push = gr.Button("Push what was exported", elem_id="push")
 
 
-def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers: FinetuneHandlers) -> None:
+def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
 
     @shows_errors
-    def opened(event: gr.EventData) -> tuple[Any, ...]:
-        run = handlers.exportable(str(event._data.get("id", "")))
+    def opened(request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
+        run = everybodys.of(request).exportable(str(event._data.get("id", "")))
         title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
         return run.id if run else "", gr.update(visible=run is not None), title, ""
 
     @shows_errors
-    def act(event: gr.EventData) -> None:
-        gr.Info(escape(handlers.act(str(event._data.get("action", "")), str(event._data.get("id", "")))))
+    def act(request: gr.Request, event: gr.EventData) -> None:
+        gr.Info(escape(everybodys.of(request).act(str(event._data.get("action", "")), str(event._data.get("id", "")))))
 
     @shows_errors
-    def export(run_id: str, kind: str) -> Iterator[str]:
-        yield from handlers.export(run_id, kind)
+    def export(request: gr.Request, run_id: str, kind: str) -> Iterator[str]:
+        yield from everybodys.of(request).export(run_id, kind)
 
     @shows_errors
-    def push(run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
-        address = handlers.push(run_id, kind, repo or "", token or "", bool(public))
+    def push(request: gr.Request, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
+        address = everybodys.of(request).push(run_id, kind, repo or "", token or "", bool(public))
         gr.Success(escape(f"It is at {address}."), title="Pushed")
         return ""
 

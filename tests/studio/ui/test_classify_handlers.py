@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from studio.backend import evaluation, train, uploads
@@ -27,6 +28,7 @@ from studio.ui.classify_form import EXAMPLES, MAX_LINES, OWN, PRESETS, Form, rea
 from studio.ui.classify_handlers import ALONE, ONE_BY_ONE, ClassifyHandlers
 from studio.ui.conversation import MAX_TEXT
 from studio.ui.handed_draft import for_classifier, read
+from studio.ui.identity import Identity
 from studio.ui.trace_store import traces
 from tests.studio.toy_folder import toy_folder
 
@@ -185,7 +187,7 @@ def test_a_file_is_labelled_and_downloaded(handlers, brought):
     assert all("progressbar" in each.html for each in between)
     assert "41 of 41 rows" in shown.html and "get no label: 1" in shown.html
     assert shown.html.count("Mail number") == 20, "the first rows"
-    client = TestClient(Starlette(routes=downloads.routes(RunStore())))
+    client = TestClient(Starlette(routes=downloads.routes(RunStore()), middleware=[Middleware(Identity)]))
     address = downloads.labelled_address(first.result)
     assert address in shown.html and address in handlers.earlier(first.result)
     answer = client.get(address)
@@ -195,7 +197,7 @@ def test_a_file_is_labelled_and_downloaded(handlers, brought):
 
 
 def test_only_classified_files_are_handed_out(handlers, brought):
-    client = TestClient(Starlette(routes=downloads.routes(RunStore())))
+    client = TestClient(Starlette(routes=downloads.routes(RunStore()), middleware=[Middleware(Identity)]))
     upload = brought().upload
     for result in (upload, "0" * 32, "..%2f..", "0" * 31 + "g", upload.upper()):
         assert client.get(downloads.labelled_address(result)).status_code == 404

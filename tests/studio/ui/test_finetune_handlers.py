@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
 from studio.backend import exports, train
@@ -16,6 +17,7 @@ from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 from studio.ui import data_preview, downloads, finetune_handlers
 from studio.ui.finetune_handlers import FIELDS, FinetuneHandlers
+from studio.ui.identity import Identity
 from studio.ui.run_draft import OWN_FILE, Draft
 from tests.studio.toy_folder import toy_folder, toy_rows
 
@@ -175,7 +177,7 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
     *_, html = handlers.export(trained.id, "adapter")
     address = downloads.address(trained.id, "adapter")
     assert f'href="{address}"' in html and "mine" in html and "<b>" not in html
-    client = TestClient(Starlette(routes=downloads.routes(handlers.jobs.store)))
+    client = TestClient(Starlette(routes=downloads.routes(handlers.jobs.store), middleware=[Middleware(Identity)]))
     answer = client.get("/" + address)
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
     assert answer.headers["content-disposition"].endswith(f'filename="adapter-{trained.id[:8]}.zip"')

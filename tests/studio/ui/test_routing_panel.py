@@ -3,6 +3,7 @@
 import base64
 import json
 
+import gradio as gr
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from studio.analysis.load import strongest
 from studio.ui.routing_panel import FETCHED, PUSHED, message, routing_panel, rows
 from studio.ui.trace_store import traces
 from tests.studio.test_analysis import make_trace
+
+NOBODY = gr.Request(state={"owner": ""})
 
 
 def decoded(sent: dict, trace) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -41,7 +44,7 @@ def test_a_message_is_small_and_the_rest_is_fetched():
     assert sent["from"] == 600 - PUSHED
     trace_id, start, got = traces.open(trace), 0, []
     while start < 600:
-        answer = rows([trace_id, start])
+        answer = rows([trace_id, start], NOBODY)
         texts = decoded(answer["rows"], trace)[3]
         assert answer["from"] == start and len(texts) <= FETCHED
         got += texts
@@ -53,7 +56,7 @@ def test_what_is_otherwise_in_the_base_is_fetched():
     trace, base = make_trace(tokens=600, seed=1), make_trace(tokens=600, seed=0)
     trace_id = traces.open(trace)
     assert json.loads(message(trace_id, trace, 0, 0, 0, adapted=True))["flips"] == {}
-    assert rows([trace_id, 0, "base"]) == {}
+    assert rows([trace_id, 0, "base"], NOBODY) == {}
     traces.compare(trace_id, base)
     told = json.loads(message(trace_id, trace, 0, 0, 0, adapted=True))["flips"]
     for unit in ("group", "expert"):
@@ -61,7 +64,7 @@ def test_what_is_otherwise_in_the_base_is_fetched():
         assert told[unit] == pytest.approx([flipped.mean(), flipped[:, 0].mean(), flipped[:, 1].mean()])
         got = []
         while len(got) < 600:
-            answer = rows([trace_id, len(got), "base"])
+            answer = rows([trace_id, len(got), "base"], NOBODY)
             assert answer["from"] == len(got)
             got += np.frombuffer(base64.b64decode(answer["rows"][unit]), "<u2").reshape(-1, 3, 2).tolist()
         others = np.array(got).transpose(1, 2, 0)  # [L, N, T]
@@ -78,19 +81,19 @@ def test_an_answer_of_the_base_says_nothing_of_flips():
 
 @pytest.mark.parametrize("part", ["other", None, 1, ["base"], ""])
 def test_there_is_no_other_part_to_fetch(part):
-    assert rows([traces.open(make_trace()), 0, part]) == {}
+    assert rows([traces.open(make_trace()), 0, part], NOBODY) == {}
 
 
 @pytest.mark.parametrize(
     "request_", [None, {}, [], ["x"], ["x", 0], [7, 0], [None, None], ["", 0, 0], "x", [["x"], 0], ["x", "0"]]
 )
 def test_anybody_may_ask_and_gets_nothing_without_an_id(request_):
-    assert rows(request_) == {}
+    assert rows(request_, NOBODY) == {}
 
 
 @pytest.mark.parametrize("start", [-1, 40, 10**9, 1.0, "0", None, True])
 def test_starts_outside_of_the_trace_get_nothing(start):
-    assert rows([traces.open(make_trace()), start]) == {}
+    assert rows([traces.open(make_trace()), start], NOBODY) == {}
 
 
 def test_the_template_is_constant_and_has_no_place_for_text():

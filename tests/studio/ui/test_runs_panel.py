@@ -10,7 +10,7 @@ from studio.backend.runs import RunStore
 from studio.ui.runs_panel import opened, runs_panel, style
 from tests.studio.toy_runs import toy_run
 
-NOBODY = gr.Request()
+NOBODY = gr.Request(state={"owner": ""})
 
 
 @pytest.fixture
