@@ -85,8 +85,10 @@ class ToyRun:
         return self
 
 
-def toy_run(store: RunStore, name: str, steps: int = 80, speed: float = 1.0, begin: bool = True, **settings) -> ToyRun:
-    run = store.create(Recipe(**{"data": "devils-dictionary", "max_steps": steps} | settings), name)
+def toy_run(
+    store: RunStore, name: str, steps: int = 80, speed: float = 1.0, begin: bool = True, owner: str = "", **settings
+) -> ToyRun:
+    run = store.create(Recipe(**{"data": "devils-dictionary", "max_steps": steps} | settings), name, owner=owner)
     if begin:
         store.mark_running(run.id)
     return ToyRun(store, run, steps, speed)
