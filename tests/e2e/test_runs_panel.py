@@ -17,6 +17,7 @@ from studio.backend import run_views
 from studio.backend.run_views import RunViews
 from studio.backend.runs import RunStore
 from studio.ui.headers import SafeHeaders
+from studio.ui.identity import Identity
 from studio.ui.runs_panel import opened, runs_panel
 from studio.ui.theme import css, theme
 from tests.e2e.studio_page import ROOT, free_port
@@ -38,7 +39,7 @@ class Site:
         self.url = f"http://127.0.0.1:{port}/"
         self.demo.queue(api_open=False).launch(
             server_port=port, prevent_thread_lock=True, quiet=True, theme=theme(), css=css(), ssr_mode=False,
-            footer_links=[], app_kwargs={"middleware": [Middleware(SafeHeaders)]},
+            footer_links=[], app_kwargs={"middleware": [Middleware(SafeHeaders), Middleware(Identity)]},
         )  # fmt: skip
 
     def _page(self) -> gr.Blocks:
