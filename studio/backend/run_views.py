@@ -66,7 +66,8 @@ class RunViews:
     def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
         """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
         `after`; `more` tells that there are others, `now` is this machine's time. The row is None where there is no
-        run of that id which the owner may see; its `mine` is false where they may only look."""
+        run of that id which the owner may see; its `mine` is false where they may only look, and where it `has_owner`
+        there are others whom it can be shared with."""
         run, row = self._find(run_id)
         if run is None or row is None or not (run.shared or run.is_of(owner)):
             return {"run": None, "events": [], "more": False, "now": time.time()}
@@ -75,7 +76,7 @@ class RunViews:
             {"seq": each.seq, "step": each.step, "kind": each.kind, "values": self._told(each)}
             for each in events[:EVENTS_A_CALL]
         ]
-        row = row | {"mine": run.is_of(owner)}
+        row = row | {"mine": run.is_of(owner), "has_owner": bool(owner)}
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
     def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:

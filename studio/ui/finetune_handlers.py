@@ -173,7 +173,7 @@ class FinetuneHandlers(Owned):
     # --- a run that is there
 
     def act(self, action: str, run_id: str) -> str:
-        """Cancels, resumes or deletes; returns what to say of it."""
+        """Cancels, resumes, deletes, shares or shares no more; returns what to say of it."""
         run = self._run(run_id)
         match action:
             case "cancel":
@@ -186,7 +186,16 @@ class FinetuneHandlers(Owned):
             case "delete":
                 self.jobs.delete(run.id)
                 return f"“{run.name}” and its files are deleted."
-        raise StudioError("A page can cancel, resume and delete a run. Reload the page.")
+            case "share":
+                self.jobs.store.share(run.id)
+                return (
+                    f"Whoever has this page's address can look at “{run.name}” now: its curves, its answers, and what "
+                    "it trains on, with one row as an example. Chat and export stay yours."
+                )
+            case "unshare":
+                self.jobs.store.share(run.id, False)
+                return f"“{run.name}” is yours alone again."
+        raise StudioError("A page can cancel, resume, delete and share a run. Reload the page.")
 
     def export(self, run_id: str, kind: str) -> Iterator[str]:
         """How far it is, and at last the download, the proof and the model card, as HTML."""

@@ -102,12 +102,15 @@ function createRunPage(act, onClose) {
 
   function showActions(run) {
     const hasEnded = !isAlive(run);
-    const wanted = [
+    // What others share can only be looked at.
+    const wanted = run.mine === false ? [] : [
       ["chat", "Chat with it", hasEnded && run.has_adapter && !run.classifies, "rn-main"],
       ["classify", "Classify with it", hasEnded && run.has_adapter && run.classifies, "rn-main"],
       ["export", "Export", hasEnded && run.has_adapter],
       ["resume", "Resume", ["failed", "cancelled", "interrupted"].includes(run.state) && run.folder_exists],
       ["cancel", "Cancel", isAlive(run) && !run.cancel_requested],
+      ["share", "Share", run.has_owner && !run.shared],
+      ["unshare", "Stop sharing", run.has_owner && run.shared],
       ["delete", "Delete", run.state !== "running", "rn-risky"],
     ].filter(([, , applies]) => applies);
     const now = run.id + wanted.map(([action]) => action);

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import gradio as gr
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,6 +16,7 @@ from starlette.testclient import TestClient
 
 from studio.errors import StudioError
 from studio.ui.identity import DAY_S, KEPT_DAYS, RENEWED_DAYS, Identity, Visitors, owner_of, secret, serves_several
+from tests.e2e.studio_page import free_port
 
 KEY = b"k" * 32
 VISITOR = "0" * 32
@@ -116,6 +118,26 @@ def test_a_login_is_the_owner_on_any_browser():
     assert by_login.get("/").text == "user:ada"
     by_login.cookies.set("access-token-unsecure-c", "another")
     assert by_login.get("/").text.startswith("anon:")
+
+
+def test_the_login_of_gradio_is_known_everywhere():
+    """Also where Gradio tells no name: it stands in the application that Gradio makes."""
+    route = Route("/who", lambda request: PlainTextResponse(owner_of(request)))
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Markdown("Hello")
+    _, url, _ = page.launch(
+        server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False, auth=("ada", "s3cret"),
+        app_kwargs={"middleware": [Middleware(Identity, secret=KEY)], "routes": [route]},
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=url) as http:
+            assert http.get("/who").text.startswith("anon:")
+            assert http.post("/login", data={"username": "ada", "password": "s3cret"}).is_success
+            assert http.get("/who").text == "user:ada"
+            http.get("/logout", follow_redirects=True)
+            assert http.get("/who").text.startswith("anon:")
+    finally:
+        page.close()
 
 
 @pytest.mark.parametrize(("system", "age", "owner"), [("spaces", 60, "hf:ada"), ("spaces", -60, ""), ("", 60, "")])
