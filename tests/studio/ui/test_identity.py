@@ -3,6 +3,7 @@
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -14,6 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from studio.backend.exposure import Exposure
 from studio.errors import StudioError
 from studio.ui.identity import DAY_S, KEPT_DAYS, RENEWED_DAYS, Identity, Visitors, owner_of, secret, serves_several
 from tests.e2e.studio_page import free_port
@@ -172,23 +174,23 @@ def test_a_request_that_no_middleware_has_seen_is_nobodys():
             owner_of(request)
 
 
+def test_one_person_is_who_alone_reaches_it():
+    assert not serves_several(Exposure()) and not serves_several(Exposure("localhost"))
+
+
 @pytest.mark.parametrize(
-    ("host", "several"),
-    [("127.0.0.1", False), ("127.8.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True),
-     ("192.168.1.5", True), ("::", True), ("studio.example", True), ("", True)],
+    "exposure",
+    [Exposure("0.0.0.0"), Exposure(public=True), Exposure(auth=Path("users.txt")), Exposure(proxy=True),
+     Exposure(space=True)],
+    ids=["others reach it", "public", "login", "proxy", "Space"],
 )  # fmt: skip
-def test_several_people_are_whoever_can_reach_it(host, several):
-    assert serves_several(host) is several
+def test_several_people_are_whoever_can_reach_it(exposure):
+    assert serves_several(exposure)
 
 
-def test_a_demo_a_space_and_a_login_serve_several(monkeypatch):
-    assert serves_several("127.0.0.1", has_login=True)
+def test_a_demo_serves_several(monkeypatch):
     monkeypatch.setenv("STUDIO_DEMO", "1")
-    assert serves_several("127.0.0.1")
-    monkeypatch.setenv("STUDIO_DEMO", "0")
-    assert not serves_several("127.0.0.1")
-    monkeypatch.setenv("SPACE_ID", "somebody/studio")
-    assert serves_several("127.0.0.1"), "a Space has visitors, also one without a demo's limits"
+    assert serves_several(Exposure())
 
 
 # --- the key

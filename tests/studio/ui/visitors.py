@@ -16,6 +16,7 @@ import pytest
 
 from studio.backend import uploads
 from studio.backend.engine import Engine
+from studio.backend.exposure import Exposure
 from studio.backend.jobs import Jobs
 from studio.ui.downloads import LABELLED_ENDING
 from studio.ui.identity import Visitors, secret
@@ -101,7 +102,7 @@ def two_visitors(folder: Path) -> Iterator[Studio]:
         page, port = build(engine, jobs), free_port()
         page.launch(
             server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True,
-            **launch_settings(jobs, several=True),
+            **launch_settings(jobs, Exposure(public=True)),
         )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         ada, bob = Visitor(url), Visitor(url)
