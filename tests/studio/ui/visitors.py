@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
@@ -31,11 +32,15 @@ MARK = "zebedee"
 """In the name of everything that is private here."""
 
 
+ADDRESSES = itertools.count()
+
+
 class Visitor:
     """A browser without a screen: cookies, and what Gradio's page sends."""
 
     def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=60)
+        # Each request from elsewhere: what is tested here is not how many one address may send.
+        self.http = httpx.Client(base_url=url, timeout=60, event_hooks={"request": [_move]})
         self.page = self.http.get("/").text  # as everybody begins
         self.config = self.http.get("/config").json()
         self.components = {each["id"]: each["props"].get("elem_id") or "" for each in self.config["components"]}
@@ -70,6 +75,11 @@ class Visitor:
         return f"{response.status_code} {response.headers.get('content-disposition')} {response.text[:200]}"
 
 
+def _move(request: httpx.Request) -> None:
+    number = next(ADDRESSES)
+    request.headers["X-Forwarded-For"] = f"203.0.{number // 250}.{number % 250}"
+
+
 @dataclass(frozen=True)
 class Things:
     """The ids of what is private."""
@@ -102,7 +112,7 @@ def two_visitors(folder: Path) -> Iterator[Studio]:
         page, port = build(engine, jobs), free_port()
         page.launch(
             server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True,
-            **launch_settings(jobs, Exposure(public=True)),
+            **launch_settings(jobs, Exposure(public=True, proxy=True)),
         )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         ada, bob = Visitor(url), Visitor(url)
