@@ -17,7 +17,7 @@ from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, chromium, free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
-STEPS = 40
+STEPS = 20
 QUESTION = "Who are you?"
 
 
