@@ -67,7 +67,7 @@ def chat(page: Page, url: str, tell) -> None:
     page.get_by_role("button", name="Advanced").click()
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     page.wait_for_timeout(3000)
-    page.screenshot(path=DOCS / "adapter.png")
+    page.locator("#routing").screenshot(path=DOCS / "adapter.png")
 
 
 if __name__ == "__main__":
