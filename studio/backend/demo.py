@@ -51,6 +51,10 @@ class Limits:
             f"files of {self.rows:,} rows, training of {self.steps} steps."
         )
 
+    def refuse_another_model(self) -> None:
+        """Raises StudioError: all visitors have the model that is loaded."""
+        raise StudioError(f"{REMEDY}; here everybody has the model that is loaded.")
+
     def check_answer(self, new_tokens: int) -> None:
         """Raises StudioError: it may become longer than a demo answers."""
         if new_tokens > self.new_tokens:

@@ -74,8 +74,10 @@ def test_messages_and_answers_are_short(on):
     assert read_sampling(256, *SAMPLING[1:]).max_new_tokens == 256
 
 
-def test_runs_are_small(on):
+def test_runs_are_small_and_the_model_is_everybodys(on):
     limits = demo.limits()
+    with pytest.raises(StudioError, match="everybody has the model that is loaded"):
+        limits.refuse_another_model()
     limits.check_recipe(Recipe(data="identity", max_steps=60))
     with pytest.raises(StudioError, match=r"max_steps from 1 to 60, batch_size .* up to 8,192, r up to 32"):
         limits.check_recipe(Recipe(data="identity", max_steps=0, batch_size=64, max_length=512, r=64))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.backend import adapters
+from studio.backend import adapters, demo
 from studio.errors import StudioError
 from studio.ui import browser
 from studio.ui.chat_handlers import ChatHandlers
@@ -269,6 +269,8 @@ def _wire(page: _Page, engine: Engine) -> None:
     def choose_model(model_id: str, precision: Any) -> None:
         if model_id not in offered_models(engine):
             raise StudioError("This model is not in the list. Reload the page and pick again.")
+        if limits := demo.limits():
+            limits.refuse_another_model()
         engine.start_loading(model_id, precision=precision)
 
     page.box.submit(send, [page.box, *asking], shown, **writing)
