@@ -65,9 +65,11 @@ def test_the_finished_head_is_measured_beside_plain_methods(settings):
 
 
 def test_a_temperature_is_kept_with_the_adapter_and_used(settings, monkeypatch):
-    monkeypatch.setattr(evaluation, "FEWEST_TO_SCALE", 2)
-    run = started(settings, max_steps=8)
-    temperature = evaluation.of_run(run)["temperature"]["value"]
+    temperature = 1.7
+    found = {"value": temperature, "ece_before": 0.2, "ece_after": 0.1}
+    monkeypatch.setattr(evaluation, "_temperature", lambda scores, true: found)
+    run = started(settings)
+    assert evaluation.of_run(run)["temperature"] == found
     classifier = TrainedClassifier.load(run.id)
     assert classifier.labels.temperature == pytest.approx(temperature) != 1
     scaled = classifier.predict(["tea walk"]).probabilities
