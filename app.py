@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-# The server under Gradio would believe forwarded headers of everybody on this machine; the page itself reads them.
-os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 from studio.backend.engine import Engine
 from studio.backend.exposure import Exposure

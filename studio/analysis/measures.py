@@ -132,9 +132,9 @@ def measure_numbers(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """`mean_absolute_error`, `rmse` and `r2` of estimates `[T]`; r2 is 0 where all true numbers are the same.
 
     Raises:
-        StudioError: there are no rows, or an estimate is no number.
+        StudioError: there are no rows.
     """
-    true, found = np.asarray(true, np.float64), _finite(found)
+    true, found = np.asarray(true, np.float64), np.asarray(found, np.float64)
     _require_rows(len(true))
     error, spread = found - true, np.var(true)
     return {
@@ -157,7 +157,7 @@ def roc_auc(true: Sequence[str], probabilities: np.ndarray, labels: Sequence[str
 
     require_known(true, labels)
     names = np.asarray(true)
-    probabilities = _finite(probabilities)
+    probabilities = finite(probabilities)
     per_class = {
         label: float(roc_auc_score(names == label, probabilities[:, i]))
         for i, label in enumerate(labels)
@@ -176,7 +176,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
     Raises:
         StudioError: there are no rows.
     """
-    confidence, correct = _finite(confidence), np.asarray(correct, dtype=np.float64)
+    confidence, correct = finite(confidence), np.asarray(correct, dtype=np.float64)
     _require_rows(len(confidence))
     edges = np.linspace(0, 1, bins + 1)
     # A bin holds its upper edge, so that 1 is in the last one.
@@ -202,7 +202,7 @@ def fit_temperature(logits: np.ndarray, class_ids: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    logits, class_ids = _finite(logits), np.asarray(class_ids)
+    logits, class_ids = finite(logits), np.asarray(class_ids)
     _require_rows(len(logits))
     bounds = (np.log(COLDEST), np.log(HOTTEST))
     fitted = minimize_scalar(lambda log: nll(logits / np.exp(log), class_ids), bounds=bounds, method="bounded")
@@ -330,7 +330,7 @@ def _require_rows(count: int) -> None:
         raise StudioError("There are no rows with labels to measure. Add some.")
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def finite(values: np.ndarray) -> np.ndarray:
     """float64; raises StudioError where something is no number, as after a training that went astray."""
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():

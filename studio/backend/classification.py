@@ -165,20 +165,12 @@ def measure(labels: Labels, logits: Tensor, targets: Tensor) -> dict[str, float]
     """Of held-out rows: accuracy and macro-F1 (the mean over the labels that occur or are predicted), or the errors of
     numbers. Where a text may have several labels, only all of them together are accurate."""
     if labels.problem == "regression":
-        error = (logits.float().squeeze(-1) - targets.float()).double()
-        spread = (targets.double() - targets.double().mean()).square().mean()
-        known = 1 - float(error.square().mean() / spread) if spread > 0 else 0.0
-        return {"mean_absolute_error": float(error.abs().mean()), "r2": known}
+        errors = measures.measure_numbers(targets.numpy(), logits.float().squeeze(-1).numpy())
+        return {name: errors[name] for name in ("mean_absolute_error", "r2")}
     if labels.problem == "single_label":
         true_names, found_names = ([labels.names[i] for i in each] for each in (targets.tolist(), logits.argmax(-1)))
         figures = measures.measure(true_names, found_names, labels.names)
-        return {"accuracy": figures.accuracy, "macro_f1": figures.macro_f1}
-    found, true = probabilities(labels.problem, logits) >= THRESHOLD, targets > 0  # [N, C]
-    return {"accuracy": float((found == true).all(-1).double().mean()), "macro_f1": macro_f1(found, true)}
-
-
-def macro_f1(found: Tensor, true: Tensor) -> float:
-    """Of bool `[N, C]`."""
-    right, either = (found & true).sum(0).double(), found.sum(0).double() + true.sum(0).double()  # [C]
-    occurring = either > 0
-    return float((2 * right[occurring] / either[occurring]).mean()) if occurring.any() else 0.0
+    else:
+        found = probabilities(labels.problem, logits) >= THRESHOLD  # [N, C]
+        figures = measures.measure_sets((targets > 0).numpy(), found.numpy(), labels.names)
+    return {"accuracy": figures.accuracy, "macro_f1": figures.macro_f1}

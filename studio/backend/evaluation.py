@@ -33,7 +33,8 @@ from studio.errors import StudioError
 
 FILE = "evaluation.json"
 OURS, TFIDF = "This classifier", "TF-IDF + logistic regression"
-MAJORITY, RIDGE, MEAN = "The most frequent label", "TF-IDF + ridge regression", "The mean"
+MAJORITY, MOST = "The most frequent label", "What most texts have"
+RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
 KINDS = ("MoA", "MoE")
 MOST_TEXTS, MOST_ALIKE = 1000, 50
 """Texts in a report, and those of one true and one found label that were right."""
@@ -82,9 +83,11 @@ def evaluate(truth: Truth, scores: np.ndarray, of: str, learned: Truth | None = 
     Raises:
         StudioError: there are no rows, or scores that are no numbers.
     """
+    scores = measures.finite(scores)
+    plain, problems = _plain(truth, learned)
     measured: dict[str, Callable[..., Report]]
     measured = {"single_label": _single, "multi_label": _multi, "regression": _numbers}
-    report = {
+    report: Report = {
         "problem": truth.problem,
         "labels": [*truth.names],
         "rows": len(truth.texts),
@@ -92,8 +95,25 @@ def evaluate(truth: Truth, scores: np.ndarray, of: str, learned: Truth | None = 
         "profile": None,
         "temperature": None,
         "notices": [],
-    }
-    return report | measured[truth.problem](truth, np.asarray(scores, np.float64), learned)
+    } | measured[truth.problem](truth, scores, plain, learned or truth)
+    report["notices"] += problems
+    return report
+
+
+def _plain(truth: Truth, learned: Truth | None) -> tuple[np.ndarray | None, list[str]]:
+    """Scores `[T, C]` by TF-IDF, or why it can't learn from these rows."""
+    if learned is None:
+        return None, []
+    try:
+        if truth.problem == "single_label":
+            known = [truth.names[int(i)] for i in learned.targets]  # type: ignore[arg-type]
+            return measures.tfidf_probabilities(learned.texts, known, truth.texts, truth.names), []
+        if truth.problem == "multi_label":
+            return measures.tfidf_sets(learned.texts, _sets(learned), truth.texts), []
+        numbers = [float(number) for number in learned.targets]  # type: ignore[arg-type]
+        return measures.tfidf_numbers(learned.texts, numbers, truth.texts)[:, None], []
+    except StudioError as error:
+        return None, [f"{RIDGE if truth.problem == 'regression' else TFIDF} can't be compared: {error}"]
 
 
 def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: int) -> Report:
@@ -148,56 +168,47 @@ def _cell(value: Any) -> str:
 # --- one label a text
 
 
-def _single(truth: Truth, scores: np.ndarray, learned: Truth | None) -> Report:
+def _single(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     names, true = truth.names, np.asarray(truth.targets, np.int64)  # [T]
+    true_names = [names[i] for i in true]
     found, confidence = scores.argmax(axis=-1), scores.max(axis=-1)  # [T]
-    ours = _measured(truth, true, scores)
-    reliability = measures.reliability(confidence, found == true)
-    systems = [_row(OURS, ours, scores, truth)]
-    notices = [*ours.notices]
-    if learned is not None:
-        known = [names[int(i)] for i in learned.targets]  # type: ignore[arg-type]
-        try:
-            tfidf = measures.tfidf_probabilities(learned.texts, known, truth.texts, names)
-            systems.append(_row(TFIDF, _measured(truth, true, tfidf), tfidf, truth))
-        except StudioError as error:
-            notices.append(f"{TFIDF} can't be compared: {error}")
-    counts = Counter(int(i) for i in (learned or truth).targets)  # type: ignore[arg-type]
+
+    def measured(scores: np.ndarray) -> measures.Measures:
+        return measures.measure(true_names, [names[i] for i in scores.argmax(axis=-1)], names)
+
+    def curves(scores: np.ndarray) -> tuple[measures.Auc, measures.Reliability]:
+        right = scores.argmax(axis=-1) == true
+        return measures.roc_auc(true_names, scores, names), measures.reliability(scores.max(axis=-1), right)
+
+    ours, (auc, curve) = measured(scores), curves(scores)
+    systems = [_row(OURS, ours, auc, curve)]
+    if plain is not None:
+        systems.append(_row(TFIDF, measured(plain), *curves(plain)))
+    counts = Counter(int(i) for i in usual.targets)  # type: ignore[arg-type]
     most = min(counts, key=lambda i: (-counts[i], i))
-    majority = np.eye(len(names))[np.full(len(true), most)]
-    systems.append(_row(MAJORITY, _measured(truth, true, majority), None, truth))
+    systems.append(_row(MAJORITY, measured(np.eye(len(names))[np.full(len(true), most)])))
     assert ours.confusion is not None
-    aucs = measures.roc_auc([names[i] for i in true], scores, names).per_class
     return {
         "systems": systems,
-        "classes": [{**vars(each), "auc": aucs.get(each.label)} for each in ours.per_class],
+        "classes": _classes(ours, auc),
         "confusion": ours.confusion.tolist(),
-        "reliability": _curve(reliability),
+        "reliability": _curve(curve),
         "temperature": _temperature(scores, true),
-        "notices": notices,
+        "notices": [*ours.notices],
         **_texts(truth.texts, true.tolist(), found.tolist(), confidence, found != true),
     }
 
 
-def _measured(truth: Truth, true: np.ndarray, scores: np.ndarray) -> measures.Measures:
-    names = [[truth.names[i] for i in each] for each in (true, scores.argmax(axis=-1))]
-    return measures.measure(names[0], names[1], truth.names)
-
-
-def _row(name: str, found: measures.Measures, scores: np.ndarray | None, truth: Truth) -> dict[str, Any]:
-    """A line of the comparison; without scores there is neither a curve nor a confidence."""
+def _row(
+    name: str, found: measures.Measures, auc: measures.Auc | None = None, curve: measures.Reliability | None = None
+) -> dict[str, Any]:
+    """A line of the comparison; what always says the same has neither curves nor confidences."""
     row = {"name": name, "accuracy": found.accuracy, "macro_f1": found.macro_f1, "micro_f1": found.micro_f1}
-    if scores is None:
-        return row | {"auc": None, "ece": None}
-    if truth.problem == "single_label":
-        true = np.asarray(truth.targets, np.int64)
-        auc = measures.roc_auc([truth.names[i] for i in true], scores, truth.names).macro
-        ece = measures.reliability(scores.max(axis=-1), scores.argmax(axis=-1) == true).ece
-    else:
-        sets = _sets(truth)
-        auc = _auc_of_sets(sets, scores)[0]
-        ece = measures.reliability(scores.ravel(), sets.ravel()).ece
-    return row | {"auc": auc, "ece": ece}
+    return row | {"auc": auc and auc.macro, "ece": curve and curve.ece}
+
+
+def _classes(ours: measures.Measures, auc: measures.Auc) -> list[dict[str, Any]]:
+    return [{**vars(each), "auc": auc.per_class.get(each.label)} for each in ours.per_class]
 
 
 def _temperature(scores: np.ndarray, true: np.ndarray) -> dict[str, float] | None:
@@ -229,21 +240,23 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 # --- several labels a text
 
 
-def _multi(truth: Truth, scores: np.ndarray, learned: Truth | None) -> Report:
+def _multi(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     true, found = _sets(truth), scores >= THRESHOLD  # [T, C]
-    ours = measures.measure_sets(true, found, truth.names)
-    systems = [_row(OURS, ours, scores, truth)]
-    if learned is not None:
-        tfidf = measures.tfidf_sets(learned.texts, _sets(learned), truth.texts)
-        systems.append(_row(TFIDF, measures.measure_sets(true, tfidf >= THRESHOLD, truth.names), tfidf, truth))
-    usual = np.broadcast_to(_sets(learned or truth).mean(axis=0) >= THRESHOLD, true.shape)  # [T, C]
-    systems.append(_row("What most texts have", measures.measure_sets(true, usual, truth.names), None, truth))
-    _, aucs = _auc_of_sets(true, scores)
+
+    def curves(scores: np.ndarray) -> tuple[measures.Auc, measures.Reliability]:
+        return _auc_of_sets(true, scores, truth.names), measures.reliability(scores.ravel(), true.ravel())
+
+    ours, (auc, curve) = measures.measure_sets(true, found, truth.names), curves(scores)
+    systems = [_row(OURS, ours, auc, curve)]
+    if plain is not None:
+        systems.append(_row(TFIDF, measures.measure_sets(true, plain >= THRESHOLD, truth.names), *curves(plain)))
+    most = np.broadcast_to(_sets(usual).mean(axis=0) >= THRESHOLD, true.shape)  # [T, C]
+    systems.append(_row(MOST, measures.measure_sets(true, most, truth.names)))
     wrong = (true != found).any(axis=-1)  # [T]
     return {
         "systems": systems,
-        "classes": [{**vars(each), "auc": auc} for each, auc in zip(ours.per_class, aucs, strict=True)],
-        "reliability": _curve(measures.reliability(scores.ravel(), true.ravel())),
+        "classes": _classes(ours, auc),
+        "reliability": _curve(curve),
         "notices": [*ours.notices],
         **_texts(truth.texts, _indices(true), _indices(found), scores.max(axis=-1), wrong),
     }
@@ -257,15 +270,15 @@ def _sets(truth: Truth) -> np.ndarray:
     return sets
 
 
-def _auc_of_sets(true: np.ndarray, scores: np.ndarray) -> tuple[float | None, list[float | None]]:
-    """The mean over labels that some texts have and some don't, and each label's."""
-    names = ("no", "yes")
-    each = []
-    for has, score in zip(true.T, scores.T, strict=True):
-        found = measures.roc_auc([names[int(one)] for one in has], np.stack([1 - score, score], axis=-1), names)
-        each.append(found.macro)
-    known = [auc for auc in each if auc is not None]
-    return float(np.mean(known)) if known else None, each
+def _auc_of_sets(true: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> measures.Auc:
+    """Of each label that some texts have and some don't."""
+    sides = ("no", "yes")
+    per_class = {}
+    for name, has, score in zip(names, true.T, scores.T, strict=True):
+        found = measures.roc_auc([sides[int(one)] for one in has], np.stack([1 - score, score], axis=-1), sides)
+        if found.macro is not None:
+            per_class[name] = found.macro
+    return measures.Auc(float(np.mean([*per_class.values()])) if per_class else None, per_class)
 
 
 def _indices(sets: np.ndarray) -> list[list[int]]:
@@ -275,14 +288,12 @@ def _indices(sets: np.ndarray) -> list[list[int]]:
 # --- numbers
 
 
-def _numbers(truth: Truth, scores: np.ndarray, learned: Truth | None) -> Report:
+def _numbers(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     true, found = np.asarray(truth.targets, np.float64), scores[:, 0]  # [T]
     systems = [{"name": OURS, **measures.measure_numbers(true, found)}]
-    if learned is not None:
-        numbers = np.asarray(learned.targets, np.float64)
-        ridge = measures.tfidf_numbers(learned.texts, numbers.tolist(), truth.texts)
-        systems.append({"name": RIDGE, **measures.measure_numbers(true, ridge)})
-    mean = np.full(len(true), np.mean((learned or truth).targets))
+    if plain is not None:
+        systems.append({"name": RIDGE, **measures.measure_numbers(true, plain[:, 0])})
+    mean = np.full(len(true), np.mean(usual.targets))
     systems.append({"name": MEAN, **measures.measure_numbers(true, mean)})
     error = np.abs(found - true)
     worst = np.argsort(-error, kind="stable")[:MOST_TEXTS]

@@ -45,6 +45,17 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return packs
 
 
+def in_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Indices, the longest first, so many together that they fill at most so many tokens with their padding; one at
+    least."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > most_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
 def side_by_side(rows: Sequence[Sequence[Sequence[int]]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Texts in rows, without labels: `input_ids` and `position_ids` `[B, S]`, and the last position of each in
     the flattened rows `[texts]`."""

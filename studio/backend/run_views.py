@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -149,6 +150,7 @@ class RunViews:
 
     def _row(self, run: Run, place: int) -> dict[str, Any]:
         names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss", "shared")
+        written = _written(run.adapter / CONFIG)  # PEFT writes it last
         return {name: getattr(run, name) for name in names} | {
             "message": self._without_home(run.message),
             "model": _model_name(run.model),
@@ -157,9 +159,8 @@ class RunViews:
             "place": place,
             "cancel_requested": run.cancel_requested,
             "folder_exists": run.folder_exists,
-            # PEFT writes it last.
-            "has_adapter": (run.adapter / CONFIG).is_file(),
-            "classifies": is_classifier(run.adapter),
+            "has_adapter": written is not None,
+            "classifies": written is not None and _classifies(run.adapter, written),
         }
 
 
@@ -196,6 +197,20 @@ class _History:
             assert self._run is not None, "refreshed before"
             self._recipe = self._recipe or self._run.recipe()
             return self._recipe
+
+
+def _written(file: Path) -> int | None:
+    """When, in nanoseconds; None where it isn't there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _classifies(adapter: Path, written: int) -> bool:
+    """Read once for each time that it was written, as all rows are made anew every second."""
+    return is_classifier(adapter)
 
 
 def _last_step_count(path: Path) -> int | None:

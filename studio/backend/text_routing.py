@@ -15,6 +15,7 @@ import torch
 
 from jetmoe import RoutingRecorder
 from studio.backend.classification import padded
+from studio.backend.packing import in_batches
 
 BATCH_TOKENS = 2048
 
@@ -26,11 +27,8 @@ def expert_counts(model: Any, texts: Sequence[Sequence[int]], pad_id: int) -> np
     Args:
         model: with or without a head; only its decoder runs.
     """
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     counts: dict[int, np.ndarray] = {}
-    while order:
-        size = max(1, BATCH_TOKENS // len(texts[order[0]]))
-        batch, order = order[:size], order[size:]
+    for batch in in_batches([*map(len, texts)], BATCH_TOKENS):
         counts |= zip(batch, _counted(model, [texts[i] for i in batch], pad_id), strict=True)
     return np.stack([counts[i] for i in range(len(texts))])
 

@@ -30,7 +30,7 @@ from studio.backend.adapters import Found, find, is_same_model, require_model
 from studio.backend.classification import labels_of, probabilities
 from studio.backend.download import Progress, reading
 from studio.backend.labelled import Labels, encode
-from studio.backend.packing import pack, pad_id, side_by_side
+from studio.backend.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.prompt import check_text
 from studio.backend.text_stream import token_texts
 from studio.errors import StudioError
@@ -180,13 +180,8 @@ def _batches(token_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
     short = [i for i, ids in enumerate(token_ids) if len(ids) <= ROW_TOKENS]
     rows = [[short[i] for i in each] for each in pack([len(token_ids[i]) for i in short], ROW_TOKENS)]
     rows += [[i] for i, ids in enumerate(token_ids) if len(ids) > ROW_TOKENS]
-    length = {row[0]: sum(len(token_ids[i]) for i in row) for row in rows}
-    batches: list[list[list[int]]] = []
-    for row in sorted(rows, key=lambda row: -length[row[0]]):
-        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0][0]] > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+    lengths = [sum(len(token_ids[i]) for i in row) for row in rows]
+    return [[rows[i] for i in batch] for batch in in_batches(lengths, BATCH_TOKENS)]
 
 
 # --- what is there

@@ -6,15 +6,12 @@ It runs in a process of its own, because only the page imports the page. No mode
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from contextlib import redirect_stdout
 from typing import Any
 
 import httpx
-
-os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 from studio.backend.engine import Engine
 from studio.backend.jobs import Jobs

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from http.cookies import CookieError
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ from studio.backend.exposure import Exposure, is_loopback
 from studio.errors import StudioError
 from studio.ui.refusal import refusal
 
+# The server under Gradio would believe forwarded headers of everybody on this machine; `Forwarded` reads them itself.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 logger = logging.getLogger(__name__)
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip")
 # What the login page itself is made of.

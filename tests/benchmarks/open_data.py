@@ -2,7 +2,8 @@
 
     data = DATA_SETS["tweets"]
     package = find(data, Path("packages"))          # None where it is not there; how to get it is printed
-    rows = sampled(data, package, 500)              # the same ones every time
+    rows = shuffled(data, package)[:500]            # the same ones every time
+    measures, ece = judged(predictions, [row.label for row in rows], data.labels)
 
 No set is part of the repository. Sarcastic headlines (`evals`, OpenAI; MIT): 1 is sarcastic. VADER's ratings (Hutto &
 Gilbert 2014; MIT): a mean human rating from 0.5 up is positive, from -0.5 down negative. SpamAssassin mails (PDDL):
@@ -19,10 +20,15 @@ import json
 import random
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+
+from studio.analysis.measures import Measures, measure, reliability
+from studio.backend.classify import Prediction
 
 SEED = 0
 MOST_CHARACTERS = 2000
@@ -65,6 +71,13 @@ def shuffled(data: DataSet, package: Path) -> list[Example]:
     rows = [*{row.text: row for row in data.read(package)}.values()]
     random.Random(SEED).shuffle(rows)
     return rows
+
+
+def judged(predictions: Sequence[Prediction], true: Sequence[str], labels: Sequence[str]) -> tuple[Measures, float]:
+    """The measures, and the expected calibration error."""
+    found = [each.label for each in predictions]
+    confidence = np.array([each.confidence for each in predictions])
+    return measure(true, found, labels), reliability(confidence, np.array(found) == np.array(true)).ece
 
 
 def headlines(package: Path) -> Iterator[Example]:

@@ -19,9 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from studio.analysis.measures import majority_baseline, measure, reliability, tfidf_baseline
+from studio.analysis.measures import majority_baseline, tfidf_baseline
 from studio.backend import train
 from studio.backend.events import TrainEvent
 from studio.backend.home import home
@@ -30,7 +28,7 @@ from studio.backend.runs import Run
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.backend.trained_predictions import TrainedHead
 from studio.errors import StudioError
-from tests.benchmarks.open_data import DATA_SETS, Example, find, shuffled
+from tests.benchmarks.open_data import DATA_SETS, Example, find, judged, shuffled
 
 SETTINGS = [
     "eval_share=0.05",
@@ -88,10 +86,8 @@ def _tested(run: Run, train_rows: Sequence[Example], rows: Sequence[Example], se
     started = time.perf_counter()
     predictions = [*TrainedHead(TrainedClassifier.load(run.id)).predict(texts)]
     minutes = (seconds + time.perf_counter() - started) / 60
-    found = [each.label for each in predictions]
-    right = np.array(found) == np.array(labels)
-    ece = reliability(np.array([each.confidence for each in predictions]), right).ece
-    yield "head on the starter", measure(labels, found, sorted(set(train_labels))), f"{ece:.3f}", f"{minutes:.1f}"
+    measures, ece = judged(predictions, labels, sorted(set(train_labels)))
+    yield "head on the starter", measures, f"{ece:.3f}", f"{minutes:.1f}"
     started = time.perf_counter()
     tfidf = tfidf_baseline(train_texts, train_labels, texts, labels)
     yield "TF-IDF + logistic regression", tfidf, "", f"{(time.perf_counter() - started) / 60:.2f}"

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from studio.analysis.measures import Measures, majority_baseline, measure, reliability
+from studio.analysis.measures import Measures, majority_baseline, measure
 from studio.backend.classify import LabelTask, ZeroShot
 from studio.backend.engine import Engine
 from studio.backend.home import home
 from studio.errors import StudioError
-from tests.benchmarks.open_data import DATA_SETS, SEED, DataSet, Example, find, shuffled
+from tests.benchmarks.open_data import DATA_SETS, SEED, DataSet, Example, find, judged, shuffled
 
 SETS = ("tweets", "mails")
 
@@ -55,11 +55,9 @@ def _lines(
             task = LabelTask(data.labels, template, calibrate)
             predictions = list(ZeroShot(engine).predict([row.text for row in rows], task))
             speed = len(rows) / (time.perf_counter() - started)
-            labels = [prediction.label for prediction in predictions]
-            confidence = np.array([prediction.confidence for prediction in predictions])
-            ece = reliability(confidence, np.array(labels) == np.array(true)).ece
+            measures, ece = judged(predictions, true, data.labels)
             method = f"zero-shot, {template!r}" + (", calibrated" if calibrate else "")
-            yield _line(method, measure(true, labels, data.labels), f"{ece:.3f}", f"{speed:.2f}")
+            yield _line(method, measures, f"{ece:.3f}", f"{speed:.2f}")
 
 
 def _line(method: str, measures: Measures, ece: str = "", speed: str = "") -> str:

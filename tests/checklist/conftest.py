@@ -24,7 +24,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("STUDIO_HOME", str(folder))
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        patch.setenv("FORWARDED_ALLOW_IPS", "")  # as app.py does
         patch.setattr(accounts, "COST", 2**14)
         patch.setattr(accounts, "_NOBODY", accounts._line(2**14, 8, 1, bytes(16), bytes(32)))
         yield folder

@@ -64,8 +64,6 @@ def chat(page: Page, url: str, tell) -> None:
     page.locator("#beside input").check()
     answer = studio.ask_and_wait(QUESTION)
     tell(f"an answer by the adapter: {answer!r}")
-    page.get_by_role("button", name="Advanced").click()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     page.wait_for_timeout(3000)
     page.locator("#routing").screenshot(path=DOCS / "adapter.png")
 

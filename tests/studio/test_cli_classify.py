@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -25,12 +26,15 @@ def toy(tmp_path_factory) -> tuple[str, ...]:
     return ("--model", str(folder), "--precision", "fp32")
 
 
-def predict(*arguments: str):
-    result = CliRunner().invoke(app, ["classify", "predict", *arguments])
+def classified(command: str, *arguments: str):
+    result = CliRunner().invoke(app, ["classify", command, *arguments])
     if isinstance(result.exception, StudioError):
         raise result.exception
     assert result.exit_code == 0, result.exception
     return result
+
+
+predict, evaluate = partial(classified, "predict"), partial(classified, "evaluate")
 
 
 def file_of(tmp_path, text: str):
@@ -118,14 +122,6 @@ def test_a_trained_head_brings_its_labels(tmp_path):
     assert all(document["confidence"] == document["scores"][document["label"]] for document in documents)
     predict("--adapter", folder, "--precision", "fp32", str(file))
     assert (tmp_path / "a.labelled.csv").read_text().splitlines()[0] == "id,text,label,confidence,ham,spam"
-
-
-def evaluate(*arguments: str):
-    result = CliRunner().invoke(app, ["classify", "evaluate", *arguments])
-    if isinstance(result.exception, StudioError):
-        raise result.exception
-    assert result.exit_code == 0, result.exception
-    return result
 
 
 def test_a_file_with_true_labels_is_measured(toy, tmp_path):

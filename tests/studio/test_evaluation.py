@@ -50,6 +50,16 @@ def test_what_a_baseline_cannot_learn_is_said():
     assert [*by_name(report)] == [OURS, MAJORITY] and "hold no words" in report["notices"][-1]
 
 
+@pytest.mark.parametrize(("problem", "names", "targets", "scores", "baseline"), [
+    ("multi_label", NAMES, [(0,), (1,)], [[0.9, 0.2], [0.1, 0.8]], evaluation.MOST),
+    ("regression", ("stars",), [1.0, 2.0], [[1.0], [2.5]], MEAN),
+])  # fmt: skip
+def test_it_is_said_of_every_problem(problem, names, targets, scores, baseline):
+    truth = Truth(problem, names, TEXTS[:2], targets)
+    report = evaluate(truth, np.array(scores), "", truth._replace(texts=["!", "?"]))
+    assert [*by_name(report)] == [OURS, baseline] and "hold no words" in report["notices"][-1]
+
+
 def test_a_temperature_lowers_the_error_of_confidences_that_are_too_sure():
     rng = np.random.default_rng(0)
     true = rng.integers(0, 2, 400)
