@@ -8,6 +8,7 @@ ready.model, ready.data.train, ready.warnings
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ from studio.errors import StudioError
 HOT_TOKENS = 16_384
 SAMPLES = 3
 SHOWN_BAD_ROWS = 5
+# In it, threads of several processes' collectives let go of the last tensors.
+SETTLE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -279,9 +282,11 @@ def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
 
 @atexit.register
 def _leave() -> None:
-    """Before Python ends under the threads of the process group, which would end the process by a signal."""
+    """Before Python ends under the threads of the process group, which would end the process by a signal: one that has
+    just carried out a collective needs Python to let go of its tensors, and a mesh keeps the threads alive."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(SETTLE_S)
 
 
 def processes() -> PartialState:

@@ -1,8 +1,7 @@
 """Rates and sizes of requests, on a small app: what is counted, what is refused, and what is forgotten again."""
 
-import asyncio
-
 import pytest
+from anyio.from_thread import start_blocking_portal
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -151,7 +150,10 @@ def test_what_a_request_says_of_its_length_is_not_believed(tmp_path, said):
 
     headers = [(b"content-length", said.encode())]
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": headers}
-    asyncio.run(Bodies(app, folder=tmp_path, other_bytes=1000)(scope, receive, send))
+    bodies = Bodies(app, folder=tmp_path, other_bytes=1000)
+    # Not in this thread, where the browser of other tests may have a loop of its own.
+    with start_blocking_portal() as portal:
+        portal.call(bodies, scope, receive, send)
     assert [message["status"] for message in sent if "status" in message] == [413] and len(arriving) == 1
 
 
