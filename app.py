@@ -1,6 +1,6 @@
 """JetMoE Studio's page, on a laptop and as a Space: reads flags, builds the studio, launches it.
 
-python app.py [--host 127.0.0.1] [--port 7860] [--model starter] [--open]
+python app.py [--host 127.0.0.1] [--port 7860] [--model MODEL] [--open]
 python app.py --host 0.0.0.0 --auth users.txt [--proxy]        # for others too; --public instead of a login
 """
 
@@ -14,10 +14,15 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+# Before everything that imports torch: on a ZeroGPU Space it plays a GPU that is lent later.
+from studio.backend import zero_gpu  # isort: split
+
 from studio.backend.engine import Engine
 from studio.backend.exposure import Exposure
 from studio.backend.jobs import Jobs
+from studio.backend.memory import first_model
 from studio.backend.starter import ConsoleProgress
+from studio.backend.zero_engine import ZeroEngine
 from studio.errors import StudioError
 from studio.ui.layout import build, launch_settings
 
@@ -31,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         exposure.require_safe()
         _require_port(exposure.host, flags.port)
-        engine, jobs = Engine(), Jobs()
+        engine, jobs = ZeroEngine() if zero_gpu.ACTIVE else Engine(), Jobs()
         settings = launch_settings(jobs, exposure)
         jobs.open()
-        engine.start_loading(flags.model, ConsoleProgress())
+        engine.start_loading(flags.model or first_model(), ConsoleProgress())
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2
@@ -62,7 +67,7 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--proxy", action="store_true", help="believe the forwarded headers of a proxy before the page")
     port = int(os.environ.get("GRADIO_SERVER_PORT", PORT))
     parser.add_argument("--port", type=int, default=port, help="port to listen on")
-    parser.add_argument("--model", default="starter", help="the model to load first, see `python -m studio models`")
+    parser.add_argument("--model", help="the model to load first, see `python -m studio models`; $STUDIO_MODEL too")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser.parse_args(arguments)
 

@@ -27,6 +27,7 @@ from studio.errors import StudioError
 
 SAFE_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "special_tokens_map.json",
               "added_tokens.json", "vocab.json", "merges.txt", "chat_template*"]  # fmt: skip
+CHAT_8B = "jetmoe/jetmoe-8b-chat"
 UNSAFE_FILES = ["*.bin", "*.pt", "*.pth", "*.py", "*.pkl"]
 GIB = 2**30
 

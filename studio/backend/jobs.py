@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio.backend import child, demo
+from studio.backend import child, demo, zero_gpu
 from studio.backend.download import require_space
 from studio.backend.recipe import Recipe
 from studio.backend.runs import DamagedStore, Ending, Run, RunStore, last_word
@@ -49,6 +49,7 @@ class Jobs:
     """Args:
     command: what carries out the run whose id follows.
     step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
+    begins: it carries out queued runs itself; else `slices` does, for the visitor whose GPU time it takes.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Jobs:
         command: Sequence[str] = ("-m", "studio.backend.train"),
         step_s: float = STEP_S,
         end_s: float = END_S,
+        begins: bool = not zero_gpu.ACTIVE,
     ) -> None:
         self.store = store or RunStore()
         self.notice = ""
         """What a person must know of the store, such as that it had to be made again."""
-        self._command, self._step_s, self._end_s = command, step_s, end_s
+        self._command, self._step_s, self._end_s, self.begins = command, step_s, end_s, begins
         self._lock = FileLock(self.store.home / "supervisor.lock", thread_local=False)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked_at: dict[str, float] = {}
@@ -190,6 +192,7 @@ class Jobs:
         self._running = running = self.training()
         if running is not None:
             self._press(running)
+        if running is not None or not self.begins:
             return
         with self._changing:
             queue = self.store.queue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, nf4_cpu, single_query
 from jetmoe.loading import CheckpointError, load
+from studio.backend import catalog, demo, zero_gpu
 from studio.backend.catalog import ModelEntry
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
@@ -32,6 +34,13 @@ class Placement:
     """A sentence where this machine makes something slower than elsewhere."""
 
 
+def first_model() -> str:
+    """What a studio loads when it starts: `$STUDIO_MODEL`; without it JetMoE 8B Chat on a Space with a GPU, and the
+    starter elsewhere, where nobody asked for a download of 16 GiB."""
+    on_gpu_space = demo.space_id() is not None and torch.cuda.is_available()
+    return os.environ.get("STUDIO_MODEL") or (catalog.CHAT_8B if on_gpu_space else catalog.STARTER.id)
+
+
 def check_precision(precision: str) -> None:
     """Raises StudioError for one that is not known."""
     if precision not in get_args(Precision):
@@ -44,14 +53,15 @@ def placement(model: ModelEntry, precision: Precision) -> Placement:
     Raises:
         StudioError: it does not fit into this machine's memory; the message has the numbers.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and not zero_gpu.waits() else "cpu"
     wanted = precision if precision != "auto" else "nf4" if device == "cuda" else model.cpu_precision
-    dtype = torch.float32 if wanted == "fp32" else default_dtype(device)
+    # What waits here for a GPU to come is held as the GPU wants it.
+    dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
     if wanted == "bf16" and dtype == torch.float32:
         wanted = "fp32"
     if device == "cpu":
         _check_memory(model, wanted)
-    return Placement(device, wanted, dtype, _notice(device, wanted, precision))
+    return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notice(device, wanted, precision))
 
 
 def load_model(

@@ -298,6 +298,26 @@ class RunStore:
             raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
         return run
 
+    def put_back(self, run_id: str) -> Run:
+        """Back into the queue with a running run whose process makes room for others, or out of it where somebody
+        asked for that meanwhile.
+
+        Raises:
+            StudioError: there is no such run any more.
+        """
+        run_id = self.get(run_id).id
+        with self._open() as db:
+            changed = db.execute(
+                "UPDATE runs SET state = 'queued' WHERE id = ? AND state = 'running' AND NOT cancel_requested",
+                (run_id,),
+            ).rowcount
+            db.execute(TO_THE_END, (run_id,))
+        if not changed:
+            return self.finish(run_id, "cancelled", CANCELLED)
+        run = self._recorded(run_id)
+        _tell(run, "resumed")
+        return run
+
     def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
         """The runs whose process is gone although they run by the list: interrupted, unless their events tell how they
         ended.

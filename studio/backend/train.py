@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import torch
@@ -88,14 +89,24 @@ def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: 
     return carry_out(_agree(lambda: RunStore().requeue(run_id, begin=True).id), progress, show)
 
 
-def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
-    """Trains a queued run to its end; arguments and errors as of `start`."""
+def carry_out(
+    run_id: str,
+    progress: Progress = lambda fraction, text: None,
+    show: Show = lambda event: None,
+    seconds: float = math.inf,
+) -> Run:
+    """Trains a queued run to its end; arguments and errors as of `start`.
+
+    Args:
+        seconds: after so many it is put back into the queue at the end of a step, to be resumed from a checkpoint.
+    """
+    until = time.monotonic() + seconds
     store, is_main = RunStore(), processes().is_main_process
     run = store.mark_running(run_id) if is_main else store.get(run_id)
     events = run.events if is_main else None
     try:
         with memory.shortage(OUT_OF_MEMORY):
-            ending, message = _Training(run, store, progress, show).finish()
+            ending, message = _Training(run, store, progress, show, until).finish()
     except Exception as error:
         sentence = str(error) if isinstance(error, StudioError) else f"{type(error).__name__}: {error}"
         store.finish(run.id, "failed", sentence)  # whichever process saw it; the first word holds
@@ -107,7 +118,9 @@ def carry_out(run_id: str, progress: Progress = lambda fraction, text: None, sho
         if events is not None:
             _stopped(store, run)
         raise
-    if is_main:
+    if is_main and ending == "queued":
+        store.put_back(run.id)
+    elif is_main:
         store.finish(run.id, ending, message)
     return store.get(run.id)
 
@@ -127,7 +140,7 @@ def last_checkpoint(run: Run) -> Path | None:
 
 
 class _Training:
-    def __init__(self, run: Run, store: RunStore, progress: Progress, show: Show) -> None:
+    def __init__(self, run: Run, store: RunStore, progress: Progress, show: Show, until: float) -> None:
         self.run, self.store = run, store
         self.recipe = run.recipe()
         self.prepared = prepare(self.recipe, progress)
@@ -135,22 +148,23 @@ class _Training:
         self.checkpoint = last_checkpoint(run)
         if self.is_main:
             _same_data(run, self.prepared)
-        self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared))
+        self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared), until)
         self.trainer = _trainer(self.recipe)(self.prepared, run, self.watcher)
 
-    def finish(self) -> tuple[Ending, str]:
+    def finish(self) -> tuple[Ending | Literal["queued"], str]:
         """Trains and saves the adapter; how it ended, and what to say of it."""
         if self.checkpoint is None:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         stopped = self._stopped_early()
-        if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and not stopped:
+        is_whole = not (stopped or self.watcher.out_of_time)
+        if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and is_whole:
             self._evaluate(self.trainer)
         self._save()
         if not self.is_main:
             return "done", ""
-        return self.watcher.ended(stopped)
+        return ("queued", "") if not (stopped or is_whole) else self.watcher.ended(stopped)
 
     def _stopped_early(self) -> bool:
         """Whether a person asked for it; the first process's word counts for all."""

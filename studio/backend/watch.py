@@ -36,9 +36,18 @@ MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
 
 
 class Watcher(TrainerCallback):
+    """Args: until: when to stop although nothing is over, on the clock of `time.monotonic`."""
+
     def __init__(
-        self, run: Run, store: RunStore, prepared: Prepared, show: Callable[[TrainEvent], None], steps: int
+        self,
+        run: Run,
+        store: RunStore,
+        prepared: Prepared,
+        show: Callable[[TrainEvent], None],
+        steps: int,
+        until: float = math.inf,
     ) -> None:
+        self.until, self.out_of_time = until, False
         self.run, self.store, self.prepared, self.show, self.steps = run, store, prepared, show, steps
         self.is_main = processes().is_main_process
         self.step = 0
@@ -112,7 +121,8 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.step = state.global_step
-        if self._cancelled():
+        self.out_of_time = self.step < state.max_steps and time.monotonic() > self.until
+        if self._cancelled() or self.out_of_time:
             control.should_training_stop = control.should_save = True
         return control
 

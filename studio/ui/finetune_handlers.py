@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FORMATS = ["auto", *(each.name for each in formats())]
 FIELDS = list(dict.fromkeys(name for each in formats() for name in fields_of(each.name)))
 """Of all formats; a dropdown for each is on the page, and those of one format are shown."""
+STAY = "Here it takes your ZeroGPU time, so it goes on while this page stays open; Resume goes on from where it was."
 TICKETS = 1000
 TICK_S = 0.5
 
@@ -149,6 +150,19 @@ class FinetuneHandlers(Owned):
                 self._started.popitem(last=False)
             return run
 
+    def queued(self, run: Run) -> str:
+        """What to say of a run that was just started."""
+        goes_on = "It goes on whether you watch or not." if self.jobs.begins else STAY
+        return f"“{run.name}” is in the queue. {goes_on}"
+
+    def accompany(self, run_id: str) -> Iterator[str]:
+        """Carries a queued run out where that takes the GPU time of whoever watches; nothing anywhere else."""
+        if self.jobs.begins:
+            return
+        from studio.backend.slices import slices  # and with it all of training, which no other page needs
+
+        yield from slices(self.jobs, self._run(run_id).id)
+
     def ticket(self) -> str:
         return uuid.uuid4().hex
 
@@ -182,7 +196,8 @@ class FinetuneHandlers(Owned):
                 return f"“{run.name}” {how}."
             case "resume":
                 self.jobs.resume(run.id)
-                return f"“{run.name}” goes on from its last checkpoint, as soon as its turn comes."
+                stay = "" if self.jobs.begins else f" {STAY}"
+                return f"“{run.name}” goes on from its last checkpoint, as soon as its turn comes.{stay}"
             case "delete":
                 self.jobs.delete(run.id)
                 return f"“{run.name}” and its files are deleted."

@@ -37,13 +37,15 @@ def chromium() -> str:
 class Server:
     """`python app.py` in a process of its own, with these flags and variables of the environment."""
 
+    script = ("app.py",)
+
     def __init__(self, port: int, log: Path, *flags: str, **environment: str) -> None:
         self.port = port
         self.log = log
         self.url = f"http://127.0.0.1:{port}/"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py", "--port", str(port), *flags],
+                [sys.executable, *self.script, "--port", str(port), *flags],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdout=output,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jetmoe import nf4_cpu, single_query
-from studio.backend import catalog, memory
+from studio.backend import catalog, memory, zero_gpu
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
 from tests.jetmoe.toy import toy_model
@@ -28,6 +28,28 @@ def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, 
     assert memory.placement(STARTER, "auto").precision != "nf4"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert memory.placement(STARTER, "auto") == memory.Placement("cuda", "nf4", torch.bfloat16)
+
+
+def test_what_is_loaded_first_is_what_the_hardware_of_a_space_is_for(plenty, monkeypatch):
+    for name in ("STUDIO_MODEL", "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert memory.first_model() == "starter"
+    monkeypatch.setenv("SPACE_ID", "somebody/studio")
+    assert memory.first_model() == "starter"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert memory.first_model() == "jetmoe/jetmoe-8b-chat"
+    assert memory.placement(catalog.entry(memory.first_model()), "auto").precision == "nf4"
+    monkeypatch.delenv("SPACE_ID")
+    assert memory.first_model() == "starter", "nobody asked for so large a download"
+    monkeypatch.setenv("STUDIO_MODEL", "jetmoe/jetmoe-8b")
+    assert memory.first_model() == "jetmoe/jetmoe-8b"
+
+
+def test_where_a_gpu_is_lent_later_the_model_waits_on_the_cpu(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(zero_gpu, "waits", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert memory.placement(STARTER, "auto") == memory.Placement("cpu", "bf16", torch.bfloat16, "")
 
 
 def test_what_a_processor_lacks_is_said(plenty, monkeypatch):

@@ -252,10 +252,13 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
         yield from everybodys.of(request).check(_draft(*values))
 
     @shows_errors
-    def start(request: gr.Request, ticket: str, *values: Any) -> tuple[Any, ...]:
-        run = everybodys.of(request).start(_draft(*values), ticket)
-        gr.Info(escape(f"“{run.name}” is in the queue. It goes on whether you watch or not."), title="Started")
-        return everybodys.of(request).ticket(), gr.Tabs(selected="runs"), show_run(run.id)
+    def start(request: gr.Request, ticket: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        handlers = everybodys.of(request)
+        run = handlers.start(_draft(*values), ticket)
+        gr.Info(escape(handlers.queued(run)), title="Started")
+        yield handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
+        for _ in handlers.accompany(run.id):
+            yield gr.skip(), gr.skip(), gr.skip()
 
     memory, seen = [new.stored, new.command, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
@@ -277,7 +280,8 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
     handed.change(open_handed, handed, [*everything, browser.component("tabs"), parts, new.bundled], **quiet)
     new.save.click(save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
     new.check.click(check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
-    new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once")
+    new.start.click(start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once",
+                    concurrency_limit=None)  # fmt: skip
     browser.page().load(open_page, new.stored, [*everything, new.ticket, parts], **at_once)
 
 
@@ -313,8 +317,13 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
         return run.id if run else "", gr.update(visible=run is not None), title, ""
 
     @shows_errors
-    def act(request: gr.Request, event: gr.EventData) -> None:
-        gr.Info(escape(everybodys.of(request).act(str(event._data.get("action", "")), str(event._data.get("id", "")))))
+    def act(request: gr.Request, event: gr.EventData) -> Iterator[None]:
+        handlers, action, run_id = everybodys.of(request), str(event._data.get("action")), str(event._data.get("id"))
+        gr.Info(escape(handlers.act(action, run_id)))
+        yield
+        if action == "resume":
+            for _ in handlers.accompany(run_id):
+                yield
 
     @shows_errors
     def export(request: gr.Request, run_id: str, kind: str) -> Iterator[str]:
@@ -328,7 +337,7 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
 
     runs.panel.open(opened, None, [runs.opened, runs.box, runs.title, runs.result], **at_once)
     # Through the queue, as what is not queued shows no message.
-    runs.panel.act(act, None, None, **quiet, trigger_mode="multiple")
+    runs.panel.act(act, None, None, **quiet, trigger_mode="multiple", concurrency_limit=None)
     runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
                       concurrency_id="export")  # fmt: skip
     runs.push.click(push, [runs.opened, runs.kind, runs.repo, runs.token, runs.public], runs.token, **quiet)
