@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 # What Python, its libraries and the devices are told by; a token or a cloud's key is in none of them.
 KEPT = {
     "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH",
-    "PYTHONPATH", "VIRTUAL_ENV", "STUDIO_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "CC",
+    "PYTHONPATH", "VIRTUAL_ENV", "STUDIO_HOME", "STUDIO_LOCAL", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
+    "HF_ENDPOINT", "CC",
 }  # fmt: skip
 KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_",
                  "MALLOC_", "JETMOE_", "PIP_")  # fmt: skip

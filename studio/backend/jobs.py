@@ -33,6 +33,8 @@ from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
 POLL_S = 1.0
+# Between two copies of the list of runs into a home of mounted storage.
+COPY_S = 20.0
 # How long a run that was cancelled may work on at its step, and then at ending.
 STEP_S = 30.0
 END_S = 10.0
@@ -64,7 +66,7 @@ class Jobs:
         self.notice = ""
         """What a person must know of the store, such as that it had to be made again."""
         self._command, self._step_s, self._end_s, self.begins = command, step_s, end_s, begins
-        self._lock = FileLock(self.store.home / "supervisor.lock", thread_local=False)
+        self._lock = FileLock(self.store.path.with_name("supervisor.lock"), thread_local=False)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._asked_at: dict[str, float] = {}
         self._changing = threading.Lock()
@@ -72,6 +74,7 @@ class Jobs:
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
         self._notice_until = 0.0
+        self._copied_at = 0.0
 
     def open(self) -> None:
         """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
@@ -187,6 +190,7 @@ class Jobs:
         if not self._supervises():
             self._running = self.training()
             return
+        self._keep_copy()
         self._record_ends()
         self.store.reconcile(self._children)
         self._running = running = self.training()
@@ -198,6 +202,11 @@ class Jobs:
             queue = self.store.queue()
             if queue:
                 self._begin(queue[0])
+
+    def _keep_copy(self) -> None:
+        if time.monotonic() - self._copied_at >= COPY_S:
+            self._copied_at = time.monotonic()
+            self.store.keep_copy()
 
     def _supervises(self) -> bool:
         if self._lock.is_locked:

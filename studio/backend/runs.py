@@ -8,7 +8,7 @@
 
 <home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
 log.txt, checkpoints/ and adapter/, from which `mend` makes the list again. Any number of threads and processes may use
-one store.
+one store. Where the home is mounted storage, the database lies on the local disk, and the home has a copy.
 
 Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty
 owner is whom a terminal and a studio of one person work for: it finds all runs.
@@ -34,12 +34,13 @@ import psutil
 from filelock import FileLock
 
 from studio.backend.events import EventLog, TrainEvent, TrainKind
-from studio.backend.home import home
+from studio.backend.home import home, local
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
 Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
+DATABASE = "runs.sqlite3"
 BUSY_S = 15.0
 SWITCHES = 100
 # The database in the folder of one run, as far as the folder does not tell it otherwise.
@@ -165,7 +166,10 @@ class RunStore:
     def __init__(self, folder: Path | None = None, busy_s: float | None = None) -> None:
         self.home = folder or home()
         self.busy_s = BUSY_S if busy_s is None else busy_s
-        self.path = self.home / "runs.sqlite3"
+        self.path = local(self.home) / DATABASE
+        self.copy = self.home / DATABASE if self.path.parent != self.home else None
+        """Of the database, where it does not lie in the home itself."""
+        self._copied = (0, 0)
 
     def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
         """A new queued run with its folder; an empty name becomes one of preset and id.
@@ -387,7 +391,7 @@ class RunStore:
         Returns:
             What was done, as a sentence; empty where nothing had to be.
         """
-        _make(self.home)
+        _make(self.path.parent)
         with FileLock(self.path.with_suffix(".lock")):
             try:
                 self.list()
@@ -397,21 +401,72 @@ class RunStore:
 
     def _made_again(self) -> str:
         """The new database is whole before it takes the place of the old one: runs that go on never miss it."""
-        fresh = RunStore(self.home)
-        fresh.path = self.path.with_name(f"{uuid.uuid4().hex}.sqlite3")
-        rows = sorted(filter(None, map(_row, (self.home / "runs").glob("*/"))), key=lambda row: row["created"])
+        fresh = self._beside()
+        rows = self._rows()
         with fresh._open() as db:
             db.execute("PRAGMA journal_mode = DELETE")  # so that it is one file
             db.executemany(RESTORE, rows)
         aside = f"{self.path.name}.damaged-{uuid.uuid4().hex[:8]}"
         for suffix in ("-wal", "-shm", ""):
             with suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).rename(self.home / (aside + suffix))
+                self.path.with_name(self.path.name + suffix).rename(self.path.with_name(aside + suffix))
         fresh.path.rename(self.path)
         return (
             f"The list of runs was damaged. It has been made again out of the folders of {len(rows)} runs, and the "
             f"damaged file is kept as {aside}."
         )
+
+    def keep_copy(self) -> None:
+        """Copies the database into a home of mounted storage, if it has changed since the last time.
+
+        Raises:
+            StudioError: the home can't be written.
+        """
+        if self.copy is None or not self.path.exists():
+            return
+        now = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in (self.path, _log_of(self.path)))
+        if now == self._copied:
+            return
+        whole, part = self._beside().path, self.copy.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+        try:
+            with self._open() as db, closing(sqlite3.connect(whole)) as target:
+                db.backup(target)
+            shutil.copyfile(whole, part)
+            part.replace(self.copy)
+            self._copied = now
+        except OSError as error:
+            raise StudioError(f"{self.copy} can't be written ({error.strerror}). Check the mounted storage.") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def _fetch(self) -> None:
+        """The database of a home whose local disk is a new one: its last copy, and the runs that this lacks."""
+        with FileLock(self.path.with_suffix(".lock")):
+            if self.path.exists():
+                return
+            fresh = self._beside()
+            if self.copy is not None and self.copy.exists():
+                shutil.copyfile(self.copy, fresh.path)
+            try:
+                known = {run.id for run in fresh.list()}
+            except DamagedStore:
+                fresh.path.unlink()  # the copy is kept
+                known = set()
+            with fresh._open() as db:
+                db.execute("PRAGMA journal_mode = DELETE")  # so that it is one file
+                db.executemany(RESTORE, [row for row in self._rows() if row["id"] not in known])
+            fresh.path.rename(self.path)
+
+    def _beside(self) -> RunStore:
+        """A database of its own, to take the place of this one or of its copy."""
+        fresh = RunStore(self.home)
+        fresh.path, fresh.copy = self.path.with_name(f"{uuid.uuid4().hex}.sqlite3"), None
+        return fresh
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Of all runs, as their folders tell it, the oldest first."""
+        found = filter(None, map(_row, (self.home / "runs").glob("*/")))
+        return sorted(found, key=lambda row: row["created"])
 
     def _run(self, row: sqlite3.Row) -> Run:
         values = {**row, "cancel_requested": bool(row["cancel_requested"]), "shared": bool(row["shared"])}
@@ -433,7 +488,9 @@ class RunStore:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """A connection and a transaction of its own for each call: threads and processes then never share one."""
-        _make(self.home)
+        _make(self.path.parent)
+        if self.copy is not None and not self.path.exists():
+            self._fetch()
         try:
             with closing(sqlite3.connect(self.path, timeout=self.busy_s)) as db, db:
                 db.row_factory = sqlite3.Row
@@ -553,6 +610,11 @@ def checked_name(name: str, whose: str) -> str:
     if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
         raise StudioError(f"{whose} name is up to 80 printable characters without / and \\. Choose another.")
     return name
+
+
+def _log_of(database: Path) -> Path:
+    """What is not yet in the database's own file."""
+    return database.with_name(f"{database.name}-wal")
 
 
 def _row(folder: Path) -> dict[str, Any] | None:

