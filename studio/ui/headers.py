@@ -5,13 +5,15 @@ from __future__ import annotations
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio runs inline scripts and compiles templates, hence 'unsafe-inline' and 'unsafe-eval'.
+# Gradio runs inline scripts and compiles templates, hence 'unsafe-inline' and 'unsafe-eval'. The fonts that it wants
+# from others on a Space stay out: a visit is nobody else's business.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
     "frame-ancestors 'self' https://huggingface.co https://*.hf.space"
 )
+SPACE_POLICY = CONTENT_POLICY.replace("connect-src 'self'", "connect-src 'self' https://huggingface.co")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -20,14 +22,17 @@ HEADERS = {
 
 
 class SafeHeaders:
-    def __init__(self, app: ASGIApp) -> None:
+    """Args: space: the page may ask the hub how its Space is, as Gradio's does there."""
+
+    def __init__(self, app: ASGIApp, space: bool = False) -> None:
         self.app = app
+        self.headers = HEADERS | {"Content-Security-Policy": SPACE_POLICY} if space else HEADERS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self.headers.items():
                     headers.setdefault(name, value)
             await send(message)
 

@@ -111,7 +111,7 @@ def _middleware(exposure: Exposure, home: Path) -> list[Middleware]:
     guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
     return [
         Middleware(RequestIds),
-        Middleware(SafeHeaders),
+        Middleware(SafeHeaders, space=exposure.space),
         Middleware(Forwarded, exposure=exposure),
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates),

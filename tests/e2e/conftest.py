@@ -46,7 +46,7 @@ def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> It
     hacked = opened.evaluate("window.__p") if not opened.is_closed() else None
     context.close()
     assert hacked is None, "text of a person or a model ran as code"
-    assert not errors, errors
+    assert not errors, "\n".join(errors)
 
 
 @pytest.fixture
