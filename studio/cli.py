@@ -322,10 +322,10 @@ def bench_generate(
 def bench_viewers(
     url: Annotated[str | None, typer.Option(help="Of a studio that runs; else one is started.")] = None,
     count: Annotated[int, typer.Option(help="Pages that watch the newest run.")] = 100,
-    seconds: int = 60,
+    seconds: int = 180,
     as_json: Json = False,
 ) -> None:
-    """Many pages that watch one run: how long their questions take."""
+    """Many pages that watch one run, beside one chat and the training of that run: how long their questions take."""
     from studio.backend.bench import table
     from studio.backend.bench_viewers import viewers
 

@@ -45,6 +45,8 @@ COLUMNS = {
     "failed": "failed",
     "poll_p50_ms": "poll p50 ms",
     "poll_p95_ms": "poll p95 ms",
+    "alone_ttft_s": "first token s without viewers",
+    "alone_decode_tok_s": "tok/s without viewers",
     "server_mib": "server MiB",
     "grew": "grew by",
     "peak_gib": "peak GiB",

@@ -1,23 +1,26 @@
 """`bench viewers`: many pages that watch one run: each asks once a second for new events, at times for the list.
 
-    viewers("http://127.0.0.1:7860/", pages=100, seconds=60)       # of a studio that runs
-    viewers(None, pages=100, seconds=60)                            # of one that is started for it
+    viewers("http://127.0.0.1:7860/", pages=100, seconds=60)       # of a studio that runs, its newest run
+    viewers(None, pages=100, seconds=180)                           # of one that is started for it
 
-The run may be trained meanwhile; the studio's own process is measured where it was started here.
+A studio that is started for it trains a run and answers one chat all the while, both with the starter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import re
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,34 +28,80 @@ from typing import Any
 import httpx
 import psutil
 
+from studio.backend import catalog
 from studio.backend.bench import Report, machine
-from studio.backend.runs import RunStore
+from studio.backend.home import home
+from studio.backend.recipe import Recipe
+from studio.backend.runs import Run, RunStore
 from studio.errors import StudioError
 
 LIST_EVERY = 5
 ROOT = Path(__file__).parents[2]
 MIB = 2**20
+WARM_S = 150
+"""Until a studio that was just started has compiled its model, beside a run and a chat."""
+ALONE_S = 60
+"""In which the chat is measured without viewers."""
+QUESTION = "Explain in a few sentences why the sky is blue."
 
 
 def viewers(url: str | None, pages: int, seconds: int) -> Report:
-    """Poll p95 in milliseconds, polls that failed, and what the server's memory grew by.
+    """Polls in milliseconds and how many failed; of a studio started for it also what its memory grew by, and the
+    chat's speed beside the viewers and without them.
 
     Raises:
         StudioError: no studio answers there, or there is no run to watch.
     """
+    work = {"bench": "viewers", "viewers": pages, "seconds": seconds}
+    if url is None:
+        with _studio() as (address, process, run):
+            work |= {"run": run.name, "beside": "one chat and the training of that run"}
+            row = asyncio.run(_measure(address, run.id, pages, seconds, process))
+    else:
+        run = _newest()
+        work |= {"run": run.name, "state": run.state}
+        row = asyncio.run(_watch(url, run.id, pages, seconds))
+    return {"machine": machine(), "work": work, "rows": [{"system": "jetmoe-studio", **row}]}
+
+
+def _newest() -> Run:
     runs = RunStore().list()
     if not runs:
         raise StudioError(
             "There is no run to watch. Start one: `python -m studio train starter/lora_experts data=identity`."
         )
-    run = next((each for each in runs if each.state in ("running", "queued")), runs[0])
-    work = {"bench": "viewers", "viewers": pages, "seconds": seconds, "run": run.name, "state": run.state}
-    with _studio(url) as (address, process):
-        row = asyncio.run(_watch(address, run.id, pages, seconds, process))
-    return {"machine": machine(), "work": work, "rows": [{"system": "jetmoe-studio", **row}]}
+    return next((each for each in runs if each.state in ("running", "queued")), runs[0])
 
 
-async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psutil.Process | None) -> dict[str, Any]:
+async def _measure(url: str, run_id: str, pages: int, seconds: int, process: psutil.Process) -> dict[str, Any]:
+    """The chat goes on from before the viewers come until after they are gone."""
+    answers: list[tuple[float, float, float]] = []
+    chat = asyncio.create_task(_chat(url, answers))
+    await asyncio.sleep(WARM_S + ALONE_S)
+    came = time.monotonic()
+    row = await _watch(url, run_id, pages, seconds, process)
+    chat.cancel()
+    with suppress(asyncio.CancelledError):
+        await chat
+    alone = [answer for answer in answers if came - ALONE_S <= answer[0] < came]
+    beside = [answer for answer in answers if answer[0] >= came]
+    return row | _speed(beside, "") | _speed(alone, "alone_")
+
+
+def _speed(answers: list[tuple[float, float, float]], name: str) -> dict[str, float]:
+    """Medians of the answers (when it was complete, seconds to the first token, tokens a second)."""
+    if not answers:
+        return {}
+    _, first, speed = zip(*answers, strict=True)
+    return {
+        f"{name}ttft_s": round(statistics.median(first), 3),
+        f"{name}decode_tok_s": round(statistics.median(speed), 1),
+    }
+
+
+async def _watch(
+    url: str, run_id: str, pages: int, seconds: int, process: psutil.Process | None = None
+) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=pages)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
         component = await _component(client)
@@ -72,6 +121,32 @@ async def _watch(url: str, run_id: str, pages: int, seconds: int, process: psuti
         after = process.memory_info().rss
         figures |= {"server_mib": round(after / MIB), "grew": round(after / before - 1, 3)}
     return figures
+
+
+async def _chat(url: str, answers: list[tuple[float, float, float]]) -> None:
+    """Asks one question after another, each in a conversation of its own."""
+    async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+        config = (await client.get("config")).json()
+        send = next(each for each in config["dependencies"] if each["api_name"] == "send")
+        values = {each["id"]: each["props"].get("value") for each in config["components"]}
+        data = [QUESTION, *(values[number] for number in send["inputs"][1:])]
+        while True:
+            if answer := await _answer(client, send["id"], data):
+                answers.append(answer)
+
+
+async def _answer(client: httpx.AsyncClient, number: int, data: list[Any]) -> tuple[float, float, float] | None:
+    """When an answer was complete, and the figures that stand with it in the conversation; None of an empty one."""
+    session = uuid.uuid4().hex
+    await client.post("gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": session})
+    text = ""
+    async with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as stream:
+        async for line in stream.aiter_lines():
+            text = line if "decode_tok_s" in line else text
+            if '"process_completed"' in line:
+                break
+    first, speed = (re.search(rf"{name}\W+([\d.]+)", text) for name in ("ttft_s", "decode_tok_s"))
+    return (time.monotonic(), float(first[1]), float(speed[1])) if first and speed else None
 
 
 async def _open(client: httpx.AsyncClient, component: int, run_id: str, session: str) -> float:
@@ -126,24 +201,35 @@ async def _component(client: httpx.AsyncClient) -> int:
 
 
 @contextmanager
-def _studio(url: str | None) -> Iterator[tuple[str, psutil.Process | None]]:
-    """The address of a studio, and its process where it was started for this."""
-    if url is not None:
-        yield url, None
-        return
+def _studio() -> Iterator[tuple[str, psutil.Process, Run]]:
+    """The address of a studio in a home of its own, its process, and the run that it trains."""
+    catalog.prepare(catalog.STARTER.id)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        address = f"http://127.0.0.1:{port}/"
-        _wait(address, process)
-        yield address, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "models").symlink_to((home() / "models").resolve())
+        store = RunStore(Path(folder))
+        run = store.create(Recipe.load("starter/lora_experts", ["data=identity", "max_steps=100000"]), "watched")
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, env=os.environ | {"STUDIO_HOME": folder},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            address = f"http://127.0.0.1:{port}/"
+            _wait(address, process)
+            yield address, psutil.Process(process.pid), run
+        finally:
+            _end(store, run.id)
+            process.terminate()
+            process.wait()
+
+
+def _end(store: RunStore, run_id: str) -> None:
+    """The run first, so that no trainer is left behind."""
+    store.request_cancel(run_id)
+    while store.get(run_id).state in ("queued", "running"):
+        time.sleep(0.5)
 
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -463,7 +463,7 @@ class RunStore:
         fresh.path, fresh.copy = self.path.with_name(f"{uuid.uuid4().hex}.sqlite3"), None
         return fresh
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> Sequence[dict[str, Any]]:
         """Of all runs, as their folders tell it, the oldest first."""
         found = filter(None, map(_row, (self.home / "runs").glob("*/")))
         return sorted(found, key=lambda row: row["created"])

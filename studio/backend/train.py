@@ -118,10 +118,11 @@ def carry_out(
         if events is not None:
             _stopped(store, run)
         raise
-    if is_main and ending == "queued":
-        store.put_back(run.id)
-    elif is_main:
-        store.finish(run.id, ending, message)
+    if is_main:
+        if ending == "queued":
+            store.put_back(run.id)
+        else:
+            store.finish(run.id, ending, message)
     return store.get(run.id)
 
 
