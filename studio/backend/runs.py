@@ -169,7 +169,7 @@ class RunStore:
         self.path = local(self.home) / DATABASE
         self.copy = self.home / DATABASE if self.path.parent != self.home else None
         """Of the database, where it does not lie in the home itself."""
-        self._copied = (0, 0)
+        self._copied: tuple[int, ...] = ()
 
     def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
         """A new queued run with its folder; an empty name becomes one of preset and id.
