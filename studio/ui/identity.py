@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock
-from gradio.utils import get_space
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from studio.backend import demo
 from studio.backend.exposure import Exposure
 from studio.errors import StudioError
+from studio.ui import sign_in
 from studio.ui.visitors import user_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Identity:
             return
         owner, cookie = "", ""
         if self.visitors is not None:
-            owner = _logged_in(scope) or _signed_in(scope)
+            owner = _logged_in(scope) or sign_in.owner_by(scope)
             if not owner:
                 owner, cookie = self.visitors.recognise(_cookies(scope), scope["scheme"] == "https")
         scope.setdefault("state", {})["owner"] = owner
@@ -165,15 +165,6 @@ def _logged_in(scope: Scope) -> str:
     """By the login of Gradio's `auth`, which tells names to its listeners alone, not to downloads and functions."""
     name = user_of(scope) if hasattr(scope.get("app"), "tokens") else None
     return f"user:{name}" if name else ""
-
-
-def _signed_in(scope: Scope) -> str:
-    """By Hugging Face's OAuth. Elsewhere than on a Space, Gradio plays it with a session that anybody can make."""
-    if not (get_space() and os.environ.get("OAUTH_CLIENT_SECRET")):
-        return ""
-    info = scope.get("session", {}).get("oauth_info") or {}
-    name = info.get("userinfo", {}).get("preferred_username", "")
-    return f"hf:{name}" if name and info.get("expires_at", 0) > time.time() else ""
 
 
 def _is_page(message: Message) -> bool:

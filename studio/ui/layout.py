@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from studio.backend.exposure import Exposure
 from studio.registry import discover
+from studio.ui import sign_in
 from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity, owner_of, secret, serves_several
@@ -66,6 +67,8 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
         status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        if sign_in.offered():
+            gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
     if note := demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
 
