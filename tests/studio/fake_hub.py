@@ -46,8 +46,16 @@ class FakeHub:
         """Weights go to the storage for large files, as on the hub."""
         self.refusals: dict[str, tuple[int, str]] = {}
         """Status and message for paths that begin so; "{token}" is what came in the header."""
+        self.held = ""
+        """Requests to paths that begin so set `arrived` and wait for `go_on`."""
+        self.arrived, self.go_on, self.committed = threading.Event(), threading.Event(), threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def given(self) -> set[str | None]:
+        """The Authorization headers of what was asked of the account and its repositories."""
+        own = ("/api/whoami", "/api/repos", "/api/models")
+        return {authorization for _, path, authorization in self.requests if path.startswith(own)}
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
         api = f"/api/models/{self.repo}"
@@ -90,6 +98,7 @@ class FakeHub:
                 content = self.objects[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
                 self.files[value["path"]] = content
+        self.committed.set()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         path, authorization = self.path.partition("?")[0], self.headers.get("Authorization")
         body = self._body()
         self.hub.requests.append((self.command, path, authorization))
+        if self.hub.held and path.startswith(self.hub.held):
+            self.hub.arrived.set()
+            self.hub.go_on.wait(60)
         refusal = next((each for begin, each in self.hub.refusals.items() if path.startswith(begin)), None)
         if refusal is None:
             status, answer = self.hub.answer(self.command, path, body)
