@@ -334,7 +334,7 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
 
     @shows_errors
     def look_at_push(request: gr.Request, run_id: str, repo: str) -> str:
-        return everybodys.of(request).arriving(run_id, repo or "")
+        return everybodys.of(request).arriving(run_id, repo or "") if run_id else ""
 
     @shows_errors
     def push(
@@ -351,6 +351,7 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
     made = runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
                              concurrency_id="export")  # fmt: skip
     made.then(look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once)
-    runs.repo.blur(look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once)
+    # Not when it is typed into, which a text that is pasted isn't.
+    runs.repo.change(look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once, trigger_mode="always_last")
     runs.push.click(push, [runs.opened, runs.repo, runs.public], runs.pushed, **quiet, concurrency_limit=4,
                     concurrency_id="push")  # fmt: skip
