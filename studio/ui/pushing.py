@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 NAME = "Push"
 SIGN_IN = (
-    "Sign in with Hugging Face at the top of the page, and the adapter goes to your own account from here. What this "
-    "browser made before becomes your account's."
+    "Sign in with Hugging Face at the top of the page, and the adapter goes to your own account from here. What you "
+    "made here before moves there too, unless your browser blocks the cookies of pages in frames."
 )
 ELSEWHERE = (
     "This studio has no way of knowing your account on the Hub, so nothing is pushed from here. Download the adapter, "

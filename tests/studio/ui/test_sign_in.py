@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,17 +17,20 @@ from gradio import oauth
 from huggingface_hub import constants
 from itsdangerous import TimestampSigner
 
-from studio.backend import exports
+from studio.backend import adapters, exports, uploads
 from studio.backend.engine import Engine
 from studio.backend.exposure import AUTH, Exposure
 from studio.backend.jobs import Jobs
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
 from studio.ui import finetune_handlers, sign_in
+from studio.ui.identity import Visitors, secret
 from studio.ui.layout import build, launch_settings
+from studio.ui.trace_store import traces
 from tests.e2e.studio_page import free_port
 from tests.studio.fake_hub import FakeHub, serving_hub
 from tests.studio.test_adapters import make_adapter
+from tests.studio.test_analysis import make_trace
 from tests.studio.toy_folder import toy_folder
 from tests.studio.ui.visitors import Visitor
 
@@ -139,6 +143,42 @@ def test_the_button_is_where_gradio_can_tell_who_signs_in(missing, monkeypatch, 
     elif missing:
         monkeypatch.setenv(missing, "users.txt")
     assert sign_in.offered() == (not missing) == build(Engine(compile_steps=False), Jobs()).expects_oauth
+
+
+# --- what was made before
+
+
+def test_what_a_browser_made_before_becomes_the_accounts(place):
+    visitor = place.visitor()
+    visitor.http.get("/")
+    cookies, visitors = dict(visitor.http.cookies), Visitors(secret(place.store.home))
+    owner, _ = visitors.recognise(cookies)
+    mine, others = place.store.create(Recipe(), "mine", owner=owner), place.store.create(Recipe(), "x", owner="anon:x")
+    rows = place.folder / "rows.csv"
+    rows.write_text("a,b\n")
+    upload, trace = uploads.keep(rows, owner), traces.open(make_trace(), owner)
+    adapter = place.store.home / "adapters" / ("a" * 32)
+    shutil.copytree(place.run.adapter, adapter)
+    about = {"name": "mine", "model": "starter", "created": 0.0, "sha256": "", "owner": owner}
+    (adapter / "about.json").write_text(json.dumps(about))
+
+    # A session that counts for nothing moves nothing, nor does what is no page.
+    for cookie, path in ((FORGED["as Gradio plays it"], "/"), (session("ada"), "/config")):
+        visitor.http.get(path, headers={"Cookie": header(cookies | {"session": cookie})})
+        assert place.store.get(mine.id).owner == owner
+    answer = visitor.http.get("/", headers={"Cookie": header(cookies | {"session": session("ada")})})
+    gone = [each for each in answer.headers.get_list("set-cookie") if each.startswith(f"{visitors.name}=;")]
+    assert len(gone) == 1 and "Max-Age=0" in gone[0] and "Partitioned" in gone[0]
+    assert place.store.get(mine.id, "hf:ada").owner == json.loads((mine.folder / "run.json").read_text())["owner"]
+    assert uploads.find(upload, "hf:ada") and adapters.find_id(adapter.name, "hf:ada")
+    assert traces.get(trace, "hf:ada") is not None and traces.get(trace, owner) is None
+    assert place.store.get(others.id).owner == "anon:x"
+    again = visitor.http.get("/", headers={"Cookie": header({"session": session("ada")})})
+    assert not [each for each in again.headers.get_list("set-cookie") if visitors.name in each]
+
+
+def header(cookies: dict[str, str]) -> str:
+    return "; ".join(f"{name}={value}" for name, value in cookies.items())
 
 
 # --- whose it is
