@@ -135,7 +135,7 @@ class Identity:
     async def _move_in(self, scope: Scope, owner: str, visitors: Visitors) -> str:
         """The cookie with which a browser forgets who it was, once that is the account's: with the page, which every
         sign-in ends with."""
-        before = visitors.known(_cookies(scope)) if (scope["method"], scope["path"]) == ("GET", "/") else ""
+        before = visitors.known(_cookies(scope)) if (scope.get("method"), scope["path"]) == ("GET", "/") else ""
         if not before:
             return ""
         try:
