@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from studio.ui import sign_in
+
 ROOT = Path(__file__).parents[1]
 # https://huggingface.co/docs/hub/spaces-config-reference
 KEYS = {
@@ -45,6 +47,9 @@ def test_what_a_space_shows_and_waits_for(front):
     assert re.fullmatch(r"\d+[mh]", front["startup_duration_timeout"])
 
 
-def test_a_login_is_declared_where_one_is_used(front):
+def test_the_sign_in_that_is_used_is_declared_and_asks_for_no_more(front):
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "studio" / "ui").rglob("*.py")]
-    assert any("LoginButton" in page for page in pages) == bool(front.get("hf_oauth"))
+    assert any("gr.LoginButton(" in page for page in pages) and front["hf_oauth"] is True
+    assert front["hf_oauth_scopes"] == [sign_in.SCOPE]
+    for package in ("authlib", "itsdangerous"):
+        assert re.search(f"^{package}==", (ROOT / "requirements.txt").read_text(), re.MULTILINE), package

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -230,15 +230,27 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         config.base_model_name_or_path = catalog.entry(model_id).id
         config.save_pretrained(str(work))  # in place of a file that may say anything
         upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
-        (work / ABOUT).write_text(json.dumps({key: value for key, value in asdict(upload).items() if key != "id"}))
+        (work / ABOUT).write_text(_about(upload))
         work.rename(upload.folder)
     except AdapterError as error:
         raise StudioError(str(error)) from error
     except OSError as error:
-        raise StudioError(f"{_uploads()} can't be written ({error.strerror}). Check the disk and try again.") from error
+        raise _unwritable(error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Choice(upload_id, name)
+
+
+def hand_over(before: str, after: str) -> None:
+    """All uploads of one owner become another's. Raises StudioError: the disk can't be written."""
+    try:
+        for upload in _list_uploads():
+            if upload.owner == before:
+                fresh = upload.folder / f"{ABOUT}.part"
+                fresh.write_text(_about(replace(upload, owner=after)))
+                fresh.replace(upload.folder / ABOUT)
+    except OSError as error:
+        raise _unwritable(error) from error
 
 
 def delete_import(upload_id: str, owner: str = "") -> None:
@@ -268,6 +280,14 @@ def _blank(model_id: str) -> JetMoeForCausalLM:
             return JetMoeForCausalLM(loading.read_config(folder))
     except CheckpointError as error:
         raise StudioError(str(error)) from error
+
+
+def _unwritable(error: OSError) -> StudioError:
+    return StudioError(f"{_uploads()} can't be written ({error.strerror}). Check the disk and try again.")
+
+
+def _about(upload: Upload) -> str:
+    return json.dumps({key: value for key, value in asdict(upload).items() if key != "id"})
 
 
 def _uploads() -> Path:

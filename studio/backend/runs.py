@@ -370,6 +370,12 @@ class RunStore:
         self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
         return self._recorded(run_id)
 
+    def hand_over(self, before: str, after: str) -> None:
+        """All runs of one owner become another's."""
+        if self._write("UPDATE runs SET owner = ? WHERE owner = ?", (after, before)):
+            for run in self.list(after):
+                self._recorded(run.id)
+
     def delete(self, run_id: str) -> None:
         """Deletes the row and the folder with checkpoints and adapter.
 

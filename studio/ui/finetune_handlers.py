@@ -29,9 +29,10 @@ from studio.backend.preview import Preview, fields_of, preview
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
-from studio.ui import audit_view, card, data_preview, export_view
+from studio.ui import audit_view, card, data_preview, export_view, pushing, sign_in
 from studio.ui.identity import Owned
 from studio.ui.offered_models import offered
+from studio.ui.pushing import Account
 from studio.ui.run_draft import OF_DATA, OWN_FILE, Draft
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ class Seen(NamedTuple):
     html: str
     columns: dict[str, Column]
     """By field, every one of `FIELDS`."""
+
+
+class PushForm(NamedTuple):
+    offered: bool
+    html: str
+    """Where it goes, or what to do instead."""
+    repo: str
+    """A name to begin with."""
 
 
 class FinetuneHandlers(Owned):
@@ -223,14 +232,49 @@ class FinetuneHandlers(Owned):
         except StudioError as error:
             yield card.card(export_view.NAME, card.problem(str(error)))
 
-    def push(self, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
-        """The address of the repository that now holds the export."""
-        folder = exports.exported(self.jobs.store, self._run(run_id).id, kind)
+    def pushable(self, run: Run | None) -> PushForm:
+        """What the page offers of pushing a run's adapter, or what to do instead."""
+        try:
+            return PushForm(True, card.note(pushing.goes_to(self.owner)), hub.safe_name(run.name if run else ""))
+        except StudioError as error:
+            return PushForm(False, card.note(str(error)), "")
+
+    def arriving(self, run_id: str, repo: str) -> str:
+        """What a push would bring to a repository of this name, as HTML; empty where nothing can be pushed."""
+        folder = self._adapter(run_id)
+        if not self.pushable(None).offered:
+            return ""
         if folder is None:
-            raise StudioError("Export it first, and look at the model card: that is what is pushed.")
-        if not token.strip():
-            raise StudioError("Give a token that may write, from https://huggingface.co/settings/tokens.")
-        return hub.push(folder, repo.strip(), token.strip(), private=not public)
+            return card.waiting(pushing.NAME, pushing.EXPORT_FIRST)
+        own = self.owner.removeprefix(sign_in.OWNER) or "YOUR-NAME"  # nobody asks the hub while a person types
+        repo_id = repo.strip() if "/" in repo else f"{own}/{repo.strip()}"
+        try:
+            hub.check_repo_id(repo_id)
+        except StudioError as error:
+            return pushing.failed(str(error))
+        return pushing.preview(folder, repo_id)
+
+    def push(self, run_id: str, repo: str, public: bool, account: Account) -> Iterator[str]:
+        """How far it is, and at last the repository's address, as HTML. It goes on when the person leaves."""
+        folder, told = self._adapter(run_id), ["Asking the Hub …"]
+        if folder is None:
+            raise StudioError(pushing.EXPORT_FIRST)
+
+        def work(_: threading.Event) -> str:
+            return hub.push(
+                folder, account.repository(repo), account.token, not public,
+                lambda fraction, text: told.append(text), bool(account.name),
+            )  # fmt: skip
+
+        try:
+            for seconds, address in _beside(work):
+                waiting = card.waiting(pushing.NAME, f"{told[-1]} {seconds} s", busy=True)
+                yield waiting if address is None else pushing.done(address, public)
+        except StudioError as error:
+            yield pushing.failed(str(error))
+
+    def _adapter(self, run_id: str) -> Path | None:
+        return exports.exported(self.jobs.store, self._run(run_id).id, "adapter", self.owner)
 
     def _run(self, run_id: str) -> Run:
         """By its whole id."""
@@ -265,13 +309,14 @@ def _mapping(draft: Draft, seen: Preview | None) -> dict[str, Column]:
 def _beside(work: Callable[[threading.Event], Any]) -> Iterator[tuple[int, Any]]:
     """(seconds so far, None) while the work goes on in another thread, then (seconds, its result). Closing the iterator
     cancels the work, as when the person has left."""
-    cancel, begun = threading.Event(), time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, cancel)
-        try:
-            while not future.done():
-                yield int(time.monotonic() - begun), None
-                time.sleep(TICK_S)
-            yield int(time.monotonic() - begun), future.result()
-        finally:
-            cancel.set()
+    cancel, begun, pool = threading.Event(), time.monotonic(), ThreadPoolExecutor(1)
+    future = pool.submit(work, cancel)
+    # Nobody waits for its end: Gradio closes iterators in the loop that serves everybody.
+    pool.shutdown(wait=False)
+    try:
+        while not future.done():
+            yield int(time.monotonic() - begun), None
+            time.sleep(TICK_S)
+        yield int(time.monotonic() - begun), future.result()
+    finally:
+        cancel.set()

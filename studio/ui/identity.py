@@ -12,19 +12,21 @@ cookie.
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import re
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from copy import copy
 from hashlib import sha256
 from http.cookies import CookieError
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import anyio.to_thread
 from filelock import FileLock
-from gradio.utils import get_space
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -33,11 +35,13 @@ from studio.backend import demo
 from studio.backend.exposure import Exposure
 from studio.backend.home import local
 from studio.errors import StudioError
+from studio.ui import sign_in
 from studio.ui.visitors import user_of
 
 if TYPE_CHECKING:
     import gradio as gr
 
+logger = logging.getLogger(__name__)
 SECRET_BYTES = 32
 DAY_S = 24 * 3600
 KEPT_DAYS = 365
@@ -98,10 +102,14 @@ class Identity:
 
     Args:
         secret: what cookies are signed with; None where one person uses the studio.
+        move: gives what is one owner's to another.
     """
 
-    def __init__(self, app: ASGIApp, secret: bytes | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, secret: bytes | None = None, move: Callable[[str, str], None] = lambda before, after: None
+    ) -> None:
         self.app = app
+        self.move = move
         self.visitors = None if secret is None else Visitors(secret)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +118,9 @@ class Identity:
             return
         owner, cookie = "", ""
         if self.visitors is not None:
-            owner = _logged_in(scope) or _signed_in(scope)
+            owner = _logged_in(scope)
+            if not owner and (owner := sign_in.owner_by(scope)):
+                cookie = await self._move_in(scope, owner, self.visitors)
             if not owner:
                 owner, cookie = self.visitors.recognise(_cookies(scope), scope["scheme"] == "https")
         scope.setdefault("state", {})["owner"] = owner
@@ -124,6 +134,19 @@ class Identity:
             await send(message)
 
         await self.app(scope, receive, send_with_cookie)
+
+    async def _move_in(self, scope: Scope, owner: str, visitors: Visitors) -> str:
+        """The cookie with which a browser forgets who it was, once that is the account's: with the page, which every
+        sign-in ends with."""
+        before = visitors.known(_cookies(scope)) if (scope.get("method"), scope["path"]) == ("GET", "/") else ""
+        if not before:
+            return ""
+        try:
+            await anyio.to_thread.run_sync(self.move, before, owner)
+        except StudioError as error:
+            logger.warning("what somebody made before signing in can't be moved yet: %s", error)
+            return ""
+        return visitors.forgotten()
 
 
 class Visitors:
@@ -140,15 +163,26 @@ class Visitors:
         if visitor and age_s < RENEWED_DAYS * DAY_S:
             return f"anon:{visitor}", ""
         visitor = visitor or uuid.uuid4().hex
-        # A Space is shown in a frame of another site.
-        site = "SameSite=None; Secure; Partitioned" if demo.space_id() else "SameSite=Lax" + "; Secure" * https
-        kept = f"Path=/; Max-Age={KEPT_DAYS * DAY_S}; HttpOnly; {site}"
-        return f"anon:{visitor}", f"{self.name}={self.sign(visitor)}; {kept}"
+        return f"anon:{visitor}", self._cookie(self.sign(visitor), KEPT_DAYS * DAY_S, https)
+
+    def known(self, cookies: dict[str, str]) -> str:
+        """Whom the browser's cookie says, if it has a good one."""
+        visitor, _ = self._read(cookies.get(self.name, ""))
+        return f"anon:{visitor}" if visitor else ""
+
+    def forgotten(self) -> str:
+        """A cookie that replaces the browser's and is gone at once."""
+        return self._cookie("", 0, https=True)
 
     def sign(self, visitor: str, now: float | None = None) -> str:
         """The value of a visitor's cookie that is made now."""
         text = f"{visitor}.{int(time.time() if now is None else now)}"
         return f"{text}.{self._mac(text)}"
+
+    def _cookie(self, value: str, age_s: int, https: bool) -> str:
+        # A Space is shown in a frame of another site.
+        site = "SameSite=None; Secure; Partitioned" if demo.space_id() else "SameSite=Lax" + "; Secure" * https
+        return f"{self.name}={value}; Path=/; Max-Age={age_s}; HttpOnly; {site}"
 
     def _read(self, value: str) -> tuple[str, float]:
         """The id, and the age of the cookie in seconds; no id where it is forged or too old."""
@@ -168,15 +202,6 @@ def _logged_in(scope: Scope) -> str:
     """By the login of Gradio's `auth`, which tells names to its listeners alone, not to downloads and functions."""
     name = user_of(scope) if hasattr(scope.get("app"), "tokens") else None
     return f"user:{name}" if name else ""
-
-
-def _signed_in(scope: Scope) -> str:
-    """By Hugging Face's OAuth. Elsewhere than on a Space, Gradio plays it with a session that anybody can make."""
-    if not (get_space() and os.environ.get("OAUTH_CLIENT_SECRET")):
-        return ""
-    info = scope.get("session", {}).get("oauth_info") or {}
-    name = info.get("userinfo", {}).get("preferred_username", "")
-    return f"hf:{name}" if name and info.get("expires_at", 0) > time.time() else ""
 
 
 def _is_page(message: Message) -> bool:

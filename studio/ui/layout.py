@@ -15,11 +15,13 @@ from starlette.middleware import Middleware
 
 from studio.backend.exposure import Exposure
 from studio.registry import discover
+from studio.ui import sign_in
 from studio.ui.downloads import routes
 from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity, owner_of, secret, serves_several
 from studio.ui.limits import UPLOAD_BYTES, Bodies, Rates
 from studio.ui.login import login_of
+from studio.ui.moving_in import mover
 from studio.ui.request_ids import RequestIds
 from studio.ui.status import banner, demo_note
 from studio.ui.theme import css, theme
@@ -28,6 +30,7 @@ from studio.ui.visitors import Forwarded, RequireLogin, SameOrigin
 if TYPE_CHECKING:
     from studio.backend.engine import Engine
     from studio.backend.jobs import Jobs
+    from studio.backend.runs import RunStore
 
 TITLE = "JetMoE Studio"
 ADDRESSES = {"run": "finetune", "classifier": "classify"}
@@ -66,6 +69,8 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
         status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        if sign_in.offered():
+            gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
     if note := demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
 
@@ -101,11 +106,11 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
         "mcp_server": False,
         "max_file_size": UPLOAD_BYTES,
         "footer_links": ["settings"],
-        "app_kwargs": {"middleware": _middleware(exposure, jobs.store.home), "routes": routes(jobs.store)},
+        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": routes(jobs.store)},
     }
 
 
-def _middleware(exposure: Exposure, home: Path) -> list[Middleware]:
+def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
     """In the order in which a request passes."""
     accounts = exposure.accounts()
     guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
@@ -116,6 +121,6 @@ def _middleware(exposure: Exposure, home: Path) -> list[Middleware]:
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
-        Middleware(Identity, secret=secret(home) if serves_several(exposure) else None),
+        Middleware(Identity, secret=secret(store.home) if serves_several(exposure) else None, move=mover(store)),
         Middleware(Bodies, folder=Path(get_upload_folder())),
     ]

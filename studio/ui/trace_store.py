@@ -57,6 +57,11 @@ class TraceStore:
             self._parts.move_to_end(trace_id)
             return parts[0]
 
+    def hand_over(self, before: str, after: str) -> None:
+        """All of one owner's become another's."""
+        with self._lock:
+            self._owners = {each: after if owner == before else owner for each, owner in self._owners.items()}
+
     def compare(self, trace_id: str, base: RoutingTrace) -> None:
         """Keeps the base's trace as long as the trace; does nothing to a trace that was dropped meanwhile."""
         with self._lock:

@@ -87,10 +87,16 @@ class SameOrigin:
         host = _host(headers.get("host", ""))
         if self.exposure.local and not _of_this_machine(host):
             return "This studio answers to its own address alone. Behind a proxy, start it with --proxy."
-        origin = headers.get("origin")
-        if origin is not None and _origin_host(origin) not in (host, _host(headers.get("x-forwarded-host", ""))):
+        if is_foreign(headers):
             return "Only the studio's own page may ask this. Behind a proxy, start the studio with --proxy."
         return ""
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Whether a page of another website made the browser send it."""
+    origin = headers.get("origin")
+    own = (_host(headers.get("host", "")), _host(headers.get("x-forwarded-host", "")))
+    return origin is not None and _origin_host(origin) not in own
 
 
 def _host(text: str) -> str:

@@ -21,27 +21,33 @@ from studio.backend.runs import RunStore, is_alive
 from studio.errors import StudioError
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+from tests.studio.fake_hub import REPO, FakeHub, serving_hub
+from tests.studio.test_adapters import make_adapter
 from tests.studio.toy_folder import toy_folder
 
 ROWS = "".join(
     json.dumps({"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"}) + "\n"
     for i in range(40)
 ).encode()
+TOKEN = "hf_S3cretOfThisMachine"
 LONG = {"max_steps": 5000, "eval_steps": 50, "save_steps": 50, "max_length": 64, "sample_tokens": 2}
 
 
 class Place:
-    """A server on the toy with a home of its own, which can be killed and started again."""
+    """A server on the toy with a home and a hub of its own, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, hub: FakeHub) -> None:
+        self.folder, self.port, self.hub = folder, free_port(), hub
         self.home = folder / "home"
         self.model = str(toy_folder(folder / "toy"))
         self.store = RunStore(self.home)
         self.start()
 
     def start(self) -> None:
-        environment = {"STUDIO_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        environment = {
+            "STUDIO_HOME": str(self.home), "OMP_NUM_THREADS": "1",
+            "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
         self.server = Server(self.port, self.folder / "log.txt", "--model", self.model, **environment)
 
     def kill(self) -> None:
@@ -57,9 +63,10 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("place"))
-    yield made
-    made.close()
+    with serving_hub() as hub:
+        made = Place(tmp_path_factory.mktemp("place"), hub)
+        yield made
+        made.close()
 
 
 @pytest.fixture
@@ -183,6 +190,31 @@ def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser)
     expect(tuning.rows.filter(has_text=run_id[:8])).to_have_count(0, timeout=SLOW)
     assert run_id not in [run.id for run in place.store.list()]
     tuning.page.close()
+
+
+def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_path):
+    run = place.store.create(Recipe.from_settings({"model": place.model}), "pirate")
+    make_adapter(Path(place.model), run.adapter, 1)
+    place.store.finish(run.id, "done")
+    tuning.open(f"?run={run.id}")
+    tuning.export("Adapter", tmp_path)
+    tuning.page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    expect(page.locator("#push-place")).to_contain_text("this machine's token")
+    expect(page.get_by_label("Public")).not_to_be_checked()
+    name = page.get_by_label("Repository")
+    expect(name).to_have_value("pirate")
+    name.fill("me/pirate")
+    expect(page.locator("#push-arriving")).to_contain_text(f"Arrives at {REPO}: README.md, adapter_config.json")
+    page.locator("#push-arriving summary").click()
+    expect(page.locator("#push-arriving pre")).to_contain_text(f'PeftModel.from_pretrained(base, "{REPO}")')
+    assert not place.hub.files
+    page.get_by_role("button", name="Push the adapter").click()
+    expect(page.locator("#push-result a")).to_have_attribute("href", f"{place.hub.url}/{REPO}", timeout=SLOW)
+    expect(page.locator("#push-result")).to_contain_text("It is private")
+    assert {*place.hub.files} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert place.hub.visibility == {REPO: "private"} and place.hub.given() == {f"Bearer {TOKEN}"}
+    written = [file for file in place.folder.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
+    assert written == [] and TOKEN not in page.content()
 
 
 def test_a_hundred_pages_watch_a_run_and_all_are_answered(place, monkeypatch):

@@ -1,14 +1,10 @@
 """Pushing to a server on this machine that speaks the hub's protocol: what arrives, who sees it, what fails, tokens."""
 
-import base64
-import hashlib
 import json
 import logging
 import re
 import shutil
-import threading
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,120 +15,21 @@ from studio import cli
 from studio.backend import hub
 from studio.backend.export import export
 from studio.errors import StudioError
+from tests.studio.fake_hub import REPO, serving_hub
 from tests.studio.test_adapters import finished_run
 from tests.studio.toy_folder import toy_folder
 
 TOKEN = "hf_S3cretOfThisTest"
-REPO = "me/pirate"
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-
-
-class FakeHub:
-    """Repositories in memory, and every request that was made."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, str | None]] = []
-        """Method, path and the Authorization header of each."""
-        self.visibility: dict[str, str] = {}
-        self.files: dict[str, bytes] = {}
-        self.commits = 0
-        self.objects: dict[str, bytes] = {}
-        self.large = True
-        """Weights go to the storage for large files, as on the hub."""
-        self.refusals: dict[str, tuple[int, str]] = {}
-        """Status and message for paths that begin so; "{token}" is what came in the header."""
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
-        api = f"/api/models/{REPO}"
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked['organization']}/{asked['name']}"
-            known, _ = repo in self.visibility, self.visibility.setdefault(repo, asked["visibility"])
-            return (409 if known else 200), {"url": f"{self.url}/{repo}"}
-        if path == api:
-            return 200, {"id": REPO, "private": self.visibility[REPO] == "private", "sha": "0" * 40}
-        if path == "/api/validate-yaml":
-            return 200, {"warnings": [], "errors": []}
-        if path == f"{api}/preupload/main":
-            names = [file["path"] for file in json.loads(body)["files"]]
-            modes = ["lfs" if self.large and name.endswith(".safetensors") else "regular" for name in names]
-            files = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in zip(names, modes, strict=True)]
-            return 200, {"files": files}
-        if path == f"/{REPO}.git/info/lfs/objects/batch":
-            return 200, {"objects": [self._upload(each) for each in json.loads(body)["objects"]]}
-        if method == "PUT" and path.startswith("/storage/"):
-            self.objects[path.rpartition("/")[2]] = body
-            return 200, {}
-        if path == f"{api}/commit/main":
-            self._commit([json.loads(line) for line in body.splitlines()])
-            return 200, {"commitUrl": f"{self.url}/{REPO}/commit/1", "commitOid": "1" * 40}
-        return 404, {"error": f"nothing is at {path}"}
-
-    def _upload(self, wanted: dict) -> dict:
-        return {**wanted, "actions": {"upload": {"href": f"{self.url}/storage/{wanted['oid']}"}}}
-
-    def _commit(self, operations: list[dict]) -> None:
-        self.commits += 1
-        for operation in operations:
-            value = operation["value"]
-            if operation["key"] == "file":
-                self.files[value["path"]] = base64.b64decode(value["content"])
-            elif operation["key"] == "lfsFile":
-                content = self.objects[value["oid"]]
-                assert hashlib.sha256(content).hexdigest() == value["oid"]
-                self.files[value["path"]] = content
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: FakeHub
-    protocol_version = "HTTP/1.1"
-
-    def handle_any(self) -> None:
-        path, authorization = self.path.partition("?")[0], self.headers.get("Authorization")
-        body = self._body()
-        self.hub.requests.append((self.command, path, authorization))
-        refusal = next((each for begin, each in self.hub.refusals.items() if path.startswith(begin)), None)
-        if refusal is None:
-            status, answer = self.hub.answer(self.command, path, body)
-        else:
-            status, answer = refusal[0], {"error": refusal[1].format(token=authorization)}
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_PUT = handle_any
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        pieces = []
-        while size := int(self.rfile.readline(), 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(pieces)
-
-    def log_message(self, *args) -> None:
-        pass
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """What HF_ENDPOINT names."""
-    fake = FakeHub()
-    thread = threading.Thread(target=fake.server.serve_forever, args=(0.05,))
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage for large files is not spoken here
-    yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
-    thread.join()
+    with serving_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage for large files is not spoken here
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +205,45 @@ def test_a_folder_without_an_export(fake, exported, tmp_path):
     for folder in (tmp_path, tmp_path / "nothing", exported["adapter"] / "README.md"):
         assert "holds neither an exported adapter nor a merged model" in refused(folder)
     assert fake.requests == []
+
+
+SIGNED_IN = {
+    "a sign-in that ran out": (401, "Sign out at the top of the page, sign in again"),
+    "a repository that the studio did not make": (403, "may not write to me/pirate: by your sign-in it makes"),
+    "the same where it is hidden": (404, "may not write to me/pirate: by your sign-in it makes"),
+}
+
+
+@pytest.mark.parametrize("what", SIGNED_IN)
+def test_refusals_to_who_is_signed_in_speak_of_no_token(fake, exported, what):
+    status, sentence = SIGNED_IN[what]
+    fake.refusals[f"/api/models/{REPO}/commit"] = status, "Bad {token}"
+    text = refused(exported["adapter"], signed_in=True)
+    assert sentence in text and "token" not in text
+
+
+# --- names
+
+
+def test_whose_token_it_is(fake):
+    assert hub.account(TOKEN) == "me" and fake.requests == [("GET", "/api/whoami-v2", f"Bearer {TOKEN}")]
+    fake.refusals["/api/whoami"] = 401, "Bad {token}"
+    with pytest.raises(StudioError, match="refuses the token") as raised:
+        hub.account(TOKEN)
+    assert TOKEN not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("pirate 2", "pirate-2"), ("<b>Müller & Söhne</b>", "b-Muller-Sohne-b"), ("a--b..c", "a-b-c"),
+        ("x.git", "x-git"), ("海賊", "adapter"), ("-", "adapter"), ("", "adapter"),
+        ("a" * 59 + " b", "a" * 59), ("../../etc", "etc"),
+    ],
+)  # fmt: skip
+def test_a_repository_is_named_after_a_run(text, name):
+    assert hub.safe_name(text) == name
+    hub.check_repo_id(f"me/{name}")
 
 
 # --- from the command line

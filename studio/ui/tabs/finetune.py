@@ -20,6 +20,8 @@ from studio.ui.export_view import TITLES
 from studio.ui.finetune_handlers import FIELDS, FORMATS, Column, FinetuneHandlers
 from studio.ui.handed_draft import CLASSIFIER, handed_draft
 from studio.ui.handed_draft import read as read_handed
+from studio.ui.identity import owner_of
+from studio.ui.pushing import account_of
 from studio.ui.recipe_form import NAMES, RecipeForm
 from studio.ui.run_draft import BUNDLED, OWN_FILE, Draft, from_json
 from studio.ui.runs_panel import opened as show_run
@@ -297,13 +299,19 @@ class _Runs:
                 self.export = gr.Button("Export", elem_id="make-export")
             self.result = gr.HTML("", elem_id="export-result", js_on_load=None)
             with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push-box"):
-                self.repo = gr.Textbox(label="Repository", placeholder="your-name/my-adapter", elem_id="push-repo")
-                self.token = gr.Textbox(
-                    label="Token", type="password", elem_id="push-token",
-                    info="One that may write. It is used once, and neither kept nor logged.",
-                )  # fmt: skip
-                self.public = gr.Checkbox(False, label="Public", info="Anybody may read it.", elem_id="push-public")
-                self.push = gr.Button("Push what was exported", elem_id="push")
+                self.place = gr.HTML("", elem_id="push-place", js_on_load=None)
+                with gr.Column(visible=False, elem_id="push-form") as self.form:
+                    self.repo = gr.Textbox(
+                        label="Repository", info="It is made where it is not there yet.", max_length=200,
+                        elem_id="push-repo",
+                    )  # fmt: skip
+                    self.public = gr.Checkbox(
+                        False, label="Public", info="Everybody can see it; else you alone.", elem_id="push-public"
+                    )
+                    self.arriving = gr.HTML("", elem_id="push-arriving", js_on_load=None)
+                    with gr.Row(elem_classes="buttons"):
+                        self.push = gr.Button("Push the adapter", elem_id="push")
+                    self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
 
 
 def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> None:
@@ -312,9 +320,13 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
 
     @shows_errors
     def opened(request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
-        run = everybodys.of(request).exportable(str(event._data.get("id", "")))
+        handlers = everybodys.of(request)
+        run = handlers.exportable(str(event._data.get("id", "")))
         title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
-        return run.id if run else "", gr.update(visible=run is not None), title, ""
+        form = handlers.pushable(run)
+        arriving = handlers.arriving(run.id, form.repo) if run else ""
+        box = [run.id if run else "", gr.update(visible=run is not None), title, ""]
+        return *box, form.html, gr.update(visible=form.offered), form.repo, False, arriving, ""
 
     @shows_errors
     def act(request: gr.Request, event: gr.EventData) -> Iterator[None]:
@@ -330,14 +342,25 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
         yield from everybodys.of(request).export(run_id, kind)
 
     @shows_errors
-    def push(request: gr.Request, run_id: str, kind: str, repo: str, token: str, public: bool) -> str:
-        address = everybodys.of(request).push(run_id, kind, repo or "", token or "", bool(public))
-        gr.Success(escape(f"It is at {address}."), title="Pushed")
-        return ""
+    def look_at_push(request: gr.Request, run_id: str, repo: str) -> str:
+        return everybodys.of(request).arriving(run_id, repo or "") if run_id else ""
 
-    runs.panel.open(opened, None, [runs.opened, runs.box, runs.title, runs.result], **at_once)
+    @shows_errors
+    def push(
+        request: gr.Request, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None,
+        run_id: str, repo: str, public: bool,
+    ) -> Iterator[str]:  # fmt: skip
+        account = account_of(owner_of(request), profile, token)
+        yield from everybodys.of(request).push(run_id, repo or "", public is True, account)
+
+    push_form = [runs.place, runs.form, runs.repo, runs.public, runs.arriving, runs.pushed]
+    runs.panel.open(opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **at_once)
     # Through the queue, as what is not queued shows no message.
     runs.panel.act(act, None, None, **quiet, trigger_mode="multiple", concurrency_limit=None)
-    runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
-                      concurrency_id="export")  # fmt: skip
-    runs.push.click(push, [runs.opened, runs.kind, runs.repo, runs.token, runs.public], runs.token, **quiet)
+    made = runs.export.click(export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
+                             concurrency_id="export")  # fmt: skip
+    made.then(look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once)
+    # Not when it is typed into, which a text that is pasted isn't.
+    runs.repo.change(look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once, trigger_mode="always_last")
+    runs.push.click(push, [runs.opened, runs.repo, runs.public], runs.pushed, **quiet, concurrency_limit=4,
+                    concurrency_id="push")  # fmt: skip

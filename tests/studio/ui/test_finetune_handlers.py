@@ -202,15 +202,10 @@ def test_a_merged_model_comes_with_its_proof(handlers, trained):
     assert f"{proof['error']:.3f}" in html and "Merge proof" in html
 
 
-def test_what_can_not_be_exported_or_pushed_is_said(handlers, trained):
+def test_what_can_not_be_exported_is_said(handlers, trained):
     assert "Choose what to export" in list(handlers.export(trained.id, "everything"))[-1]
-    with pytest.raises(StudioError, match="Export it first"):
-        handlers.push(trained.id, "adapter", "me/mine", "hf_x", False)
     queued = handlers.start(handlers.fresh(), handlers.ticket())
     assert "has no adapter" in list(handlers.export(queued.id, "adapter"))[-1]
     for prefix in (trained.id[:8], "../..", ""):
         with pytest.raises(StudioError, match="no such run"):
             list(handlers.export(prefix, "adapter"))
-    list(handlers.export(trained.id, "adapter"))
-    with pytest.raises(StudioError, match="Give a token"):
-        handlers.push(trained.id, "adapter", "me/mine", " ", False)

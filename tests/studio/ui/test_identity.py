@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import httpx
 import pytest
+from gradio import oauth
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse
@@ -147,7 +148,8 @@ def test_a_sign_in_counts_only_on_a_space(monkeypatch, system, age, owner):
     """Elsewhere Gradio plays it, signed with a key that everybody knows."""
     monkeypatch.setenv("SYSTEM", system)
     monkeypatch.setenv("SPACE_ID", "somebody/studio")
-    monkeypatch.setenv("OAUTH_CLIENT_SECRET", "s")
+    for name in ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL"):
+        monkeypatch.setattr(oauth, name, "s")
     info = {"userinfo": {"preferred_username": "ada"}, "expires_at": time.time() + age}
 
     class Session:

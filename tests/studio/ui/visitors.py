@@ -41,6 +41,8 @@ class Visitor:
     def __init__(self, url: str) -> None:
         # Each request from elsewhere: what is tested here is not how many one address may send.
         self.http = httpx.Client(base_url=url, timeout=60, event_hooks={"request": [_move]})
+        self.extra: dict[str, Any] = {}
+        """What events send beside their data."""
         self.page = self.http.get("/").text  # as everybody begins
         self.config = self.http.get("/config").json()
         self.components = {each["id"]: each["props"].get("elem_id") or "" for each in self.config["components"]}
@@ -56,7 +58,7 @@ class Visitor:
         session = uuid.uuid4().hex
         inputs = [*data, *[None] * (len(listener["inputs"]) - len(data))]
         body = {"data": inputs, "event_data": event, "fn_index": listener["id"], "session_hash": session}
-        joined = self.http.post("/gradio_api/queue/join", json=body | {"trigger_id": None})
+        joined = self.http.post("/gradio_api/queue/join", json=body | {"trigger_id": None} | self.extra)
         told = [joined.text]
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
