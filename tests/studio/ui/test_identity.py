@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from studio.backend.exposure import Exposure
 from studio.errors import StudioError
+from studio.ui import sign_in
 from studio.ui.identity import DAY_S, KEPT_DAYS, RENEWED_DAYS, Identity, Visitors, owner_of, secret, serves_several
 from tests.e2e.studio_page import free_port
 
@@ -163,6 +164,28 @@ def test_a_sign_in_counts_only_on_a_space(monkeypatch, system, age, owner):
     app = Starlette(routes=routes, middleware=[Middleware(Session), Middleware(Identity, secret=KEY)])
     told = TestClient(app).get("/").text
     assert told == owner if owner else told.startswith("anon:")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_browser_is_forgotten_only_once_its_things_are_the_accounts(monkeypatch, works):
+    """Where they can't be moved, the page is there nevertheless, and the next one tries again."""
+    monkeypatch.setattr(sign_in, "owner_by", lambda scope: "hf:ada")
+    moved = []
+
+    def move(before: str, after: str) -> None:
+        moved.append((before, after))
+        if not works:
+            raise StudioError("The disk is full.")
+
+    routes = [Route("/", lambda request: HTMLResponse(owner_of(request)))]
+    app = Starlette(routes=routes, middleware=[Middleware(Identity, secret=KEY, move=move)])
+    visitors = Visitors(KEY)
+    with_cookie = TestClient(app, cookies={visitors.name: visitors.sign(VISITOR)})
+    answer = with_cookie.get("/")
+    assert answer.text == "hf:ada" and moved == [(f"anon:{VISITOR}", "hf:ada")]
+    assert (f"{visitors.name}=;" in answer.headers.get("set-cookie", "")) == works
+    TestClient(app, cookies={visitors.name: Visitors(b"x" * 32).sign(VISITOR)}).get("/")
+    assert len(moved) == 1, "a forged cookie is nobody's"
 
 
 def test_one_person_is_the_owner_of_everything_and_gets_no_cookie():
