@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.studio_page import SLOW
+from tests.e2e.studio_page import SLOW, settle
 
 
 class FinetunePage:
@@ -30,8 +30,7 @@ class FinetunePage:
             expect(self.preview.locator("h3, .dp-problem, .dp-empty").first).to_be_visible(timeout=SLOW)
             expect(self.preview).not_to_contain_text("Reading …", timeout=SLOW)
             expect(self.command).not_to_have_value("", timeout=SLOW)
-            # What the page was opened with is drawn part by part; what is typed before that is lost.
-            self.page.evaluate("() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))")
+            settle(self.page)
         return self
 
     def show_runs(self) -> None:

@@ -68,6 +68,11 @@ class Server:
         self.process.wait(30)
 
 
+def settle(page: Page) -> None:
+    """What was just opened is drawn part by part; what is typed before that is lost."""
+    page.evaluate("() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))")
+
+
 class StudioPage:
     def __init__(self, page: Page, url: str) -> None:
         self.page = page

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from studio.backend import train
 from studio.backend.label_prompt import TEMPLATES
 from studio.backend.recipe import Recipe
-from tests.e2e.studio_page import SLOW, Server, free_port
+from tests.e2e.studio_page import SLOW, Server, free_port, settle
 from tests.studio.toy_labels import classifier_settings
 
 TRAINED = "ham or spam"
@@ -52,11 +52,13 @@ class ClassifyPage:
         expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
         self.page.get_by_role("tab", name="Classify").click()
         expect(self.labels).to_be_visible()
+        settle(self.page)
         return self
 
     def show_template(self) -> None:
         self.page.get_by_role("button", name="How the model is asked").click()
         expect(self.template).to_be_visible()
+        settle(self.page)
 
     def choose(self, element: str, option: str | re.Pattern) -> None:
         self.page.locator(f"#{element} input").click()

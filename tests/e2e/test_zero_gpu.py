@@ -23,6 +23,13 @@ RUN = {"eval_steps": 20, "save_steps": 20, "max_length": 64, "sample_tokens": 2}
 class ZeroServer(Server):
     script = ("-m", "tests.e2e.zero_gpu_space")
 
+    def stop(self) -> None:
+        """With the processes that a GPU was lent to, which end with the machine on a Space."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        super().stop()
+        for child in children:
+            child.kill()
+
 
 class Space:
     def __init__(self, folder: Path) -> None:

@@ -164,10 +164,13 @@ def _problem_card(text: str) -> str:
     return card.card(data_preview.NAME, card.problem(text))
 
 
-def _column(column: Column, field: str) -> Any:
+def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
+    """Leaves a choice alone that is as it was sent: meanwhile the person may have made another."""
     needed = "needed" if column.needed else "optional"
     choices = column.choices if column.needed else [("none", ""), *column.choices]
-    return gr.update(visible=column.shown, choices=choices, value=column.value, label=f"Column for {field} ({needed})")
+    is_same = sent is not None and sent.get(field, "") == (column.value or "")
+    value = {} if is_same else {"value": column.value}
+    return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
 
 
 def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: FinetuneHandlers) -> None:
@@ -177,13 +180,17 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
     at_once: dict[str, Any] = {**quiet, "queue": False}
     reading: dict[str, Any] = {**quiet, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
 
-    def looked(request: gr.Request, draft: Draft) -> list[Any]:
-        """The preview and the columns; what can't be read is said where the data would be."""
+    def looked(request: gr.Request, draft: Draft, sent: dict[str, str] | None = None) -> list[Any]:
+        """The preview and the columns; what can't be read is said where the data would be.
+
+        Args:
+            sent: columns as they were chosen on the page, where by now others may be chosen.
+        """
         try:
             seen = everybodys.of(request).look(draft)
         except StudioError as error:
             return [_problem_card(str(error)), *(gr.skip() for _ in FIELDS)]
-        return [seen.html, *(_column(seen.columns[field], field) for field in FIELDS)]
+        return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
 
     def remembered(request: gr.Request, draft: Draft) -> list[Any]:
         """For the browser, the command, and instead of a check, which was of other settings."""
@@ -213,7 +220,8 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
 
     @shows_errors
     def look(request: gr.Request, *values: Any) -> list[Any]:
-        return looked(request, _draft(*values))
+        draft = _draft(*values)
+        return looked(request, draft, draft.columns)
 
     @shows_errors
     def look_anew(request: gr.Request, *values: Any) -> list[Any]:
