@@ -161,7 +161,8 @@ class ChatHandlers(Owned):
         except StudioError as error:
             notice = f"The conversation kept in this browser can't be read and is left out. {error}"
             return self._restored(Conversation(), "", picked)._replace(notice=notice)
-        return self._restored(conversation, text, picked)
+        # Else what is typed already stays.
+        return self._restored(conversation, text or None, picked)
 
     def pick(self, stored: Any, wanted: str | None = None) -> tuple[Picked, list[tuple[str, str]]]:
         """What is picked, as far as it fits the model, and the picker's choices.
