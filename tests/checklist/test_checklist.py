@@ -319,6 +319,31 @@ def test_who_logs_in_is_answered_until_removed(guarded: str, users: Path):
         assert "There is no such export" in asking.get(PRIVATE[4]).text
         Accounts(users).remove("bob")
         assert asking.get("/config").status_code == 401
+        Accounts(users).add("bob", PASSWORD)
+        assert asking.get("/config").status_code == 401, "another Bob, perhaps"
+
+
+def test_a_changed_password_ends_what_was_opened_with_the_old_one(guarded: str, users: Path):
+    from studio.backend.accounts import Accounts
+
+    Accounts(users).add("eve", PASSWORD)
+    with httpx.Client(base_url=guarded, timeout=30) as asking, httpx.Client(base_url=guarded, timeout=30) as other:
+        assert asking.post("/login", data={"username": "eve", "password": PASSWORD}).status_code == 200
+        assert other.post("/login", data={"username": NAME, "password": PASSWORD}).status_code == 200
+        assert asking.get("/config").status_code == 200
+        Accounts(users).add("eve", PASSWORD * 2)
+        assert asking.get("/").status_code == 200 and "dependencies&quot;:[{" not in asking.get("/").text
+        assert asking.get("/config").status_code == 401 and other.get("/config").status_code == 200
+        assert asking.post("/login", data={"username": "eve", "password": PASSWORD * 2}).status_code == 200
+        assert asking.get("/config").status_code == 200
+
+
+def test_behind_https_the_cookie_is_secure(guarded: str):
+    with httpx.Client(base_url=guarded, timeout=30) as asking:
+        plain = asking.get("/").headers.get_list("set-cookie")
+    with httpx.Client(base_url=guarded, timeout=30, headers={"X-Forwarded-Proto": "http, https"}) as asking:
+        secure = asking.get("/").headers.get_list("set-cookie")
+    assert [[each.endswith("Secure") for each in cookies] for cookies in (plain, secure)] == [[False], [True]]
 
 
 def test_logins_are_slowed_by_the_address_that_the_proxy_saw(guarded: str):
