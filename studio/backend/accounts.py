@@ -45,6 +45,11 @@ class Accounts:
         self._refresh()
         return list(self._hashes)
 
+    def stamp(self, name: str) -> str | None:
+        """What changes with the name's password; None for a name that is not there. Raises StudioError as `names`."""
+        self._refresh()
+        return self._hashes.get(name)
+
     def check(self, name: str, password: str) -> bool:
         """Takes equally long for a name that is not there.
 

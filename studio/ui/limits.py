@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
@@ -33,7 +34,10 @@ OTHER_BYTES = 8 * MIB
 FILES = 16
 """In one upload."""
 FOLDER_BYTES = 4 * 1024 * MIB
-"""Of all uploads that Gradio keeps; it deletes them a day later."""
+FOLDER_FILES = 20_000
+"""Of all uploads that Gradio keeps; it deletes them a day later. Small files take space and time beside their bytes."""
+GRACE_S, SLOWEST = 60.0, 16 * 1024
+"""A body may take so many seconds, and one more for as many bytes of it as have arrived."""
 VISITORS = 10_000
 """Whose requests are remembered; who asked longest ago is forgotten first."""
 UPLOAD = "/gradio_api/upload"
@@ -141,15 +145,18 @@ def visitor_of(scope: Scope) -> str:
 
 
 class Bodies:
-    """Counts what arrives while it arrives, and stops at the limit, whatever the request says of its length.
+    """Counts what arrives while it arrives, and stops at the limit, whatever the request says of its length. Ends what
+    arrives so slowly that its sender can only mean to keep a connection and a file open.
 
     Args:
         folder: where Gradio keeps uploads.
+        grace_s: how long the first bytes may take.
     """
 
     def __init__(
         self, app: ASGIApp, folder: Path, upload_bytes: int = UPLOAD_BYTES, other_bytes: int = OTHER_BYTES,
-        files: int = FILES, folder_bytes: int = FOLDER_BYTES,
+        files: int = FILES, folder_bytes: int = FOLDER_BYTES, folder_files: int = FOLDER_FILES,
+        grace_s: float = GRACE_S,
     ) -> None:  # fmt: skip
         self.app = app
         self.folder = folder
@@ -157,7 +164,8 @@ class Bodies:
         self.upload_bytes = upload_bytes + 64 * 1024
         self.other_bytes = other_bytes
         self.files = files
-        self.folder_bytes = folder_bytes
+        self.folder_bytes, self.folder_files = folder_bytes, folder_files
+        self.grace_s = grace_s
         self._arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -165,14 +173,11 @@ class Bodies:
             await self.app(scope, receive, send)
             return
         upload = scope["path"] == UPLOAD
-        body = _Body(self.upload_bytes if upload else self.other_bytes, receive, send, scope)
+        body = _Body(self.upload_bytes if upload else self.other_bytes, receive, send, scope, self.grace_s)
         if upload:
-            used = await anyio.to_thread.run_sync(_size, self.folder) + self._arriving
-            if used + body.announced > self.folder_bytes:
-                body.problem = (
-                    507,
-                    "There is no room for more files here now. Try again tomorrow.",
-                )
+            used, files = await anyio.to_thread.run_sync(_contents, self.folder)
+            if used + self._arriving + body.announced > self.folder_bytes or files >= self.folder_files:
+                body.problem = (507, "There is no room for more files here now. Try again tomorrow.")
             body.separator = _separator(Headers(scope=scope).get("content-type", ""))
             body.most_parts = self.files
             body.on_arrival = self._count
@@ -192,8 +197,9 @@ class _NoMore(MultiPartException):
 class _Body:
     """One request on its way through."""
 
-    def __init__(self, limit: int, receive: Receive, send: Send, scope: Scope) -> None:
+    def __init__(self, limit: int, receive: Receive, send: Send, scope: Scope, grace_s: float) -> None:
         self.limit = limit
+        self.begun_at, self.grace_s = time.monotonic(), grace_s
         self.receive, self.send, self.scope = receive, send, scope
         announced = Headers(scope=scope).get("content-length", "")
         self.announced = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
@@ -216,7 +222,7 @@ class _Body:
     async def _receive(self) -> Message:
         if self.problem is not None:
             raise _NoMore(self.problem[1])
-        message = await self.receive()
+        message = await self._next()
         if message["type"] == "http.disconnect" and self.separator and not self._complete:
             raise _NoMore("Its sender has left.")
         self._complete = not message.get("more_body", False)
@@ -230,6 +236,15 @@ class _Body:
         if self.problem is not None:
             raise _NoMore(self.problem[1])
         return message
+
+    async def _next(self) -> Message:
+        if self._complete:  # what comes then is the sender's leaving, which may take as long as the answer
+            return await self.receive()
+        spent = time.monotonic() - self.begun_at
+        with anyio.move_on_after(self.grace_s + self.arrived / SLOWEST - spent):
+            return await self.receive()
+        self.problem = (408, "That arrived too slowly. Try again where the connection is better.")
+        raise _NoMore(self.problem[1])
 
     async def _send(self, message: Message) -> None:
         if self.problem is not None and not self._begun:
@@ -254,12 +269,11 @@ def _separator(content_type: str) -> bytes:
     return b"--" + boundary if boundary else b""
 
 
-def _size(folder: Path) -> int:
-    """Bytes of all files below; some may be deleted meanwhile."""
-    total = 0
+def _contents(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all files below; some may be deleted meanwhile."""
+    size = number = 0
     for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:
-            continue
-    return total
+        with suppress(OSError):
+            if file.is_file():
+                size, number = size + file.stat().st_size, number + 1
+    return size, number

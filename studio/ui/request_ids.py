@@ -18,6 +18,8 @@ from studio.ui.refusal import refusal
 
 logger = logging.getLogger(__name__)
 KEY, HEADER = "studio.request_id", "X-Request-ID"
+TOLD = {403, 408, 413, 507}
+"""What was refused and is worth a line in the log; who has to wait or to log in is not."""
 
 
 class RequestIds:
@@ -38,6 +40,9 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 begun = True
                 MutableHeaders(scope=message)[HEADER] = number
+                if message["status"] in TOLD:
+                    what = f"{scope['method']} {scope['path'][:200]!r}"
+                    logger.warning("request %s was refused (%d): %s", number, message["status"], what)
             await send(message)
 
         try:

@@ -39,6 +39,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except StudioError as error:
+        logger.info("request %s was refused: %.300r", request_ids.current(), str(error))
         raise gr.Error(escape(str(error)), title="That did not work", print_exception=False, duration=20) from error
     except gr.Error:
         raise

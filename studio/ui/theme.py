@@ -63,6 +63,8 @@ def theme() -> gr.themes.Base:
         input_border_width="1px",
         input_border_color="*neutral_200",
         input_border_color_dark="*neutral_700",
+        checkbox_border_color="*neutral_400",
+        checkbox_border_color_dark="*neutral_500",
         button_large_radius="10px",
         button_medium_radius="10px",
         button_small_radius="8px",

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.backend.accounts import Accounts
 from studio.backend.exposure import Exposure, is_loopback
@@ -37,7 +37,8 @@ OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
 
 
 class Forwarded:
-    """The true address of a visitor where a proxy is known to stand before the page; else its headers are dropped."""
+    """The true address of a visitor, and whether they came by https, where a proxy is known to stand before the page;
+    else its headers are dropped."""
 
     def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
         self.app = app
@@ -48,8 +49,12 @@ class Forwarded:
             headers = Headers(scope=scope)
             if not self.exposure.forwarded:
                 scope["headers"] = [each for each in scope["headers"] if not each[0].lower().startswith(FORWARDED)]
-            elif address := _client(headers.getlist("x-forwarded-for"), skip_private=self.exposure.space):
-                scope["client"] = (address, 0)
+            else:
+                if address := _client(headers.getlist("x-forwarded-for"), skip_private=self.exposure.space):
+                    scope["client"] = (address, 0)
+                # What the nearest proxy says is the last.
+                scheme = ",".join(headers.getlist("x-forwarded-proto")).rpartition(",")[2].strip().lower()
+                scope["scheme"] = scheme if scheme in ("http", "https") else scope["scheme"]
         await self.app(scope, receive, send)
 
 
@@ -121,25 +126,55 @@ def _of_this_machine(host: str) -> bool:
 
 
 class RequireLogin:
-    """Answers those alone who are logged in, but for what the login page is made of; who is removed is out at once."""
+    """Answers those alone who are logged in, but for what the login page is made of. Who is removed is out at once, and
+    so is everybody who logged in with a password that was changed since."""
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self.app = app
         self.accounts = accounts
+        self._stamps: dict[str, str] = {}
+        """By Gradio's token of a login, the password's at that time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_open(scope["path"]) or self._known(scope):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._stamp(scope)
+            await send(message)
+
+        known = self._known(scope)
+        if known or _is_open(scope["path"]):
+            await self.app(scope, receive, stamped if scope["path"].rstrip("/") == "/login" else send)
         else:
             await refusal(scope, 401, "Log in on the studio's page first.")(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
-        user = user_of(scope)
+        """Forgets a login that counts no more, so that Gradio shows the login page again."""
+        token, tokens = _token(scope), scope["app"].tokens
+        user = tokens.get(token)
+        if user is None:
+            return False
         try:
-            return user is not None and user in self.accounts.names()
+            stamp = self.accounts.stamp(user)
         except StudioError as error:
             logger.warning("nobody is let in: %s", error)
             return False
+        if stamp is None or stamp != self._stamps.get(token):
+            del tokens[token]
+            self._stamps.pop(token, None)
+            return False
+        return True
+
+    def _stamp(self, scope: Scope) -> None:
+        """Every login that just succeeded."""
+        tokens = scope["app"].tokens
+        for token in tokens.keys() - self._stamps.keys():
+            self._stamps[token] = self.accounts.stamp(tokens[token]) or ""
+        for token in self._stamps.keys() - tokens.keys():  # logged out
+            del self._stamps[token]
 
 
 def _is_open(path: str) -> bool:
@@ -148,10 +183,13 @@ def _is_open(path: str) -> bool:
 
 def user_of(scope: Scope) -> str | None:
     """The name of who is logged in, by Gradio's cookies."""
+    return scope["app"].tokens.get(_token(scope))
+
+
+def _token(scope: Scope) -> str:
     app: Any = scope["app"]
     try:
         cookies = Request(scope).cookies
     except CookieError:
-        return None
-    token = cookies.get(f"access-token-{app.cookie_id}") or cookies.get(f"access-token-unsecure-{app.cookie_id}")
-    return app.tokens.get(token) if token else None
+        return ""
+    return cookies.get(f"access-token-{app.cookie_id}") or cookies.get(f"access-token-unsecure-{app.cookie_id}") or ""

@@ -157,7 +157,11 @@ def test_row_22_uploads_that_are_refused_or_left_leave_nothing(client: httpx.Cli
             b'Content-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"x" * 70_000
         )
         wait_until(lambda: kept() > before)
+        assert client.get("config").status_code == 200, "others are answered meanwhile"
     wait_until(lambda: kept() == before)
+    parts = [("files", (f"{n}", b"x")) for n in range(10_000)]
+    many = client.post("gradio_api/upload", files=parts)
+    assert many.status_code == 413 and "At most 16 files" in many.json()["detail"] and kept() == before
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -216,13 +220,42 @@ def test_row_26_a_name_of_an_uploaded_file_is_no_path(client: httpx.Client, home
     assert client.get(f"gradio_api/file={kept}").headers["content-disposition"].startswith("attachment")
 
 
+ODD_NAMES = ["../../x", r"..\..\x", "C:\\x", "/etc/x", "a\0b", "x" * 10_000, "CON", "nul.csv", "..", ".", " ", "x\r\ny",
+             "\u202excod.exe", "-rf", "~root", "a;b|c`d`$(e)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+def test_row_26_an_odd_name_is_a_file_here_or_a_sentence(client: httpx.Client, home: Path, name: str):
+    sent = client.post("gradio_api/upload", files=[("files", (name, b"x"))])
+    if sent.status_code == 200:
+        assert all(Path(kept).resolve().is_relative_to(home / "gradio") for kept in sent.json())
+        assert all(len(Path(kept).name) <= 255 and Path(kept).read_bytes() == b"x" for kept in sent.json())
+    else:
+        assert 400 <= sent.status_code < 500 and "Traceback" not in sent.text
+
+
 def test_row_26_a_file_input_takes_no_path_and_no_address(client: httpx.Client):
     take, values = as_it_opens(client, "upload")
     name = next(name for name in values if name == "adapter-upload")
-    for number, path in enumerate(("/etc/passwd", "http://169.254.169.254/x", "http://127.0.0.1:22/x")):
-        values[name] = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}]
-        ended = ask(client, {"fn_index": take["id"], "data": list(values.values())}, session=f"file{number}")
-        assert not ended["success"] and "root:" not in json.dumps(ended)
+    with socket.create_server(("127.0.0.1", 0)) as inside:
+        inside.settimeout(0)
+        here = f"http://127.0.0.1:{inside.getsockname()[1]}/x"
+        addresses = ["http://169.254.169.254/x", "http://127.0.0.1:22/x", "http://10.0.0.1/x", "file:///etc/passwd"]
+        for number, path in enumerate(["/etc/passwd", *addresses, here]):
+            values[name] = [{"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}]
+            ended = ask(client, {"fn_index": take["id"], "data": list(values.values())}, session=f"file{number}")
+            assert not ended["success"] and "root:" not in json.dumps(ended)
+        with pytest.raises(BlockingIOError):
+            inside.accept()
+
+
+def test_row_26_what_is_refused_has_a_line_in_the_log(client: httpx.Client, caplog: pytest.LogCaptureFixture):
+    foreign = client.post("gradio_api/upload", headers={"Origin": "null"})
+    large = client.post("gradio_api/queue/join", content=b"x" * (9 << 20))
+    assert [foreign.status_code, large.status_code] == [403, 413]
+    for answer in (foreign, large):
+        assert answer.json()["detail"].endswith(".")
+        assert f"request {answer.headers['x-request-id']} was refused ({answer.status_code})" in caplog.text
 
 
 def test_row_30_headers_are_on_every_answer(client: httpx.Client):
@@ -286,6 +319,31 @@ def test_who_logs_in_is_answered_until_removed(guarded: str, users: Path):
         assert "There is no such export" in asking.get(PRIVATE[4]).text
         Accounts(users).remove("bob")
         assert asking.get("/config").status_code == 401
+        Accounts(users).add("bob", PASSWORD)
+        assert asking.get("/config").status_code == 401, "another Bob, perhaps"
+
+
+def test_a_changed_password_ends_what_was_opened_with_the_old_one(guarded: str, users: Path):
+    from studio.backend.accounts import Accounts
+
+    Accounts(users).add("eve", PASSWORD)
+    with httpx.Client(base_url=guarded, timeout=30) as asking, httpx.Client(base_url=guarded, timeout=30) as other:
+        assert asking.post("/login", data={"username": "eve", "password": PASSWORD}).status_code == 200
+        assert other.post("/login", data={"username": NAME, "password": PASSWORD}).status_code == 200
+        assert asking.get("/config").status_code == 200
+        Accounts(users).add("eve", PASSWORD * 2)
+        assert asking.get("/").status_code == 200 and "dependencies&quot;:[{" not in asking.get("/").text
+        assert asking.get("/config").status_code == 401 and other.get("/config").status_code == 200
+        assert asking.post("/login", data={"username": "eve", "password": PASSWORD * 2}).status_code == 200
+        assert asking.get("/config").status_code == 200
+
+
+def test_behind_https_the_cookie_is_secure(guarded: str):
+    with httpx.Client(base_url=guarded, timeout=30) as asking:
+        plain = asking.get("/").headers.get_list("set-cookie")
+    with httpx.Client(base_url=guarded, timeout=30, headers={"X-Forwarded-Proto": "http, https"}) as asking:
+        secure = asking.get("/").headers.get_list("set-cookie")
+    assert [[each.endswith("Secure") for each in cookies] for cookies in (plain, secure)] == [[False], [True]]
 
 
 def test_logins_are_slowed_by_the_address_that_the_proxy_saw(guarded: str):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Response, expect
 
 from studio.backend import train
 from studio.backend.label_prompt import TEMPLATES
@@ -48,7 +48,9 @@ class ClassifyPage:
         self.texts = self.quality.locator(".ev-report").first.locator("tr[data-place]:visible")
 
     def open(self, query: str = "") -> ClassifyPage:
-        self.page.goto(self.url + query)
+        # What the browser kept of the form is drawn when it comes; what is typed before that is lost.
+        with self.page.expect_response(_brings_the_form):
+            self.page.goto(self.url + query)
         expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
         self.page.get_by_role("tab", name="Classify").click()
         expect(self.labels).to_be_visible()
@@ -92,6 +94,13 @@ class ClassifyPage:
 
     def fits(self) -> bool:
         return self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def _brings_the_form(response: Response) -> bool:
+    if not response.url.endswith("run/predict"):
+        return False
+    first, *others = response.request.post_data_json["data"] or [None]
+    return len(others) == 1 and isinstance(first, dict) and (not first or "one_a_line" in first)
 
 
 @pytest.fixture

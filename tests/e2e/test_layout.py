@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.studio_page import Server, StudioPage
+from tests.e2e.studio_page import SLOW, Server, StudioPage
 
 
 @pytest.mark.parametrize("size", [(390, 844), (1280, 800)])
@@ -39,6 +39,21 @@ def test_a_conversation_by_keyboard_alone(studio: StudioPage):
     expect(page.locator(".rp-which")).to_contain_text("token 2 of the answer · pinned")
 
 
+def test_an_answer_is_stopped_by_keyboard_alone(studio: StudioPage):
+    studio.set_length(2000)
+    page = studio.page
+    studio.box.focus()
+    page.keyboard.type("Count from one to one thousand.")
+    page.keyboard.press("Enter")
+    expect(studio.tokens.nth(3)).to_be_visible(timeout=SLOW)
+    page.keyboard.press("Tab")
+    expect(studio.stop).to_be_focused()
+    page.keyboard.press("Enter")
+    studio.wait()
+    expect(page.locator("#stats")).to_contain_text("stopped")
+    expect(studio.box).to_be_focused()
+
+
 def _tab_to(page: Page, selector: str) -> None:
     for _ in range(80):
         page.keyboard.press("Tab")
@@ -57,12 +72,38 @@ def test_the_controls_have_names(studio: StudioPage):
     assert not nameless
 
 
+TABS = ("Chat", "Classify", "Fine-tune")
+
+
+def show(page: Page, tab: str) -> None:
+    page.locator("#tabs").get_by_role("tab", name=tab, exact=True).click()
+    expect(page.locator({"Chat": "#box", "Classify": "#classify-box", "Fine-tune": "#source"}[tab])).to_be_visible()
+
+
 def test_little_motion_is_respected(page: Page, server: Server):
     page.emulate_media(reduced_motion="reduce")
     StudioPage(page, server.url).open()
-    moving = page.evaluate("""() => [...document.querySelectorAll("#status *, #routing *, #chat *")]
-        .filter(node => getComputedStyle(node).animationName !== "none").length""")
-    assert moving == 0
+    for tab in TABS:
+        show(page, tab)
+        moving = page.evaluate("""() => [...document.querySelectorAll("*")].flatMap((node) =>
+            [null, "::before", "::after"].filter((part) => {
+              const style = getComputedStyle(node, part);
+              const isSlow = style.transitionDuration.split(", ").some((time) => parseFloat(time));
+              return isSlow || style.animationName !== "none" || style.scrollBehavior === "smooth";
+            }).map((part) => `${node.tagName}.${node.className}${part ?? ""}`))""")
+        assert not moving, tab
+
+
+@pytest.mark.parametrize("size", [(390, 844)])
+def test_the_arrow_of_a_list_covers_no_text(page: Page, server: Server, size):
+    StudioPage(page, server.url).open()
+    for tab in TABS:
+        show(page, tab)
+        room = page.evaluate("""() => [...document.querySelectorAll(".secondary-wrap > input")]
+            .filter((input) => input.offsetParent && input.nextElementSibling?.matches(".icon-wrap"))
+            .map((input) => input.nextElementSibling.getBoundingClientRect().left
+                - (input.getBoundingClientRect().right - parseFloat(getComputedStyle(input).paddingRight)))""")
+        assert room and min(room) >= 0, (tab, room)
 
 
 def test_every_poll_bypasses_the_queue_and_no_endpoint_is_public(studio: StudioPage):

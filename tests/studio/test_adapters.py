@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pickle
 import shutil
 import stat
 import threading
@@ -421,6 +422,21 @@ def changed_weights(folder: Path, change) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
+def forged(folder: Path, offsets=None, dtype=None, shape=None) -> None:
+    """One tensor's line in the header says something else."""
+    data = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    line = header[min(name for name in header if name != "__metadata__")]
+    line |= {
+        "data_offsets": offsets or line["data_offsets"],
+        "dtype": dtype or line["dtype"],
+        "shape": shape or line["shape"],
+    }
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
 BAD_FILES = {
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
@@ -449,6 +465,20 @@ BAD_FILES = {
     "a header of 1 TB": (
         lambda f: (f / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little")),
         "is damaged: its header",
+    ),
+    "a pickle in disguise": (lambda f: torch.save({"x": torch.ones(1)}, f / WEIGHTS), "is damaged"),
+    "an old pickle in disguise": (lambda f: (f / WEIGHTS).write_bytes(pickle.dumps({"x": 1})), "is damaged"),
+    "a pickled configuration": (lambda f: (f / CONFIG).write_bytes(pickle.dumps({"r": 4})), "is damaged"),
+    "tensors in one place": (lambda f: forged(f, offsets=[0, 4]), "is damaged"),
+    "a tensor outside": (lambda f: forged(f, offsets=[0, 1 << 40]), "is damaged"),
+    "a tensor backwards": (lambda f: forged(f, offsets=[8, 4]), "is damaged"),
+    "a shape of no end": (lambda f: forged(f, shape=[1 << 62, 1 << 62]), "is damaged"),
+    "another type in the header": (lambda f: forged(f, dtype="F8_E5M2"), "is damaged|of another shape"),
+    "no type in the header": (lambda f: forged(f, dtype="pickle"), "is damaged"),
+    "a header that is a list": (lambda f: (f / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"[]"), "is damaged"),
+    "a header of brackets": (
+        lambda f: (f / WEIGHTS).write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
+        "is damaged",
     ),
 }
 

@@ -48,6 +48,10 @@ DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slic
 PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
 # What the address named is picked by now; a refresh must not undo a later choice.
 FORGET_ADDRESS = browser.forgetting("adapter")
+# Who stops by keyboard would lose the focus with the button; on a phone it would only open the keyboard.
+TO_BOX = (
+    "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
+)
 UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
 
 
@@ -277,7 +281,7 @@ def _wire(page: _Page, engine: Engine) -> None:
     page.chat.example_select(send_example, asking, shown, **writing)
     page.chat.retry(retry, asking, shown, **writing)
     page.chat.edit(edit, asking, shown, **writing)
-    page.box.stop(stop, None, None, **at_once)
+    page.box.stop(stop, None, None, js=TO_BOX, **at_once)
     page.chat.undo(undo, [page.stored, page.picked], shown, **at_once)
     gr.on([page.chat.clear, page.fresh.click], clear, page.picked, shown, **at_once)
     page.chat.select(select, page.stored, shown, **quiet)

@@ -1,5 +1,8 @@
 """Rates and sizes of requests, on a small app: what is counted, what is refused, and what is forgotten again."""
 
+import math
+
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 from starlette.applications import Starlette
@@ -115,7 +118,9 @@ def test_visitors_are_told_apart_by_address():
 @pytest.fixture
 def sized(tmp_path) -> TestClient:
     return client(
-        Middleware(Bodies, folder=tmp_path, upload_bytes=MIB, other_bytes=1000, files=3, folder_bytes=4 * MIB)
+        Middleware(
+            Bodies, folder=tmp_path, upload_bytes=MIB, other_bytes=1000, files=3, folder_bytes=4 * MIB, folder_files=50
+        )
     )
 
 
@@ -185,3 +190,55 @@ def test_files_are_counted_across_seams(sized):
         "/gradio_api/upload", content=pieces, headers={"Content-Type": 'multipart/form-data; boundary="edge"'}
     )
     assert refused.status_code == 413 and "files" in refused.json()["detail"]
+
+
+def test_small_files_are_limited_in_number(sized, tmp_path):
+    for number in range(49):
+        (tmp_path / str(number)).touch()
+    assert sized.post("/gradio_api/upload", files=files(1)).status_code == 200
+    (tmp_path / "49").touch()
+    full = sized.post("/gradio_api/upload", files=files(1))
+    assert full.status_code == 507 and "no room" in full.json()["detail"]
+
+
+@pytest.mark.parametrize("pause_s", [0.01, None], ids=["a byte at a time", "nothing any more"])
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+def test_what_arrives_too_slowly_is_ended(tmp_path, path, pause_s):
+    sent: list[dict] = []
+    pauses = iter([0.0])
+
+    async def receive():
+        await anyio.sleep(next(pauses, math.inf if pause_s is None else pause_s))
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        await JSONResponse(len(await Request(scope, receive).body()))(scope, receive, send)
+
+    bodies = Bodies(app, folder=tmp_path, grace_s=0.1)
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    with start_blocking_portal() as portal:
+        portal.call(bodies, scope, receive, send)
+    assert [message["status"] for message in sent if "status" in message] == [408]
+    assert b"too slowly" in sent[-1]["body"]
+
+
+def test_who_waits_long_for_an_answer_is_not_slow(tmp_path):
+    """A body that is complete is not timed any more; an application listens on for whether its sender leaves."""
+    arriving = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"x", "more_body": False}]
+    told: list[str] = []
+
+    async def receive():
+        if len(arriving) == 1:
+            await anyio.sleep(0.2)
+        return arriving.pop()
+
+    async def app(scope, receive, send):
+        told.extend([(await receive())["type"], (await receive())["type"]])
+
+    bodies = Bodies(app, folder=tmp_path, grace_s=0.1)
+    with start_blocking_portal() as portal:
+        portal.call(bodies, {"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, None)
+    assert told == ["http.request", "http.disconnect"]

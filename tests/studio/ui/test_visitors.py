@@ -47,6 +47,22 @@ def test_the_nearest_proxy_is_believed(forwarded, proxy, space):
     assert client(Exposure(space=True)).get("/", headers=headers).json()[0] == space
 
 
+@pytest.mark.parametrize(
+    ("said", "proxy", "nobody"),
+    [("https", "https", "http"), ("http, https", "https", "http"), ("https, http", "http", "http"),
+     ("javascript", "http", "http"), ("", "http", "http")],
+)  # fmt: skip
+def test_https_is_what_the_nearest_proxy_says(said, proxy, nobody):
+    async def scheme(request):
+        return JSONResponse(request.url.scheme)
+
+    def seen(exposure: Exposure) -> str:
+        app = Starlette(routes=[Route("/", scheme)], middleware=[Middleware(Forwarded, exposure=exposure)])
+        return TestClient(app, base_url=LOCAL).get("/", headers={"X-Forwarded-Proto": said}).json()
+
+    assert [seen(Exposure(proxy=True)), seen(Exposure())] == [proxy, nobody]
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "", "http://127.0.0.1:1", "http://[", "file://"])
 def test_other_websites_are_refused(origin):
     refused = client(Exposure()).post("/", headers={"Origin": origin})
