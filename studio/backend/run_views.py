@@ -8,6 +8,11 @@
 A run of somebody else is answered like one that does not exist, unless its owner shares it: then whoever knows its id
 sees it. The list, and every run's events, are read from the disk at most once a second however many pages ask; a run
 that has ended is read no more until its row changes. All answers are plain data.
+
+Who must not wait for the disk, such as a server's loop, reads in a thread before it asks:
+
+    if views.is_due(run_id):
+        await anyio.to_thread.run_sync(views.refresh, run_id)
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from jetmoe.lora import CONFIG
 from studio.backend.adapters import is_classifier
@@ -43,26 +48,45 @@ TAIL = 256 * 1024
 ALIVE = ("queued", "running")
 
 
+class _Seen(NamedTuple):
+    """The list as it was read last; one value, so that who asks meanwhile gets all of the old one or of the new."""
+
+    runs: dict[str, Run]
+    rows: dict[str, dict[str, Any]]
+    notice: str = ""
+
+
 class RunViews:
-    """Pure reading for any number of pages and threads."""
+    """Pure reading for any number of pages and threads. None waits for another's reading but for the first."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
-        self._lock = threading.Lock()
+        self._reading, self._remembering = threading.Lock(), threading.Lock()
         self._read_at = float("-inf")
-        self._runs: dict[str, Run] = {}
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._seen: _Seen | None = None
         self._steps: dict[str, tuple[Run, int | None]] = {}
-        self._notice = ""
         self._histories: OrderedDict[str, _History] = OrderedDict()
+
+    def is_due(self, *run_ids: str) -> bool:
+        """Whether the list, or the events of one of these runs, would be read from the disk now."""
+        if self._seen is None or time.monotonic() - self._read_at >= READ_EVERY_S:
+            return True
+        known = [run for run_id in run_ids if (run := self._seen.runs.get(run_id))]
+        return any(run.id not in self._histories or self._histories[run.id].is_due(run) for run in known)
+
+    def refresh(self, *run_ids: str) -> None:
+        """Reads what is due of the list and of these runs."""
+        self._refresh()
+        for run_id in run_ids:
+            if run := self._find(run_id)[0]:
+                self._history(run)
 
     def listing(self, owner: str = "") -> dict[str, Any]:
         """`{"runs": [row], "notice"}`, the latest run first; the notice says why the list can't be read. The rows read
         last then stay."""
-        with self._lock:
-            self._refresh()
-            rows = [row for run_id, row in self._rows.items() if self._runs[run_id].is_of(owner)]
-            return {"runs": rows, "notice": self._notice}
+        seen = self._refresh()
+        rows = [row for run_id, row in seen.rows.items() if seen.runs[run_id].is_of(owner)]
+        return {"runs": rows, "notice": seen.notice}
 
     def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
         """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
@@ -114,13 +138,12 @@ class RunViews:
         return text.replace(f"{self.store.home.resolve()}/", "").replace(f"{self.store.home}/", "")
 
     def _find(self, run_id: str) -> tuple[Run | None, dict[str, Any] | None]:
-        with self._lock:
-            self._refresh()
-            return self._runs.get(run_id), self._rows.get(run_id)
+        seen = self._refresh()
+        return seen.runs.get(run_id), seen.rows.get(run_id)
 
     def _history(self, run: Run) -> _History:
         """Brought up to date outside of the lock: one long file holds up nobody who asks for another."""
-        with self._lock:
+        with self._remembering:
             history = self._histories.setdefault(run.id, _History())
             self._histories.move_to_end(run.id)
             while len(self._histories) > KEPT_RUNS:
@@ -128,21 +151,26 @@ class RunViews:
         history.refresh(run)
         return history
 
-    def _refresh(self) -> None:
-        if time.monotonic() - self._read_at < READ_EVERY_S:
-            return
-        self._read_at = time.monotonic()
+    def _refresh(self) -> _Seen:
+        if self._seen is not None and time.monotonic() - self._read_at < READ_EVERY_S:
+            return self._seen
+        with self._reading:
+            if self._seen is None or time.monotonic() - self._read_at >= READ_EVERY_S:
+                self._read_at = time.monotonic()
+                self._seen = self._read(self._seen or _Seen({}, {}))
+            return self._seen
+
+    def _read(self, before: _Seen) -> _Seen:
         try:
-            self._runs = {run.id: run for run in self.store.list()}
+            runs = {run.id: run for run in self.store.list()}
         except StudioError as error:
-            self._notice = self._without_home(str(error))
-            return
-        self._notice = ""
-        self._steps = {run.id: (run, self._step_count(run)) for run in self._runs.values()}
-        places = {run.id: place for place, run in enumerate(in_queue(self._runs.values()), start=1)}
-        self._rows = {run.id: self._row(run, places.get(run.id, 0)) for run in self._runs.values()}
-        for run_id in self._histories.keys() - self._runs.keys():
-            del self._histories[run_id]
+            return before._replace(notice=self._without_home(str(error)))
+        self._steps = {run.id: (run, self._step_count(run)) for run in runs.values()}
+        places = {run.id: place for place, run in enumerate(in_queue(runs.values()), start=1)}
+        with self._remembering:
+            for run_id in self._histories.keys() - runs.keys():
+                del self._histories[run_id]
+        return _Seen(runs, {run.id: self._row(run, places.get(run.id, 0)) for run in runs.values()})
 
     def _step_count(self, run: Run) -> int | None:
         before, steps = self._steps.get(run.id, (None, None))
@@ -168,32 +196,41 @@ class _History:
     """The events of one run as far as they were read, and its recipe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._run: Run | None = None
         self._read_at = float("-inf")
         self._is_settled = False
-        self._events: list[TrainEvent] = []
+        self._events: list[TrainEvent] | None = None
+        """Another list for each reading, so that who looks at one is not disturbed."""
         self._recipe: Recipe | None = None
 
+    def is_due(self, run: Run) -> bool:
+        if self._events is None:
+            return True
+        return time.monotonic() - self._read_at >= READ_EVERY_S and not (self._is_settled and run == self._run)
+
     def refresh(self, run: Run) -> None:
-        with self._lock:
-            if time.monotonic() - self._read_at < READ_EVERY_S or (self._is_settled and run == self._run):
+        if not self.is_due(run):
+            return
+        with self._reading:
+            if not self.is_due(run):
                 return
             # Before the reading: what is written meanwhile is then found the next time.
             self._read_at = time.monotonic()
             ended = run.ended if run.state not in ALIVE else None
             self._is_settled = ended is not None and time.time() - ended > SETTLED_S
-            self._run = run
+            self._run, events = run, self._events or []
             with suppress(OSError):  # deleted by hand; the row says so
-                self._events += run.events.read(after=self._events[-1].seq if self._events else 0)
+                events = [*events, *run.events.read(after=events[-1].seq if events else 0)]
+            self._events = events
 
     def after(self, seq: int) -> list[TrainEvent]:
-        with self._lock:
-            return self._events[bisect_right(self._events, seq, key=lambda event: event.seq) :]
+        events = self._events or []
+        return events[bisect_right(events, seq, key=lambda event: event.seq) :]
 
     def recipe(self) -> Recipe:
         """Raises StudioError: the run's folder is gone or damaged."""
-        with self._lock:
+        with self._reading:
             assert self._run is not None, "refreshed before"
             self._recipe = self._recipe or self._run.recipe()
             return self._recipe

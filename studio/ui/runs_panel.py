@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import gradio as gr
 
 from studio.backend.run_views import RunViews
@@ -31,14 +33,21 @@ SCRIPTS = (
 def runs_panel(views: RunViews) -> gr.HTML:
     """The component. Its event "act" asks for what a button says, "open" tells which run is opened ("" for none)."""
 
+    async def read(*run_ids: str) -> None:
+        """In a thread, and else no thread is asked: hundreds of answers a second would wait for the model's."""
+        if views.is_due(*run_ids):
+            await anyio.to_thread.run_sync(views.refresh, *run_ids)
+
     # Named unlike the component's own attributes, of which gr.HTML makes them members.
-    def run_list(asked: Any, request: gr.Request) -> dict[str, Any]:
+    async def run_list(asked: Any, request: gr.Request) -> dict[str, Any]:
+        await read()
         return views.listing(owner_of(request))
 
-    def run_events(asked: Any, request: gr.Request) -> dict[str, Any]:
+    async def run_events(asked: Any, request: gr.Request) -> dict[str, Any]:
         """Called by the page with `[run id, last seq that it has]`."""
         if not (isinstance(asked, list) and len(asked) == 2 and _is_id(asked[0]) and _is_count(asked[1])):
             return {"run": None, "events": [], "more": False, "now": time.time()}
+        await read(asked[0])
         return views.events(asked[0], asked[1], owner_of(request))
 
     def run_comparison(asked: Any, request: gr.Request) -> dict[str, Any]:

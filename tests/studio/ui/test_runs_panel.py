@@ -1,6 +1,8 @@
 """The panel of training runs: what anybody may ask of it, and that no text is ever markup."""
 
+import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
@@ -11,6 +13,12 @@ from studio.ui.runs_panel import opened, runs_panel, style
 from tests.studio.toy_runs import toy_run
 
 NOBODY = gr.Request(state={"owner": ""})
+
+
+def asked(function, data):
+    """In a thread, as this one may have the loop of a browser's tests."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, function(data, NOBODY)).result()
 
 
 @pytest.fixture
@@ -25,10 +33,10 @@ def panel(store) -> gr.HTML:
 
 def test_the_page_asks_for_the_list_and_for_what_is_new(store, panel):
     toy = toy_run(store, "one").audit().train(3)
-    assert [row["id"] for row in panel.run_list([], NOBODY)["runs"]] == [toy.run.id]
+    assert [row["id"] for row in asked(panel.run_list, [])["runs"]] == [toy.run.id]
     events = [event.seq for event in toy.run.events.read()]
-    assert [event["seq"] for event in panel.run_events([toy.run.id, 0], NOBODY)["events"]] == events
-    assert [event["seq"] for event in panel.run_events([toy.run.id, 4], NOBODY)["events"]] == events[4:]
+    assert [event["seq"] for event in asked(panel.run_events, [toy.run.id, 0])["events"]] == events
+    assert [event["seq"] for event in asked(panel.run_events, [toy.run.id, 4])["events"]] == events[4:]
     other = toy_run(store, "two")
     assert "error" in panel.run_comparison([toy.run.id, "f" * 36], NOBODY)
     panel = runs_panel(RunViews(store))
@@ -38,19 +46,19 @@ def test_the_page_asks_for_the_list_and_for_what_is_new(store, panel):
 ODD = [None, {}, [], "x", 7, ["x"], [7, 0], [None, None], [["x"], 0], [{}, {}], ["a" * 36], ["a" * 10**6, 0]]
 
 
-@pytest.mark.parametrize("asked", ODD, ids=lambda asked: str(asked)[:20])
-def test_anybody_may_ask_anything_and_gets_nothing(panel, store, asked):
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:20])
+def test_anybody_may_ask_anything_and_gets_nothing(panel, store, odd):
     toy_run(store, "one")
-    assert len(panel.run_list(asked, NOBODY)["runs"]) == 1
-    answer = panel.run_events(asked, NOBODY)
+    assert len(asked(panel.run_list, odd)["runs"]) == 1
+    answer = asked(panel.run_events, odd)
     assert (answer["run"], answer["events"], answer["more"]) == (None, [], False)
-    assert [*panel.run_comparison(asked, NOBODY)] == ["error"]
+    assert [*panel.run_comparison(odd, NOBODY)] == ["error"]
 
 
 @pytest.mark.parametrize("after", [-1, 1.0, "0", None, True, [], 2**70])
 def test_odd_places_in_the_events_get_nothing(panel, store, after):
     toy = toy_run(store, "one").audit()
-    assert panel.run_events([toy.run.id, after], NOBODY)["run"] is None
+    assert asked(panel.run_events, [toy.run.id, after])["run"] is None
 
 
 def test_server_functions_do_not_replace_what_the_component_has():
