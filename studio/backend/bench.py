@@ -40,7 +40,6 @@ COLUMNS = {
     "rows_s": "texts/s",
     "load_s": "load s",
     "bandwidth": "of bandwidth",
-    "open_p50_ms": "open p50 ms",
     "polls": "polls",
     "failed": "failed",
     "poll_p50_ms": "poll p50 ms",

@@ -104,14 +104,12 @@ async def _watch(
 ) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=pages)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
-        component = await _component(client)
-        sessions = [uuid.uuid4().hex for _ in range(pages)]
-        opened = [await _open(client, component, run_id, session) for session in sessions]
+        if await _ask(client, "watch/runs") is None:
+            raise StudioError(f"No studio answers at {client.base_url}. Start it, or leave out --url.")
         before = process.memory_info().rss if process else 0
-        polls = await asyncio.gather(*(_view(client, component, run_id, session, seconds) for session in sessions))
+        polls = await asyncio.gather(*(_view(client, run_id, seconds) for _ in range(pages)))
     took = sorted(each for page in polls for each, good in page if good)
     figures = {
-        "open_p50_ms": round(1000 * statistics.median(opened), 1),
         "polls": sum(map(len, polls)),
         "failed": sum(not good for page in polls for _, good in page),
         "poll_p50_ms": round(1000 * statistics.median(took), 1),
@@ -149,16 +147,7 @@ async def _answer(client: httpx.AsyncClient, number: int, data: list[Any]) -> tu
     return (time.monotonic(), float(first[1]), float(speed[1])) if first and speed else None
 
 
-async def _open(client: httpx.AsyncClient, component: int, run_id: str, session: str) -> float:
-    """Seconds until a page's first answer, for which the server makes its session; pages are opened one by one."""
-    start = time.monotonic()
-    await _ask(client, _asked(component, session, "run_events", [run_id, 0]))
-    return time.monotonic() - start
-
-
-async def _view(
-    client: httpx.AsyncClient, component: int, run_id: str, session: str, seconds: int
-) -> list[tuple[float, bool]]:
+async def _view(client: httpx.AsyncClient, run_id: str, seconds: int) -> list[tuple[float, bool]]:
     """(seconds, whether it was answered) of each request of one page."""
     await asyncio.sleep(random.random())  # pages are not opened at the same moment
     seen, took = 0, []
@@ -168,10 +157,9 @@ async def _view(
         if begun >= end:
             break
         # As `studio/ui/runs/runs.js` does.
-        asked = [("run_events", [run_id, seen])] + [("run_list", None)] * (number % LIST_EVERY == 0)
-        for name, data in asked:
+        for path in [f"watch/runs/{run_id}?after={seen}"] + ["watch/runs"] * (number % LIST_EVERY == 0):
             start = time.monotonic()
-            answer = await _ask(client, _asked(component, session, name, data))
+            answer = await _ask(client, path)
             took.append((time.monotonic() - start, answer is not None))
             events = (answer or {}).get("events") or []
             seen = events[-1]["seq"] if events else seen
@@ -179,25 +167,12 @@ async def _view(
     return took
 
 
-def _asked(component: int, session: str, name: str, data: Any) -> dict[str, Any]:
-    return {"fn_name": name, "data": data, "component_id": component, "session_hash": session}
-
-
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any] | None:
+async def _ask(client: httpx.AsyncClient, path: str) -> dict[str, Any] | None:
     try:
-        response = await client.post("gradio_api/component_server", json=body)
+        response = await client.get(path)
         return response.json() if response.status_code == 200 else None
     except httpx.HTTPError:
         return None
-
-
-async def _component(client: httpx.AsyncClient) -> int:
-    """The number of the panel on the page."""
-    try:
-        components = (await client.get("config")).json()["components"]
-        return next(each["id"] for each in components if each["props"].get("elem_id") == "runs")
-    except (httpx.HTTPError, ValueError, KeyError, StopIteration) as error:
-        raise StudioError(f"No studio answers at {client.base_url}. Start it, or leave out --url.") from error
 
 
 @contextmanager

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
+from starlette.routing import Route
 
 from studio.backend.exposure import Exposure
+from studio.backend.run_views import RunViews
+from studio.backend.runs import RunStore
 from studio.registry import discover
-from studio.ui import sign_in
-from studio.ui.downloads import routes
+from studio.ui import downloads, sign_in, watching
 from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity, owner_of, secret, serves_several
 from studio.ui.limits import UPLOAD_BYTES, Bodies, Rates
@@ -106,8 +108,14 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
         "mcp_server": False,
         "max_file_size": UPLOAD_BYTES,
         "footer_links": ["settings"],
-        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": routes(jobs.store)},
+        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": _routes(jobs)},
     }
+
+
+def _routes(jobs: Jobs) -> list[Route]:
+    # Whoever shows a page waits only a moment for others who write.
+    views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
+    return [*downloads.routes(jobs.store), *watching.routes(views)]
 
 
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:

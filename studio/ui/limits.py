@@ -63,7 +63,7 @@ KINDS = (
     (("/login",), "login"),
     (("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/process_recording", UPLOAD), "work"),
     (("/exports/", "/labelled/"), "work"),
-    (("/gradio_api/", "/config", "/monitoring"), "poll"),
+    (("/gradio_api/", "/watch/", "/config", "/monitoring"), "poll"),
 )  # fmt: skip
 
 

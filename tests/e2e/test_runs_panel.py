@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from studio.backend import run_views
 from studio.backend.run_views import RunViews
 from studio.backend.runs import RunStore
+from studio.ui import watching
 from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity
 from studio.ui.runs_panel import opened, runs_panel
@@ -39,7 +40,10 @@ class Site:
         self.url = f"http://127.0.0.1:{port}/"
         self.demo.queue(api_open=False).launch(
             server_port=port, prevent_thread_lock=True, quiet=True, theme=theme(), css=css(), ssr_mode=False,
-            footer_links=[], app_kwargs={"middleware": [Middleware(SafeHeaders), Middleware(Identity)]},
+            footer_links=[], app_kwargs={
+                "middleware": [Middleware(SafeHeaders), Middleware(Identity)],
+                "routes": watching.routes(RunViews(self.store)),
+            },
         )  # fmt: skip
 
     def _page(self) -> gr.Blocks:
@@ -50,7 +54,7 @@ class Site:
             return hear
 
         with gr.Blocks(fill_width=True, analytics_enabled=False) as demo:
-            panel = runs_panel(RunViews(self.store))
+            panel = runs_panel()
             panel.act(heard("act"), queue=False)
             panel.open(heard("open"), queue=False)
             show = gr.Button("Open from Python", elem_id="from-python")
@@ -360,22 +364,22 @@ def test_a_server_that_is_away_is_said_and_forgotten(page: Page, site: Site, bro
     away = context.new_page()
     away.goto(site.url)
     expect(away.locator(".rn-row").first).to_be_visible()
-    away.route("**/component_server/**", lambda route: route.abort())
+    away.route("**/watch/**", lambda route: route.abort())
     expect(away.locator(".rn-trouble")).to_have_text("The server does not answer; trying again …", timeout=10_000)
     expect(away.locator(".rn-row").first).to_be_visible()
-    away.unroute("**/component_server/**")
+    away.unroute("**/watch/**")
     expect(away.locator(".rn-trouble")).to_be_hidden(timeout=20_000)
     context.close()
 
 
 def test_nobody_asks_for_a_hidden_panel(page: Page, site: Site):
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "component_server" in request.url else None)
+    page.on("request", lambda request: asked.append(request.url) if "/watch/" in request.url else None)
     frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
     page.clock.install()
     page.goto(site.url)
     expect(page.locator(".rn-row").first).to_be_visible()
-    with page.expect_request("**/component_server/**"):
+    with page.expect_request("**/watch/**"):
         page.clock.fast_forward(2000)
     page.evaluate("document.querySelector('#runs').style.display = 'none'")
     page.evaluate(frames)
@@ -383,7 +387,7 @@ def test_nobody_asks_for_a_hidden_panel(page: Page, site: Site):
     page.clock.fast_forward(60_000)
     page.evaluate(frames)
     assert not asked
-    with page.expect_request("**/component_server/**"):
+    with page.expect_request("**/watch/**"):
         page.evaluate("document.querySelector('#runs').style.display = ''")
 
 

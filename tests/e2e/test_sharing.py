@@ -59,7 +59,7 @@ def test_a_run_is_started_and_cancelled_by_keyboard_alone(studio, browser):
     reach(page, ".rn-row")
     before = page.evaluate("document.activeElement.outerHTML")
     for _ in range(2):
-        page.wait_for_event("response", lambda response: "component_server" in response.url)
+        page.wait_for_event("response", lambda response: "/watch/" in response.url)
     assert page.evaluate("document.activeElement.outerHTML") == before, "polls leave the focus where it is"
     page.context.close()
 

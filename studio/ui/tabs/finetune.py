@@ -12,8 +12,6 @@ import gradio as gr
 
 from studio.backend.data import SAMPLES
 from studio.backend.recipe import recipes
-from studio.backend.run_views import RunViews
-from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from studio.ui import audit_view, browser, card, data_preview
 from studio.ui.export_view import TITLES
@@ -62,9 +60,7 @@ class Tab:
             with gr.Tab("New run", id="new"):
                 new = _NewRun(handlers, kept)
             with gr.Tab("Runs", id="runs"):
-                # Whoever shows a page waits only a moment for others who write.
-                store = RunStore(jobs.store.home, busy_s=1.0)
-                runs = _Runs(RunViews(store))
+                runs = _Runs()
         _wire_new_run(new, parts, runs, handlers)
         _wire_runs(runs, parts, handlers)
 
@@ -296,9 +292,9 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
 
 
 class _Runs:
-    def __init__(self, views: RunViews) -> None:
+    def __init__(self) -> None:
         self.opened = gr.Textbox(visible="hidden")
-        self.panel = runs_panel(views)
+        self.panel = runs_panel()
         with gr.Column(visible=False, elem_id="export-box") as self.box:
             self.title = gr.HTML(elem_id="export-title", js_on_load=None)
             kinds = [(title, kind) for kind, title in TITLES.items()]

@@ -70,7 +70,8 @@ def test_only_so_many_visitors_are_remembered():
     [
         ("/gradio_api/queue/join", "work"), ("/gradio_api/upload", "work"), ("/gradio_api/call/send", "work"),
         ("/exports/x/adapter.zip", "work"), ("/labelled/x.csv", "work"), ("/login", "login"), ("/login/", "login"),
-        ("/gradio_api/component_server", "poll"), ("/gradio_api/queue/data", "poll"), ("/config", "poll"),
+        ("/gradio_api/component_server", "poll"), ("/watch/runs", "poll"),
+        ("/gradio_api/queue/data", "poll"), ("/config", "poll"),
         ("/gradio_api/run/predict", "poll"), ("/gradio_api/heartbeat/x", "poll"), ("/", None),
         ("/assets/index.js", None), ("/theme.css", None),
     ],

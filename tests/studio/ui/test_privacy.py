@@ -49,9 +49,9 @@ def kept_form(things: Things) -> dict[str, Any]:
 
 # What a page asks, and Ada is told of what is hers.
 TOLD = {
-    "the list of runs": lambda v, t: v.function("runs", "run_list", []),
-    "a run": lambda v, t: v.function("runs", "run_events", [t.run, 0]),
-    "runs compared": lambda v, t: v.function("runs", "run_comparison", [t.run, t.other_run]),
+    "the list of runs": lambda v, t: v.watch("runs"),
+    "a run": lambda v, t: v.watch(f"runs/{t.run}?after=0"),
+    "runs compared": lambda v, t: v.watch(f"comparison?id={t.run}&id={t.other_run}"),
     "a run that is opened": lambda v, t: v.event("opened", "export-box", event={"id": t.run}),
     "an export that is made": lambda v, t: v.event("export", "export-result", t.run, "adapter"),
     "an export": lambda v, t: v.get(f"/exports/{t.run}/adapter.zip"),

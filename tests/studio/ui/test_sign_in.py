@@ -236,7 +236,7 @@ def test_a_session_that_gradio_did_not_sign_counts_for_nothing(place, hub, kind)
     opened = visitor.event("opened", "export-box", event={"id": run.id})
     assert "pirate" not in opened and "Sign in with Hugging Face" in opened
     assert "Sign in with Hugging Face" in push(visitor, run) and hub.requests == []
-    assert run.id not in visitor.function("runs", "run_list", [])
+    assert run.id not in visitor.http.get("/watch/runs").text
 
 
 def test_other_websites_get_nothing_by_a_session(place, hub):
@@ -244,11 +244,11 @@ def test_other_websites_get_nothing_by_a_session(place, hub):
     run = place.run
     for origin in ("https://evil.example", "null"):
         visitor = place.visitor(session("ada"), origin)
-        assert run.id not in visitor.function("runs", "run_list", [])
+        assert run.id not in visitor.http.get("/watch/runs").text
         assert "Sign in with Hugging Face" in push(visitor, run)
     assert hub.requests == []
     own = place.visitor(session("ada"), str(place.browser.http.base_url))
-    assert run.id in own.function("runs", "run_list", [])
+    assert run.id in own.http.get("/watch/runs").text
 
 
 def test_a_token_in_a_request_is_no_sign_in(place, hub):

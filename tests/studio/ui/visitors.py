@@ -72,6 +72,10 @@ class Visitor:
         names = [self.components.get(number) for number in numbers]
         return (listener["api_name"] or "").rstrip("_0123456789") == name and shows in names
 
+    def watch(self, path: str) -> str:
+        """What a page asks again and again."""
+        return self.http.get(f"/watch/{path}").text
+
     def get(self, path: str) -> str:
         response = self.http.get(path)
         return f"{response.status_code} {response.headers.get('content-disposition')} {response.text[:200]}"
