@@ -122,23 +122,23 @@ async def _watch(
 
 
 async def _chat(url: str, answers: list[tuple[float, float, float]]) -> None:
-    """Asks one question after another, each in a conversation of its own."""
+    """Asks one question after another on one page, each in a conversation of its own."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         config = (await client.get("config")).json()
         send = next(each for each in config["dependencies"] if each["api_name"] == "send")
         values = {each["id"]: each["props"].get("value") for each in config["components"]}
         data = [QUESTION, *(values[number] for number in send["inputs"][1:])]
+        asked = {"data": data, "fn_index": send["id"], "session_hash": uuid.uuid4().hex}
         while True:
-            if answer := await _answer(client, send["id"], data):
+            if answer := await _answer(client, asked):
                 answers.append(answer)
 
 
-async def _answer(client: httpx.AsyncClient, number: int, data: list[Any]) -> tuple[float, float, float] | None:
+async def _answer(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float, float, float] | None:
     """When an answer was complete, and the figures that stand with it in the conversation; None of an empty one."""
-    session = uuid.uuid4().hex
-    await client.post("gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": session})
+    await client.post("gradio_api/queue/join", json=asked)
     text = ""
-    async with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as stream:
+    async with client.stream("GET", "gradio_api/queue/data", params={"session_hash": asked["session_hash"]}) as stream:
         async for line in stream.aiter_lines():
             text = line if "decode_tok_s" in line else text
             if '"process_completed"' in line:

@@ -34,7 +34,7 @@ function createComparison(onClose) {
   async function ask(runs) {
     const now = runs.map((data) => `${data.id} ${data.last} ${data.row?.state}`).join();
     if (now === asked) return;
-    answer = await watch("comparison", runs.map((data) => ["id", data.id]));
+    answer = await askServer("comparison", runs.map((data) => ["id", data.id]));
     asked = now;
   }
 

@@ -40,7 +40,7 @@ function createPoll(ask, onTrouble) {
 class NoAnswer extends Error {}
 
 // What the server knows of runs; see watching.py.
-async function watch(path, parameters = []) {
+async function askServer(path, parameters = []) {
   const answer = await fetch(`watch/${path}?${new URLSearchParams(parameters)}`).catch(() => null);
   if (!answer?.ok) throw new NoAnswer();
   return answer.json();

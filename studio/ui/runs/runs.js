@@ -32,7 +32,7 @@ async function ask() {
 
 // Who watches one run gets its row with its events, so the others are asked for less often.
 async function askList() {
-  const listed = await watch("runs");
+  const listed = await askServer("runs");
   listedAt = Date.now();
   notice.hidden = !listed.notice;
   setText(notice, listed.notice);
@@ -58,7 +58,7 @@ function dataOf(id) {
 async function fetchEvents(id) {
   const data = dataOf(id);
   for (let more = true; more && known.get(id) === data; ) {
-    const answer = await watch(`runs/${id}`, [["after", data.last]]);
+    const answer = await askServer(`runs/${id}`, [["after", data.last]]);
     data.row = answer.run;
     data.now = answer.now;
     data.add(answer.events);
