@@ -8,6 +8,7 @@ trace = decoder.trace(texts, prompt_tokens, start=0)
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -258,6 +259,7 @@ class CompiledSteps:
                 raise
             self._ready.add(cache_length)
             self.text = "compiled"
+            keep_all()
 
     @torch.no_grad()
     def _rehearse(self, cache_length: int) -> None:
@@ -274,6 +276,13 @@ class CompiledSteps:
 
 
 _one_compilation = threading.Lock()
+
+
+def keep_all() -> None:
+    """What lives by now stays, a model and all that compiled it: it is left out when Python looks for garbage, which
+    would stop every thread for some tenths of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

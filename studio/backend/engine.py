@@ -30,7 +30,7 @@ from jetmoe import JetMoeForCausalLM, RoutingTrace
 from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters
 from studio.backend import catalog, memory
 from studio.backend.adapters import Found, find, find_id, is_id, require_model
-from studio.backend.decoder import Decoder
+from studio.backend.decoder import Decoder, keep_all
 from studio.backend.download import Progress, reading
 from studio.backend.events import Timing, TokenEvent
 from studio.backend.line import Line
@@ -335,6 +335,7 @@ class Engine:
                 self._decoder, self._tokenizer = _load_decoder(path, place, read)
                 self._adapters = Adapters(self._decoder.model)
                 self._status = self._ready_status(model_id, place)
+            keep_all()
             if self.compile_steps:
                 self._decoder.compiled.enable()
             progress(1.0, self._status.text)
@@ -366,6 +367,7 @@ class Engine:
             self._decoder.compiled.close()
             self._decoder = self._tokenizer = self._adapters = None
             self._ensured = {}
+            gc.unfreeze()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
