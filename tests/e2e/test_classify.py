@@ -97,7 +97,7 @@ class ClassifyPage:
 
 
 def _brings_the_form(response: Response) -> bool:
-    if not response.url.endswith("run/predict"):
+    if "/run/predict" not in response.url:
         return False
     first, *others = response.request.post_data_json["data"] or [None]
     return len(others) == 1 and isinstance(first, dict) and (not first or "one_a_line" in first)
