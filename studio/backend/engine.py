@@ -203,12 +203,7 @@ class Engine:
             if cancel.is_set():
                 yield TokenEvent("done", finish="cancelled")
                 return
-            decoder, tokenizer = self._ready()
-            prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
-            yield from self._switch(adapter)
-            self._require_answers(adapter)
-            with memory.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
-                yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+            yield from self._write(messages, sampling, cancel, adapter)
 
     def replay(self, token_ids: Sequence[int], prompt_tokens: int, adapter: str | None = None) -> RoutingTrace:
         """The routing of a text whose tokens are known, computed again in one pass, by the model or an adapter.
@@ -216,18 +211,10 @@ class Engine:
         Raises:
             StudioError: no model is ready, the adapter can't be had, or the tokens are not of its vocabulary.
         """
-        token_ids = list(token_ids)
         with self._line.join() as ticket:
             for _ in ticket.wait():
                 pass
-            decoder, tokenizer = self._ready()
-            vocab_size = decoder.model.config.vocab_size
-            if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
-                raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
-            for _ in self._switch(adapter):
-                pass
-            decoder.prefill(token_ids, room=0)
-            return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
+            return self._trace(list(token_ids), prompt_tokens, adapter)
 
     @contextmanager
     def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
@@ -253,8 +240,29 @@ class Engine:
             raise StudioError(f"The model isn't ready yet. {self._status.text}")
         return self._decoder, self._tokenizer
 
+    def _write(
+        self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
+    ) -> Iterator[TokenEvent]:
+        """Only for who is first in line, like all below."""
+        decoder, tokenizer = self._ready()
+        prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+        yield from self._switch(adapter)
+        self._require_answers(adapter)
+        with memory.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
+            yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+
+    def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
+        decoder, tokenizer = self._ready()
+        vocab_size = decoder.model.config.vocab_size
+        if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
+            raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
+        for _ in self._switch(adapter):
+            pass
+        decoder.prefill(token_ids, room=0)
+        return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
+
     def _switch(self, adapter: str | None) -> Iterator[TokenEvent]:
-        """Only for who is first in line, like all below. Says so where it takes a while."""
+        """Says so where it takes a while."""
         assert self._decoder is not None and self._adapters is not None
         missing = self._missing(adapter)
         if missing is None and adapter == self._adapters.used:

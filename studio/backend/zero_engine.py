@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,6 @@ from studio.backend import zero_gpu
 from studio.backend.decoder import Decoder
 from studio.backend.engine import Engine, EngineStatus
 from studio.backend.events import TokenEvent
-from studio.backend.line import Line
 from studio.backend.prompt import Messages, fit_prompt
 from studio.backend.sampling import Sampling
 from studio.errors import StudioError
@@ -53,34 +52,20 @@ class ZeroEngine(Engine):
             return status
         return replace(status, text=f"{status.text} {WHERE}")
 
-    def generate(
-        self,
-        messages: Messages,
-        sampling: Sampling,
-        cancel: threading.Event | None = None,
-        adapter: str | None = None,
+    def _write(
+        self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
     ) -> Iterator[TokenEvent]:
-        cancel = cancel or threading.Event()
-        with self._line.join() as ticket:
-            for ahead in ticket.wait(cancel.is_set):
-                yield TokenEvent("queued", place=ahead)
-            if not cancel.is_set():
-                self._require_answerable(messages, sampling, adapter)
-                with closing(_on_gpu("answer", sampling.max_new_tokens, messages, sampling, adapter)) as events:
-                    for event in events:
-                        yield _received(event)
-                        if cancel.is_set():
-                            break
-                    else:
-                        return
-            yield TokenEvent("done", finish="cancelled")
+        self._require_answerable(messages, sampling, adapter)
+        with closing(_on_gpu("answer", sampling.max_new_tokens, messages, sampling, adapter)) as events:
+            for event in events:
+                yield _received(event)
+                if cancel.is_set():
+                    yield TokenEvent("done", finish="cancelled")
+                    return
 
-    def replay(self, token_ids: Sequence[int], prompt_tokens: int, adapter: str | None = None) -> RoutingTrace:
-        with self._line.join() as ticket:
-            for _ in ticket.wait():
-                pass
-            self._ready()
-            (trace,) = map(_received, _on_gpu("replay", 0, list(token_ids), prompt_tokens, adapter))
+    def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
+        self._ready()
+        (trace,) = map(_received, _on_gpu("trace", 0, token_ids, prompt_tokens, adapter))
         return trace
 
     def _require_answerable(self, messages: Messages, sampling: Sampling, adapter: str | None) -> None:
@@ -89,21 +74,21 @@ class ZeroEngine(Engine):
         fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
         self._missing(adapter)
 
-    def _answer(self, *arguments: Any) -> Iterator[TokenEvent]:
-        """In the process with the GPU."""
+    def _carry_out(self, task: str, *arguments: Any) -> Iterator[Any]:
+        """In the process with the GPU, where nobody else stands in line."""
+        self._arrive()
+        if task == "trace":
+            yield super()._trace(*arguments)
+            return
         messages, sampling, adapter = arguments
-        yield from super().generate(messages, sampling, adapter=adapter)
-
-    def _replayed(self, *arguments: Any) -> Iterator[RoutingTrace]:
-        yield super().replay(*arguments)
+        yield from super()._write(messages, sampling, threading.Event(), adapter)
 
     def _arrive(self) -> None:
-        """In the process with the GPU, which may have been used before."""
+        """That process may have been used before."""
         if self._process == os.getpid():
             return
         self._process = os.getpid()
         torch.set_num_threads(1)  # those of the process that it was forked from are not here
-        self._line = Line()  # whoever stood in it stands there
         assert self._decoder is not None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self._decoder.model.to(device)  # type: ignore[arg-type]
@@ -121,10 +106,8 @@ def _seconds(task: str, new_tokens: int, *arguments: Any) -> float:
 @zero_gpu.lent(_seconds)
 def _on_gpu(task: str, new_tokens: int, *arguments: Any) -> Iterator[Any]:
     assert _served is not None
-    _served._arrive()
-    work = {"answer": _served._answer, "replay": _served._replayed}[task]
     try:
-        yield from work(*arguments)
+        yield from _served._carry_out(task, *arguments)
     except StudioError as error:
         yield Refused(str(error))
 

@@ -18,12 +18,16 @@ def test_nothing_scrolls_sideways(page: Page, server: Server, size, theme):
     assert page.evaluate("document.body.classList.contains('dark')") == (theme == "dark")
 
 
-def test_a_conversation_by_keyboard_alone(studio: StudioPage):
-    studio.set_length(12)
-    page = studio.page
+def ask_by_keyboard(studio: StudioPage, text: str, tokens: int) -> Page:
+    studio.set_length(tokens)
     studio.box.focus()
-    page.keyboard.type("Name a colour.")
-    page.keyboard.press("Enter")
+    studio.page.keyboard.type(text)
+    studio.page.keyboard.press("Enter")
+    return studio.page
+
+
+def test_a_conversation_by_keyboard_alone(studio: StudioPage):
+    page = ask_by_keyboard(studio, "Name a colour.", tokens=12)
     studio.wait()
     _tab_to(page, "select")
     page.keyboard.press("Tab")
@@ -40,11 +44,7 @@ def test_a_conversation_by_keyboard_alone(studio: StudioPage):
 
 
 def test_an_answer_is_stopped_by_keyboard_alone(studio: StudioPage):
-    studio.set_length(2000)
-    page = studio.page
-    studio.box.focus()
-    page.keyboard.type("Count from one to one thousand.")
-    page.keyboard.press("Enter")
+    page = ask_by_keyboard(studio, "Count from one to one thousand.", tokens=2000)
     expect(studio.tokens.nth(3)).to_be_visible(timeout=SLOW)
     page.keyboard.press("Tab")
     expect(studio.stop).to_be_focused()

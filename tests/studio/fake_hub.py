@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+from huggingface_hub import constants
+
 REPO = "me/pirate"
 
 
@@ -29,6 +32,15 @@ def serving_hub(repo: str = REPO) -> Iterator[FakeHub]:
         hub.server.shutdown()
         hub.server.server_close()
         thread.join()
+
+
+@contextmanager
+def hub_here(patch: pytest.MonkeyPatch, repo: str = REPO) -> Iterator[FakeHub]:
+    """For pushes of this process, as HF_ENDPOINT is for one that begins."""
+    with serving_hub(repo) as hub:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage for large files is not spoken here
+        yield hub
 
 
 class FakeHub:

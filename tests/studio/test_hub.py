@@ -15,7 +15,7 @@ from studio import cli
 from studio.backend import hub
 from studio.backend.export import export
 from studio.errors import StudioError
-from tests.studio.fake_hub import REPO, serving_hub
+from tests.studio.fake_hub import REPO, hub_here
 from tests.studio.test_adapters import finished_run
 from tests.studio.toy_folder import toy_folder
 
@@ -25,10 +25,7 @@ ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 @pytest.fixture
 def fake(monkeypatch):
-    """What HF_ENDPOINT names."""
-    with serving_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage for large files is not spoken here
+    with hub_here(monkeypatch) as hub:
         yield hub
 
 

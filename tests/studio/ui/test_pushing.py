@@ -19,7 +19,7 @@ from studio.ui import finetune_handlers, pushing, sign_in
 from studio.ui.finetune_handlers import FinetuneHandlers
 from studio.ui.layout import build
 from studio.ui.pushing import Account, account_of
-from tests.studio.fake_hub import REPO, FakeHub, serving_hub
+from tests.studio.fake_hub import REPO, FakeHub, hub_here
 from tests.studio.test_adapters import make_adapter
 from tests.studio.toy_folder import toy_folder
 
@@ -29,9 +29,7 @@ ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 @pytest.fixture
 def fake(monkeypatch):
-    with serving_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with hub_here(monkeypatch) as hub:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from gradio import oauth
-from huggingface_hub import constants
 from itsdangerous import TimestampSigner
 
 from studio.backend import adapters, exports, uploads
@@ -28,7 +27,7 @@ from studio.ui.identity import Visitors, secret
 from studio.ui.layout import build, launch_settings
 from studio.ui.trace_store import traces
 from tests.e2e.studio_page import free_port
-from tests.studio.fake_hub import FakeHub, serving_hub
+from tests.studio.fake_hub import FakeHub, hub_here
 from tests.studio.test_adapters import make_adapter
 from tests.studio.test_analysis import make_trace
 from tests.studio.toy_folder import toy_folder
@@ -89,12 +88,10 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("space")
-    with pytest.MonkeyPatch.context() as patch, serving_hub("ada/pirate") as hub:
+    with pytest.MonkeyPatch.context() as patch, hub_here(patch, "ada/pirate") as hub:
         be_a_space(patch)
         patch.setenv("STUDIO_HOME", str(folder / "home"))
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(finetune_handlers, "TICK_S", 0.01)
         jobs, port = Jobs(), free_port()
         page = build(Engine(compile_steps=False), jobs)
