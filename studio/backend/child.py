@@ -53,8 +53,7 @@ def spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         raise StudioError(
             f"{log.parent} can't be written, or no process be started ({error.strerror}). Free some space or memory."
         ) from error
-    with suppress(psutil.Error):
-        psutil.Process(process.pid).nice(NICENESS)
+    _go_last(process.pid)
     return process
 
 
@@ -104,6 +103,15 @@ def environment() -> dict[str, str]:
     """This process's, without what a child has no need to know."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
     return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _go_last(pid: int) -> None:
+    """Leaves the processor to others, by the process and by its session: Linux shares it out among sessions first
+    (sched(7), "The autogroup feature"), so that a process of a session of its own would get half, however nice."""
+    with suppress(psutil.Error):
+        psutil.Process(pid).nice(NICENESS)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
 
 
 def _start(arguments: Sequence[str], output: Any, errors: Any) -> subprocess.Popen[bytes]:
