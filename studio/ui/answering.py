@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from studio.backend.engine import Engine, Sampling
 
 INTERVAL_S = 0.1
+SHARE = 0.2
+"""Of the time, at most, goes into showing; the model waits meanwhile, and on busy cores a page takes long."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,14 @@ def write_answer(
         answer = replace(answer, adapter=adapter.id, adapter_title=adapter.title)
     draft = Draft(answer=answer)
     events = engine.generate(conversation.messages(), sampling, cancel, adapter=adapter.id if adapter else None)
-    shown_at = 0.0
+    due_at = 0.0
     try:
         for event in events:
             draft = draft.after(event)
-            if event.kind != "token" or time.monotonic() - shown_at >= INTERVAL_S:
-                shown_at = time.monotonic()
+            begun_at = time.monotonic()
+            if event.kind != "token" or begun_at >= due_at:
                 yield draft
+                due_at = begun_at + max(INTERVAL_S, (time.monotonic() - begun_at) / SHARE)
         yield replace(draft, finished=True, waiting="")
     finally:
         events.close()  # type: ignore[attr-defined]

@@ -1,17 +1,21 @@
 """What the chat tab does, with the real engine and starter, or a toy with adapters, but no browser."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from studio.analysis.flips import flips
 from studio.backend.engine import Engine, Sampling
+from studio.backend.events import TokenEvent
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
+from studio.ui import answering
 from studio.ui import conversation as talk
 from studio.ui.answering import Draft, write_answer
 from studio.ui.chat_handlers import ChatHandlers, Shown
@@ -173,12 +177,31 @@ def test_export_and_import(handlers, asked):
 
 
 def test_drafts_of_an_answer_end_finished(handlers):
-    import threading
-
     conversation = talk.append_user(talk.Conversation(), "Name a colour.")
     drafts = list(write_answer(handlers.engine, conversation, Sampling(max_new_tokens=4), threading.Event()))
     assert drafts[-1].finished and not any(draft.finished for draft in drafts[:-1])
     assert isinstance(drafts[0], Draft)
+
+
+def test_a_slow_page_is_shown_less_so_that_the_model_waits_little(monkeypatch):
+    """The model writes a token in 10 ms; a page that takes half a second for a draft gets one in 2.5 s."""
+    now = 0.0
+
+    def tokens(*args, **kwargs) -> Iterator[TokenEvent]:
+        nonlocal now
+        for _ in range(1000):
+            now += 0.01
+            yield TokenEvent("token", "x")
+
+    monkeypatch.setattr(answering.time, "monotonic", lambda: now)
+    engine = SimpleNamespace(generate=tokens, status=lambda: SimpleNamespace(model_id="toy"))
+    conversation = talk.append_user(talk.Conversation(), "Count.")
+    sizes, in_page = [], 0.0
+    for draft in write_answer(engine, conversation, Sampling(), threading.Event()):
+        sizes.append(len(draft.text))
+        now, in_page = now + 0.5, in_page + 0.5
+    assert sizes[-1] == 1000 and sizes[:3] == pytest.approx([1, 201, 401], abs=2)
+    assert in_page / now == pytest.approx(answering.SHARE, rel=0.25)
 
 
 # --- adapters, on a toy
