@@ -36,7 +36,7 @@ KEPT = {
 KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_",
                  "MALLOC_", "JETMOE_", "PIP_")  # fmt: skip
 # An answer that is being written goes before a training run that takes hours.
-NICENESS = 10
+NICENESS = 19
 TICK_S = 0.2
 
 

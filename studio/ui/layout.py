@@ -19,6 +19,7 @@ from studio.backend.run_views import RunViews
 from studio.backend.runs import RunStore
 from studio.registry import discover
 from studio.ui import downloads, sign_in, watching
+from studio.ui.blocks import Blocks
 from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity, owner_of, secret, serves_several
 from studio.ui.limits import UPLOAD_BYTES, Bodies, Rates
@@ -49,7 +50,7 @@ fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of exp
 def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
     """The page over this engine and these training runs; every listener is private, and only polls bypass the queue."""
     tabs = discover("studio.ui.tabs", "TAB")
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         _masthead(engine, jobs)
         # Outside of the tabs, of which only the one that is shown exists when the page opens.
         kept = {tab.id: tab.keep() for tab in tabs}
