@@ -44,7 +44,7 @@ def list_runs(as_json: Json = False) -> None:
 @runs_app.command("show")
 def show_run(run_id: RunId, as_json: Json = False) -> None:
     """Shows a run: how it is, what it was asked for, and its latest figures."""
-    from studio.backend.runs import figures
+    from studio.backend.events import figures
 
     run = _store().get(run_id)
     recipe = run.recipe() if run.folder_exists else None
@@ -74,7 +74,7 @@ def compare_runs(
     as_json: Json = False,
 ) -> None:
     """Puts runs side by side: the settings that differ, and their latest figures."""
-    from studio.backend.runs import compare
+    from studio.backend.run_comparison import compare
 
     store = _store()
     comparison = compare([store.get(run_id) for run_id in run_ids])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -115,6 +115,19 @@ class EventLog:
                     yield event
 
 
+def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
+    """The last value of every figure that was logged or evaluated, and the best evaluation loss."""
+    last: dict[str, float | None] = {}
+    for event in events:
+        if event.kind in ("log", "eval"):
+            last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
+            # At step 0 it is the base's.
+            now = event.values.get("eval_loss") if event.step else None
+            losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None]
+            last |= {"best_eval_loss": min(losses)} if losses else {}
+    return last
+
+
 def _end(file: IO[bytes]) -> tuple[bool, int]:
     """Whether the last line is unfinished, and the last `seq`."""
     size = file.seek(0, 2)
@@ -157,3 +170,7 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 
 from jetmoe.lora import CONFIG
 from studio.backend.adapters import is_classifier
-from studio.backend.events import TrainEvent
+from studio.backend.events import TrainEvent, figures
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run, RunStore, differences, figures, in_queue, side_by_side
+from studio.backend.run_comparison import differences, side_by_side
+from studio.backend.runs import Run, RunStore, in_queue
 from studio.errors import StudioError
 
 READ_EVERY_S = 1.0
@@ -105,7 +106,7 @@ class RunViews:
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
     def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:
-        """As of `runs.compare`, or `{"error": sentence}`."""
+        """As of `run_comparison.compare`, or `{"error": sentence}`."""
         try:
             return self._compare(list(dict.fromkeys(run_ids)), owner)
         except StudioError as error:

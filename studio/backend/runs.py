@@ -24,7 +24,7 @@ import sqlite3
 import time
 import uuid
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any, Literal
 import psutil
 from filelock import FileLock
 
-from studio.backend.events import EventLog, TrainEvent, TrainKind
+from studio.backend.events import EventLog, TrainKind, figures
 from studio.backend.home import home, local
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
@@ -530,54 +530,6 @@ def last_word(run: Run) -> tuple[Ending, str] | None:
     if ending := _ending(run.events):
         return ending
     return ("cancelled", CANCELLED) if run.cancel_requested else None
-
-
-def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """`{"runs": [{id, name, state}], "settings": {name: {id: value}}, "figures": {name: {id: value}}}`.
-
-    Raises:
-        StudioError: fewer than two runs, or the folder of one is gone.
-    """
-    if len({run.id for run in runs}) < 2:
-        raise StudioError("Name at least two different runs to compare.")
-    return {
-        "runs": [{"id": run.id, "name": run.name, "state": run.state} for run in runs],
-        "settings": differences({run.id: run.recipe() for run in runs}),
-        "figures": side_by_side({run.id: figures(run.events.read()) for run in runs}),
-    }
-
-
-def differences(recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-    """The settings that are not the same in all recipes, in the recipe's order."""
-    every = side_by_side({run_id: asdict(recipe) for run_id, recipe in recipes.items()})
-    return {name: values for name, values in every.items() if _differ([*values.values()])}
-
-
-def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
-    """The last value of every figure that was logged or evaluated, and the best evaluation loss."""
-    last: dict[str, float | None] = {}
-    for event in events:
-        if event.kind in ("log", "eval"):
-            last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
-            # At step 0 it is the base's.
-            now = event.values.get("eval_loss") if event.step else None
-            losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None]
-            last |= {"best_eval_loss": min(losses)} if losses else {}
-    return last
-
-
-def side_by_side(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """From values by run and name to values by name and run; None where a run has no such value."""
-    names = dict.fromkeys(name for of_run in values.values() for name in of_run)
-    return {name: {run_id: of_run.get(name) for run_id, of_run in values.items()} for name in names}
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return any(value != values[0] for value in values)
-
-
-def _is_figure(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _begin(db: sqlite3.Connection, run_id: str, pid: int) -> int:

@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from studio.backend import runs
-from studio.backend.events import TrainEvent
+from studio.backend.events import TrainEvent, figures
 from studio.backend.recipe import Recipe
-from studio.backend.runs import RunStore, compare, differences, figures
+from studio.backend.run_comparison import compare, differences
+from studio.backend.runs import RunStore
 from studio.errors import StudioError
 
 CHILD = """

@@ -23,7 +23,8 @@ from transformers import IntervalStrategy
 from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
-from studio.backend import audit, runs, train
+from studio.backend import audit, train
+from studio.backend.events import figures
 from studio.backend.packing import Collator
 from studio.backend.prepare import prepare
 from studio.backend.recipe import Recipe
@@ -176,7 +177,7 @@ def test_the_loss_of_the_base_is_not_the_best_of_the_run(settings, monkeypatch):
     monkeypatch.setattr(train.Watcher, "on_evaluate", worse)
     run = started(settings)
     assert [each["eval_loss"] for each in values(run, "eval")] == [1, 3, 5, 7]
-    assert run.best_eval_loss == runs.figures(run.events.read())["best_eval_loss"] == 3
+    assert run.best_eval_loss == figures(run.events.read())["best_eval_loss"] == 3
 
 
 def test_early_stopping(settings):
