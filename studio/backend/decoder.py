@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
+from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace, nf4_cpu
 from jetmoe.decode import Step, compiled_step, step
 from jetmoe.loading import quantized_share
 from studio.backend.home import home
@@ -196,8 +196,8 @@ class CompiledSteps:
 
     def enable(self) -> None:
         """Starts compiling, if this machine can. The results are kept on disk under the studio's home."""
-        if self._model.device.type == "cpu" and not cpp_compiler():
-            self.text = "eager: no C++ compiler was found; install g++ for about three times the speed"
+        if self._model.device.type == "cpu" and (obstacle := self._obstacle()):
+            self.text = f"eager: {obstacle}"
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
         # One kernel at a time: a pool of compilers would take cores and memory from the answers being written.
@@ -209,6 +209,12 @@ class CompiledSteps:
             self._step = compiled_step(self._model)
             self.enabled = True
         self.request(cache_size(1, self._context_size))
+
+    def _obstacle(self) -> str:
+        """Why no compiler is asked on this CPU, or nothing."""
+        if quantized_share(self._model) and not nf4_cpu.supported():
+            return "what unpacks 4-bit weights on this processor can't be compiled; automatic precision is faster here"
+        return "" if cpp_compiler() else "no C++ compiler was found; install g++ for about three times the speed"
 
     def close(self) -> None:
         """Forgets what was compiled, before another model comes. A compilation that runs is waited for."""

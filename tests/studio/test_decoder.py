@@ -88,6 +88,13 @@ def test_no_compiler_is_said(decoder, monkeypatch):
     check(decoder, IDS[:9], decoder.prefill(IDS[:9], room=1))
 
 
+def test_4_bit_weights_that_can_not_be_compiled_are_said_and_not_tried(decoder, monkeypatch):
+    monkeypatch.setattr("studio.backend.decoder.quantized_share", lambda model: 0.93)
+    monkeypatch.setattr("jetmoe.nf4_cpu.supported", lambda: False)
+    decoder.compiled.enable()
+    assert "4-bit" in decoder.compiled.text and not decoder.compiled.enabled
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_failed_compilation_is_said_and_steps_go_on(decoder, monkeypatch):
     def broken(*args, **kwargs):
