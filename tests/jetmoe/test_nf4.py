@@ -365,7 +365,12 @@ def test_a_c_compiler_that_does_not_help_is_announced_and_done_without(bad_compi
 
 
 def test_a_c_compiler_that_works_needs_no_word(fresh, recwarn):
-    assert nf4_cpu.quantizer() is not None and nf4_cpu.problem() == "" and not recwarn.list
+    assert nf4_cpu.quantizer() is not None and not recwarn.list
+
+
+@tiles_only
+def test_nor_does_one_that_knows_the_processor(fresh, recwarn):
+    assert nf4_cpu.kernel() is not None and nf4_cpu.problem() == "" and not recwarn.list
 
 
 @pytest.mark.parametrize("path", ["sorted", "chosen"])
