@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 import jetmoe  # noqa: F401 - the Auto classes return its model
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from jetmoe.upcycle import load_dense
-from studio.backend import starter
+from studio.backend import memory, starter
 from studio.errors import StudioError
 from tests.benchmarks.routing_table import HELD_OUT, routing_table
 
@@ -89,7 +89,8 @@ def test_our_model_computes_the_dense_model(starter_path, dense_answers):
 
 
 def test_held_out_text_loads_every_replica_and_breaks_no_slot_set(starter_path):
-    table = routing_table(starter_path)
+    # What the studio computes in on this processor: a bf16 that is emulated rounds in other places, and takes minutes.
+    table = routing_table(starter_path, dtype=memory.default_dtype("cpu"))
     assert len(table.tokens) == 7 and min(table.tokens.values()) >= 2000
     assert table.load.shape == (30, 2, 4)
     assert table.load.min() >= 0.15 and table.load.max() <= 0.35
