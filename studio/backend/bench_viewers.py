@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import count
 from pathlib import Path
@@ -128,9 +128,10 @@ def _polls(url: str, run_id: str, pages: int, seconds: int) -> list[tuple[float,
     Raises:
         StudioError: no studio answers there.
     """
-    address = urlsplit(url)
-    if _ask(_connection(address), f"{address.path.rstrip('/')}/watch/runs") is None:
-        raise StudioError(f"No studio answers at {url}. Start it, or leave out --url.")
+    address = urlsplit(url.rstrip("/") + "/")
+    with closing(_connection(address)) as connection:
+        if _ask(connection, f"{address.path}watch/runs") is None:
+            raise StudioError(f"No studio answers at {url}. Start it, or leave out --url.")
     with ThreadPoolExecutor(pages) as threads:
         views = [threads.submit(_view, address, run_id, seconds) for _ in range(pages)]
         return [poll for view in views for poll in view.result()]
@@ -175,7 +176,7 @@ def _view(address: SplitResult, run_id: str, seconds: int) -> list[tuple[float, 
         # As `studio/ui/runs/runs.js` does.
         for path in [f"watch/runs/{run_id}?after={seen}"] + ["watch/runs"] * (number % LIST_EVERY == 0):
             start = time.monotonic()
-            answer = _ask(connection, f"{address.path.rstrip('/')}/{path}")
+            answer = _ask(connection, address.path + path)
             took.append((time.monotonic() - start, answer is not None))
             events = (answer or {}).get("events") or []
             seen = events[-1]["seq"] if events else seen

@@ -213,7 +213,7 @@ class CompiledSteps:
     def _obstacle(self) -> str:
         """Why no compiler is asked on this CPU, or nothing."""
         if quantized_share(self._model) and not nf4_cpu.supported():
-            return "what unpacks 4-bit weights on this processor can't be compiled; automatic precision is faster here"
+            return "what unpacks 4-bit weights on this processor can't be compiled"
         return "" if cpp_compiler() else "no C++ compiler was found; install g++ for about three times the speed"
 
     def close(self) -> None:

@@ -35,10 +35,3 @@ def test_its_output_goes_to_the_log_and_it_has_a_group_of_its_own(waiting, tmp_p
         time.sleep(0.05)
     assert (tmp_path / "log").read_text() == "here\n"
     assert os.getpgid(waiting.pid) == waiting.pid != os.getpgid(0)
-
-
-def test_it_knows_no_secret(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    told = child.environment()
-    assert "HF_TOKEN" not in told and told["OMP_NUM_THREADS"] == "1"

@@ -89,7 +89,7 @@ def test_our_model_computes_the_dense_model(starter_path, dense_answers):
 
 
 def test_held_out_text_loads_every_replica_and_breaks_no_slot_set(starter_path):
-    # What the studio computes in on this processor: a bf16 that is emulated rounds in other places, and takes minutes.
+    # What the studio computes in on this processor: an emulated bf16 takes five times as long.
     table = routing_table(starter_path, dtype=memory.default_dtype("cpu"))
     assert len(table.tokens) == 7 and min(table.tokens.values()) >= 2000
     assert table.load.shape == (30, 2, 4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
@@ -19,10 +20,12 @@ def page(kind: type[gr.Blocks]) -> gr.Blocks:
     return demo
 
 
-def shown(demo: gr.Blocks, *values) -> tuple[list, SessionState]:
+def shown(demo: gr.Blocks, values: object) -> tuple[list, SessionState]:
     state = SessionState(demo)
     values = copy.deepcopy(values)  # Gradio takes updates apart
-    return asyncio.run(demo.postprocess_data(demo.fns[0], values, state)), state
+    # In a thread of its own: where a browser is open, this one has a running loop.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, demo.postprocess_data(demo.fns[0], values, state)).result(), state
 
 
 @pytest.mark.parametrize(
@@ -39,22 +42,22 @@ def test_the_page_gets_what_gradio_would_send(values):
     gradios = [
         # Of HTML it wraps the skip once more.
         SKIP if each == {"props": SKIP, "__type__": "update"} else each
-        for each in shown(page(gr.Blocks), *values)[0]
+        for each in shown(page(gr.Blocks), values)[0]
     ]
-    assert shown(page(Blocks), *values)[0] == gradios
+    assert shown(page(Blocks), values)[0] == gradios
 
 
 def test_one_skip_for_all_and_the_wrong_number_are_as_in_gradio():
     demo = page(Blocks)
-    everything = asyncio.run(demo.postprocess_data(demo.fns[0], gr.skip(), SessionState(demo)))
+    everything, _ = shown(demo, gr.skip())
     assert everything[:2] == [SKIP] * 2 and everything[2] is None
     with pytest.raises(ValueError, match="enough output values"):
-        shown(demo, "one", "two")
+        shown(demo, ("one", "two"))
 
 
 def test_what_is_skipped_is_not_made_again():
     for kind, same in ((Blocks, True), (gr.Blocks, False)):
         demo = page(kind)
-        _, state = shown(demo, SKIP, "text", SKIP, SKIP, SKIP)
+        _, state = shown(demo, (SKIP, "text", SKIP, SKIP, SKIP))
         chat = demo.fns[0].outputs[0]
         assert (state[chat._id] is chat) is same, "Gradio has learnt this: studio/ui/blocks.py can go"
