@@ -173,14 +173,14 @@ def _view(address: SplitResult, run_id: str, seconds: int) -> list[tuple[float, 
         begun = time.monotonic()
         if begun >= end:
             break
-        # As `studio/ui/runs/runs.js` does.
+        # What `studio/ui/runs/runs.js` asks, and when: see `poll.js`.
         for path in [f"watch/runs/{run_id}?after={seen}"] + ["watch/runs"] * (number % LIST_EVERY == 0):
             start = time.monotonic()
             answer = _ask(connection, address.path + path)
             took.append((time.monotonic() - start, answer is not None))
             events = (answer or {}).get("events") or []
             seen = events[-1]["seq"] if events else seen
-        time.sleep(max(0.0, 1 - (time.monotonic() - begun)))
+        time.sleep(max(0.0, random.uniform(0.9, 1.1) - (time.monotonic() - begun)))
     return took
 
 

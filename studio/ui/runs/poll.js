@@ -26,7 +26,8 @@ function createPoll(ask, onTrouble) {
     } finally {
       isAsking = false;
     }
-    timer = setTimeout(tick, again ? 0 : wait);
+    // Not to the millisecond: pages that once waited together would ask together ever after.
+    timer = setTimeout(tick, again ? 0 : wait * (0.9 + 0.2 * Math.random()));
   }
 
   new IntersectionObserver((entries) => {

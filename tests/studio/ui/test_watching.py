@@ -3,6 +3,8 @@
 import math
 
 import pytest
+import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
@@ -58,3 +60,12 @@ def test_odd_places_in_the_events_get_nothing(store, page, after):
 
 def test_nothing_is_changed_by_asking(page):
     assert page.post("/watch/runs").status_code == 405
+
+
+def test_the_servers_loop_is_the_fast_one_and_its_headers_have_an_end():
+    config = uvicorn.Config(Starlette())
+    config.load()
+    loop = config.get_loop_factory()()
+    loop.close()
+    assert isinstance(loop, uvloop.Loop)
+    assert config.http_protocol_class.__module__ == "uvicorn.protocols.http.h11_impl"
