@@ -44,6 +44,7 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_secondary_background_fill=SURFACE["light"],
         button_secondary_background_fill_hover="*neutral_100",
         button_secondary_border_color="*neutral_200",

@@ -11,6 +11,19 @@ from playwright.sync_api import Page, expect
 from tests.e2e.studio_page import Server, StudioPage
 
 SERIOUS = ("serious", "critical")
+CONTRAST = """(element, part) => {
+  const luminance = (colour) => {
+    const [red, green, blue] = colour.match(/[\\d.]+/g).map((value) => value / 255)
+      .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  let ground = element;
+  while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+  const colours = [getComputedStyle(element, part).color, getComputedStyle(ground).backgroundColor];
+  const [dark, light] = colours.map(luminance).sort((one, two) => one - two);
+  return (light + 0.05) / (dark + 0.05);
+}"""
+"""As WCAG 2 defines it: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
 
 
 def findings(page: Page) -> list[str]:
@@ -35,3 +48,17 @@ def test_axe_finds_nothing_serious_on_any_tab(page: Page, server: Server, theme)
         page.wait_for_timeout(500)  # transitions of colours
         told[tab] = findings(page)
     assert not any(told.values()), "\n".join(f"{tab}: {line}" for tab, lines in told.items() for line in lines)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_what_axe_cant_judge_is_legible(page: Page, server: Server, theme):
+    """A chosen tab, for the line that is drawn under it, and what stands in an empty field."""
+    StudioPage(page, server.url).open(f"?__theme={theme}")
+    for name in ("Chat", "Classify", "Fine-tune"):
+        tab = page.locator("#tabs").get_by_role("tab", name=name, exact=True)
+        tab.click()
+        expect(tab).to_have_attribute("aria-selected", "true")
+        page.wait_for_timeout(500)  # transitions of colours
+        assert tab.evaluate(CONTRAST) >= 4.5
+        for field in page.locator("[placeholder]:visible").all():
+            assert field.evaluate(CONTRAST, "::placeholder") >= 4.5

@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+import re
 from dataclasses import fields
 
 import pytest
@@ -98,6 +99,11 @@ def test_every_view_brings_its_script_and_its_style_is_in_the_page():
     for view in views:
         assert "views.push(" in view.read("js")
         assert view.read("css") in css()
+
+
+def test_a_rule_for_the_dark_has_one_selector():
+    """Gradio puts its own prefix behind the first `.dark` of a list only; the others then lose to the light rule."""
+    assert not [selectors for selectors in re.findall(r"[^{}]+(?={)", css()) if selectors.count(".dark ") > 1]
 
 
 def test_one_answer_a_session_and_stop_reaches_it():
