@@ -16,6 +16,7 @@ from studio.ui.running import Running
 from studio.ui.sampling_form import field_help, read_sampling
 from studio.ui.status import banner
 from studio.ui.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
+from tests.contrast import contrast
 
 
 def test_every_setting_has_help_and_its_default_is_valid():
@@ -67,12 +68,6 @@ def test_the_status_line_escapes_and_shows_progress():
     assert "progressbar" not in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
 
 
-def _luminance(colour: str) -> float:
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def _mixed(colour: str, surface: str, share: float) -> str:
     pairs = [(int(colour[at : at + 2], 16), int(surface[at : at + 2], 16)) for at in (1, 3, 5)]
     return "#" + "".join(f"{round(share * one + (1 - share) * two):02x}" for one, two in pairs)
@@ -83,8 +78,8 @@ def _mixed(colour: str, surface: str, share: float) -> str:
 def test_text_on_an_experts_colour_is_legible(mode, colour):
     """The number is drawn at 85 % opacity, so that is what is measured."""
     ground = _mixed(colour, SURFACE[mode], TINT[mode])
-    light, dark = sorted([_luminance(ground), _luminance(_mixed(INK[mode], ground, 0.85))], reverse=True)
-    assert (light + 0.05) / (dark + 0.05) >= 4.5
+    ink = _mixed(INK[mode], ground, 0.85)
+    assert contrast(bytes.fromhex(ground[1:]), bytes.fromhex(ink[1:])) >= 4.5
 
 
 def test_neighbouring_colours_differ_in_lightness_or_hue():
