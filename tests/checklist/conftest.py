@@ -11,8 +11,8 @@ import pytest
 from studio.backend import accounts
 from studio.backend.engine import Engine
 from studio.backend.exposure import Exposure
-from tests.studio.served import serving
-from tests.studio.toy_folder import toy_folder
+from tests.builders.served import serving
+from tests.builders.toy_folder import toy_folder
 
 NAME, PASSWORD = "ada", "correct horse, battery"
 

@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from tests.contrast import contrast
+from tests.builders.contrast import contrast
 from tests.e2e.studio_page import Server, StudioPage
 
 SERIOUS = ("serious", "critical")

@@ -13,10 +13,10 @@ from studio.analysis.load import Unit, strongest
 from studio.backend.engine import Engine
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
+from tests.builders.adapters import make_adapter
+from tests.builders.toy_folder import toy_folder
+from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
-from tests.e2e.test_routing import exported_trace
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
 
 QUESTION = "Say 7"
 HOSTILE = "Pirate <b>${window.__p=1}"

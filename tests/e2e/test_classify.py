@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Response, expect
+from playwright.sync_api import Browser, Page, expect
 
 from studio.backend import train
 from studio.backend.label_prompt import TEMPLATES
 from studio.backend.recipe import Recipe
-from tests.e2e.studio_page import SLOW, Server, free_port, settle
-from tests.studio.toy_labels import classifier_settings
+from tests.builders.toy_labels import classifier_settings
+from tests.e2e.classify_page import ClassifyPage
+from tests.e2e.studio_page import SLOW, Server, free_port
 
 TRAINED = "ham or spam"
 HOSTILE = "<img src=x onerror=window.__p=1> ${window.__p=1} {{constructor.constructor('window.__p=1')()}}"
@@ -32,75 +31,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     server.process.kill()
     server.process.wait(30)
-
-
-class ClassifyPage:
-    def __init__(self, page: Page, url: str) -> None:
-        self.page, self.url = page, url
-        self.labels = page.locator("#classify-labels textarea")
-        self.template = page.locator("#classify-template-text textarea")
-        self.box = page.locator("#classify-box textarea")
-        self.result = page.locator("#classify-result")
-        self.file_result = page.locator("#classify-file-result")
-        self.tokens = page.locator("#classify-routing .rp-tok")
-        self.toast = page.get_by_test_id("toast-body")
-        self.quality = page.locator("#classify-quality")
-        self.texts = self.quality.locator(".ev-report").first.locator("tr[data-place]:visible")
-
-    def open(self, query: str = "") -> ClassifyPage:
-        # What the browser kept of the form is drawn when it comes; what is typed before that is lost.
-        with self.page.expect_response(_brings_the_form):
-            self.page.goto(self.url + query)
-        expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
-        self.page.get_by_role("tab", name="Classify").click()
-        expect(self.labels).to_be_visible()
-        settle(self.page)
-        return self
-
-    def show_template(self) -> None:
-        self.page.get_by_role("button", name="How the model is asked").click()
-        expect(self.template).to_be_visible()
-        settle(self.page)
-
-    def choose(self, element: str, option: str | re.Pattern) -> None:
-        self.page.locator(f"#{element} input").click()
-        self.page.get_by_role("option", name=option).click()
-        expect(self.page.get_by_role("option")).to_have_count(0)
-
-    def upload(self, name: str, content: str) -> None:
-        self.page.get_by_role("tab", name="A file").click()
-        with self.page.expect_file_chooser() as chooser:
-            self.page.locator("#classify-upload").click()
-        chooser.value.set_files({"name": name, "mimeType": "text/csv", "buffer": content.encode()})
-        expect(self.page.locator("#classify-column input")).to_be_visible(timeout=SLOW)
-
-    def show_quality(self) -> None:
-        self.page.get_by_role("tab", name="How good it is").click()
-
-    def nameless(self) -> list[str]:
-        """What can be used and has no name."""
-        return self.page.evaluate("""() => [...document.querySelectorAll("button, input, select, textarea")]
-            .filter(node => node.offsetParent && !node.ariaLabel && !node.title && !node.textContent.trim()
-                && !(node.labels && [...node.labels].some(label => label.textContent.trim())))
-            .map(node => node.outerHTML.slice(0, 200))""")
-
-    def download(self, folder: Path) -> list[dict[str, str]]:
-        with self.page.expect_download() as download:
-            self.file_result.locator("a.dp-download").click()
-        target = folder / download.value.suggested_filename
-        download.value.save_as(target)
-        with target.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-
-    def fits(self) -> bool:
-        return self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def _brings_the_form(response: Response) -> bool:
-    if "/run/predict" not in response.url:
-        return False
-    first, *others = response.request.post_data_json["data"] or [None]
-    return len(others) == 1 and isinstance(first, dict) and (not first or "one_a_line" in first)
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from studio.backend.bench_viewers import viewers
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore, is_alive
 from studio.errors import StudioError
+from tests.builders.adapters import make_adapter
+from tests.builders.fake_hub import REPO, FakeHub, serving_hub
+from tests.builders.toy_folder import toy_folder
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
-from tests.studio.fake_hub import REPO, FakeHub, serving_hub
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
 
 ROWS = "".join(
     json.dumps({"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"}) + "\n"

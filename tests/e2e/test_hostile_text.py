@@ -9,27 +9,9 @@ from playwright.sync_api import expect
 
 from studio.ui.conversation import Answer, Conversation, Turn
 from studio.ui.conversation_file import export_conversation
+from tests.builders.hostile import PAYLOADS
+from tests.builders.traces import make_trace
 from tests.e2e.studio_page import SLOW, StudioPage
-from tests.studio.test_analysis import make_trace
-
-PAYLOADS = [
-    "<img src=x onerror=window.__p=1>",
-    "${window.__p=1}",
-    "${Object.assign(window,{__p:1})}",
-    "{{constructor.constructor('window.__p=1')()}}",
-    "[x](javascript:window.__p=1)",
-    "<a href='javascript:window.__p=1'>x</a>",
-    "<svg onload=window.__p=1><script>window.__p=1</script></svg>",
-    "<script>window.__p=1</script>",
-    "<iframe srcdoc='<script>parent.__p=1</script>'></iframe>",
-    "$$\\href{javascript:window.__p=1}{x}$$",
-    "\\(\\unicode{<img src=x onerror=window.__p=1>}\\)",
-    '```mermaid\ngraph TD; A["<img src=x onerror=window.__p=1>"]\n```',
-    "![x](http://127.0.0.1:9/leak.png)",
-    "- list\n\n      <img src='http://127.0.0.1:9/leak.png'>",
-    "![x][y]\n\n[y]: http://127.0.0.1:9/leak.png",
-    "` `` <img src=x onerror=window.__p=1> ` ``",
-]
 
 
 def requests_elsewhere(studio: StudioPage) -> list[str]:

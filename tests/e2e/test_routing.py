@@ -1,7 +1,5 @@
 """The routing that the page shows is the model's: counted again from the exported trace, and computed again."""
 
-import base64
-
 import numpy as np
 import pytest
 from playwright.sync_api import expect
@@ -9,11 +7,8 @@ from playwright.sync_api import expect
 from jetmoe.routing import RoutingTrace
 from studio.analysis.load import load, strongest
 from studio.backend.engine import Engine
+from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import StudioPage
-
-
-def exported_trace(document: dict) -> RoutingTrace:
-    return RoutingTrace.from_bytes(base64.b64decode(document["turns"][-1]["answer"]["trace"]))
 
 
 @pytest.fixture

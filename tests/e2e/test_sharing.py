@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.studio.ui.visitors import MARK, Studio, Visitor, two_visitors
+from tests.builders.visitors import MARK, Studio, Visitor, two_visitors
 
 
 @pytest.fixture(scope="module")

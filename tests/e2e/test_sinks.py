@@ -14,14 +14,14 @@ from studio.backend import train
 from studio.backend.adapters import import_adapter
 from studio.backend.recipe import Recipe
 from studio.ui.identity import Visitors, secret
+from tests.builders.adapters import make_adapter
+from tests.builders.hostile import PAYLOADS
+from tests.builders.toy_labels import classifier_settings, labelled_file
+from tests.builders.toy_runs import toy_run
+from tests.builders.visitors import Studio, Visitor, two_visitors
+from tests.e2e.classify_page import ClassifyPage
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, StudioPage
-from tests.e2e.test_classify import ClassifyPage
-from tests.e2e.test_hostile_text import PAYLOADS
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_labels import classifier_settings, labelled_file
-from tests.studio.toy_runs import toy_run
-from tests.studio.ui.visitors import Studio, Visitor, two_visitors
 
 # As long as a name may be, and without the slashes that none has.
 NAME = "<img src=x onerror=window.__p=1>${window.__p=1}{{__p=1}}<svg onload=__p=1>"

@@ -11,11 +11,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
+from tests.builders.adapters import make_adapter
+from tests.builders.toy_folder import toy_folder
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
 from tests.e2e.zero_gpu_space import ZeroGpu
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
 
 RUN = {"eval_steps": 20, "save_steps": 20, "max_length": 64, "sample_tokens": 2}
 

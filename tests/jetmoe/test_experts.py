@@ -18,17 +18,9 @@ from jetmoe.experts import (
     weighed_linear,
 )
 from jetmoe.modeling import JetMoeRMSNorm
+from tests.builders.experts import dumb
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def dumb(weight, tokens, routing):
-    """One token, one expert at a time."""
-    rows = []
-    for t, chosen in enumerate(routing.experts.tolist()):
-        for e in chosen:
-            rows.append(weight[e] @ tokens[t])
-    return torch.stack(rows)
 
 
 def make(T, E, K, seed=0):

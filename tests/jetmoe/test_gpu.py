@@ -5,7 +5,7 @@ import torch
 from transformers import StaticCache
 
 from jetmoe.decode import compiled_step, step
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 pytestmark = pytest.mark.gpu
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 16, "num_hidden_layers": 3}

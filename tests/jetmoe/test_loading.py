@@ -21,7 +21,7 @@ from jetmoe.experts import JetMoeExperts
 from jetmoe.loading import INDEX, CheckpointError, RunOn, convert, load, quantized_share
 from jetmoe.nf4 import NF4Tensor, quantize
 from studio.backend import bench_shapes
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 32, "num_hidden_layers": 3}
 IDS = torch.randint(3, 99, (2, 20), generator=torch.Generator().manual_seed(0))

@@ -37,9 +37,9 @@ from jetmoe.lora import (
 )
 from jetmoe.low_rank import peel, without_adapters
 from jetmoe.nf4 import NF4Tensor, quantize
-from tests.jetmoe.test_decode import decode
-from tests.jetmoe.test_nf4 import WIDE, assert_rounded, dequantized, four_bit_toy
-from tests.jetmoe.toy import TOY, toy_model
+from tests.builders.decoding import decode
+from tests.builders.four_bits import WIDE, assert_rounded, dequantized, four_bit_toy
+from tests.builders.toy_model import TOY, toy_model
 
 IDS = torch.randint(3, 99, (2, 20), generator=torch.Generator().manual_seed(0))
 KV = ["self_attention.kv_proj"]

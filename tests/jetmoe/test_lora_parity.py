@@ -15,9 +15,9 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.experts import FEW_ASSIGNMENTS
 from jetmoe.loading import load
 from jetmoe.lora import lora_config
+from tests.builders.four_bits import WIDE, dequantized
+from tests.builders.toy_model import toy_model
 from tests.jetmoe.stock_lora_reference import TARGETS
-from tests.jetmoe.test_nf4 import WIDE, dequantized
-from tests.jetmoe.toy import toy_model
 
 PRESETS = list(TARGETS)
 TRAINED = ["attention", "experts", "all", "all+router"]

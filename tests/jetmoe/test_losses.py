@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from jetmoe import losses
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 
 def collapsed(expert: int, T: int = 32, E: int = 4) -> torch.Tensor:

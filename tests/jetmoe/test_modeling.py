@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 IDS = torch.randint(3, 99, (2, 10), generator=torch.Generator().manual_seed(0))
 

@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from jetmoe import JetMoeForCausalLM, c_library, nf4, nf4_cpu
+from jetmoe import c_library, nf4, nf4_cpu
 from jetmoe.decode import compiled_step, step
 from jetmoe.experts import JetMoeExperts, Routing, chosen_linear, dispatch, permute, project, sorted_linear
-from jetmoe.loading import load
 from jetmoe.nf4 import NF4Tensor, quantize
-from tests.jetmoe.test_decode import decode
-from tests.jetmoe.test_experts import dumb
-from tests.jetmoe.toy import toy_model
+from tests.builders.decoding import decode
+from tests.builders.experts import dumb
+from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy
 
 tiles_only = pytest.mark.skipif(not nf4_cpu.supported(), reason="this processor has no AVX512-BF16 to multiply tiles")
-WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 32}
 IDS = torch.randint(3, 99, (2, 20), generator=torch.Generator().manual_seed(0))
 # 320 blocks an expert: one whole nested block and a part of one.
 E, OUT, IN = 4, 64, 320
@@ -42,12 +40,6 @@ def experts_of(weight):
     experts = JetMoeExperts(*weight.shape[:1], weight.shape[2], weight.shape[1])
     experts.weight = nn.Parameter(weight, requires_grad=False)
     return experts
-
-
-def assert_rounded(result, expected, products=1):
-    """Equal up to the roundings to bf16 of a few products, one after the other."""
-    atol = products * 2**-7 * float(expected.abs().max())
-    torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=atol)
 
 
 # --- storage
@@ -389,24 +381,6 @@ def test_gradients_of_rows(layout, path):
 
 
 # --- whole models
-
-
-def four_bit_toy(folder, dtype, double=False, **changes):
-    toy_model(**{**WIDE, **changes}).to(dtype).save_pretrained(folder)
-    return load(JetMoeForCausalLM, folder, quantization="nf4", double_quantization=double, dtype=dtype)
-
-
-def dequantized(model):
-    """The same model with plain weights."""
-    state = dict(model.named_parameters())
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, NF4Tensor):
-            state[name] = parameter.dequantize()
-        elif name.endswith("kv_proj.weight"):
-            state[name] = bnb.dequantize_4bit(parameter.data, parameter.quant_state)
-    plain = JetMoeForCausalLM(model.config).to(model.dtype).eval().requires_grad_(False)
-    assert plain.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]  # tied
-    return plain
 
 
 @pytest.mark.parametrize("double", [False, True])

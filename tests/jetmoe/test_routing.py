@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jetmoe import RoutingRecorder, RoutingTrace
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 IDS = torch.randint(3, 99, (1, 9), generator=torch.Generator().manual_seed(0))
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.lora import CONFIG, MAX_RANK, WEIGHTS, lora_config
+from jetmoe.lora import CONFIG, MAX_RANK, WEIGHTS
 from studio.backend import adapter_files
 from studio.backend.adapters import (
     Choice,
@@ -32,30 +32,13 @@ from studio.backend.adapters import (
 )
 from studio.backend.engine import MAX_ENSURED, Engine, Sampling
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run, RunStore
+from studio.backend.runs import RunStore
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import finished_run, make_adapter
+from tests.builders.toy_folder import toy_folder
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, repetition_penalty=1.0)
 QUESTION = [{"role": "user", "content": "Say 7"}]
-
-
-def make_adapter(base: Path, folder: Path, seed: int, preset: str = "all", std: float = 0.2) -> Path:
-    """An adapter that changes answers, as PEFT saves it."""
-    torch.manual_seed(seed)
-    adapted = peft.get_peft_model(JetMoeForCausalLM.from_pretrained(base), lora_config(preset, r=4, lora_alpha=4))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=std)
-    adapted.save_pretrained(folder)
-    return folder
-
-
-def finished_run(base: Path, seed: int = 1, **settings) -> Run:
-    store = RunStore()
-    run = store.create(Recipe.from_settings({"model": str(base), **settings}))
-    make_adapter(base, run.adapter, seed)
-    return store.finish(run.id, "done")
 
 
 @pytest.fixture(autouse=True)

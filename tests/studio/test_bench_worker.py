@@ -8,7 +8,7 @@ import torch
 from jetmoe.experts import JetMoeExperts
 from jetmoe.nf4 import BYTES_PER_WEIGHT
 from studio.backend import bench, bench_shapes, bench_worker
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 TOY = {
     "vocab_size": 256,

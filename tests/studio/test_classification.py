@@ -15,7 +15,7 @@ from studio.backend.classification import (
     probabilities,
 )
 from studio.backend.labelled import Labels
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 ONE = Labels("single_label", ("a", "b", "c"), (6, 3, 1), rows=10)
 SEVERAL = Labels("multi_label", ("a", "b", "c"), (5, 2, 0), rows=10)

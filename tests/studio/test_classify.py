@@ -15,7 +15,7 @@ from studio.backend.engine import Engine, Sampling
 from studio.backend.label_prompt import MOST_LABELS, TEMPLATES, LabelPrompts, parse_labels, resolve_template
 from studio.backend.prompt import encode_chat, encode_plain
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 LABELS = ("sport", "science", "arts", "politics of the world")
 TEXT = "The match ended in a draw, says the coach."

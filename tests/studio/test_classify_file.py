@@ -13,7 +13,7 @@ from studio.backend.classify import LabelTask, Prediction, ZeroShot
 from studio.backend.classify_file import BATCH, SHOWN_BAD_ROWS, predict_file
 from studio.backend.engine import Engine
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 LABELS = ("odd", "even")
 

@@ -165,8 +165,8 @@ def test_export_writes_adapter_and_merged_model(tmp_path, monkeypatch):
 
 def toy_run(tmp_path, monkeypatch):
     """A home with one finished run in it, as environment, and the run."""
-    from tests.studio.test_adapters import finished_run
-    from tests.studio.toy_folder import toy_folder
+    from tests.builders.adapters import finished_run
+    from tests.builders.toy_folder import toy_folder
 
     home = {"STUDIO_HOME": str(tmp_path / "home")}
     monkeypatch.setenv("STUDIO_HOME", home["STUDIO_HOME"])

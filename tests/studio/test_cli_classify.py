@@ -11,11 +11,10 @@ from functools import partial
 import pytest
 from typer.testing import CliRunner
 
-from jetmoe import JetMoeConfig, JetMoeForSequenceClassification
 from studio.backend import classify
 from studio.cli import app
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import classifier_folder, toy_folder
 
 LABELS = ("--labels", "sport,science")
 
@@ -155,22 +154,6 @@ def test_what_cannot_be_measured_is_said(arguments, words, tmp_path):
     with pytest.raises(StudioError) as caught:
         evaluate(*(file if each == "{file}" else each for each in arguments))
     assert words in str(caught.value)
-
-
-def classifier_folder(folder, labels, problem="single_label_classification") -> str:
-    """A toy with a head of random weights, as a merged export is."""
-    toy_folder(folder)
-    names = dict(enumerate(labels))
-    config = JetMoeConfig.from_pretrained(
-        folder,
-        id2label=names,
-        label2id={name: i for i, name in names.items()},
-        num_labels=len(labels),
-        problem_type=problem,
-        pad_token_id=256,
-    )
-    JetMoeForSequenceClassification(config).save_pretrained(folder)
-    return str(folder)
 
 
 def test_ctrl_c_keeps_what_is_finished(toy, tmp_path, monkeypatch):

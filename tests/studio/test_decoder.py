@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from studio.backend.decoder import Decoder, cache_size
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 IDS = torch.randint(3, 99, (30,), generator=torch.Generator().manual_seed(0)).tolist()
 

@@ -9,7 +9,7 @@ from studio.backend import doctor
 from studio.backend.accounts import Accounts
 from studio.cli import app
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import torch
 from studio.analysis.drift import broken_slot_sets, drift
 from studio.analysis.load import strongest
 from studio.backend.probe import Probe
-from tests.jetmoe.toy import toy_model
-from tests.studio.test_analysis import make_trace
-from tests.studio.toy_folder import SIZES, toy_tokenizer
+from tests.builders.toy_folder import SIZES, toy_tokenizer
+from tests.builders.toy_model import toy_model
+from tests.builders.traces import make_trace
 
 
 def with_probs(seed: int, groups=(0, 0, 1, 1, 2, 2)):

@@ -23,8 +23,8 @@ from studio.backend.export import export, prove
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
 from studio.errors import StudioError
-from tests.studio.test_adapters import finished_run, make_adapter
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import finished_run, make_adapter
+from tests.builders.toy_folder import toy_folder
 
 IDS = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(0))
 # Runs without `jetmoe`: a folder and, for an adapter, the folder of its base; logits of IDS and a rendered chat.

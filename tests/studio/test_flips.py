@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from studio.analysis.flips import flip_shares, flips
-from tests.studio.test_analysis import make_trace
+from tests.builders.traces import make_trace
 
 
 def strongest_by_hand(trace, place: tuple[int, int, int], unit: str) -> int:

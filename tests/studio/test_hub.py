@@ -15,9 +15,9 @@ from studio import cli
 from studio.backend import hub
 from studio.backend.export import export
 from studio.errors import StudioError
-from tests.studio.fake_hub import REPO, hub_here
-from tests.studio.test_adapters import finished_run
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import finished_run
+from tests.builders.fake_hub import REPO, hub_here
+from tests.builders.toy_folder import toy_folder
 
 TOKEN = "hf_S3cretOfThisTest"
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -17,7 +17,7 @@ from studio.backend.jobs import Jobs
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore, is_alive
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder, toy_rows
+from tests.builders.toy_folder import toy_folder, toy_rows
 
 # Works until it is cancelled, or as its preset says; deaf to signals but SIGKILL where it is "hot".
 TRAINER = """

@@ -13,7 +13,7 @@ from studio.backend.labelled import LabelledRows, Labels, encode, read_labelled,
 from studio.backend.preview import preview
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_tokenizer
+from tests.builders.toy_folder import toy_tokenizer
 
 NAN = float("nan")
 

@@ -10,7 +10,7 @@ from jetmoe import nf4_cpu, single_query
 from studio.backend import catalog, memory, zero_gpu
 from studio.backend.decoder import Decoder
 from studio.errors import StudioError
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 STARTER = catalog.entry("starter")
 LARGE = catalog.entry("jetmoe/jetmoe-8b")

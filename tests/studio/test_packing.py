@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from studio.backend.packing import Collator, pack
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 
 @given(st.lists(st.integers(0, 20), max_size=60))

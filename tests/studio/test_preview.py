@@ -8,7 +8,7 @@ from studio.backend import preview as previews
 from studio.backend.preview import fields_of, preview
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 
 @pytest.fixture(scope="module")

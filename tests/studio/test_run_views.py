@@ -10,7 +10,7 @@ from studio.backend.events import EventLog
 from studio.backend.run_comparison import compare
 from studio.backend.run_views import COMPARED, EVENTS_A_CALL, KEPT_RUNS, RunViews
 from studio.backend.runs import RunStore
-from tests.studio.toy_runs import SENTENCE, ToyRun, fill, toy_run
+from tests.builders.toy_runs import SENTENCE, ToyRun, fill, toy_run
 
 READS: list[str] = []
 

@@ -11,7 +11,7 @@ from studio.backend.jobs import Jobs
 from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder, toy_rows
+from tests.builders.toy_folder import toy_folder, toy_rows
 
 
 @pytest.fixture

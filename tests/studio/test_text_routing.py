@@ -7,7 +7,7 @@ from jetmoe import RoutingRecorder
 from studio.analysis.load import assignments
 from studio.backend import text_routing
 from studio.backend.text_routing import expert_counts
-from tests.jetmoe.toy import toy_model
+from tests.builders.toy_model import toy_model
 
 TEXTS = [[1, 7, 9], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 

@@ -31,7 +31,8 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
 from studio.cli import app
 from studio.errors import StudioError
-from tests.studio.toy_folder import toy_folder, toy_rows
+from tests.builders.toy_folder import toy_folder, toy_rows
+from tests.builders.training import launched, losses, recipe_file, started, values
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,18 +54,6 @@ def settings(tmp_path, monkeypatch) -> dict:
         "sample_tokens": 4,
         "batch_size": 2,
     }
-
-
-def started(settings: dict, **changes) -> Run:
-    return train.start(Recipe.from_settings({**settings, **changes}))
-
-
-def values(run: Run, kind: str) -> list[dict]:
-    return [event.values for event in run.events.read() if event.kind == kind]
-
-
-def losses(run: Run) -> list[float]:
-    return [each["loss"] for each in values(run, "log")]
 
 
 def held_out_losses(run: Run) -> list[float]:
@@ -487,23 +476,6 @@ def test_a_model_in_parts_gives_the_curve_of_a_whole_one(settings, tmp_path):
     with torch.no_grad():
         loss = adapted.eval()(**Collator(0)(prepare(two.recipe()).data.held_out), use_cache=False).loss
     assert float(loss) == pytest.approx(two.best_eval_loss, rel=1e-4)
-
-
-def launched(config: str, *command: str) -> str:
-    """Runs a module in the processes of accelerate's configuration; what it printed."""
-    launch = ["-m", "accelerate.commands.launch", "--config_file", config, "-m", *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def recipe_file(settings: dict, folder: Path) -> Path:
-    file = folder / "recipe.yaml"
-    file.write_text(Recipe.from_settings(settings).to_yaml())
-    return file
 
 
 def test_command_line(settings, tmp_path):

@@ -18,8 +18,8 @@ from studio.backend.runs import RunStore
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.cli import app
 from studio.errors import StudioError
-from tests.studio.test_train import launched, losses, recipe_file, started, values
-from tests.studio.toy_labels import classifier_settings, labelled_file
+from tests.builders.toy_labels import classifier_settings, labelled_file
+from tests.builders.training import launched, losses, recipe_file, started, values
 
 ROOT = Path(__file__).parents[2]
 

@@ -26,9 +26,9 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.errors import StudioError
-from tests.studio.test_train import started
-from tests.studio.toy_folder import toy_folder, toy_tokenizer
-from tests.studio.toy_labels import classifier_settings, sentence
+from tests.builders.toy_folder import toy_folder, toy_tokenizer
+from tests.builders.toy_labels import classifier_settings, sentence
+from tests.builders.training import started
 
 TEXTS = ["tea walk", "buy cash win buy", "book", "win 42"]
 

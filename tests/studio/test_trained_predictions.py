@@ -11,7 +11,7 @@ from studio.backend import trained_predictions
 from studio.backend.classify_file import predict_file
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.backend.trained_predictions import TrainedHead
-from tests.studio.test_cli_classify import classifier_folder
+from tests.builders.toy_folder import classifier_folder
 
 TEXTS = ["Win cash now.", "Tea?", "A walk with a book and some tea."]
 

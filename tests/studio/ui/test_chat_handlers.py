@@ -20,8 +20,8 @@ from studio.ui import conversation as talk
 from studio.ui.answering import Draft, write_answer
 from studio.ui.chat_handlers import ChatHandlers, Shown
 from studio.ui.trace_store import traces
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import make_adapter
+from tests.builders.toy_folder import toy_folder
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from studio.ui.conversation import MAX_TEXT
 from studio.ui.handed_draft import for_classifier, read
 from studio.ui.identity import Identity
 from studio.ui.trace_store import traces
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 FORM = Form("sport, science", TEMPLATES["topic"])
 HOSTILE = "<img src=x onerror=window.__p=1>${window.__p=1}"

@@ -12,7 +12,7 @@ from studio.errors import StudioError
 from studio.ui.conversation import Answer, Conversation, Reply, Turn
 from studio.ui.conversation_file import export_conversation, import_conversation
 from studio.ui.trace_store import TraceStore
-from tests.studio.test_analysis import make_trace
+from tests.builders.traces import make_trace
 
 
 def exported() -> tuple[dict, Conversation, RoutingTrace]:

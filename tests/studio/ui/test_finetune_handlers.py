@@ -19,7 +19,7 @@ from studio.ui import data_preview, downloads, finetune_handlers
 from studio.ui.finetune_handlers import FIELDS, FinetuneHandlers
 from studio.ui.identity import Identity
 from studio.ui.run_draft import OWN_FILE, Draft
-from tests.studio.toy_folder import toy_folder, toy_rows
+from tests.builders.toy_folder import toy_folder, toy_rows
 
 
 @pytest.fixture

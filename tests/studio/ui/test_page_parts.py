@@ -16,7 +16,7 @@ from studio.ui.running import Running
 from studio.ui.sampling_form import field_help, read_sampling
 from studio.ui.status import banner
 from studio.ui.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
-from tests.contrast import contrast
+from tests.builders.contrast import contrast
 
 
 def test_every_setting_has_help_and_its_default_is_valid():

@@ -6,8 +6,8 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from studio.ui.picked_adapter import Picked, fitting, offered, read_picked, still_listed
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import make_adapter
+from tests.builders.toy_folder import toy_folder
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from studio.ui.conversation import Answer, append_assistant, append_user, from_j
 from studio.ui.identity import Visitors, secret
 from studio.ui.run_draft import OWN_FILE, Draft
 from studio.ui.trace_store import traces
-from tests.studio.ui.visitors import MARK, Studio, Things, Visitor, two_visitors
+from tests.builders.visitors import MARK, Studio, Things, Visitor, two_visitors
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from studio.ui import finetune_handlers, pushing, sign_in
 from studio.ui.finetune_handlers import FinetuneHandlers
 from studio.ui.layout import build
 from studio.ui.pushing import Account, account_of
-from tests.studio.fake_hub import REPO, FakeHub, hub_here
-from tests.studio.test_adapters import make_adapter
-from tests.studio.toy_folder import toy_folder
+from tests.builders.adapters import make_adapter
+from tests.builders.fake_hub import REPO, FakeHub, hub_here
+from tests.builders.toy_folder import toy_folder
 
 TOKEN = "hf_S3cretOfThisMachine"
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}

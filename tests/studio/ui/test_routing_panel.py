@@ -11,7 +11,7 @@ from studio.analysis.flips import flips
 from studio.analysis.load import strongest
 from studio.ui.routing_panel import FETCHED, PUSHED, message, routing_panel, rows
 from studio.ui.trace_store import traces
-from tests.studio.test_analysis import make_trace
+from tests.builders.traces import make_trace
 
 NOBODY = gr.Request(state={"owner": ""})
 

@@ -26,12 +26,12 @@ from studio.ui import finetune_handlers, sign_in
 from studio.ui.identity import Visitors, secret
 from studio.ui.layout import build, launch_settings
 from studio.ui.trace_store import traces
+from tests.builders.adapters import make_adapter
+from tests.builders.fake_hub import FakeHub, hub_here
+from tests.builders.toy_folder import toy_folder
+from tests.builders.traces import make_trace
+from tests.builders.visitors import Visitor
 from tests.e2e.studio_page import free_port
-from tests.studio.fake_hub import FakeHub, hub_here
-from tests.studio.test_adapters import make_adapter
-from tests.studio.test_analysis import make_trace
-from tests.studio.toy_folder import toy_folder
-from tests.studio.ui.visitors import Visitor
 
 SECRET = "of-this-space"
 SPACE = {

@@ -3,7 +3,7 @@
 import numpy as np
 
 from studio.ui.trace_store import TraceStore
-from tests.studio.test_analysis import make_trace
+from tests.builders.traces import make_trace
 
 
 def test_a_trace_grows_row_by_row():

@@ -13,7 +13,7 @@ from studio.backend.run_views import RunViews
 from studio.backend.runs import RunStore
 from studio.ui.identity import Identity
 from studio.ui.watching import routes
-from tests.studio.toy_runs import toy_run
+from tests.builders.toy_runs import toy_run
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from tests.jetmoe.toy import toy_model
+from jetmoe import JetMoeConfig, JetMoeForSequenceClassification
+from tests.builders.toy_model import toy_model
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -50,3 +51,19 @@ def toy_rows(path: Path, count: int = 40) -> Path:
     rows = [{"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"} for i in range(count)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+def classifier_folder(folder: Path, labels: list[str], problem: str = "single_label_classification") -> str:
+    """A toy with a head of random weights, as a merged export is."""
+    toy_folder(folder)
+    names = dict(enumerate(labels))
+    config = JetMoeConfig.from_pretrained(
+        folder,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+        num_labels=len(labels),
+        problem_type=problem,
+        pad_token_id=256,
+    )
+    JetMoeForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)

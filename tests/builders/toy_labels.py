@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.studio.toy_folder import toy_folder
+from tests.builders.toy_folder import toy_folder
 
 WORDS = {"ham": ("tea", "walk", "book"), "spam": ("buy", "win", "cash")}
 
