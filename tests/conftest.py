@@ -1,23 +1,100 @@
-"""Fixtures that several folders of tests share."""
+"""What all tests share: a home, ports, a compile cache and one torch thread for each worker; and which tests run
+together.
+
+`make test` runs two workers. A test belongs to a group, and a group runs on one worker, in order:
+
+- "heavy": whatever uses the real starter (the fixture `starter_path`), compiles (the mark `compiles`) or needs a quiet
+  machine (the mark `quiet`)
+- otherwise its module, so that fixtures of a module are made once
+"""
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported, and inherited by servers and trainers: workers share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+HEAVY = "heavy"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups and pytest the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "starter_path" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("starter")
+        if "browser" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("browser")
+        heavy = any(item.get_closest_marker(name) for name in ("starter", "compiles", "quiet"))
+        item.add_marker(pytest.mark.xdist_group(HEAVY if heavy else item.nodeid.partition("::")[0]))
+    # The longest first, so that both workers end at the same time.
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    group = next(item.iter_markers("xdist_group")).args[0]
+    return [group == HEAVY, "browser" in item.keywords, True].index(True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def worker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of this worker's own."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "STUDIO_HOME": folder,
+            "GRADIO_TEMP_DIR": folder / "gradio",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "TORCHINDUCTOR_CACHE_DIR": folder / "compiled",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }.items():
+            patch.setenv(name, str(value))
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def starter_path() -> Path:
-    """The real starter model, built once in the studio's home."""
+def starter_path(worker_home: Path) -> Path:
+    """The real starter model, in this worker's home; built once, in the person's own, for all of them."""
     from studio.backend import starter
+    from studio.backend.home import home
 
-    return starter.build()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("STUDIO_HOME")
+        starter.build()
+        shared = home()
+    (worker_home / "models").mkdir()
+    for name in ("models/starter", "downloads"):
+        (worker_home / name).symlink_to(shared / name)
+    return starter.path()
 
 
 @pytest.fixture(scope="session")
-def dense_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dense_gguf(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model that the starter is made of."""
     from studio.backend import starter
 
     return starter.dense_gguf(tmp_path_factory.mktemp("dense"), lambda fraction, text: None)
+
+
+@pytest.fixture(scope="session")
+def starter_engine(starter_path: Path):
+    """The starter in an engine that never compiles; whoever changes it puts it back."""
+    from studio.backend.engine import Engine
+
+    engine = Engine(compile_steps=False)
+    engine.load("starter")
+    return engine
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For kernels that share their work out among threads."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -1,15 +1,24 @@
-"""The studio's page over HTTP, in this process: `with serving(engine, Exposure()) as url: ...`."""
+"""The studio's page over HTTP, in this process.
+
+with serving(engine, Exposure()) as url: ...      # over any engine
+with toy_studio(folder) as toy: ...               # over a toy whose decoding steps a test can hold
+"""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from studio.backend.engine import Engine
 from studio.backend.exposure import Exposure
 from studio.backend.jobs import Jobs
 from studio.ui.layout import build, launch_settings
-from tests.e2e.studio_page import free_port
+from tests.builders.ports import free_port
+from tests.builders.toy_folder import spelling_toy
 
 
 @contextmanager
@@ -21,3 +30,44 @@ def serving(engine: Engine, exposure: Exposure) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/"
     finally:
         page.close()
+
+
+class Steps:
+    """Decoding steps of an engine. While they are held, each waits until it is allowed."""
+
+    def __init__(self, engine: Engine) -> None:
+        assert engine._decoder is not None
+        self._allowed, self._changed = math.inf, threading.Condition()
+        self._plain, engine._decoder.step = engine._decoder.step, self._step  # type: ignore[method-assign]
+
+    def hold(self) -> None:
+        with self._changed:
+            self._allowed = 0
+
+    def allow(self, count: float = math.inf) -> None:
+        with self._changed:
+            self._allowed += count
+            self._changed.notify_all()
+
+    def _step(self, token_id: int):
+        with self._changed:
+            self._changed.wait_for(lambda: self._allowed > 0)
+            self._allowed -= 1
+        return self._plain(token_id)
+
+
+@dataclass(frozen=True)
+class ToyStudio:
+    url: str
+    engine: Engine
+    steps: Steps
+    model: Path
+
+
+@contextmanager
+def toy_studio(folder: Path) -> Iterator[ToyStudio]:
+    model = spelling_toy(folder, expert_groups=[0, 0, 1, 1], max_position_embeddings=4096)
+    engine = Engine(compile_steps=False)
+    engine.load(str(model), precision="fp32")
+    with serving(engine, Exposure()) as url:
+        yield ToyStudio(url, engine, Steps(engine), model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from string import ascii_letters
 
+import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -32,6 +34,22 @@ def toy_folder(folder: Path, **changes) -> Path:
     """Writes model and tokenizer; `changes` are of the model's configuration."""
     toy_model(**{**SIZES, **changes}).save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def spelling_toy(folder: Path, **changes) -> Path:
+    """A toy whose answers are letters, and end by nothing but their length. One of random bytes is empty at times, or
+    over before it can be stopped."""
+    tokenizer = toy_tokenizer()
+    model = toy_model(**{**SIZES, "eos_token_id": None, "tie_word_embeddings": False, **changes})
+    letters = tokenizer.convert_tokens_to_ids(list(ascii_letters))
+    with torch.no_grad():
+        rows = torch.zeros_like(model.lm_head.weight)  # [V, D]
+        # Wide enough for a letter to win, and narrow enough for another one the next time.
+        rows[letters] = 0.6 * torch.randn(len(letters), rows.shape[1])
+        model.lm_head.weight.copy_(rows)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -26,10 +26,10 @@ def labelled_file(path: Path, label: Callable[[str, int], Any] = lambda name, i:
     return path
 
 
-def classifier_settings(folder: Path) -> dict[str, Any]:
-    """Of a run that takes a second, with its model and data in that folder."""
+def classifier_settings(folder: Path, model: Path | None = None) -> dict[str, Any]:
+    """Of a run that takes a second, with its data and, unless one is given, its model in that folder."""
     return {
-        "model": str(toy_folder(folder / "toy")),
+        "model": str(model or toy_folder(folder / "toy")),
         "precision": "fp32",
         "task": "classify",
         "packing": False,

@@ -23,10 +23,10 @@ from studio.ui.downloads import LABELLED_ENDING
 from studio.ui.identity import Visitors, secret
 from studio.ui.layout import build, launch_settings
 from studio.ui.trace_store import traces
+from tests.builders.ports import free_port
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_runs import toy_run
 from tests.builders.traces import make_trace
-from tests.e2e.studio_page import free_port
 
 MARK = "zebedee"
 """In the name of everything that is private here."""

@@ -1,4 +1,8 @@
-"""One server with the real starter for all browser tests; a fresh browser context for each."""
+"""The servers and the browser of all browser tests; a fresh browser context for each.
+
+Tests use the toy in this process (`toy`, or `studio`, a page of it) unless they need the real starter, other flags or
+variables, or a server that is killed.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,32 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.studio_page import Server, StudioPage, chromium, free_port
+from tests.builders.ports import free_port
+from tests.builders.served import Steps, ToyStudio, toy_studio
+from tests.e2e.studio_page import Server, StudioPage, chromium
 
-# A page is as quick as the machine that it shares with the model, trainers and other pages.
+# A page is as quick as the machine that it shares with models, trainers and other pages.
 expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(free_port(), tmp_path_factory.mktemp("server") / "log.txt")
+def toy(worker_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyStudio]:
+    with toy_studio(tmp_path_factory.mktemp("model") / "toy") as served:
+        yield served
+
+
+@pytest.fixture
+def steps(toy: ToyStudio) -> Iterator[Steps]:
+    """The toy's decoding steps, which the test lets happen."""
+    toy.steps.hold()
+    yield toy.steps
+    toy.steps.allow()
+
+
+@pytest.fixture(scope="session")
+def starter_server(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`app.py` with the real starter, without a compiler in its background."""
+    running = Server(free_port(), tmp_path_factory.mktemp("server") / "log.txt", CXX="none")
     yield running
     running.stop()
 
@@ -32,7 +53,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Page]:
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page at 1280 x 800 or `@pytest.mark.parametrize("size", ...)`; nothing may reach its console as an error."""
     width, height = (
         request.node.callspec.params.get("size", (1280, 800)) if hasattr(request.node, "callspec") else (1280, 800)
@@ -50,5 +71,12 @@ def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> It
 
 
 @pytest.fixture
-def studio(page: Page, server: Server) -> StudioPage:
-    return StudioPage(page, server.url).open()
+def studio(page: Page, toy: ToyStudio) -> StudioPage:
+    """The toy's page, open and ready."""
+    return StudioPage(page, toy.url).open()
+
+
+@pytest.fixture
+def starter_page(page: Page, starter_server: Server) -> StudioPage:
+    """The starter's page, open and ready."""
+    return StudioPage(page, starter_server.url).open()

@@ -23,6 +23,8 @@ class FinetunePage:
         self.toast = page.get_by_test_id("toast-body")
 
     def open(self, query: str = "") -> FinetunePage:
+        if self.page.url.startswith(self.url):
+            settle(self.page)  # a page that is left in the middle of an event tells its console so
         self.page.goto(self.url + query)
         expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
         if not query:

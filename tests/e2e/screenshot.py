@@ -9,8 +9,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.builders.ports import free_port
 from tests.e2e.classify_page import ClassifyPage
-from tests.e2e.studio_page import SLOW, Server, StudioPage, chromium, free_port
+from tests.e2e.studio_page import SLOW, Server, StudioPage, chromium
 
 DOCS = Path(__file__).parents[2] / "docs"
 QUESTION = "Write a Python function that checks whether a number is prime."

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
+import unicodedata
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from tests.builders.served import Steps
+
 ROOT = Path(__file__).parents[2]
 SLOW = 60_000
 """Milliseconds for what waits on the model, on a busy machine."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def chromium() -> str:
@@ -68,9 +65,37 @@ class Server:
         self.process.wait(30)
 
 
+def shown_token(text: str) -> str:
+    """What the strip shows of a token, as `tokenText` in studio/ui/panel/dom.js: whitespace is visible, and no mark
+    joins the token before."""
+    if not text:
+        return "⋯"
+    marks = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}
+    shown = ("◌" if unicodedata.category(text[0])[0] == "M" else "") + text
+    blank = " \n\t\r\v\f\xa0\ufeff"
+    parts = re.split(r"([ \n\t\r]+)", shown)
+    return "".join(part if part.strip(blank) else "".join(marks.get(sign, "·") for sign in part) for part in parts)
+
+
 def settle(page: Page) -> None:
-    """What was just opened is drawn part by part; what is typed before that is lost."""
-    page.evaluate("() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))")
+    """Waits until nothing has changed for 150 ms: what was just opened is drawn part by part, and what is typed before
+    that is lost."""
+    page.evaluate("""() => new Promise((done) => {
+      let timer;
+      const watcher = new MutationObserver(() => wait());
+      const wait = () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => { watcher.disconnect(); requestAnimationFrame(done); }, 150);
+      };
+      watcher.observe(document.body, { subtree: true, childList: true, attributes: true });
+      wait();
+    })""")
+
+
+def finish_transitions(page: Page) -> None:
+    """Waits until colours that are changing have their last value."""
+    page.evaluate("""() => Promise.allSettled(
+        document.getAnimations().filter((each) => each instanceof CSSTransition).map((each) => each.finished))""")
 
 
 class StudioPage:
@@ -86,6 +111,8 @@ class StudioPage:
         self.toast = page.get_by_test_id("toast-body")
 
     def open(self, query: str = "") -> StudioPage:
+        if self.page.url.startswith(self.url):
+            settle(self.page)  # a page that is left in the middle of an event tells its console so
         self.page.goto(self.url + query)
         expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
         return self
@@ -111,11 +138,27 @@ class StudioPage:
         expect(self.answers).to_have_count(before + 1, timeout=SLOW)
         return self.wait()
 
+    def retry(self, steps: Steps) -> str:
+        """Asks the last question again; returns the new answer once it is complete."""
+        steps.hold()  # so that it is seen at work
+        self.page.locator("#chat").get_by_label("retry").first.click()
+        expect(self.stop).to_be_visible()
+        steps.allow()
+        return self.wait()
+
     def wait(self) -> str:
         """Until the answer is complete; returns its text."""
         expect(self.send).to_be_visible(timeout=SLOW)
         expect(self.page.locator("#stats .figures")).to_be_visible()
         return self.answers.last.inner_text()
+
+    def let_through(self, steps: Steps, tokens: int) -> int:
+        """Lets held steps happen until the page shows that many tokens of the answer; returns how many it shows."""
+        for _ in range(1000):
+            if (shown := self.tokens.count()) >= tokens:
+                return shown
+            steps.allow(1)
+        raise AssertionError(f"the page never shows {tokens} tokens")
 
     def shown_tokens(self) -> int:
         return int(self.page.locator(".rp-root").get_attribute("data-tokens") or 0)

@@ -10,7 +10,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from tests.builders.contrast import contrast
-from tests.e2e.studio_page import Server, StudioPage
+from tests.builders.served import ToyStudio
+from tests.e2e.studio_page import StudioPage, finish_transitions
 
 SERIOUS = ("serious", "critical")
 COLOURS = """(element, part) => {
@@ -31,15 +32,15 @@ def findings(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious_on_any_tab(page: Page, server: Server, theme):
-    studio = StudioPage(page, server.url).open(f"?__theme={theme}")
+def test_axe_finds_nothing_serious_on_any_tab(page: Page, toy: ToyStudio, theme):
+    studio = StudioPage(page, toy.url).open(f"?__theme={theme}")
     studio.set_length(6)
     studio.ask_and_wait("Hi")
     told = {"Chat": findings(page)}
     for tab in ("Classify", "Fine-tune"):
         page.locator("#tabs").get_by_role("tab", name=tab, exact=True).click()
         expect(page.locator("#classify-box" if tab == "Classify" else "#source")).to_be_visible()
-        page.wait_for_timeout(500)  # transitions of colours
+        finish_transitions(page)
         told[tab] = findings(page)
     assert not any(told.values()), "\n".join(f"{tab}: {line}" for tab, lines in told.items() for line in lines)
 
@@ -51,14 +52,14 @@ def shown_contrast(element: Locator, part: str | None = None) -> float:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_what_axe_cant_judge_is_legible(page: Page, server: Server, theme):
+def test_what_axe_cant_judge_is_legible(page: Page, toy: ToyStudio, theme):
     """A chosen tab, for the line that is drawn under it, and what stands in an empty field."""
-    StudioPage(page, server.url).open(f"?__theme={theme}")
+    StudioPage(page, toy.url).open(f"?__theme={theme}")
     for name in ("Chat", "Classify", "Fine-tune"):
         tab = page.locator("#tabs").get_by_role("tab", name=name, exact=True)
         tab.click()
         expect(tab).to_have_attribute("aria-selected", "true")
-        page.wait_for_timeout(500)  # transitions of colours
+        finish_transitions(page)
         assert shown_contrast(tab) >= 4.5
         for field in page.locator("[placeholder]:visible").all():
             assert shown_contrast(field, "::placeholder") >= 4.5

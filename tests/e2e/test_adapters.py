@@ -10,33 +10,24 @@ from playwright.sync_api import Page, expect
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flip_shares, flips
 from studio.analysis.load import Unit, strongest
-from studio.backend.engine import Engine
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from tests.builders.adapters import make_adapter
-from tests.builders.toy_folder import toy_folder
+from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
-from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+from tests.e2e.studio_page import SLOW, StudioPage
 
 QUESTION = "Say 7"
 HOSTILE = "Pirate <b>${window.__p=1}"
 
 
-class Toy:
-    """A model in `model`, runs with adapters in `home`, the files of one more in `files`; and a server of them."""
+class Tuned:
+    """The toy with two runs that have adapters, and the files of one more in `files`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "home"
-        # Nothing ends its answers but their length: by chance one would be empty, or over before it can be stopped.
-        self.model = toy_folder(folder / "toy", expert_groups=[0, 0, 1, 1], eos_token_id=None)
+    def __init__(self, toy: ToyStudio, folder: Path) -> None:
+        self.url, self.engine, self.model = toy.url, toy.engine, toy.model
         self.files = make_adapter(self.model, folder / "files", seed=3)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("STUDIO_HOME", str(self.home))
-            self.lawyer, self.pirate = self.train("Lawyer", 1), self.train(HOSTILE, 2)
-        # Without a compiler: a step that is compiled meanwhile rounds otherwise, so that a seed gives other tokens.
-        self.server = Server(
-            free_port(), folder / "log.txt", "--model", str(self.model), STUDIO_HOME=str(self.home), CXX="none"
-        )
+        self.lawyer, self.pirate = self.train("Lawyer", 1), self.train(HOSTILE, 2)
 
     def train(self, name: str, seed: int) -> str:
         """Leaves what a run leaves that has learned something."""
@@ -48,10 +39,10 @@ class Toy:
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
-    toy = Toy(tmp_path_factory.mktemp("adapters"))
-    yield toy
-    toy.server.stop()
+def tuned(toy: ToyStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuned]:
+    yield Tuned(toy, tmp_path_factory.mktemp("adapters"))
+    for run in RunStore().list():
+        RunStore().delete(run.id)
 
 
 class AdapterPage(StudioPage):
@@ -88,13 +79,13 @@ class AdapterPage(StudioPage):
 
 
 @pytest.fixture
-def chat(page: Page, toy: Toy) -> AdapterPage:
-    chat = AdapterPage(page, toy.server.url)
+def chat(page: Page, tuned: Tuned) -> AdapterPage:
+    chat = AdapterPage(page, tuned.url)
     chat.open()
     return chat
 
 
-def test_the_picker_offers_what_fits_and_the_answer_remembers_it(chat: AdapterPage, toy: Toy):
+def test_the_picker_offers_what_fits_and_the_answer_remembers_it(chat: AdapterPage, tuned: Tuned):
     chat.settle()
     expect(chat.picker).to_have_value("No adapter (base model)")
     expect(chat.beside).to_be_disabled()
@@ -106,13 +97,12 @@ def test_the_picker_offers_what_fits_and_the_answer_remembers_it(chat: AdapterPa
     assert chat.ask_and_wait(QUESTION) != base
     expect(chat.page.locator("#stats")).to_contain_text("Lawyer")
     answer = chat.export()["turns"][1]["answer"]
-    assert answer["adapter"] == toy.lawyer and answer["adapter_title"].startswith("Lawyer")
+    assert answer["adapter"] == tuned.lawyer and answer["adapter_title"].startswith("Lawyer")
 
 
-def test_an_adapter_that_is_trained_meanwhile_is_offered_at_once(chat: AdapterPage, toy: Toy, monkeypatch):
-    monkeypatch.setenv("STUDIO_HOME", str(toy.home))
+def test_an_adapter_that_is_trained_meanwhile_is_offered_at_once(chat: AdapterPage, tuned: Tuned):
     chat.pick("Lawyer")
-    late = toy.train("Late", 4)
+    late = tuned.train("Late", 4)
     chat.page.locator("#box textarea").click()
     chat.picker.click()
     expect(chat.page.get_by_role("option", name="Late")).to_be_visible()
@@ -133,10 +123,10 @@ def test_an_adapter_that_is_trained_meanwhile_is_offered_at_once(chat: AdapterPa
     expect(chat.page.get_by_role("option", name="Late")).to_have_count(0)
 
 
-def test_the_choice_outlives_a_refresh_and_the_address_makes_one(chat: AdapterPage, toy: Toy):
-    chat.open(f"?adapter={toy.pirate}")
+def test_the_choice_outlives_a_refresh_and_the_address_makes_one(chat: AdapterPage, tuned: Tuned):
+    chat.open(f"?adapter={tuned.pirate}")
     expect(chat.picker).to_have_value(re.compile("Pirate"))
-    expect(chat.page).to_have_url(toy.server.url)
+    expect(chat.page).to_have_url(tuned.url)
     chat.side_by_side("Lawyer")
     chat.open()
     expect(chat.picker).to_have_value("Lawyer")
@@ -163,12 +153,13 @@ def test_side_by_side_both_answer_with_one_seed(chat: AdapterPage):
     assert [chat.answers.all_inner_texts(), chat.base_answers.all_inner_texts()] == before
 
 
-def test_stop_keeps_what_the_adapter_has_written_and_the_base_is_not_asked(chat: AdapterPage):
-    chat.settle(tokens=400)
+def test_stop_keeps_what_the_adapter_has_written_and_the_base_is_not_asked(chat: AdapterPage, steps: Steps):
+    chat.settle(tokens=3000)
     chat.side_by_side("Lawyer")
     chat.ask(QUESTION)
-    expect(chat.tokens.nth(3)).to_be_visible(timeout=SLOW)
-    chat.stop.dispatch_event("click")
+    chat.let_through(steps, 4)
+    chat.stop.click()
+    steps.allow()
     partial = chat.wait()
     expect(chat.page.locator("#stats")).to_contain_text("stopped")
     expect(chat.base_answers.last).to_contain_text("The base model was not asked; this is the answer of Lawyer")
@@ -178,16 +169,15 @@ def test_stop_keeps_what_the_adapter_has_written_and_the_base_is_not_asked(chat:
     expect(chat.base_answers.last).not_to_contain_text("not asked")
 
 
-def test_retry_edit_undo_export_and_import_keep_both_sides(chat: AdapterPage):
-    chat.settle(tokens=60)  # long enough to be seen at work
+def test_retry_edit_undo_export_and_import_keep_both_sides(chat: AdapterPage, steps: Steps):
+    steps.allow()
+    chat.settle()
     chat.side_by_side(HOSTILE[:6])
     chat.ask_and_wait(QUESTION)
     first = [chat.answers.last.inner_text(), chat.base_answers.last.inner_text()]
     document = chat.export()
     assert document["turns"][1]["base"]["answer"]["trace"]
-    chat.page.locator("#chat").get_by_label("retry").first.click()
-    expect(chat.stop).to_be_visible()
-    chat.wait()
+    chat.retry(steps)
     assert [chat.answers.last.inner_text(), chat.base_answers.last.inner_text()] == first
     chat.page.locator("#chat").get_by_label("edit").first.click()
     chat.page.locator("#chat textarea").fill("Say 9")
@@ -205,7 +195,7 @@ def test_retry_edit_undo_export_and_import_keep_both_sides(chat: AdapterPage):
     assert [chat.answers.last.inner_text(), chat.base_answers.last.inner_text()] == first
 
 
-def test_what_flips_is_framed_and_counted(chat: AdapterPage, toy: Toy):
+def test_what_flips_is_framed_and_counted(chat: AdapterPage, tuned: Tuned):
     chat.settle(tokens=24)
     chat.pick("Lawyer")
     chat.ask_and_wait(QUESTION)
@@ -214,7 +204,7 @@ def test_what_flips_is_framed_and_counted(chat: AdapterPage, toy: Toy):
     chat.page.get_by_role("button", name="Compare with the base").click()
     expect(chat.difference).to_be_visible(timeout=SLOW)
     trace = exported_trace(chat.export())
-    base = replayed(toy, trace)
+    base = replayed(tuned, trace)
     check_strip(chat, base, trace, "group")
     check_cells(chat, base, trace)
     chat.page.get_by_text("single experts").click()
@@ -253,10 +243,8 @@ def check_cells(chat: AdapterPage, base: RoutingTrace, trace: RoutingTrace) -> N
     assert "→" in cells.nth(shown.index(True)).inner_text()
 
 
-def replayed(toy: Toy, trace: RoutingTrace) -> RoutingTrace:
-    engine = Engine(compile_steps=False)
-    engine.load(str(toy.model))
-    return engine.replay(trace.token_ids.tolist(), int(trace.is_prompt.sum()))
+def replayed(tuned: Tuned, trace: RoutingTrace) -> RoutingTrace:
+    return tuned.engine.replay(trace.token_ids.tolist(), int(trace.is_prompt.sum()))
 
 
 def percent(share: float) -> str:
@@ -277,7 +265,7 @@ def test_side_by_side_compares_by_itself_and_the_bases_answer_has_its_own_routin
     expect(chat.difference).to_be_visible()
 
 
-def test_an_uploaded_adapter_is_picked(chat: AdapterPage, toy: Toy, tmp_path: Path):
+def test_an_uploaded_adapter_is_picked(chat: AdapterPage, tuned: Tuned, tmp_path: Path):
     chat.settle()
     chat.page.get_by_role("button", name="Adapters").click()
     bad = tmp_path / "adapter_model.safetensors"
@@ -287,7 +275,7 @@ def test_an_uploaded_adapter_is_picked(chat: AdapterPage, toy: Toy, tmp_path: Pa
     chat.page.get_by_test_id("toast-close").last.click()
     expect(chat.picker).to_have_value("No adapter (base model)")
     chat.page.locator("#adapter-name input, #adapter-name textarea").fill("Mine <i>")
-    upload(chat, [toy.files / "adapter_config.json", toy.files / "adapter_model.safetensors"])
+    upload(chat, [tuned.files / "adapter_config.json", tuned.files / "adapter_model.safetensors"])
     expect(chat.picker).to_have_value("Mine <i>", timeout=SLOW)
     expect(chat.beside).to_be_enabled()
     chat.ask_and_wait(QUESTION)

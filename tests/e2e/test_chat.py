@@ -1,47 +1,51 @@
-"""Chatting in a real browser with the real starter: send, stop, retry, undo, edit, refresh, export, import."""
+"""Chatting in a real browser with a toy: send, stop, retry, undo, edit, refresh, export, import."""
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+from tests.builders.served import Steps, ToyStudio
+from tests.builders.traces import exported_trace
+from tests.e2e.studio_page import SLOW, StudioPage, shown_token
 
 QUESTION = "What is the capital of France?"
 LONG = "Tell a long and detailed story about a whale, a lighthouse keeper and a storm, in ten paragraphs."
 
 
-def test_text_and_routing_grow_while_the_answer_is_written(studio: StudioPage):
-    studio.set_length(48)
+def test_text_and_routing_grow_while_the_answer_is_written(studio: StudioPage, steps: Steps):
+    studio.set_length(600)
     studio.ask(LONG)
-    expect(studio.tokens.nth(3)).to_be_visible(timeout=SLOW)
-    few, early = studio.tokens.count(), studio.answers.last.inner_text()
-    expect(studio.tokens.nth(few + 10)).to_be_attached(timeout=SLOW)
-    assert len(studio.answers.last.inner_text()) > len(early)
-    final = studio.wait()
-    shown = "".join(studio.page.locator(".rp-answer-tokens .rp-text").all_inner_texts())
-    assert shown.replace("·", " ").startswith(final[:3])  # the strip makes spaces visible
+    few, early = studio.let_through(steps, 4), studio.answers.last.inner_text()
+    assert studio.let_through(steps, few + 10) < 600 and len(studio.answers.last.inner_text()) > len(early)
+    steps.allow()
+    studio.wait()
+    trace = exported_trace(studio.export())
+    shown = studio.page.locator(".rp-answer-tokens .rp-text").all_text_contents()
+    assert shown == [shown_token(text) for text in trace.texts[int(trace.is_prompt.sum()) :]]
     stats = studio.page.locator("#stats").inner_text()
-    assert f"{studio.tokens.count()} tokens" in stats and "of 8,192" in stats and "tokens/s" in stats
+    assert studio.tokens.count() == 600
+    assert "600 tokens" in stats and "of 4,096" in stats and "tokens/s" in stats
 
 
-def test_stop_keeps_the_partial_answer(studio: StudioPage):
+def test_stop_keeps_the_partial_answer(studio: StudioPage, steps: Steps):
+    studio.set_length(3000)
     studio.ask(LONG)
-    expect(studio.tokens.nth(4)).to_be_visible(timeout=SLOW)
+    studio.let_through(steps, 5)
     studio.stop.click()
+    steps.allow()
     partial = studio.wait()
     count = studio.shown_tokens()
     expect(studio.page.locator("#stats")).to_contain_text("stopped")
     studio.set_length(8)
     studio.ask_and_wait("And now in French?")
     assert studio.answers.first.inner_text() == partial
-    assert len(partial) > 3 and count > 4
+    assert partial and 4 < count < 3000
 
 
-def test_retry_undo_and_edit(studio: StudioPage):
+def test_retry_undo_and_edit(studio: StudioPage, steps: Steps):
+    steps.allow()
     studio.set_length(8)
     studio.ask_and_wait(QUESTION)
-    studio.page.get_by_label("retry").first.click()
-    expect(studio.stop).to_be_visible()
-    studio.wait()
+    studio.retry(steps)
     assert (studio.questions.count(), studio.answers.count()) == (1, 1)
     studio.page.get_by_label("edit").first.click()
     studio.page.locator("#chat textarea").fill("What is the capital of <b>Italy</b>?")
@@ -53,21 +57,15 @@ def test_retry_undo_and_edit(studio: StudioPage):
     expect(studio.box).to_have_value("What is the capital of <b>Italy</b>?")
 
 
-def test_no_seed_is_sent_unless_one_is_typed(studio: StudioPage):
+def test_no_seed_is_sent_unless_one_is_typed(studio: StudioPage, steps: Steps):
     """An answer of 16 sampled tokens hardly comes twice; with a seed it does."""
+    steps.allow()
     studio.set_length(16)
     question = "Invent a name for a planet, and describe it."
     answers = [studio.ask_and_wait(question)]
-    studio.page.get_by_label("retry").first.click()
-    expect(studio.stop).to_be_visible()
-    assert studio.wait() != answers[0]
+    assert studio.retry(steps) != answers[0]
     studio.page.locator("#set-seed textarea, #set-seed input").fill("7")
-    seeded = []
-    for _ in range(2):
-        studio.page.get_by_label("retry").first.click()
-        expect(studio.stop).to_be_visible()
-        seeded.append(studio.wait())
-    assert seeded[0] == seeded[1]
+    assert studio.retry(steps) == studio.retry(steps)
 
 
 def test_a_refresh_brings_the_conversation_back(studio: StudioPage):
@@ -117,38 +115,22 @@ def test_examples_are_asked_with_one_click(studio: StudioPage):
     studio.wait()
 
 
-def test_the_second_person_sees_their_place_in_the_line(studio: StudioPage, browser: Browser, server: Server):
+def test_the_second_person_sees_their_place_in_the_line(
+    studio: StudioPage, steps: Steps, browser: Browser, toy: ToyStudio
+):
     context = browser.new_context()
-    second = StudioPage(context.new_page(), server.url).open()
+    second = StudioPage(context.new_page(), toy.url).open()
     second.set_length(4)
+    studio.set_length(3000)
     studio.ask(LONG)
-    expect(studio.tokens.nth(1)).to_be_visible(timeout=SLOW)
+    studio.let_through(steps, 2)
     second.ask(QUESTION)
     expect(second.answers.last).to_contain_text("1 answer ahead of yours", timeout=SLOW)
     studio.stop.click()
+    steps.allow()
     studio.wait()
     assert "ahead" not in second.wait()
     context.close()
-
-
-def test_after_a_restart_the_routing_is_computed_again(browser: Browser, tmp_path):
-    port = free_port()
-    server = Server(port, tmp_path / "log.txt")
-    context = browser.new_context()
-    studio = StudioPage(context.new_page(), server.url).open()
-    studio.set_length(6)
-    studio.ask_and_wait(QUESTION)
-    before = studio.load_table()
-    server.stop()
-    server = Server(port, tmp_path / "log.txt")
-    studio.open()
-    studio.answers.first.click()
-    expect(studio.page.locator(".rp-status")).to_contain_text("recomputed", timeout=SLOW)
-    after = studio.load_table()
-    context.close()
-    server.stop()
-    same = sum(one == two for old, new in zip(before, after, strict=True) for one, two in zip(old, new, strict=True))
-    assert same >= 0.9 * 30 * 8, "one pass over all tokens routes nearly as their one-by-one decoding did"
 
 
 @pytest.mark.parametrize("text", ["", "   \n"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -11,30 +10,25 @@ from playwright.sync_api import Browser, Page, expect
 from studio.backend import train
 from studio.backend.label_prompt import TEMPLATES
 from studio.backend.recipe import Recipe
+from tests.builders.served import ToyStudio
 from tests.builders.toy_labels import classifier_settings
 from tests.e2e.classify_page import ClassifyPage
-from tests.e2e.studio_page import SLOW, Server, free_port
+from tests.e2e.studio_page import SLOW
 
 TRAINED = "ham or spam"
 HOSTILE = "<img src=x onerror=window.__p=1> ${window.__p=1} {{constructor.constructor('window.__p=1')()}}"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("place")
-    environment = {"STUDIO_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    settings = classifier_settings(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDIO_HOME", environment["STUDIO_HOME"])
-        train.start(Recipe.from_settings(settings), TRAINED)
-    server = Server(free_port(), folder / "log.txt", "--model", settings["model"], **environment)
-    yield server
-    server.process.kill()
-    server.process.wait(30)
+def place(toy: ToyStudio, tmp_path_factory: pytest.TempPathFactory) -> ToyStudio:
+    """The toy with a classifier that was trained on it."""
+    settings = classifier_settings(tmp_path_factory.mktemp("data"), toy.model)
+    train.start(Recipe.from_settings(settings), TRAINED)
+    return toy
 
 
 @pytest.fixture
-def classify(page: Page, place: Server) -> ClassifyPage:
+def classify(page: Page, place: ToyStudio) -> ClassifyPage:
     return ClassifyPage(page, place.url).open()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -21,9 +22,11 @@ from studio.backend.runs import RunStore, is_alive
 from studio.errors import StudioError
 from tests.builders.adapters import make_adapter
 from tests.builders.fake_hub import REPO, FakeHub, serving_hub
-from tests.builders.toy_folder import toy_folder
+from tests.builders.ports import free_port
+from tests.builders.served import ToyStudio
+from tests.builders.toy_folder import spelling_toy
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+from tests.e2e.studio_page import SLOW, Server, StudioPage
 
 ROWS = "".join(
     json.dumps({"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"}) + "\n"
@@ -39,13 +42,14 @@ class Place:
     def __init__(self, folder: Path, hub: FakeHub) -> None:
         self.folder, self.port, self.hub = folder, free_port(), hub
         self.home = folder / "home"
-        self.model = str(toy_folder(folder / "toy"))
+        self.model = str(spelling_toy(folder / "toy"))
         self.store = RunStore(self.home)
         self.start()
 
     def start(self) -> None:
         environment = {
             "STUDIO_HOME": str(self.home), "OMP_NUM_THREADS": "1",
+            "CXX": "none",
             "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
         }  # fmt: skip
         self.server = Server(self.port, self.folder / "log.txt", "--model", self.model, **environment)
@@ -70,30 +74,37 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
+def form(page: Page, toy: ToyStudio) -> FinetunePage:
+    """The tab of a studio that trains nothing."""
+    return FinetunePage(page, toy.url).open()
+
+
+@pytest.fixture
 def tuning(page: Page, place: Place) -> FinetunePage:
+    """The tab of a server that can be killed."""
     return FinetunePage(page, place.server.url).open()
 
 
-def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(tuning):
+def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(form):
     bad = b"Frage,Antwort\n1+1?,2\n<img src=x onerror=window.__p=1>,${window.__p=1}\n3+3?,\n"
-    tuning.upload("fragen.csv", bad)
-    expect(tuning.preview.locator(".dp-problem")).to_contain_text("don't make up", timeout=SLOW)
-    tuning.choose("format", "prompt_completion")
-    tuning.choose("column-prompt", "Frage")
-    tuning.choose("column-completion", "Antwort")
-    expect(tuning.preview.locator("h3")).to_contain_text("read as prompt_completion", timeout=SLOW)
-    expect(tuning.preview.locator("mark.dp-trained").nth(1)).to_contain_text("2<|im_end|>")
-    expect(tuning.preview.locator(".dp-table").last).to_contain_text("4Antwortis empty")
-    tuning.set("r", 5)
-    tuning.page.locator("#run-name input, #run-name textarea").first.fill("kept")
-    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
-    tuning.set("epochs", -1)
-    expect(tuning.command).to_have_value(
+    form.upload("fragen.csv", bad)
+    expect(form.preview.locator(".dp-problem")).to_contain_text("don't make up", timeout=SLOW)
+    form.choose("format", "prompt_completion")
+    form.choose("column-prompt", "Frage")
+    form.choose("column-completion", "Antwort")
+    expect(form.preview.locator("h3")).to_contain_text("read as prompt_completion", timeout=SLOW)
+    expect(form.preview.locator("mark.dp-trained").nth(1)).to_contain_text("2<|im_end|>")
+    expect(form.preview.locator(".dp-table").last).to_contain_text("4Antwortis empty")
+    form.set("r", 5)
+    form.page.locator("#run-name input, #run-name textarea").first.fill("kept")
+    expect(form.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
+    form.set("epochs", -1)
+    expect(form.command).to_have_value(
         "# Change these settings: epochs is -1: set a number above 0 and at most 1000, such as 3."
     )
-    tuning.set("epochs", 2)
-    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
-    again = FinetunePage(tuning.page, tuning.url).open()
+    form.set("epochs", 2)
+    expect(form.command).to_have_value("python -m studio train recipe.yaml data=fragen.csv")
+    again = FinetunePage(form.page, form.url).open()
     expect(again.preview.locator("h3")).to_contain_text("fragen.csv", timeout=SLOW)
     expect(again.page.locator("#recipe-r input")).to_have_value("5")
     expect(again.page.locator("#recipe-epochs input")).to_have_value("2")
@@ -101,33 +112,33 @@ def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(tunin
     expect(again.page.locator("#column-completion input")).to_have_value("Antwort")
 
 
-def test_a_form_in_two_tabs_is_said_and_a_pasted_text_is_kept(tuning, page):
-    expect(tuning.page.locator("#draft-elsewhere p")).to_be_hidden()
-    other = FinetunePage(page.context.new_page(), tuning.url).open()
+def test_a_form_in_two_tabs_is_said_and_a_pasted_text_is_kept(form, page):
+    expect(form.page.locator("#draft-elsewhere p")).to_be_hidden()
+    other = FinetunePage(page.context.new_page(), form.url).open()
     other.set("r", 11)
-    expect(tuning.page.locator("#draft-elsewhere p")).to_be_visible(timeout=SLOW)
-    name = tuning.page.locator("#run-name input, #run-name textarea").first
+    expect(form.page.locator("#draft-elsewhere p")).to_be_visible(timeout=SLOW)
+    name = form.page.locator("#run-name input, #run-name textarea").first
     name.evaluate("node => { node.focus(); document.execCommand('insertText', false, 'pasted'); node.blur(); }")
-    tuning.page.wait_for_timeout(500)
-    again = tuning.open()
+    expect(other.page.locator("#draft-elsewhere p")).to_be_visible(timeout=SLOW)
+    again = form.open()
     expect(again.page.locator("#run-name input, #run-name textarea").first).to_have_value("pasted", timeout=SLOW)
     other.page.close()
 
 
-def test_a_recipe_is_saved_and_loaded(tuning, tmp_path):
-    tuning.set("r", 3)
-    expect(tuning.command).to_have_value("python -m studio train recipe.yaml data=devils-dictionary")
-    with tuning.page.expect_download() as download:
-        tuning.page.locator("#save-recipe").click()
+def test_a_recipe_is_saved_and_loaded(form, tmp_path):
+    form.set("r", 3)
+    expect(form.command).to_have_value("python -m studio train recipe.yaml data=devils-dictionary")
+    with form.page.expect_download() as download:
+        form.page.locator("#save-recipe").click()
     file = tmp_path / "recipe.yaml"
     download.value.save_as(file)
     assert "r: 3\n" in file.read_text()
     file.write_text(file.read_text().replace("r: 3\n", "r: 9\n").replace("devils-dictionary", "identity"))
-    with tuning.page.expect_file_chooser() as chooser:
-        tuning.page.locator("#load-recipe").click()
+    with form.page.expect_file_chooser() as chooser:
+        form.page.locator("#load-recipe").click()
     chooser.value.set_files(file)
-    expect(tuning.page.locator("#recipe-r input")).to_have_value("9", timeout=SLOW)
-    expect(tuning.preview.locator("h3")).to_contain_text("identity.jsonl", timeout=SLOW)
+    expect(form.page.locator("#recipe-r input")).to_have_value("9", timeout=SLOW)
+    expect(form.preview.locator("h3")).to_contain_text("identity.jsonl", timeout=SLOW)
 
 
 def test_a_run_goes_on_without_browser_and_server_and_two_browsers_see_the_same(tuning, place, browser: Browser):
@@ -170,6 +181,7 @@ def test_a_run_goes_on_without_browser_and_server_and_two_browsers_see_the_same(
 
 
 def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser):
+    """And an answer whose routing is computed again."""
     # Not the fixture's page: that the server does not answer is an error on the console of any page.
     tuning = FinetunePage(browser.new_page(), place.server.url).open()
     run_id = tuning.begin(**LONG)
@@ -180,9 +192,15 @@ def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser)
     tuning.act("Resume")
     tuning.until_state("Running")
     tuning.until_step(60)
+    context = browser.new_context()
+    chat = StudioPage(context.new_page(), place.server.url).open()
+    chat.set_length(12)
+    chat.ask_and_wait("Say 7")
+    routing = chat.load_table()
     place.kill()
     os.kill(place.store.get(run_id).pid, signal.SIGKILL)
     place.start()
+
     tuning.open(f"?run={run_id}")
     tuning.until_state("Interrupted")
     tuning.act("Delete")
@@ -190,6 +208,13 @@ def test_a_killed_trainer_and_server_leave_a_run_that_is_resumed(place, browser)
     expect(tuning.rows.filter(has_text=run_id[:8])).to_have_count(0, timeout=SLOW)
     assert run_id not in [run.id for run in place.store.list()]
     tuning.page.close()
+    chat.open()
+    chat.answers.first.click()
+    expect(chat.page.locator(".rp-status")).to_contain_text("recomputed", timeout=SLOW)
+    again = chat.load_table()
+    context.close()
+    # One pass over all tokens may round other than their one-by-one decoding.
+    assert np.abs(np.array(again) - routing).max() <= 0.1
 
 
 def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_path):
@@ -228,17 +253,17 @@ def test_a_hundred_pages_watch_a_run_and_all_are_answered(place, monkeypatch):
             pool.submit(viewers, f"http://127.0.0.1:{free_port()}/", 1, 1).result()
 
 
-def test_bad_settings_and_files_are_said_and_make_no_run(tuning, place):
-    before = len(place.store.list())
-    tuning.set("learning_rate", "1e9")
-    tuning.set("r", 0)
-    tuning.start.click()
-    said = tuning.toast.filter(has_text="r is 0")
+def test_bad_settings_and_files_are_said_and_make_no_run(form):
+    before = len(RunStore().list())
+    form.set("learning_rate", "1e9")
+    form.set("r", 0)
+    form.start.click()
+    said = form.toast.filter(has_text="r is 0")
     expect(said.first).to_contain_text("learning_rate is 1000000000", timeout=SLOW)
-    tuning.upload("rows.csv", b"PK\x03\x04" + b"\0" * 200)
-    expect(tuning.preview.locator(".dp-problem")).to_contain_text("rows.csv", timeout=SLOW)
-    expect(tuning.page.locator("#recipe-r input")).to_have_value("0")
-    assert len(place.store.list()) == before
+    form.upload("rows.csv", b"PK\x03\x04" + b"\0" * 200)
+    expect(form.preview.locator(".dp-problem")).to_contain_text("rows.csv", timeout=SLOW)
+    expect(form.page.locator("#recipe-r input")).to_have_value("0")
+    assert len(RunStore().list()) == before
 
 
 def discard(store: RunStore, run_id: str) -> None:
@@ -251,20 +276,20 @@ def discard(store: RunStore, run_id: str) -> None:
 
 @pytest.mark.parametrize("size", [(390, 844)])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_form_fits_a_phone(page, place, size, theme):
-    tuning = FinetunePage(page, place.server.url)
-    page.goto(f"{place.server.url}?__theme={theme}")
+def test_the_form_fits_a_phone(page, toy, size, theme):
+    tuning = FinetunePage(page, toy.url)
+    page.goto(f"{toy.url}?__theme={theme}")
     page.get_by_role("tab", name="Fine-tune").click()
     expect(tuning.preview.locator("h3")).to_be_visible(timeout=SLOW)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, browser):
+def test_from_upload_to_export_with_the_starter(page, starter_server: Server, tmp_path):
     """The journey of a person: bring a file, look, check, start, watch, chat with the result, take it along."""
-    tuning = FinetunePage(page, server.url).open()
+    tuning = FinetunePage(page, starter_server.url).open()
     tuning.upload("rows.jsonl", ROWS)
     expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
-    small = {"max_length": 64, "max_steps": 4, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 4}
+    small = {"max_length": 64, "max_steps": 2, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 2}
     run_id = tuning.begin(**small, learning_rate=0.002)
     try:
         tuning.until_state("Done", seconds=420)
@@ -279,7 +304,7 @@ def test_from_upload_to_export_with_the_starter(page, server: Server, tmp_path, 
         expect(page.locator("#export-result")).to_contain_text("Merge proof")
         tuning.act("Chat with it")
         expect(page.locator("#adapter input")).to_have_value(re.compile(run_id[:8]), timeout=SLOW)
-        studio = StudioPage(page, server.url)
+        studio = StudioPage(page, starter_server.url)
         studio.set_length(8)
         studio.ask_and_wait("Say 7")
         expect(page.locator("#stats")).to_contain_text(run_id[:8])

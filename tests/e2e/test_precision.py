@@ -17,7 +17,8 @@ def choose(studio: StudioPage, name: str) -> None:
     studio.page.get_by_role("option", name=name, exact=True).click()
 
 
-def test_4_bits_on_the_page(studio: StudioPage):
+def test_4_bits_on_the_page(starter_page: StudioPage):
+    studio = starter_page
     status = studio.page.locator(".status-ready")
     expect(status).to_contain_text(re.compile(r"Weights \d\.\d\d GiB"))
     try:

@@ -21,8 +21,9 @@ from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity
 from studio.ui.runs_panel import opened, runs_panel
 from studio.ui.theme import css, theme
+from tests.builders.ports import free_port
 from tests.builders.toy_runs import HOSTILE, SENTENCE, ToyRun, fill, toy_run
-from tests.e2e.studio_page import ROOT, free_port
+from tests.e2e.studio_page import ROOT
 
 SCRIPTS = ROOT / "studio" / "ui" / "runs"
 PHONE = (390, 844)

@@ -12,9 +12,11 @@ from playwright.sync_api import Browser, Page, expect
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from tests.builders.adapters import make_adapter
-from tests.builders.toy_folder import toy_folder
+from tests.builders.ports import free_port
+from tests.builders.toy_folder import spelling_toy
+from tests.builders.waiting import until
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, Server, StudioPage, free_port
+from tests.e2e.studio_page import SLOW, Server, StudioPage
 from tests.e2e.zero_gpu_space import ZeroGpu
 
 RUN = {"eval_steps": 20, "save_steps": 20, "max_length": 64, "sample_tokens": 2}
@@ -34,13 +36,13 @@ class ZeroServer(Server):
 class Space:
     def __init__(self, folder: Path) -> None:
         self.gpu, self.store = ZeroGpu(), RunStore(folder / "home")
-        self.model = toy_folder(folder / "toy", eos_token_id=None, max_position_embeddings=4096)
+        self.model = spelling_toy(folder / "toy", max_position_embeddings=4096)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STUDIO_HOME", str(self.store.home))
             lawyer = self.store.create(Recipe.from_settings({"model": str(self.model)}), "Lawyer")
             make_adapter(self.model, lawyer.adapter, seed=1)
             self.store.finish(lawyer.id, "done")
-        environment = self.gpu.environment | {"STUDIO_HOME": str(self.store.home)}
+        environment = self.gpu.environment | {"STUDIO_HOME": str(self.store.home), "CXX": "none"}
         self.server = ZeroServer(free_port(), folder / "log.txt", "--model", str(self.model), **environment)
 
     def lent_since(self, count: int) -> list[str]:
@@ -120,6 +122,11 @@ def test_texts_are_classified_without_one(chat: StudioPage, space: Space):
     assert space.lent_since(before) == []
 
 
+def allowed(asked: list[tuple[str, dict[str, str]]]) -> set[str]:
+    """The processes that were lent a GPU."""
+    return {parameters["pid"] for path, parameters in asked if path == "/allow"}
+
+
 def test_a_run_takes_one_slice_after_another_and_waits_for_who_left(page: Page, browser: Browser, space: Space):
     visitor = browser.new_context()
     tuning = FinetunePage(visitor.new_page(), space.server.url).open()
@@ -127,14 +134,11 @@ def test_a_run_takes_one_slice_after_another_and_waits_for_who_left(page: Page, 
     run_id = tuning.begin(max_steps=5000, **RUN)
     expect(tuning.toast.first).to_contain_text("while this page stays open")
     tuning.until_step(20)
-    pids = set()
-    while len(pids) < 2:
-        page.wait_for_timeout(300)
-        pids |= {parameters["pid"] for path, parameters in space.gpu.asked[before:] if path == "/allow"}
+    pids = until(lambda: len(found := allowed(space.gpu.asked[before:])) > 1 and found)
     assert space.lent_since(before)[:3] == ["/schedule", "/allow", "/release"]
     step = tuning.step()
     visitor.close()
-    wait_until(page, lambda: space.store.get(run_id).state == "interrupted")
+    until(lambda: space.store.get(run_id).state == "interrupted")
     left = space.store.get(run_id)
     assert left.step >= step and "can be resumed" in left.message
     assert not [pid for pid in pids if psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).cpu_percent(0.2) > 50]
@@ -145,13 +149,5 @@ def test_a_run_takes_one_slice_after_another_and_waits_for_who_left(page: Page, 
     again.until_step(left.step + 5)
     again.act("Cancel")
     again.until_state("Cancelled")
-    wait_until(page, lambda: space.gpu.paths()[-1] == "/release")
+    until(lambda: space.gpu.paths()[-1] == "/release")
     assert (space.store.get(run_id).adapter / "adapter_model.safetensors").is_file()
-
-
-def wait_until(page: Page, is_so) -> None:
-    for _ in range(300):
-        if is_so():
-            return
-        page.wait_for_timeout(200)
-    raise TimeoutError

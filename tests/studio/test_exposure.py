@@ -1,7 +1,5 @@
 """Who can reach the page: what is refused before a server starts."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,9 +69,3 @@ def test_a_space_is_public_by_its_nature(monkeypatch):
     exposure = Exposure.from_environment("0.0.0.0")
     exposure.require_safe()
     assert exposure.forwarded and not exposure.local
-
-
-def test_the_app_does_not_start_for_everybody():
-    command = [sys.executable, "app.py", "--host", "0.0.0.0"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2 and "--public" in ended.stderr and "Traceback" not in ended.stderr

@@ -20,7 +20,7 @@ from studio.backend.exposure import Exposure
 from studio.errors import StudioError
 from studio.ui import sign_in
 from studio.ui.identity import DAY_S, KEPT_DAYS, RENEWED_DAYS, Identity, Visitors, owner_of, secret, serves_several
-from tests.e2e.studio_page import free_port
+from tests.builders.ports import free_port
 
 KEY = b"k" * 32
 VISITOR = "0" * 32

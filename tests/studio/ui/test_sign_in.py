@@ -28,10 +28,10 @@ from studio.ui.layout import build, launch_settings
 from studio.ui.trace_store import traces
 from tests.builders.adapters import make_adapter
 from tests.builders.fake_hub import FakeHub, hub_here
+from tests.builders.ports import free_port
 from tests.builders.toy_folder import toy_folder
 from tests.builders.traces import make_trace
 from tests.builders.visitors import Visitor
-from tests.e2e.studio_page import free_port
 
 SECRET = "of-this-space"
 SPACE = {

@@ -1,0 +1,23 @@
+"""Ports that no other worker takes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+
+# Below those that Linux gives to whoever asks for any (32768 on); a thousand for each worker.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(20_000 + 1000 * _WORKER, 21_000 + 1000 * _WORKER))
+
+
+def free_port() -> int:
+    """A port of this worker's own that is free now, and is not given again soon."""
+    for port in itertools.islice(_PORTS, 1000):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:  # taken by another program
+                continue
+            return port
+    raise RuntimeError(f"No port is free for the worker {_WORKER}.")
