@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -248,7 +249,9 @@ def replayed(tuned: Tuned, trace: RoutingTrace) -> RoutingTrace:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.{1 if 0 < share < 0.1 else 0}f} %"
+    """Halves are rounded up, as by JavaScript."""
+    places = Decimal("0.1") if 0 < share < 0.1 else Decimal(1)
+    return f"{Decimal(100 * share).quantize(places, ROUND_HALF_UP)} %"
 
 
 def test_side_by_side_compares_by_itself_and_the_bases_answer_has_its_own_routing(chat: AdapterPage):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from huggingface_hub import constants
 
 from studio.backend import catalog, starter
 from studio.errors import StudioError
 
+PATH = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "config.json": b'{"model_type": "jetmoe"}',
@@ -22,21 +22,6 @@ FILES = {
     "pytorch_model.bin": b"unsafe",
     "modeling_evil.py": b"unsafe",
 }
-# A process of its own: the hub's address and cache are read when huggingface_hub is imported.
-PREPARE = """
-import json, sys
-from dataclasses import replace
-from studio.backend import catalog
-from studio.errors import StudioError
-catalog.RELEASED[0] = replace(catalog.RELEASED[0], revision=None, download_gib=0.0)
-told = []
-try:
-    folder = catalog.prepare("jetmoe/jetmoe-8b", lambda *step: told.append(step))
-    files = sorted(file.name for file in folder.iterdir())
-    print(json.dumps({"files": files, "ready": catalog.ready("jetmoe/jetmoe-8b"), "told": told}))
-except StudioError as error:
-    print(json.dumps({"error": str(error)}))
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -74,30 +59,38 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def prepare(tmp_path):
+def prepare(tmp_path, monkeypatch):
     """Runs `catalog.prepare` against a hub in some mode, or against none."""
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    released = [replace(catalog.RELEASED[0], revision=None, download_gib=0.0), *catalog.RELEASED[1:]]
+    monkeypatch.setattr(catalog, "RELEASED", released)
 
-    def run(mode: str | None, files: dict[str, bytes] = FILES) -> dict:
+    def run(mode: str | None, files: dict[str, bytes] = FILES) -> tuple[list[str], list[tuple[float, str]]]:
+        """Names of the files, and the progress that was told."""
+        told: list[tuple[float, str]] = []
         handler = type("OneHub", (Hub,), {"mode": mode, "files": files})
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            Thread(target=server.serve_forever, daemon=True).start()
-            port = server.server_address[1] if mode else 9
-            hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-            folders = {"HF_HOME": str(tmp_path / "hf"), "STUDIO_HOME": str(tmp_path / "home")}
-            command = [sys.executable, "-c", PREPARE]
-            done = subprocess.run(command, env=os.environ | hub | folders, capture_output=True, text=True, check=False)
-            server.shutdown()
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+            Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_address[1] if mode else 9}"
+            monkeypatch.setattr(constants, "ENDPOINT", url)
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + PATH)
+            try:
+                folder = catalog.prepare("jetmoe/jetmoe-8b", lambda *step: told.append(step))
+            finally:
+                server.shutdown()
+        assert catalog.ready("jetmoe/jetmoe-8b")
+        return sorted(file.name for file in folder.iterdir()), told
 
     return run
 
 
 def test_download_takes_safe_files_only(prepare):
-    found = prepare("open")
-    assert found["files"] == ["config.json", "model.safetensors", "tokenizer.json"] and found["ready"]
-    assert found["told"][0][0] == 0.0 and found["told"][-1][0] == 1.0
-    assert prepare(None)["files"] == found["files"], "a downloaded model needs no network"
+    files, told = prepare("open")
+    assert files == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert told[0][0] == 0.0 and told[-1][0] == 1.0
+    assert prepare(None)[0] == files, "a downloaded model needs no network"
 
 
 @pytest.mark.parametrize(
@@ -109,12 +102,14 @@ def test_download_takes_safe_files_only(prepare):
     ],
 )
 def test_downloads_that_fail_say_why(prepare, mode, words):
-    assert words in prepare(mode)["error"]
+    with pytest.raises(StudioError, match=words):
+        prepare(mode)
 
 
 def test_weights_that_are_not_safetensors_are_refused(prepare):
     files = {name: data for name, data in FILES.items() if name != "model.safetensors"}
-    assert "no complete safetensors weights" in prepare("open", files)["error"]
+    with pytest.raises(StudioError, match="no complete safetensors weights"):
+        prepare("open", files)
 
 
 @pytest.fixture

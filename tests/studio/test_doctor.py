@@ -27,6 +27,7 @@ def no_page(monkeypatch):
 def examined(*flags: str) -> tuple[int, dict[str, dict]]:
     result = CliRunner().invoke(app, ["doctor", "--json", *flags])
     report = json.loads(result.stdout)
+    assert all(set(check) == {"name", "ok", "detail", "remedy"} for check in report["checks"])
     assert result.exit_code == (0 if report["ok"] else 2)
     return result.exit_code, {check["name"]: check for check in report["checks"]}
 
@@ -36,6 +37,13 @@ def test_the_page_is_asked_itself():
     assert checks["page"]["ok"] and "monitoring, run history" in checks["page"]["detail"], checks["page"]
     assert checks["versions"]["ok"] and "gradio 6." in checks["versions"]["detail"]
     assert checks["exposure"]["ok"] and "this machine alone" in checks["exposure"]["detail"]
+
+
+def test_a_missing_compiler_is_named(no_page, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, checks = examined()
+    assert code == 2 and not checks["C++ compiler"]["ok"] and "Install g++" in checks["C++ compiler"]["remedy"]
 
 
 def test_a_public_page_without_a_login_is_a_finding(no_page, monkeypatch, tmp_path):
