@@ -3,15 +3,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two, whatever the machine has: tests of the real starter take the memory of one. The order is that of tests/conftest.py.
+WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: app test setup setup-dev browser lint audit gpu-check clean
+.PHONY: app test check setup setup-dev browser lint audit gpu-check clean
 
 app: setup
 	$(BIN)/python app.py --open
 
 test: setup-dev browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+# For the work between two commits: what needs no browser, no starter and no compiler.
+check: lint
+	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not browser and not starter and not compiles" $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -3,8 +3,7 @@ together.
 
 `make test` runs two workers. A test belongs to a group, and a group runs on one worker, in order:
 
-- "heavy": whatever uses the real starter (the fixture `starter_path`), compiles (the mark `compiles`) or needs a quiet
-  machine (the mark `quiet`)
+- "heavy": whatever uses the real starter (the fixture `starter_path`) or compiles (the mark `compiles`)
 - otherwise its module, so that fixtures of a module are made once
 """
 
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("starter")
         if "browser" in item.fixturenames:  # type: ignore[attr-defined]
             item.add_marker("browser")
-        heavy = any(item.get_closest_marker(name) for name in ("starter", "compiles", "quiet"))
+        heavy = any(item.get_closest_marker(name) for name in ("starter", "compiles"))
         item.add_marker(pytest.mark.xdist_group(HEAVY if heavy else item.nodeid.partition("::")[0]))
     # The longest first, so that both workers end at the same time.
     items.sort(key=_rank)

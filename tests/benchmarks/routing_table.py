@@ -34,11 +34,13 @@ class RoutingTable:
     broken: int
 
 
-def routing_table(path: Path, corpus: Path = HELD_OUT, dtype: torch.dtype = torch.bfloat16) -> RoutingTable:
-    """Routes every text of a folder through the model in `path`, as many tokens of each, and counts."""
+def routing_table(
+    path: Path, corpus: Path = HELD_OUT, dtype: torch.dtype = torch.bfloat16, most: int | None = None
+) -> RoutingTable:
+    """Routes every text of a folder through the model in `path`, as many tokens of each, `most` of them, and counts."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-    tokens = starter.domain_tokens(corpus, tokenizer, whole=1)
+    tokens = {name: ids[:most] for name, ids in starter.domain_tokens(corpus, tokenizer, whole=1).items()}
     replicas, broken = zip(*(_replicas(model, ids) for ids in tokens.values()), strict=True)  # of [L, N, T]
     domains = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens.values()])  # [T]
     chosen = np.concatenate(replicas, axis=2)

@@ -7,9 +7,7 @@ import math
 import socket
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -21,6 +19,7 @@ from hypothesis import strategies as st
 from studio.errors import StudioError
 from studio.ui.recipe_form import NAMES
 from studio.ui.sampling_form import read_sampling
+from tests.builders.waiting import until
 from tests.checklist.conftest import NAME, PASSWORD
 
 ROOT = Path(__file__).parents[2]
@@ -156,20 +155,12 @@ def test_row_22_uploads_that_are_refused_or_left_leave_nothing(client: httpx.Cli
             b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n--edge\r\n"
             b'Content-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"x" * 70_000
         )
-        wait_until(lambda: kept() > before)
+        until(lambda: kept() > before)
         assert client.get("config").status_code == 200, "others are answered meanwhile"
-    wait_until(lambda: kept() == before)
+    until(lambda: kept() == before)
     parts = [("files", (f"{n}", b"x")) for n in range(10_000)]
     many = client.post("gradio_api/upload", files=parts)
     assert many.status_code == 413 and "At most 16 files" in many.json()["detail"] and kept() == before
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in ten seconds")
 
 
 def test_row_25_the_linters_look_for_what_is_unsafe():

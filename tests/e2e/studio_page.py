@@ -32,9 +32,9 @@ def chromium() -> str:
 
 
 class Server:
-    """`python app.py` in a process of its own, with these flags and variables of the environment."""
+    """`app.py` in a process of its own, with these flags and variables of the environment."""
 
-    script = ("app.py",)
+    script = ("-m", "tests.e2e.eager_app")
 
     def __init__(self, port: int, log: Path, *flags: str, **environment: str) -> None:
         self.port = port

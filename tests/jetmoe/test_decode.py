@@ -1,10 +1,13 @@
 """The compiled decoding step against the plain one: logits, cache, recorded routing; and that it is one graph."""
 
+import pytest
 import torch
 
 from jetmoe.decode import compiled_step, step
 from tests.builders.decoding import PROMPT, decode
 from tests.builders.toy_model import toy_model
+
+pytestmark = pytest.mark.compiles
 
 
 def test_compiled_step_equals_plain_step():

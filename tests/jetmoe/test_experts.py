@@ -20,8 +20,6 @@ from jetmoe.experts import (
 from jetmoe.modeling import JetMoeRMSNorm
 from tests.builders.experts import dumb
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def make(T, E, K, seed=0):
     torch.manual_seed(seed)

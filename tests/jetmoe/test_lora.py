@@ -49,9 +49,6 @@ ROUTERS = ["self_attention.experts.router.layer", "mlp.router.layer"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def adapted(model, preset, seed=1, **options):
     """With factors that are not zero."""
     result = peft.get_peft_model(model, lora_config(preset, **{"r": 4, "lora_alpha": 6, **options}))
@@ -370,7 +367,7 @@ def test_decoding_equals_prefill(tmp_path, quantization):
     adapters.use("one")
     cache = DynamicCache(config=model.config)
     steps = [model(IDS[:1, i : i + 1], past_key_values=cache).logits for i in range(20)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), model(IDS[:1]).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(IDS[:1]).logits, rtol=1e-4, atol=1e-4)
 
 
 def merged_by_peft(model, names):
@@ -444,6 +441,7 @@ def test_what_is_laid_out_for_answering_follows_every_change(saved):
     assert torch.equal(logits(model), logits(fresh))
 
 
+@pytest.mark.compiles
 def test_compiled_step_with_an_adapter(saved):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()

@@ -265,6 +265,7 @@ def test_products_in_fp32(double, tokens):
 
 
 @pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("layout", ["rows", "double", pytest.param("tiles", marks=tiles_only)])
 def test_products_in_bf16(layout, tokens):
     experts = experts_of(LAYOUTS[layout](weights(torch.bfloat16)))
@@ -295,7 +296,7 @@ def either_kernel(request, monkeypatch):
 
 
 @tiles_only
-@pytest.mark.usefixtures("either_kernel")
+@pytest.mark.usefixtures("either_kernel", "two_threads")
 def test_assignments_may_share_rows():
     tiles = quantize(weights(torch.bfloat16)).parts.tile()
     rows, routing = uneven(torch.bfloat16)
@@ -305,7 +306,7 @@ def test_assignments_may_share_rows():
 
 
 @tiles_only
-@pytest.mark.usefixtures("either_kernel")
+@pytest.mark.usefixtures("either_kernel", "two_threads")
 def test_strided_rows():
     tiles = quantize(weights(torch.bfloat16)).parts.tile()
     rows, routing = uneven(torch.bfloat16)
@@ -423,6 +424,7 @@ def test_gradient_of_the_embeddings(tmp_path, dtype, tolerance, checkpointing):
 
 
 @tiles_only
+@pytest.mark.usefixtures("two_threads")
 def test_key_value_projection_in_tiles(tmp_path):
     """A few rows, many, and rows with a gradient each take their own way."""
     linear = four_bit_toy(tmp_path, torch.bfloat16).model.layers[0].self_attention.kv_proj
@@ -436,6 +438,7 @@ def test_key_value_projection_in_tiles(tmp_path):
 
 
 @tiles_only
+@pytest.mark.compiles
 @pytest.mark.parametrize("double", [False, True])
 def test_compiled_step_equals_plain_step(tmp_path, double):
     torch.compiler.reset()

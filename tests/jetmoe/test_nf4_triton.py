@@ -66,7 +66,7 @@ CASES = {
     "six rows": Case(repeat=1, double=True),
     "one output": Case(output_size=1),
     "whole programs": Case(output_size=64, input_size=1024, double=True),
-    "many outputs": Case(output_size=8200, input_size=64, chosen=(3,), repeat=1, double=True),
+    "many outputs": Case(output_size=520, input_size=64, chosen=(3,), repeat=1, double=True),
 }
 
 

@@ -6,6 +6,8 @@ import torch
 from jetmoe import single_query
 from jetmoe.single_query import Known, attend, sums
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def known(batch, heads, size, channels, length):
     parts = [torch.randn(batch, heads, n, channels).bfloat16() for n in (size, size, 1, 1)]

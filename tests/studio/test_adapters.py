@@ -7,7 +7,6 @@ import pickle
 import shutil
 import stat
 import threading
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from studio.backend.runs import RunStore
 from studio.errors import StudioError
 from tests.builders.adapters import finished_run, make_adapter
 from tests.builders.toy_folder import toy_folder
+from tests.builders.waiting import until
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, repetition_penalty=1.0)
 QUESTION = [{"role": "user", "content": "Say 7"}]
@@ -126,7 +126,7 @@ def test_an_answer_is_never_changed_under_way(engine, folder):
         if len(tokens) == 3 and event.kind == "token":
             for thread in others:
                 thread.start()
-            time.sleep(0.2)
+            until(lambda: len(engine._line) == 3)
             assert engine.adapters() == ["one"] and not other
     for thread in others:
         thread.join()
@@ -236,12 +236,10 @@ def test_an_id_of_another_model(engine, folder, tmp_path):
 
 
 def wait_for(engine: Engine, text: str) -> None:
-    deadline = time.monotonic() + 300
-    while engine.status().speed != text and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert engine.status().speed == text
+    until(lambda: engine.status().speed == text, 300)
 
 
+@pytest.mark.compiles
 def test_compiled_steps_are_those_of_the_adapter_in_use(folder):
     engine = Engine()
     engine.load(str(folder / "toy"), precision="fp32")
@@ -259,6 +257,7 @@ def test_compiled_steps_are_those_of_the_adapter_in_use(folder):
     assert answer(engine) == right[None] and engine.status().speed.startswith("eager: the adapter")
 
 
+@pytest.mark.compiles
 def test_a_switch_waits_for_the_compiler_and_says_so(folder):
     engine = Engine()
     engine.load(str(folder / "toy"), precision="fp32")

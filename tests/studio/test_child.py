@@ -2,13 +2,13 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from studio.backend import child
+from tests.builders.waiting import until
 
 WAITS = "import time; print('here', flush=True); time.sleep(60)"
 
@@ -29,9 +29,5 @@ def test_it_leaves_the_processor_to_answers(waiting):
 
 
 def test_its_output_goes_to_the_log_and_it_has_a_group_of_its_own(waiting, tmp_path):
-    for _ in range(200):
-        if (tmp_path / "log").read_text() == "here\n":
-            break
-        time.sleep(0.05)
-    assert (tmp_path / "log").read_text() == "here\n"
+    until(lambda: (tmp_path / "log").read_text() == "here\n")
     assert os.getpgid(waiting.pid) == waiting.pid != os.getpgid(0)

@@ -1,12 +1,11 @@
 """The decoder at toy size: its cache against a plain forward, steps while another thread compiles, compiler trouble."""
 
-import time
-
 import pytest
 import torch
 
 from studio.backend.decoder import Decoder, cache_size
 from tests.builders.toy_model import toy_model
+from tests.builders.waiting import until
 
 IDS = torch.randint(3, 99, (30,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -62,12 +61,10 @@ def test_steps_are_right_while_another_thread_compiles(decoder, monkeypatch):
     check(decoder, IDS[:21], decoder.step(IDS[20]))
 
 
+@pytest.mark.compiles
 def test_compiled_steps_take_over_and_agree(decoder):
     decoder.compiled.enable()
-    deadline = time.monotonic() + 300
-    while decoder.compiled.text != "compiled" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert decoder.compiled.text == "compiled"
+    until(lambda: decoder.compiled.text == "compiled", 300)
     decoder.prefill(IDS[:8], room=8)
     assert decoder.compiled.get(decoder.cache_length) is not None
     recompiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -102,9 +99,7 @@ def test_failed_compilation_is_said_and_steps_go_on(decoder, monkeypatch):
 
     monkeypatch.setattr("studio.backend.decoder.compiled_step", lambda model: broken)
     decoder.compiled.enable()
-    deadline = time.monotonic() + 30
-    while "failed" not in decoder.compiled.text and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: "failed" in decoder.compiled.text)
     assert decoder.compiled.text.startswith("eager: compiling failed with RuntimeError")
     decoder.prefill(IDS[:9], room=1)
     check(decoder, IDS[:10], decoder.step(IDS[9]))

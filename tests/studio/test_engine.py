@@ -1,7 +1,6 @@
 """The engine with the real starter: events, sampling, stopping, the line, replay, overflow, typed control tokens."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -9,16 +8,15 @@ import pytest
 from jetmoe import RoutingTrace
 from studio.backend.engine import Engine, Sampling
 from studio.errors import StudioError
+from tests.builders.waiting import until
 
 GREEDY = Sampling(max_new_tokens=24, temperature=0.0, repetition_penalty=1.0)
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-@pytest.fixture(scope="module")
-def engine(starter_path) -> Engine:
-    engine = Engine(compile_steps=False)
-    engine.load("starter")
-    return engine
+@pytest.fixture
+def engine(starter_engine) -> Engine:
+    return starter_engine
 
 
 def answer(engine, messages=QUESTION, sampling=GREEDY, cancel=None):
@@ -123,9 +121,9 @@ def test_others_wait_in_line_and_see_their_place(engine):
         order.append(person)
 
     people = [threading.Thread(target=ask, args=(person,)) for person in range(3)]
-    for person in people:
+    for number, person in enumerate(people, start=1):
         person.start()
-        time.sleep(0.05)
+        until(lambda number=number: len(engine._line) == number)
     for person in people:
         person.join()
     assert order == [0, 1, 2]
@@ -190,6 +188,12 @@ def test_emoji_never_comes_in_pieces(engine):
     events = answer(engine, [{"role": "user", "content": text}], Sampling(max_new_tokens=4, seed=2))
     assert text in "".join(events[0].trace.texts)
     assert not any("\ufffd" in piece for piece in events[0].trace.texts)
+
+
+def test_a_written_emoji_comes_whole(engine):
+    """Two of its tokens are parts of a character."""
+    events = answer(engine, [{"role": "user", "content": "Repeat exactly: 🐳 🐳 🐳"}], GREEDY)
+    assert "🐳" in text_of(events) and not any("\ufffd" in event.text for event in events)
 
 
 def test_bad_settings_are_named_all_at_once():

@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.run_comparison import compare, differences
 from studio.backend.runs import RunStore
 from studio.errors import StudioError
+from tests.builders.waiting import until
 
 CHILD = """
 import sys
@@ -121,8 +121,7 @@ def test_a_run_starts_once(store, child):
 def test_a_process_that_died_at_once_does_not_start(store, child):
     run = store.create(Recipe())
     child.kill()
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
+    until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     with pytest.raises(StudioError, match="ended at once"):
         store.mark_running(run.id, child.pid)
     child.wait()

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer
 
-import jetmoe  # noqa: F401 - the Auto classes return its model
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from jetmoe.upcycle import load_dense
 from studio.backend import memory, starter
 from studio.errors import StudioError
 from tests.benchmarks.routing_table import HELD_OUT, routing_table
-
-PROMPTS = [
-    "The capital of France is",
-    "def quicksort(items):\n",
-    "Il était une fois, dans un petit village,",
-    "En un lugar de la Mancha,",
-    "The second law of thermodynamics states that",
-    "Call me Ishmael.",
-    "<|im_start|>user\nWrite a haiku about the sea.<|im_end|>\n<|im_start|>assistant\n",
-    "1, 1, 2, 3, 5, 8, 13,",
-]
-GREEDY = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
-# A process of its own: importing jetmoe makes the Auto classes return ours.
-STOCK_LOGITS = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-assert type(model).__module__ == "transformers.models.jetmoe.modeling_jetmoe" and "jetmoe" not in sys.modules
-with torch.no_grad():
-    torch.save([model(ids).logits for ids in torch.load(sys.argv[2], weights_only=True)], sys.argv[3])
-"""
+from tests.benchmarks.starter_exactness import (
+    LARGEST_ERROR,
+    PROMPTS,
+    Answer,
+    dense_answers,
+    our_exactness,
+    stock_exactness,
+)
 
 
 def quiet(fraction: float, text: str) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def dense(dense_gguf) -> LlamaForCausalLM:
-    return load_dense(dense_gguf).eval()
 
 
 @pytest.fixture(scope="module")
@@ -56,42 +34,26 @@ def tokenizer(starter_path):
 
 
 @pytest.fixture(scope="module")
-def dense_answers(dense, tokenizer) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Of each prompt its length, the dense model's answer `[1, S]` of 64 greedy tokens, and the logits `[1, S, V]`."""
-    prompts = [tokenizer(prompt, return_tensors="pt") for prompt in PROMPTS]
-    answers = [dense.generate(**prompt, **GREEDY) for prompt in prompts]
-    with torch.no_grad():
-        return [
-            (prompt.input_ids.shape[1], ids, dense(ids).logits) for prompt, ids in zip(prompts, answers, strict=True)
-        ]
+def answers(dense_gguf, tokenizer) -> list[Answer]:
+    """Of the dense model; `python -m tests.benchmarks.starter_exactness` has longer ones, on more prompts."""
+    return dense_answers(load_dense(dense_gguf).eval(), tokenizer, PROMPTS[:3], 12)
 
 
-def test_unmodified_transformers_computes_the_dense_model(starter_path, dense_answers, tokenizer, tmp_path):
-    """Logits over prompt and answer, and at every place of the answer the token that greedy decoding would take."""
-    torch.save([ids for _, ids, _ in dense_answers], tmp_path / "ids.pt")
-    command = [sys.executable, "-c", STOCK_LOGITS, starter_path, tmp_path / "ids.pt", tmp_path / "logits.pt"]
-    subprocess.run(command, check=True)
-    found = torch.load(tmp_path / "logits.pt", weights_only=True)
-    for logits, (start, ids, wanted) in zip(found, dense_answers, strict=True):
-        assert (logits - wanted).norm() / wanted.norm() < 1e-4
-        logits[..., tokenizer.eos_token_id] = -torch.inf  # GREEDY asks for an answer that goes on
-        assert logits[0, start - 1 : -1].argmax(-1).tolist() == ids[0, start:].tolist()
+def test_unmodified_transformers_computes_the_dense_model(starter_path, answers, tokenizer):
+    error, same_tokens = stock_exactness(starter_path, answers, tokenizer.eos_token_id)
+    assert error < LARGEST_ERROR and same_tokens
 
 
-def test_our_model_computes_the_dense_model(starter_path, dense_answers):
-    model = AutoModelForCausalLM.from_pretrained(starter_path, dtype=torch.float32).eval()
-    assert type(model).__module__ == "jetmoe.modeling"
-    for start, ids, wanted in dense_answers:
-        with torch.no_grad():
-            found = model(ids).logits
-        assert (found - wanted).norm() / wanted.norm() < 1e-4
-        assert model.generate(ids[:, :start], **GREEDY).tolist() == ids.tolist()
+def test_our_model_computes_the_dense_model(starter_path, answers):
+    error, same_tokens = our_exactness(starter_path, answers)
+    assert error < LARGEST_ERROR and same_tokens
 
 
 def test_held_out_text_loads_every_replica_and_breaks_no_slot_set(starter_path):
+    """`python -m tests.benchmarks.routing_table` takes all of the text, and random tokens by the hundred thousand."""
     # What the studio computes in on this processor: an emulated bf16 takes five times as long.
-    table = routing_table(starter_path, dtype=memory.default_dtype("cpu"))
-    assert len(table.tokens) == 7 and min(table.tokens.values()) >= 2000
+    table = routing_table(starter_path, dtype=memory.default_dtype("cpu"), most=256)
+    assert list(table.tokens.values()) == [256] * 7
     assert table.load.shape == (30, 2, 4)
     assert table.load.min() >= 0.15 and table.load.max() <= 0.35
     assert table.broken == 0

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +32,7 @@ from studio.cli import app
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder, toy_rows
 from tests.builders.training import launched, losses, recipe_file, started, values
+from tests.builders.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,9 +206,8 @@ def test_a_killed_run_goes_on_exactly(settings):
     store = RunStore()
     run = store.create(Recipe.from_settings({**settings, "max_steps": 16}))
     process = child(run.id)
-    while train.last_checkpoint(run) is None:
-        assert process.poll() is None
-        time.sleep(0.02)
+    until(lambda: train.last_checkpoint(run) or process.poll() is not None)
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert [each.id for each in store.reconcile()] == [run.id] and store.get(run.id).state == "interrupted"
@@ -291,7 +290,7 @@ def test_cancelling_keeps_a_checkpoint(settings, monkeypatch):
     run = cancelled_run(settings)
     assert run.state == "cancelled" and run.step < 10
     assert train.last_checkpoint(run) is not None
-    assert train.resume is not None and RunStore().requeue(run.id).state == "queued"
+    assert RunStore().requeue(run.id).state == "queued"
 
 
 def test_a_run_whose_end_alone_is_missing_is_only_ended(settings):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ from studio.ui.identity import Visitors, secret
 from studio.ui.run_draft import OWN_FILE, Draft
 from studio.ui.trace_store import traces
 from tests.builders.visitors import MARK, Studio, Things, Visitor, two_visitors
+from tests.builders.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_shared_run_can_be_looked_at_and_nothing_else(studio):
     store, things = studio.jobs.store, studio.things
     store.share(things.run)
     try:
-        _until(lambda: MARK in TOLD["a run"](studio.bob, things))
+        until(lambda: MARK in TOLD["a run"](studio.bob, things))
         row = json.loads(TOLD["a run"](studio.bob, things))["run"]
         assert row["mine"] is False and json.loads(TOLD["a run"](studio.ada, things))["run"]["mine"] is True
         hidden = [name for name in ASKED if name not in ("a run", "an export that is made")]
@@ -150,7 +150,7 @@ def test_a_shared_run_can_be_looked_at_and_nothing_else(studio):
         assert "There is no run" in ASKED["deleting"](studio.bob, things)
     finally:
         store.share(things.run, False)
-    _until(lambda: MARK not in TOLD["a run"](studio.bob, things))
+    until(lambda: MARK not in TOLD["a run"](studio.bob, things))
 
 
 def test_a_forged_cookie_gets_a_new_one(studio):
@@ -160,10 +160,3 @@ def test_a_forged_cookie_gets_a_new_one(studio):
     with httpx.Client(base_url=studio.ada.http.base_url, cookies={name: forged}) as http:
         answer = http.get("/")
     assert not answer.cookies[name].startswith(visitor)
-
-
-def _until(holds: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
