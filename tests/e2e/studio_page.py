@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import unicodedata
 import urllib.request
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from playwright.sync_api import Locator, Page, expect
 
 from tests.builders.served import Steps
+from tests.builders.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SLOW = 60_000
@@ -48,17 +48,15 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._wait()
+        until(self._answers, 120)
 
-    def _wait(self) -> None:
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(self.url, timeout=5):
-                    return
-            except OSError:
-                assert self.process.poll() is None, self.log.read_text()
-                time.sleep(0.5)
-        raise TimeoutError(self.log.read_text())
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(self.url, timeout=5):
+                return True
+        except OSError:
+            return False
 
     def stop(self) -> None:
         self.process.terminate()
