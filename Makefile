@@ -57,10 +57,10 @@ $(VENV)/.made:
 	touch $@
 
 browser:
-	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { \
+	@command -v "$${CHROMIUM:-chromium-headless-shell}" >/dev/null || command -v chromium >/dev/null || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		$(APT) update -qq && $(APT) install -y -qq chromium fonts-noto-color-emoji; } || \
-		{ echo "The tests need a browser: install the package chromium, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
+		$(APT) update -qq && $(APT) install -y -qq chromium-headless-shell fonts-noto-color-emoji; } || \
+		{ echo "The tests need a browser: install chromium-headless-shell, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV)

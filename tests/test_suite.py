@@ -18,10 +18,8 @@ def test_nothing_sleeps_to_be_in_step():
         for path in SOURCES
         if str(path.relative_to(HERE)) not in MAY_SLEEP
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("time.sleep", "page.wait_for_timeout")
-        or isinstance(node, ast.Attribute)
-        and node.attr == "wait_for_timeout"
+        if isinstance(node, ast.Attribute)
+        if ast.unparse(node) == "time.sleep" or node.attr == "wait_for_timeout"
     ]
     assert not sleeping, "use tests.builders.waiting.until, or expect of Playwright"
 

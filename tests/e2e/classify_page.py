@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response, expect
 
-from tests.e2e.studio_page import SLOW, settle
+from tests.e2e.studio_page import SLOW, settle, settle_to_leave
 
 
 class ClassifyPage:
@@ -25,6 +25,7 @@ class ClassifyPage:
         self.texts = self.quality.locator(".ev-report").first.locator("tr[data-place]:visible")
 
     def open(self, query: str = "") -> ClassifyPage:
+        settle_to_leave(self.page)
         # What the browser kept of the form is drawn when it comes; what is typed before that is lost.
         with self.page.expect_response(_brings_the_form):
             self.page.goto(self.url + query)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.studio_page import SLOW, settle
+from tests.e2e.studio_page import SLOW, settle, settle_to_leave
 
 
 class FinetunePage:
@@ -23,8 +23,7 @@ class FinetunePage:
         self.toast = page.get_by_test_id("toast-body")
 
     def open(self, query: str = "") -> FinetunePage:
-        if self.page.url.startswith(self.url):
-            settle(self.page)  # a page that is left in the middle of an event tells its console so
+        settle_to_leave(self.page)
         self.page.goto(self.url + query)
         expect(self.page.locator(".status-ready")).to_be_visible(timeout=300_000)
         if not query:

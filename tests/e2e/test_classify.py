@@ -132,8 +132,7 @@ def test_cancelling_or_leaving_keeps_what_is_finished(place, browser: Browser, t
     classify.page.close()
 
 
-@pytest.mark.parametrize("size", [(390, 844)])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "theme"), [((390, 844), "dark")])
 def test_it_fits_a_phone(page, place, size, theme):
     classify = ClassifyPage(page, place.url).open(f"?__theme={theme}")
     assert classify.fits()
@@ -208,8 +207,7 @@ def test_a_file_is_trained_on_from_here(classify):
     expect(classify.page.locator("#command textarea")).to_have_value(re.compile("data=mails.csv"))
 
 
-@pytest.mark.parametrize("size", [(390, 844)])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "theme"), [((390, 844), "light")])
 def test_how_good_a_trained_classifier_is_fits_a_phone(page, place, size, theme):
     classify = ClassifyPage(page, place.url).open(f"?__theme={theme}")
     classify.show_quality()

@@ -274,8 +274,7 @@ def discard(store: RunStore, run_id: str) -> None:
     store.delete(run.id)
 
 
-@pytest.mark.parametrize("size", [(390, 844)])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "theme"), [((390, 844), "light")])
 def test_the_form_fits_a_phone(page, toy, size, theme):
     tuning = FinetunePage(page, toy.url)
     page.goto(f"{toy.url}?__theme={theme}")
