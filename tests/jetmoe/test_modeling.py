@@ -93,6 +93,7 @@ def test_sampling_follows_the_seed(model):
     assert not torch.equal(sample(1), sample(2))
 
 
+@pytest.mark.compiles
 @torch.no_grad()
 def test_attention_implementations_agree(model):
     expected = model(IDS).logits

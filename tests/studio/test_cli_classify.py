@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -173,9 +171,3 @@ def test_ctrl_c_keeps_what_is_finished(toy, tmp_path, monkeypatch):
         predict(*LABELS, *toy, str(file))
     assert len((tmp_path / "a.labelled.csv").read_text().splitlines()) == 4
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_the_command_is_there():
-    command = [sys.executable, "-m", "studio", "classify", "predict", "Hi"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "--labels" in result.stderr and "Traceback" not in result.stderr

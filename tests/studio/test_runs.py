@@ -333,13 +333,12 @@ def test_owners_outlive_a_damaged_database(store):
     assert not store.share(run.id, False).shared
 
 
-def test_a_locked_database_is_said_so(store, monkeypatch):
-    run = store.create(Recipe())
-    monkeypatch.setattr(runs, "BUSY_S", 0.1)
+def test_a_locked_database_is_said_so(store):
+    run, hasty = store.create(Recipe()), RunStore(busy_s=0.1)
     with sqlite3.connect(store.path) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StudioError, match="locked"):
-            store.update(run.id, step=1)
+            hasty.update(run.id, step=1)
     store.update(run.id, step=1)
     assert store.get(run.id).step == 1
 

@@ -30,8 +30,8 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
 from studio.cli import app
 from studio.errors import StudioError
-from tests.builders.toy_folder import toy_folder, toy_rows
-from tests.builders.training import launched, losses, recipe_file, started, values
+from tests.builders.toy_folder import toy_folder
+from tests.builders.training import losses, recipe_file, started, training_settings, values
 from tests.builders.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -41,23 +41,7 @@ ROOT = Path(__file__).parents[2]
 def settings(tmp_path, monkeypatch) -> dict:
     """Of a run that takes a second."""
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
-    return {
-        "model": str(toy_folder(tmp_path / "toy")),
-        "precision": "fp32",
-        "data": str(toy_rows(tmp_path / "rows.jsonl")),
-        "max_length": 64,
-        "r": 4,
-        "learning_rate": 1e-2,
-        "max_steps": 6,
-        "eval_steps": 2,
-        "save_steps": 2,
-        "sample_tokens": 4,
-        "batch_size": 2,
-    }
-
-
-def held_out_losses(run: Run) -> list[float]:
-    return [each["eval_loss"] for each in values(run, "eval")]
+    return training_settings(tmp_path)
 
 
 # --- a run from start to end
@@ -434,47 +418,7 @@ def test_steps_are_foreseen(settings):
     assert audit.total_steps(ready) == started(recipe).step
 
 
-# --- several processes, and the command line
-
-
-def test_two_processes_give_the_curve_of_one(settings, tmp_path):
-    settings |= {"eval_share": 0.125, "packing": False}  # 5 rows, which don't fill two batches for each process
-    one = started(settings, batch_size=4)
-    command = ["studio", "train", str(recipe_file(settings, tmp_path)), "batch_size=2", "--json"]
-    said = launched("recipes/accelerate/cpu_2proc.yaml", *command)
-    assert len(RunStore().list()) == 2
-    two = RunStore().get(json.loads(said.splitlines()[-1])["id"])
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert held_out_losses(two) == pytest.approx(held_out_losses(one), rel=1e-5)
-
-
-def test_a_model_in_parts_gives_the_curve_of_a_whole_one(settings, tmp_path):
-    """Cancelled and resumed on the way. A head of its own and factors of which a process has no part are the hard
-    cases."""
-    settings |= {"model": str(toy_folder(tmp_path / "untied", tie_word_embeddings=False)), "r": 1, "eval_share": 0.125}
-    one = started(settings, batch_size=4)
-    config = tmp_path / "fsdp.yaml"
-    config.write_text((ROOT / "recipes/accelerate/fsdp.yaml").read_text() + "use_cpu: true\n")
-    recipe = recipe_file({**settings, "gradient_checkpointing": True}, tmp_path)
-    launched(str(config), "tests.studio.sharded_run", str(recipe))
-    (two,) = [run for run in RunStore().list() if run.id != one.id]
-    assert two.state == "done" and [event.step for event in two.events.read() if event.kind == "cancelled"] == [3]
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert held_out_losses(two) == pytest.approx(held_out_losses(one), rel=1e-5)
-    norms = [[each["grad_norm"] for each in values(run, "log")] for run in (one, two)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    assert [each["js"] for each in values(two, "routing")] == [each["js"] for each in values(one, "routing")]
-    assert [each["rows"] for each in values(two, "audit") if "rows" in each] == [values(one, "audit")[0]["rows"]]
-    (warning,) = values(two, "warning")
-    assert warning["message"].startswith("The sample prompts are not answered") and not values(two, "sample")
-    name = "adapter_model.safetensors"
-    ours, theirs = load_file(two.adapter / name), load_file(one.adapter / name)
-    assert ours.keys() == theirs.keys() and load_file(train.last_checkpoint(two) / name).keys() == ours.keys()
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
-    adapted = peft.PeftModel.from_pretrained(JetMoeForCausalLM.from_pretrained(settings["model"]), str(two.adapter))
-    with torch.no_grad():
-        loss = adapted.eval()(**Collator(0)(prepare(two.recipe()).data.held_out), use_cache=False).loss
-    assert float(loss) == pytest.approx(two.best_eval_loss, rel=1e-4)
+# --- the command line
 
 
 def test_command_line(settings, tmp_path):

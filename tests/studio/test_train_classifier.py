@@ -19,7 +19,7 @@ from studio.backend.trained_classifier import TrainedClassifier
 from studio.cli import app
 from studio.errors import StudioError
 from tests.builders.toy_labels import classifier_settings, labelled_file
-from tests.builders.training import launched, losses, recipe_file, started, values
+from tests.builders.training import losses, recipe_file, started, values
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,22 +190,6 @@ def test_a_cancelled_run_goes_on_exactly(settings, monkeypatch):
     name = "adapter_model.safetensors"
     ours, theirs = load_file(resumed.adapter / name), load_file(undisturbed.adapter / name)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def test_a_model_in_parts_gives_the_head_of_a_whole_one(settings, tmp_path):
-    """Cancelled and resumed on the way; the held-out rows don't fill the batches of two processes."""
-    settings |= {"eval_share": 0.2}
-    one = started(settings)
-    config = tmp_path / "fsdp.yaml"
-    config.write_text((ROOT / "recipes/accelerate/fsdp.yaml").read_text() + "use_cpu: true\n")
-    launched(str(config), "tests.studio.sharded_run", str(recipe_file({**settings, "batch_size": 2}, tmp_path)))
-    (two,) = [run for run in RunStore().list() if run.id != one.id]
-    assert two.state == "done" and losses(two) == pytest.approx(losses(one), rel=1e-4)
-    for figures, others in zip(values(two, "eval"), values(one, "eval"), strict=True):
-        assert figures == pytest.approx(others, rel=1e-4)
-    name = "adapter_model.safetensors"
-    ours, theirs = load_file(two.adapter / name), load_file(one.adapter / name)
-    assert ours.keys() == theirs.keys() and all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
 
 
 # --- what goes wrong, and the command line

@@ -1,6 +1,6 @@
-"""What a test lets several processes do: `accelerate launch --config_file CONFIG -m tests.studio.sharded_run RECIPE`.
+"""Runs that several processes share, one after the other; each is cancelled at its third step and then resumed.
 
-A run that is cancelled at its third step and then resumed.
+accelerate launch --config_file CONFIG -m tests.studio.sharded_runs RECIPE ...
 """
 
 from __future__ import annotations
@@ -29,5 +29,6 @@ def check_nonzero() -> None:
 
 
 if __name__ == "__main__":
-    train.resume(train.start(Recipe.load(sys.argv[1]), show=cancel).id)
+    for recipe in sys.argv[1:]:
+        train.resume(train.start(Recipe.load(recipe), show=cancel).id)
     check_nonzero()
