@@ -21,6 +21,7 @@ import pytest
 import torch
 
 HEAVY = "heavy"
+BROWSER = Path(__file__).parent / "e2e"
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups and pytest the marks
@@ -28,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "starter_path" in item.fixturenames:  # type: ignore[attr-defined]
             item.add_marker("starter")
-        if "browser" in item.fixturenames:  # type: ignore[attr-defined]
+        if item.path.is_relative_to(BROWSER):
             item.add_marker("browser")
         heavy = any(item.get_closest_marker(name) for name in ("starter", "compiles"))
         item.add_marker(pytest.mark.xdist_group(HEAVY if heavy else item.nodeid.partition("::")[0]))

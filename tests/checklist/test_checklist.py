@@ -24,7 +24,7 @@ from tests.builders.waiting import until
 from tests.checklist.conftest import NAME, PASSWORD
 
 ROOT = Path(__file__).parents[2]
-JUNK = ("x" * 50, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, None, [[1, [2]]], -1e300)
+JUNK = ({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, [[1, ["x" * 50, None]]], -1e300)
 
 
 def config(client: httpx.Client) -> dict:

@@ -1,8 +1,6 @@
 """Our adapters against stock PEFT on unmodified transformers at toy size, fp32: outputs, gradients, files."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -15,6 +13,7 @@ from jetmoe.experts import FEW_ASSIGNMENTS
 from jetmoe.loading import load
 from jetmoe.lora import lora_config
 from tests.builders.four_bits import WIDE, dequantized
+from tests.builders.stock import run_stock
 from tests.builders.toy_model import toy_model
 from tests.jetmoe.stock_lora_reference import TARGETS
 
@@ -43,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
     for preset in TRAINED:
         train(plain(folder), preset).save_pretrained(folder / "trained" / preset)
     save_file(INPUTS, folder / "inputs.safetensors")
-    subprocess.run([sys.executable, "-m", "tests.jetmoe.stock_lora_reference", str(folder)], check=True)
+    run_stock("tests.jetmoe.stock_lora_reference", folder)
     return folder
 
 

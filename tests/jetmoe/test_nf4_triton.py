@@ -56,8 +56,8 @@ CASES = {
         f"in {input_size}, {str(dtype).removeprefix('torch.')}{', double' * double}": Case(
             input_size=input_size, double=double, dtype=dtype
         )
-        for input_size in (64, 192, 576)
-        for dtype in CLOSE
+        for input_size, dtypes in ((64, [torch.float32]), (192, [torch.bfloat16]), (576, CLOSE))
+        for dtype in dtypes
         for double in (False, True)
     },
     "one assignment": Case(chosen=(4,), repeat=1),

@@ -1,7 +1,5 @@
 """Our model against transformers' JetMoE at toy size, fp32: outputs, gradients, generation, checkpoints."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache, StaticCache
 
 import jetmoe
+from tests.builders.stock import run_stock
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -17,7 +16,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def reference_dir(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("stock")
-    subprocess.run([sys.executable, "-m", "tests.jetmoe.stock_reference", str(out)], check=True)
+    run_stock("tests.jetmoe.stock_reference", out)
     return out
 
 
@@ -140,5 +139,5 @@ def test_our_checkpoint_loads_in_transformers(model, reference, tmp_path):
     )
     torch_file = tmp_path / "ids.safetensors"
     save_file({"ids": reference["ids"]}, torch_file)
-    subprocess.run([sys.executable, "-c", program, str(tmp_path), str(torch_file)], check=True)
+    run_stock(program, tmp_path, torch_file)
     torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["logits"], expected, **CLOSE)

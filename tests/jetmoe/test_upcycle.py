@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, RoutingRecorder
 from jetmoe.routers import collect_router_inputs, fit_router_rows
 from jetmoe.upcycle import dense_to_jetmoe, fitting_tokens, random_rows, upcycle
+from tests.builders.stock import run_stock
 
 TOY = {
     "vocab_size": 97,
@@ -84,7 +83,7 @@ def test_saved_checkpoints_give_the_same_logits_in_unmodified_transformers(tmp_p
         upcycle(tmp_path / f"dense {tied}", tmp_path / f"sparse {tied}", replicas=2)
         expected.append(dense(torch.arange(1, 40)[None]).logits)
     folders = [tmp_path / f"sparse {tied}" for tied in (True, False)]
-    subprocess.run([sys.executable, "-c", STOCK_LOGITS, tmp_path / "logits.pt", *folders], check=True)
+    run_stock(STOCK_LOGITS, tmp_path / "logits.pt", *folders)
     for logits, wanted in zip(torch.load(tmp_path / "logits.pt", weights_only=True), expected, strict=True):
         assert relative_error(logits, wanted) < 1e-5
 

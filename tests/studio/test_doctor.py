@@ -9,7 +9,7 @@ from studio.backend import doctor
 from studio.backend.accounts import Accounts
 from studio.cli import app
 from studio.errors import StudioError
-from studio.ui import page_facts
+from tests.builders.in_process import run_json
 from tests.builders.toy_folder import toy_folder
 
 
@@ -21,17 +21,6 @@ def bare(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    """What `doctor` runs in processes of their own, which take seconds to begin."""
-
-    def run_json(command: list[str]) -> dict:
-        if command == ["-m", "studio.ui.page_facts"]:
-            return page_facts.facts()
-        assert command[:2] == ["-m", "studio"]
-        result = CliRunner().invoke(app, command[2:])
-        if result.exception is not None:
-            raise result.exception
-        return json.loads(result.stdout)
-
     monkeypatch.setattr(doctor, "run_json", run_json)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -24,6 +22,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run, RunStore
 from studio.errors import StudioError
 from tests.builders.adapters import finished_run, make_adapter
+from tests.builders.stock import run_stock
 from tests.builders.toy_folder import toy_folder
 
 IDS = torch.randint(3, 250, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -67,7 +66,7 @@ def run(toy) -> Run:
 def stock_logits(tmp_path: Path, folder: Path, base: Path | str = "") -> torch.Tensor:
     out = tmp_path / "stock.safetensors"
     arguments = [str(folder), str(base), str(out), json.dumps(IDS.tolist())]
-    subprocess.run([sys.executable, "-c", STOCK, *arguments], check=True, cwd=tmp_path)
+    run_stock(STOCK, *arguments)
     return load_file(out)["logits"]
 
 

@@ -331,7 +331,7 @@ def test_any_bytes_are_read_or_refused(rows, name, content):
 WHOLE = parquet(pa.table({"a": ["x", None] * 5, "m": [[{"role": "user", "content": "y"}]] * 10, "n": [1.5] * 10}))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, len(WHOLE) - 1), byte=st.integers(0, 255), end=st.integers(0, len(WHOLE)))
 def test_a_damaged_parquet_file_is_read_or_refused(rows, at, byte, end):
     for content in (WHOLE[:at] + bytes([byte]) + WHOLE[at + 1 :], WHOLE[:end]):

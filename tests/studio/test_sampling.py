@@ -26,10 +26,10 @@ def test_distribution_is_transformers(top_k, min_p):
     chain += [TopPLogitsWarper(0.9)] + ([MinPLogitsWarper(min_p)] if min_p else [])
     expected = chain(SEEN, LOGITS.clone()).softmax(-1)[0]
     sampler = Sampler(sampling)
-    drawn = [sampler.choose(LOGITS, SEEN)[0] for _ in range(4000)]
-    counts = torch.bincount(torch.tensor(drawn), minlength=200) / 4000
+    drawn = [sampler.choose(LOGITS, SEEN)[0] for _ in range(1500)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=200) / 1500
     assert not counts[expected == 0].any()
-    torch.testing.assert_close(counts, expected, rtol=0, atol=0.035)
+    torch.testing.assert_close(counts, expected, rtol=0, atol=0.05)
 
 
 def test_temperature_zero_is_greedy_and_reports_the_models_own_probability():

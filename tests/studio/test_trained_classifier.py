@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs import Run
 from studio.backend.trained_classifier import TrainedClassifier
 from studio.errors import StudioError
+from tests.builders.stock import run_stock
 from tests.builders.toy_folder import toy_folder, toy_tokenizer
 from tests.builders.toy_labels import classifier_settings, sentence
 from tests.builders.training import started
@@ -75,7 +74,7 @@ def run(settings) -> Run:
 def stock_logits(tmp_path: Path, folder: Path, base: Path | str = "") -> torch.Tensor:
     out = tmp_path / "stock.safetensors"
     arguments = [str(folder), str(base), str(out), json.dumps(TEXTS)]
-    subprocess.run([sys.executable, "-c", STOCK, *arguments], check=True, cwd=tmp_path)
+    run_stock(STOCK, *arguments)
     return load_file(out)["logits"]
 
 

@@ -19,6 +19,7 @@ from studio.ui import data_preview, downloads, finetune_handlers
 from studio.ui.finetune_handlers import FIELDS, FinetuneHandlers
 from studio.ui.identity import Identity
 from studio.ui.run_draft import OWN_FILE, Draft
+from tests.builders.in_process import run_json
 from tests.builders.toy_folder import toy_folder, toy_rows
 
 
@@ -140,6 +141,7 @@ def test_actions_are_those_of_the_queue_and_no_others(handlers):
 
 
 def test_the_check_is_that_of_the_command_line_and_ends_with_its_viewer(handlers, monkeypatch):
+    monkeypatch.setattr(finetune_handlers, "run_json", run_json)
     *waiting, last = handlers.check(draft_of(handlers, max_length=64, max_steps=5))
     assert all("trying three steps" in html for html in waiting)
     assert "MLP experts" in last and "for 5 steps" in last
@@ -195,7 +197,8 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
         assert client.get("/" + other).status_code == 404
 
 
-def test_a_merged_model_comes_with_its_proof(handlers, trained):
+def test_a_merged_model_comes_with_its_proof(handlers, trained, monkeypatch):
+    monkeypatch.setattr(exports, "run_json", run_json)
     *_, html = handlers.export(trained.id, "merged-bf16")
     folder = exports.exported(handlers.jobs.store, trained.id, "merged-bf16")
     proof = json.loads((folder / "merge_proof.json").read_text())

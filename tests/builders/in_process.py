@@ -1,0 +1,24 @@
+"""What the studio runs in processes of its own, which take seconds to begin, in the tests' process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from typer.testing import CliRunner
+
+from studio.cli import app
+from studio.ui import page_facts
+
+
+def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) -> Any:
+    """In the place of `studio.backend.child.run_json`, which has tests of its own; nothing is cancelled here."""
+    if list(arguments) == ["-m", "studio.ui.page_facts"]:
+        return page_facts.facts()
+    assert list(arguments[:2]) == ["-m", "studio"]
+    result = CliRunner().invoke(app, arguments[2:])
+    if result.exception is not None:
+        raise result.exception
+    return json.loads(result.stdout.splitlines()[-1])
