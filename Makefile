@@ -15,9 +15,9 @@ app: setup
 test: setup-dev browser
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-# For the work between two commits: what needs no browser, no starter and no compiler.
+# For the work between two commits: what needs no browser, starter, compiler or process of its own.
 check: lint
-	$(BIN)/python -m pytest $(WORKERS) -m "not gpu and not browser and not starter and not compiles" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not (gpu or browser or starter or compiles or processes)" $(ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

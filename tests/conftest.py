@@ -4,6 +4,7 @@ together.
 `make test` runs two workers. A test belongs to a group, and a group runs on one worker, in order:
 
 - "heavy": whatever uses the real starter (the fixture `starter_path`) or compiles (the mark `compiles`)
+- "stock": modules that compare with unmodified libraries, which one process of a worker imports for all of them
 - otherwise its module, so that fixtures of a module are made once
 """
 
@@ -31,10 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("starter")
         if item.path.is_relative_to(BROWSER):
             item.add_marker("browser")
-        heavy = any(item.get_closest_marker(name) for name in ("starter", "compiles"))
-        item.add_marker(pytest.mark.xdist_group(HEAVY if heavy else item.nodeid.partition("::")[0]))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     # The longest first, so that both workers end at the same time.
     items.sort(key=_rank)
+
+
+def _group(item: pytest.Item) -> str:
+    if any(item.get_closest_marker(name) for name in ("starter", "compiles")):
+        return HEAVY
+    is_stock = hasattr(item.module, "run_stock")  # type: ignore[attr-defined]
+    return "stock" if is_stock else item.nodeid.partition("::")[0]
 
 
 def _rank(item: pytest.Item) -> int:

@@ -42,6 +42,7 @@ def ask(client: httpx.Client, body: dict, session: str = "row") -> dict:
     raise AssertionError("the stream ended before the event")
 
 
+@pytest.mark.processes
 def test_row_1_starts_without_a_deprecation_warning():
     """In a process of its own, where every module is imported anew; torch's and pandas' own are not ours to mend."""
     code = (

@@ -164,6 +164,7 @@ def test_the_released_shape_takes_at_most_5_2_gib():
     assert model.num_parameters() > 8.5e9 and 4.4 < min(total.values()) / 2**30 < max(total.values()) / 2**30 <= 5.2
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can forget an earlier peak")
 def test_memory_peaks_near_the_final_size(tmp_path):
     """In a process of its own, so that no memory of earlier tests is taken again."""

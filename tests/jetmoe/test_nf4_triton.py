@@ -78,6 +78,7 @@ def interpreted(tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(out)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", CASES)
 def test_equals_dequantized_weights(interpreted, name):
     case = CASES[name]

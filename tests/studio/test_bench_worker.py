@@ -67,6 +67,7 @@ def test_a_row_of_training(work, system, weights):
     assert 0 < float(row["note"].removeprefix("loss ")) < 10
 
 
+@pytest.mark.processes
 def test_a_row_of_classification_beside_the_peer(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_worker, "device", lambda: "cpu")
     """Both give the same labels, as they have the same head."""

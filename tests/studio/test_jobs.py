@@ -265,6 +265,7 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path):
     assert not psutil.pid_exists(int(pid_file.read_text()))
 
 
+@pytest.mark.processes
 def test_the_real_trainer_outlives_its_server_and_goes_on_after_a_kill(store, tmp_path):
     """The server that starts it is a process of its own and is killed; a second one finds the run, which is killed
     too, and resumed."""

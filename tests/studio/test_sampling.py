@@ -17,8 +17,7 @@ LOGITS = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)) * 3
 SEEN = torch.tensor([[3, 5, 5, 9]])
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 20])
-@pytest.mark.parametrize("min_p", [0.0, 0.05])
+@pytest.mark.parametrize(("top_k", "min_p"), [(0, 0.0), (0, 0.05), (1, 0.0), (20, 0.05)])
 def test_distribution_is_transformers(top_k, min_p):
     sampling = Sampling(temperature=0.8, top_p=0.9, top_k=top_k, min_p=min_p, repetition_penalty=1.3, seed=0)
     chain = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.3), TemperatureLogitsWarper(0.8)])

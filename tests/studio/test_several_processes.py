@@ -30,6 +30,7 @@ from tests.builders.training import (
     values,
 )
 
+pytestmark = pytest.mark.processes
 NAME = "adapter_model.safetensors"
 
 

@@ -44,6 +44,15 @@ def settings(tmp_path, monkeypatch) -> dict:
     return training_settings(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Run:
+    """A finished run of the settings as they are, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_HOME", str(folder / "home"))
+        return started(training_settings(folder))
+
+
 # --- a run from start to end
 
 
@@ -86,17 +95,16 @@ def test_samples_and_routing_are_told_before_during_and_after(settings):
     assert np.asarray(last["by_layer"]["entropy"]).shape == (2, 2)
 
 
-def test_every_trained_tensor_gets_a_gradient_and_the_audit_says_so(settings):
-    run = started(settings)
-    audits = values(run, "audit")
+def test_every_trained_tensor_gets_a_gradient_and_the_audit_says_so(plain):
+    audits = values(plain, "audit")
     assert {part: counts["without_gradient"] for part, counts in audits[1]["gradients"].items()} == {
         "attention experts": 0,
         "MLP experts": 0,
         "kv_proj": 0,
     }
     tensors = sum(counts["tensors"] for counts in audits[1]["gradients"].values())
-    assert tensors == len(load_file(run.adapter / "adapter_model.safetensors"))
-    assert not values(run, "warning")
+    assert tensors == len(load_file(plain.adapter / "adapter_model.safetensors"))
+    assert not values(plain, "warning")
 
 
 def test_a_tensor_without_gradient_is_named(settings, monkeypatch):
@@ -121,22 +129,21 @@ def test_variants_learn_too(settings, changes):
     assert run.best_eval_loss < 0.9 * evaluations[0]
 
 
-def test_checkpointing_and_accumulation_change_nothing(settings):
-    plain = losses(started(settings))
-    assert losses(started(settings, gradient_checkpointing=True)) == pytest.approx(plain, rel=1e-5)
+def test_checkpointing_and_accumulation_change_nothing(settings, plain):
+    assert losses(started(settings, gradient_checkpointing=True)) == pytest.approx(losses(plain), rel=1e-5)
     accumulated = started(settings, batch_size=1, gradient_accumulation=2)
-    assert losses(accumulated) == pytest.approx(plain, rel=1e-4)
+    assert losses(accumulated) == pytest.approx(losses(plain), rel=1e-4)
 
 
-def test_the_same_seed_gives_the_same_run(settings):
-    assert losses(started(settings)) == losses(started(settings))
-    assert losses(started(settings, seed=1)) != losses(started(settings))
+def test_the_same_seed_gives_the_same_run(settings, plain):
+    assert losses(started(settings)) == losses(plain)
+    assert losses(started(settings, seed=1)) != losses(plain)
 
 
-def test_balance_loss_enters_the_loss(settings):
-    plain, balanced = losses(started(settings))[0], losses(started(settings, balance_loss=0.1))[0]
+def test_balance_loss_enters_the_loss(settings, plain):
+    balanced = losses(started(settings, balance_loss=0.1))[0]
     # Two experts a token: an even load reads 2, a collapsed one up to 4.
-    assert 0.2 - 1e-3 <= balanced - plain <= 0.4
+    assert 0.2 - 1e-3 <= balanced - losses(plain)[0] <= 0.4
     halves = losses(started(settings, balance_loss=0.1, batch_size=1, gradient_accumulation=2))[0]
     assert halves == pytest.approx(balanced, abs=0.02)
 
@@ -184,6 +191,7 @@ def child(run_id: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "studio.backend.train", run_id], cwd=ROOT, **options)
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on_exactly(settings):
     """Killed without a word in mid-run: the rest of the losses, and the adapter, are those of an undisturbed run."""
     undisturbed = started(settings, max_steps=16)
@@ -230,6 +238,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(settings, monkeypat
     assert train.last_checkpoint(run).name == "checkpoint-2"
 
 
+@pytest.mark.processes
 def test_files_may_not_grow_any_more(settings):
     """What really happens where nothing can be written: the run says so and what was good stays."""
     run = RunStore().create(Recipe.from_settings({**settings, "r": 64, "max_steps": 4}))
