@@ -10,6 +10,7 @@ together.
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before torch is imported, and inherited by servers and trainers: workers share the cores.
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     # The longest first, so that both workers end at the same time.
     items.sort(key=_rank)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays. Left in, it makes each search for garbage stop a page and its server for long.
+    gc.collect()
+    gc.freeze()
 
 
 def _group(item: pytest.Item) -> str:

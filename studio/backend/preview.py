@@ -15,7 +15,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from studio.backend import catalog
-from studio.backend.data import Dataset, Example, column_names, formats, read, resolve, settings_of
+from studio.backend.data import SAMPLES, Dataset, Example, column_names, formats, read, resolve, settings_of
 from studio.backend.labelled import read_labelled, read_text, shown, summarized
 from studio.backend.recipe import Recipe
 from studio.backend.rendering import Rendered, Summary, render, summary
@@ -28,6 +28,9 @@ COUNTED = 5000
 SHOWN = 5
 RAISE = "raise max_length, which is {0.max_length} tokens."
 SHOWN_BAD_ROWS = 100
+# Previews of samples that are cached, by recipe and whether its model is here.
+CACHED = 16
+_samples: dict[tuple[str, bool], Preview] = {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,22 @@ def fields_of(format_name: str) -> dict[str, bool]:
 
 
 def preview(recipe: Recipe) -> Preview:
-    """Raises StudioError: there is no such file, or nothing of it can be read."""
+    """Previews of the bundled samples are cached, because every page that opens shows one.
+
+    Raises:
+        StudioError: there is no such file, or nothing of it can be read.
+    """
+    if recipe.data not in SAMPLES:
+        return _preview(recipe)
+    key = repr(recipe), catalog.ready(recipe.model)
+    if key not in _samples:
+        if len(_samples) == CACHED:
+            del _samples[next(iter(_samples))]
+        _samples[key] = _preview(recipe)
+    return _samples[key]
+
+
+def _preview(recipe: Recipe) -> Preview:
     name = resolve(recipe.data).name
     names = column_names(recipe.data)
     try:
