@@ -76,25 +76,27 @@ def shown_token(text: str) -> str:
     return "".join(part if part.strip(blank) else "".join(marks.get(sign, "·") for sign in part) for part in parts)
 
 
-def settle(page: Page) -> None:
+def settle(page: Page, most_ms: int = 5000) -> None:
     """Waits until nothing has changed for 150 ms: what was just opened is drawn part by part, and what is typed before
-    that is lost."""
-    page.evaluate("""() => new Promise((done) => {
+    that is lost. A page that never rests is waited for so long."""
+    page.evaluate(
+        """(most) => new Promise((done) => {
       let timer;
-      const watcher = new MutationObserver(() => wait());
-      const wait = () => {
-        clearTimeout(timer);
-        timer = setTimeout(() => { watcher.disconnect(); requestAnimationFrame(done); }, 150);
-      };
+      const end = () => { watcher.disconnect(); requestAnimationFrame(done); };
+      const wait = () => { clearTimeout(timer); timer = setTimeout(end, 150); };
+      const watcher = new MutationObserver(wait);
       watcher.observe(document.body, { subtree: true, childList: true, attributes: true });
+      setTimeout(end, most);
       wait();
-    })""")
+    })""",
+        most_ms,
+    )
 
 
 def settle_to_leave(page: Page) -> None:
     """A page that is left in the middle of an event tells its console so."""
     with suppress(Error):  # it is leaving by itself, as where its server is back
-        settle(page)
+        settle(page, most_ms=1000)
 
 
 def finish_transitions(page: Page) -> None:
