@@ -113,7 +113,8 @@ def test_sdpa_shows_attentions_when_asked(model):
 def test_block_norms_keep_their_eps():
     model = toy_model(rms_norm_eps=0.5)
     assert model.model.norm.eps == 0.5
-    assert {layer.input_layernorm.eps for layer in model.model.layers} == {1e-6}
+    norms = [norm for layer in model.model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    assert {norm.eps for norm in norms} == {1e-6}
 
 
 def test_pipeline(model, starter_path):

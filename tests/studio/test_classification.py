@@ -99,7 +99,8 @@ def macro_f1(found, true) -> float:
 
 
 def test_probabilities():
-    torch.testing.assert_close(probabilities("single_label", LOGITS).sum(-1), torch.ones(4))
+    torch.testing.assert_close(probabilities("single_label", LOGITS), LOGITS.softmax(-1))
+    torch.testing.assert_close(probabilities("single_label", LOGITS, 2.0), (LOGITS / 2).softmax(-1))
     assert torch.equal(probabilities("multi_label", LOGITS), LOGITS.sigmoid())
     assert torch.equal(probabilities("regression", LOGITS), LOGITS)
 

@@ -80,6 +80,12 @@ def test_lines_are_those_of_the_file(rows):
     assert [row.line for row in rows("x.json", '[{"a": 1}, {"a": 2}]')[0]] == [1, 2]
 
 
+def test_lines_after_a_stray_quote_are_rows_of_their_own(rows):
+    """Its record had taken them in; their numbers are those of the file."""
+    good, bad, _ = rows("x.csv", 'text,n\n1,"two\nlines"x\nlast,2\n')
+    assert [row.line for row in bad] == [2, 3] and [(row.line, row.cells["text"]) for row in good] == [(4, "last")]
+
+
 def test_paragraphs_of_a_text(rows):
     good, bad, _ = rows("x.txt", "One,\ntwo.\n\n\n  Three\n")
     assert [(row.line, row.cells) for row in good] == [(1, {"text": "One,\ntwo."}), (5, {"text": "Three"})] and not bad

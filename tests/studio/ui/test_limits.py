@@ -139,28 +139,34 @@ def test_bodies_are_counted_while_they_arrive(sized):
         assert refused.status_code == 413 and "too large" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("said", ["0", "5", "-1", "x", "9" * 30])
-def test_what_a_request_says_of_its_length_is_not_believed(tmp_path, said):
-    """Below HTTP, where a server would have refused most of these."""
+def below_http(bodies: Bodies, path: str, headers: list, arriving: list[dict]) -> list[int]:
+    """The status of the answers to a request that arrives in these pieces; those that are not read stay in the list."""
     sent: list[dict] = []
-    arriving = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 3
 
     async def receive():
-        return arriving.pop()
+        return arriving.pop(0)
 
     async def send(message):
         sent.append(message)
 
-    async def app(scope, receive, send):
-        await JSONResponse(len(await Request(scope, receive).body()))(scope, receive, send)
-
-    headers = [(b"content-length", said.encode())]
-    scope = {"type": "http", "method": "POST", "path": "/gradio_api/queue/join", "headers": headers}
-    bodies = Bodies(app, folder=tmp_path, other_bytes=1000)
     # Not in this thread, where the browser of other tests may have a loop of its own.
     with start_blocking_portal() as portal:
-        portal.call(bodies, scope, receive, send)
-    assert [message["status"] for message in sent if "status" in message] == [413] and len(arriving) == 1
+        portal.call(bodies, {"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    return [message["status"] for message in sent if "status" in message]
+
+
+async def measured(scope, receive, send):
+    """Answers with the size of the body."""
+    await JSONResponse(len(await Request(scope, receive).body()))(scope, receive, send)
+
+
+@pytest.mark.parametrize("said", ["0", "5", "-1", "x", "9" * 30])
+def test_what_a_request_says_of_its_length_is_not_believed(tmp_path, said):
+    """Where a server would have refused most of these."""
+    arriving = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 3
+    bodies = Bodies(measured, folder=tmp_path, other_bytes=1000)
+    headers = [(b"content-length", said.encode())]
+    assert below_http(bodies, "/gradio_api/queue/join", headers, arriving) == [413] and len(arriving) == 1
 
 
 def files(count: int, size: int = 10):
@@ -183,14 +189,17 @@ def test_uploads_are_limited_in_size_number_and_space(sized, tmp_path):
     assert upload(files(1, 2000)).status_code == 200
 
 
-def test_files_are_counted_across_seams(sized):
+@pytest.mark.parametrize(("most", "status"), [(3, 413), (4, 200)])
+def test_files_are_counted_across_seams(tmp_path, most, status):
+    """Pieces of 5 bytes, which cut every separator in two."""
     part = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\nx\r\n'
     body = 4 * part + b"--edge--\r\n"
-    pieces = (body[at : at + 5] for at in range(0, len(body), 5))
-    refused = sized.post(
-        "/gradio_api/upload", content=pieces, headers={"Content-Type": 'multipart/form-data; boundary="edge"'}
-    )
-    assert refused.status_code == 413 and "files" in refused.json()["detail"]
+    pieces = [body[at : at + 5] for at in range(0, len(body), 5)]
+    arriving = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    arriving.append({"type": "http.request", "body": b"", "more_body": False})
+    bodies = Bodies(measured, folder=tmp_path, files=most)
+    headers = [(b"content-type", b'multipart/form-data; boundary="edge"')]
+    assert below_http(bodies, "/gradio_api/upload", headers, arriving) == [status]
 
 
 def test_small_files_are_limited_in_number(sized, tmp_path):
