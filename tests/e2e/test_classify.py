@@ -108,6 +108,7 @@ def test_cancelling_or_leaving_keeps_what_is_finished(place, browser: Browser, t
 
     def work() -> None:
         classify.page.locator("#classify-file-go").click()
+        expect(classify.file_result).not_to_contain_text("Stopped", timeout=SLOW)  # of the one before
         expect(classify.file_result.locator("tbody tr").first).to_be_visible(timeout=SLOW)
 
     classify.upload("mails.csv", "mail\n" + "".join(f"Mail number {i}\n" for i in range(50_000)))
