@@ -70,9 +70,9 @@ def test_row_4_handlers_called_raw_with_junk_refuse_it(guarded: str, home: Path)
         def call(handler: dict) -> None:
             address = {"X-Forwarded-For": f"203.0.113.{handler['id']}"}
             with httpx.Client(base_url=guarded, timeout=60, cookies=asking.cookies, headers=address) as one:
-                for number, junk in enumerate(JUNK):
+                for junk in JUNK:
                     body = {"fn_index": handler["id"], "data": [junk] * len(handler["inputs"])}
-                    session = f"{handler['id']}-{number}"
+                    session = str(handler["id"])
                     if handler["queue"]:
                         said = json.dumps(ask(one, body, session))
                     else:

@@ -21,16 +21,6 @@ EXPECTED = ("fonts.googleapis.com", "Space not found", "net::ERR_")
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page()
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    yield page
-    page.close()
-    assert not [error for error in errors if not any(each in error for each in EXPECTED)]
-
-
-@pytest.fixture
 def space(tmp_path: Path) -> Iterator[Server]:
     """A new Space that downloads what its starter is made of, from an index that takes its time."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -41,6 +31,17 @@ def space(tmp_path: Path) -> Iterator[Server]:
         server = Server(free_port(), tmp_path / "log.txt", **SPACE, **environment)
         yield server
         server.stop()
+
+
+@pytest.fixture
+def page(browser: Browser, space: Server) -> Iterator[Page]:
+    """Closed before the server stops, of which an open page would complain."""
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    yield page
+    page.close()
+    assert not [error for error in errors if not any(each in error for each in EXPECTED)]
 
 
 def test_on_two_cores_the_page_is_there_while_the_starter_is_made(page: Page, space: Server):

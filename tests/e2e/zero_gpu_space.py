@@ -8,9 +8,17 @@ What is left out is what needs a card or its driver: the first tensor on it, and
 from __future__ import annotations
 
 import json
+import math
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+import httpx
+from torch import Tensor
+
+STEP = "/step"
+"""Which a decoding step asks for, so that a test can hold it; `spaces` does not."""
 
 
 class ZeroGpu:
@@ -19,11 +27,17 @@ class ZeroGpu:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.lends = True
+        self._steps_left, self._changed = math.inf, threading.Condition()
         asked, service = self.asked, self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 address = urlsplit(self.path)
+                if address.path == STEP:
+                    service._wait_for_a_step()
+                    self.send_response(204)
+                    self.end_headers()
+                    return
                 asked.append((address.path, {name: values[0] for name, values in parse_qs(address.query).items()}))
                 lent = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": str(len(asked))}
                 refused = address.path == "/schedule" and not service.lends
@@ -44,6 +58,17 @@ class ZeroGpu:
     def environment(self) -> dict[str, str]:
         address = f"http://127.0.0.1:{self._server.server_address[1]}"
         return {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": address}
+
+    def allow_steps(self, count: float) -> None:
+        """So many decoding steps happen, and no more."""
+        with self._changed:
+            self._steps_left = count
+            self._changed.notify_all()
+
+    def _wait_for_a_step(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._steps_left > 0)
+            self._steps_left -= 1
 
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]
@@ -67,10 +92,23 @@ def _leave_the_card_out() -> None:
     spaces.zero.torch.move = lambda callback=None: None
 
 
+def _ask_before_each_step() -> None:
+    from studio.backend.decoder import Decoder
+
+    step = Decoder.step
+
+    def asking(decoder: Decoder, token_id: int) -> Tensor:
+        httpx.post(os.environ["SPACES_ZERO_DEVICE_API_URL"] + STEP, timeout=60)
+        return step(decoder, token_id)
+
+    Decoder.step = asking  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     import sys
 
     _leave_the_card_out()
+    _ask_before_each_step()
     import app
     from studio.backend import child, slices
 

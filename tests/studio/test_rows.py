@@ -325,7 +325,7 @@ BITS += [b'{"a": 1}', b'[{"a": ', b"1e999", b"NaN", b"a,b\n", "é".encode(), b"\
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl", "x.parquet", "x.txt"])
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(BITS), max_size=40).map(b"".join)))
 def test_any_bytes_are_read_or_refused(rows, name, content):
     try:
