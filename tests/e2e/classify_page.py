@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response, expect
 
-from tests.e2e.studio_page import SLOW, settle, settle_to_leave
+from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave
 
 
 class ClassifyPage:
@@ -41,9 +41,7 @@ class ClassifyPage:
         settle(self.page)
 
     def choose(self, element: str, option: str | re.Pattern) -> None:
-        self.page.locator(f"#{element} input").click()
-        self.page.get_by_role("option", name=option).click()
-        expect(self.page.get_by_role("option")).to_have_count(0)
+        choose(self.page, element, option)
 
     def upload(self, name: str, content: str) -> None:
         self.page.get_by_role("tab", name="A file").click()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.studio_page import SLOW, settle, settle_to_leave
+from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave
 
 
 class FinetunePage:
@@ -52,9 +52,7 @@ class FinetunePage:
         field.press("Tab")
 
     def choose(self, element: str, option: str) -> None:
-        """Of a dropdown."""
-        self.page.locator(f"#{element} input").click()
-        self.page.get_by_role("option", name=option, exact=True).click()
+        choose(self.page, element, option, exact=True)
 
     def begin(self, **settings: object) -> str:
         """Starts a run with these settings; returns its id, which the address then has."""

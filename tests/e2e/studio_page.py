@@ -99,6 +99,14 @@ def settle_to_leave(page: Page) -> None:
         settle(page, most_ms=1000)
 
 
+def choose(page: Page, element: str, option: str | re.Pattern[str], exact: bool = False) -> None:
+    """Of a dropdown, whose list is gone afterwards: another's may have the same options."""
+    page.locator(f"#{element} input").click()
+    offered = page.get_by_test_id("dropdown-option")
+    offered.and_(page.get_by_role("option", name=option, exact=exact)).click()
+    expect(offered).to_have_count(0)
+
+
 def finish_transitions(page: Page) -> None:
     """Waits until colours that are changing have their last value."""
     page.evaluate("""() => Promise.allSettled(

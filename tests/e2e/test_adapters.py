@@ -16,7 +16,7 @@ from studio.backend.runs import RunStore
 from tests.builders.adapters import make_adapter
 from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
-from tests.e2e.studio_page import SLOW, StudioPage
+from tests.e2e.studio_page import SLOW, StudioPage, choose
 
 QUESTION = "Say 7"
 HOSTILE = "Pirate <b>${window.__p=1}"
@@ -55,8 +55,7 @@ class AdapterPage(StudioPage):
         self.difference = page.locator(".rp-difference")
 
     def pick(self, name: str) -> None:
-        self.picker.click()
-        self.page.get_by_role("option", name=name).click()
+        choose(self.page, "adapter", name)
         expect(self.picker).to_have_value(re.compile(re.escape(name)))
 
     def settle(self, tokens: int = 12, seed: int = 7) -> None:

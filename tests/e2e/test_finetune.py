@@ -34,7 +34,7 @@ ROWS = "".join(
     for i in range(40)
 ).encode()
 TOKEN = "hf_S3cretOfThisMachine"
-LONG = {"max_steps": 5000, "eval_steps": 50, "save_steps": 50, "max_length": 64, "sample_tokens": 2}
+LONG = {"max_steps": 5000, "eval_steps": 25, "save_steps": 25, "max_length": 64, "sample_tokens": 2}
 
 
 class Place:
@@ -196,7 +196,10 @@ def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, br
     phone.until_state("Cancelled")
     cancelled = place.store.get(run_id)
     until(lambda: not is_alive(cancelled))
-    assert (cancelled.adapter / "adapter_config.json").is_file()
+    assert (cancelled.adapter / "adapter_model.safetensors").is_file()
+    events = [*cancelled.events.read()]
+    assert {event.step for event in events if event.kind == "log"} == set(range(1, cancelled.step + 1))
+    assert [event.kind for event in events].count("resumed") == 1
     other.close()
 
 

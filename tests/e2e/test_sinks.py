@@ -21,7 +21,7 @@ from tests.builders.toy_runs import toy_run
 from tests.builders.visitors import Studio, Visitor, two_visitors
 from tests.e2e.classify_page import ClassifyPage
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, StudioPage
+from tests.e2e.studio_page import SLOW, StudioPage, choose
 
 # As long as a name may be, and without the slashes that none has.
 NAME = "<img src=x onerror=window.__p=1>${window.__p=1}{{__p=1}}<svg onload=__p=1>"
@@ -94,8 +94,7 @@ def test_chat(ada: Watched, page: Page):
     chat.set_length(12)
     page.locator("#set-seed textarea, #set-seed input").fill("7")
     page.locator("#system textarea").fill(LABELS[1])
-    page.locator("#adapter input").click()
-    page.get_by_role("option", name=NAME).click()
+    choose(page, "adapter", NAME)
     page.locator("#beside input").check()
     says(page.locator("#sides h2"), NAME)
     chat.ask(ALL)

@@ -16,8 +16,9 @@ from tests.builders.adapters import make_adapter
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy
 from tests.builders.waiting import until
+from tests.e2e.classify_page import ClassifyPage
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, Server, StudioPage
+from tests.e2e.studio_page import SLOW, Server, StudioPage, choose
 from tests.e2e.zero_gpu_space import ZeroGpu
 
 RUN = {"eval_steps": 20, "save_steps": 20, "max_length": 64, "sample_tokens": 2}
@@ -66,11 +67,6 @@ def chat(page: Page, space: Space) -> StudioPage:
     return StudioPage(page, space.server.url).open()
 
 
-def pick(chat: StudioPage, name: str) -> None:
-    chat.page.locator("#adapter input").click()
-    chat.page.get_by_role("option", name=name).click()
-
-
 def test_an_answer_its_routing_and_an_adapters_come_from_the_process_with_the_gpu(chat: StudioPage, space: Space):
     expect(chat.page.locator("#status")).to_contain_text("ZeroGPU writes the answers")
     assert space.gpu.paths()[0] == "/startup-report", "the Space is told that there is something to lend a GPU for"
@@ -83,7 +79,7 @@ def test_an_answer_its_routing_and_an_adapters_come_from_the_process_with_the_gp
     assert [path for path, _ in asked] == ["/schedule", "/allow", "/release"]
     assert int(asked[0][1]["durationSeconds"]) < 30, "no more of a visitor's quota than such an answer may take"
     assert int(asked[1][1]["pid"]) != space.server.process.pid
-    pick(chat, "Lawyer")
+    choose(chat.page, "adapter", "Lawyer")
     chat.page.locator("#new-chat").click()
     expect(chat.answers).to_have_count(0)
     assert chat.ask_and_wait("Say 7") != own
@@ -115,13 +111,13 @@ def test_where_no_gpu_is_free_the_message_comes_back(chat: StudioPage, space: Sp
         space.gpu.lends = True
 
 
-def test_texts_are_classified_without_one(chat: StudioPage, space: Space):
+def test_texts_are_classified_without_one(page: Page, space: Space):
+    classify = ClassifyPage(page, space.server.url).open()
     before = len(space.gpu.asked)
-    chat.page.get_by_role("tab", name="Classify").click()
-    chat.page.locator("#classify-labels textarea").fill("odd, even")
-    chat.page.locator("#classify-box textarea").fill("7")
-    chat.page.locator("#classify-go").click()
-    expect(chat.page.locator("#classify-result")).to_contain_text("even", timeout=SLOW)
+    classify.labels.fill("odd, even")
+    classify.box.fill("7")
+    classify.page.locator("#classify-go").click()
+    expect(classify.result).to_contain_text("even", timeout=SLOW)
     assert space.lent_since(before) == []
 
 

@@ -3,10 +3,7 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +13,6 @@ from studio.backend.jobs import Jobs
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore, is_alive
 from studio.errors import StudioError
-from tests.builders.toy_folder import toy_folder, toy_rows
 from tests.builders.waiting import until
 
 # Works until it is cancelled, or as its preset says; deaf to signals but SIGKILL where it is "hot".
@@ -263,40 +259,3 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path):
         child.run_json(["-c", code], cancel)
     stopper.join()
     assert not psutil.pid_exists(int(pid_file.read_text()))
-
-
-@pytest.mark.processes
-def test_the_real_trainer_outlives_its_server_and_goes_on_after_a_kill(store, tmp_path):
-    """The server that starts it is a process of its own and is killed; a second one finds the run, which is killed
-    too, and resumed."""
-    settings = {
-        "model": str(toy_folder(tmp_path / "toy")), "data": str(toy_rows(tmp_path / "rows.jsonl")), "precision": "fp32",
-        "max_length": 64, "max_steps": 400, "eval_steps": 10, "save_steps": 10, "sample_tokens": 2, "batch_size": 2,
-    }  # fmt: skip
-    run = store.create(Recipe.from_settings(settings))
-    code = (
-        "import time; from studio.backend import child; child.NICENESS = 0\n"
-        "from studio.backend.jobs import Jobs; Jobs().open(); time.sleep(600)"
-    )
-    server = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-    try:
-        running = until(lambda: (now := store.get(run.id)).step >= 12 and now, 120)
-    finally:
-        server.kill()
-        server.wait()
-    until(lambda: store.get(run.id).step > running.step)  # it goes on alone
-    queue = Jobs(store)
-    queue.open()
-    try:
-        os.kill(running.pid, signal.SIGKILL)
-        until_state(store, run.id, "interrupted")
-        step = store.get(run.id).step
-        queue.resume(run.id)
-        until(lambda: store.get(run.id).step > step, 120)
-        queue.cancel(run.id)
-        ended = until(lambda: (now := store.get(run.id)).state == "cancelled" and now, 120)
-    finally:
-        queue.close()
-    steps = [event.step for event in run.events.read() if event.kind == "log"]
-    assert set(steps) == set(range(1, ended.step + 1)) and (ended.adapter / "adapter_model.safetensors").is_file()
-    assert [event.kind for event in run.events.read()].count("resumed") == 1
