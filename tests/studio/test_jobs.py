@@ -1,4 +1,4 @@
-"""The queue and its supervisor, with a stand-in for the trainer; with the real one it is `tests/e2e/test_finetune.py`."""
+"""The queue and its supervisor, with a stand-in for the trainer; `tests/e2e/test_finetune.py` has the real one."""
 
 import os
 import shutil
