@@ -303,7 +303,9 @@ def test_a_phone_shows_both_sides_below_each_other(chat: AdapterPage, size):
 def test_picking_and_comparing_by_keyboard_alone(chat: AdapterPage):
     chat.settle()
     chat.picker.focus()
+    expect(chat.picker).to_have_attribute("aria-activedescendant", re.compile("option-0$"))
     chat.page.keyboard.press("ArrowDown")
+    expect(chat.picker).to_have_attribute("aria-activedescendant", re.compile("option-1$"))
     chat.page.keyboard.press("Enter")
     expect(chat.picker).not_to_have_value("No adapter (base model)")
     expect(chat.beside).to_be_enabled()
