@@ -6,8 +6,6 @@ with toy_studio(folder) as toy: ...               # over a toy whose decoding st
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from studio.backend.engine import Engine
 from studio.backend.exposure import Exposure
 from studio.backend.jobs import Jobs
 from studio.ui.layout import build, launch_settings
+from tests.builders.gate import Gate
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy
 
@@ -32,27 +31,16 @@ def serving(engine: Engine, exposure: Exposure) -> Iterator[str]:
         page.close()
 
 
-class Steps:
-    """Decoding steps of an engine. While they are held, each waits until it is allowed."""
+class Steps(Gate):
+    """Decoding steps of an engine."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         assert engine._decoder is not None
-        self._allowed, self._changed = math.inf, threading.Condition()
         self._plain, engine._decoder.step = engine._decoder.step, self._step  # type: ignore[method-assign]
 
-    def hold(self) -> None:
-        with self._changed:
-            self._allowed = 0
-
-    def allow(self, count: float = math.inf) -> None:
-        with self._changed:
-            self._allowed += count
-            self._changed.notify_all()
-
     def _step(self, token_id: int):
-        with self._changed:
-            self._changed.wait_for(lambda: self._allowed > 0)
-            self._allowed -= 1
+        self.wait()
         return self._plain(token_id)
 
 

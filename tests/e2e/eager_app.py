@@ -1,15 +1,14 @@
-"""`app.py` for tests, which ends where a module of ours warns when it is imported.
+"""`app.py` for tests: a warning while our modules are imported ends it.
 
     python -m tests.e2e.eager_app --port 7860
 
-Its training runs take as much of the processor as anything else: where other workers keep it busy, a run that leaves
-it to them would never come to an end.
+Training runs have normal priority: with the usual low one they would starve beside other workers.
 """
 
 import sys
 import warnings
 
-# What libraries warn of in their own modules is not ours to mend.
+# Imported first: the warnings of libraries are not ours to fix.
 import bitsandbytes  # noqa: F401
 import gradio  # noqa: F401
 import peft  # noqa: F401

@@ -100,7 +100,7 @@ def settle_to_leave(page: Page) -> None:
 
 
 def choose(page: Page, element: str, option: str | re.Pattern[str], exact: bool = False) -> None:
-    """Of a dropdown, whose list is gone afterwards: another's may have the same options."""
+    """Pick an option of a dropdown, and wait until its list is closed: the next list may have the same options."""
     page.locator(f"#{element} input").click()
     offered = page.get_by_test_id("dropdown-option")
     offered.and_(page.get_by_role("option", name=option, exact=exact)).click()

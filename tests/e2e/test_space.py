@@ -35,7 +35,7 @@ def space(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def page(browser: Browser, space: Server) -> Iterator[Page]:
-    """Closed before the server stops, of which an open page would complain."""
+    """Closes before the server stops: an open page would log errors."""
     page = browser.new_page()
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

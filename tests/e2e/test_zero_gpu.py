@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,11 +89,12 @@ def test_an_answer_its_routing_and_an_adapters_come_from_the_process_with_the_gp
 def test_stop_gives_the_gpu_back(chat: StudioPage, space: Space):
     chat.set_length(3000)
     before = len(space.gpu.asked)
-    space.gpu.allow_steps(8)
+    space.gpu.steps.hold()
+    space.gpu.steps.allow(8)
     chat.ask("Say 7")
     expect(chat.tokens.nth(3)).to_be_visible(timeout=SLOW)
     chat.stop.dispatch_event("click")
-    space.gpu.allow_steps(math.inf)
+    space.gpu.steps.allow()
     partial = chat.wait()
     expect(chat.page.locator("#stats")).to_contain_text("stopped")
     assert space.lent_since(before) == ["/schedule", "/allow", "/release"]

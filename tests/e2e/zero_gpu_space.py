@@ -8,17 +8,17 @@ What is left out is what needs a card or its driver: the first tensor on it, and
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
-from torch import Tensor
+
+from tests.builders.gate import Gate
 
 STEP = "/step"
-"""Which a decoding step asks for, so that a test can hold it; `spaces` does not."""
+"""Requested before each decoding step, so that a test can hold it; not part of the real service."""
 
 
 class ZeroGpu:
@@ -27,14 +27,14 @@ class ZeroGpu:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.lends = True
-        self._steps_left, self._changed = math.inf, threading.Condition()
+        self.steps = Gate()
         asked, service = self.asked, self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 address = urlsplit(self.path)
                 if address.path == STEP:
-                    service._wait_for_a_step()
+                    service.steps.wait()
                     self.send_response(204)
                     self.end_headers()
                     return
@@ -58,17 +58,6 @@ class ZeroGpu:
     def environment(self) -> dict[str, str]:
         address = f"http://127.0.0.1:{self._server.server_address[1]}"
         return {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": address}
-
-    def allow_steps(self, count: float) -> None:
-        """So many decoding steps happen, and no more."""
-        with self._changed:
-            self._steps_left = count
-            self._changed.notify_all()
-
-    def _wait_for_a_step(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._steps_left > 0)
-            self._steps_left -= 1
 
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]
@@ -97,7 +86,7 @@ def _ask_before_each_step() -> None:
 
     step = Decoder.step
 
-    def asking(decoder: Decoder, token_id: int) -> Tensor:
+    def asking(decoder: Decoder, token_id: int):
         httpx.post(os.environ["SPACES_ZERO_DEVICE_API_URL"] + STEP, timeout=60)
         return step(decoder, token_id)
 

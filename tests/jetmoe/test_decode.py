@@ -12,6 +12,7 @@ pytestmark = pytest.mark.compiles
 
 def test_prefill_compiles_too():
     model = toy_model(num_hidden_layers=1)
+    # Traced as for inductor, without its half minute of g++; the tests of decoding steps generate code.
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.no_grad():
         expected = model(PROMPT.repeat(1, 4), use_cache=False).logits

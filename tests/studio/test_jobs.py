@@ -206,14 +206,15 @@ def test_a_damaged_store_is_made_again_while_a_run_goes_on(store, supervise):
     until(lambda: store.get(run.id).step > 1)
 
     def damaged() -> bool:
-        # More than once: whoever writes at that moment puts back a file that small out of its log.
+        # Repeated until it is noticed: the WAL checkpoint of a writer can restore so small a file.
         if "made again" not in queue.notice:
             store.path.write_bytes(b"not a database, " * 64)
         return "made again" in queue.notice
 
     def kept() -> bool:
         with suppress(StudioError):
-            return store.get(run.id).name == "kept" and store.get(run.id).state in ("running", "interrupted")
+            found = store.get(run.id)
+            return found.name == "kept" and found.state in ("running", "interrupted")
         return False
 
     until(damaged)

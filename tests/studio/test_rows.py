@@ -81,7 +81,7 @@ def test_lines_are_those_of_the_file(rows):
 
 
 def test_lines_after_a_stray_quote_are_rows_of_their_own(rows):
-    """Its record had taken them in; their numbers are those of the file."""
+    """The broken record had swallowed them; they keep their line numbers."""
     good, bad, _ = rows("x.csv", 'text,n\n1,"two\nlines"x\nlast,2\n')
     assert [row.line for row in bad] == [2, 3] and [(row.line, row.cells["text"]) for row in good] == [(4, "last")]
 

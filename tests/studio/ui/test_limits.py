@@ -140,7 +140,7 @@ def test_bodies_are_counted_while_they_arrive(sized):
 
 
 def below_http(bodies: Bodies, path: str, headers: list, arriving: list[dict]) -> list[int]:
-    """The status of the answers to a request that arrives in these pieces; those that are not read stay in the list."""
+    """Return the statuses sent for a request that arrives in these pieces; unread pieces stay in the list."""
     sent: list[dict] = []
 
     async def receive():
