@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from studio.analysis.load import Unit, strongest
 from studio.backend.recipe import Recipe
 from studio.backend.runs import RunStore
 from tests.builders.adapters import make_adapter
+from tests.builders.decimals import to_fixed
 from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import SLOW, StudioPage, choose
@@ -248,9 +248,7 @@ def replayed(tuned: Tuned, trace: RoutingTrace) -> RoutingTrace:
 
 
 def percent(share: float) -> str:
-    """Halves are rounded up, as by JavaScript."""
-    places = Decimal("0.1") if 0 < share < 0.1 else Decimal(1)
-    return f"{Decimal(100 * share).quantize(places, ROUND_HALF_UP)} %"
+    return f"{to_fixed(100 * share, 1 if 0 < share < 0.1 else 0)} %"
 
 
 def test_side_by_side_compares_by_itself_and_the_bases_answer_has_its_own_routing(chat: AdapterPage):

@@ -21,6 +21,7 @@ from studio.ui.headers import SafeHeaders
 from studio.ui.identity import Identity
 from studio.ui.runs_panel import opened, runs_panel
 from studio.ui.theme import css, theme
+from tests.builders.decimals import to_fixed
 from tests.builders.ports import free_port
 from tests.builders.toy_runs import HOSTILE, SENTENCE, ToyRun, fill, toy_run
 from tests.e2e.studio_page import ROOT
@@ -258,7 +259,7 @@ def test_the_heat_map_shows_every_evaluation(page: Page, site: Site):
     heat.locator("canvas").nth(1).focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
-    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {loads[1][1][1][1]:.3f}")
+    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {to_fixed(loads[1][1][1][1], 3)}")
     heat.get_by_role("radio", name="moved since the first").check()
     expect(heat.locator(".rn-ends")).to_contain_text("change of the share")
 
