@@ -15,16 +15,16 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 # Before everything that imports torch: on a ZeroGPU Space it plays a GPU that is lent later.
-from studio.backend import zero_gpu  # isort: split
+from studio.backend.system import zero_gpu  # isort: split
 
-from studio.backend.engine import Engine
-from studio.backend.exposure import Exposure
-from studio.backend.jobs import Jobs
-from studio.backend.memory import first_model
-from studio.backend.starter import ConsoleProgress
-from studio.backend.zero_engine import ZeroEngine
+from studio.backend.chat.engine import Engine
+from studio.backend.chat.zero_engine import ZeroEngine
+from studio.backend.hosting.exposure import Exposure
+from studio.backend.models.placement import first_model
+from studio.backend.models.starter import ConsoleProgress
+from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
-from studio.ui.layout import build, launch_settings
+from studio.ui.page.layout import build, launch_settings
 
 PORT = 7860
 

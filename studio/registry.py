@@ -1,23 +1,29 @@
 """A new file in a folder is a new feature: tabs, routing views, data formats and recipes are found, never listed.
 
 from studio.registry import discover
-for tab in discover("studio.ui.tabs", "TAB"):
+for tab in discover("studio.ui", "TAB", module="tab"):
     tab.build(engine, jobs, tab.keep())
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from typing import Any
 
 
-def discover(package: str, name: str) -> list[Any]:
-    """What every module of `package` registers under `name`, by its `order`.
+def discover(package: str, name: str, module: str | None = None) -> list[Any]:
+    """Return what the modules of `package` register under `name`, sorted by their `order`.
+
+    Args:
+        module: look into this module of each folder of `package` that has it, instead of the modules of `package`.
 
     Raises:
-        AttributeError: a module of the package does not define `name`.
+        AttributeError: a module does not define `name`.
     """
-    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-    found = [getattr(importlib.import_module(f"{package}.{module.name}"), name) for module in modules]
-    return sorted(found, key=lambda feature: feature.order)
+    folder = importlib.import_module(package)
+    modules = [f"{package}.{found.name}" for found in pkgutil.iter_modules(folder.__path__)]
+    if module:
+        modules = [f"{each}.{module}" for each in modules if importlib.util.find_spec(f"{each}.{module}")]
+    return sorted((getattr(importlib.import_module(each), name) for each in modules), key=lambda each: each.order)

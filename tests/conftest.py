@@ -75,8 +75,8 @@ def worker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def starter_path(worker_home: Path) -> Path:
     """The real starter model, in this worker's home; built once, in the person's own, for all of them."""
-    from studio.backend import starter
-    from studio.backend.home import home
+    from studio.backend.models import starter
+    from studio.backend.system.home import home
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STUDIO_HOME")
@@ -91,7 +91,7 @@ def starter_path(worker_home: Path) -> Path:
 @pytest.fixture(scope="session")
 def dense_gguf(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dense model that the starter is made of."""
-    from studio.backend import starter
+    from studio.backend.models import starter
 
     return starter.dense_gguf(tmp_path_factory.mktemp("dense"), lambda fraction, text: None)
 
@@ -99,7 +99,7 @@ def dense_gguf(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def starter_engine(starter_path: Path):
     """The starter in an engine that never compiles; whoever changes it puts it back."""
-    from studio.backend.engine import Engine
+    from studio.backend.chat.engine import Engine
 
     engine = Engine(compile_steps=False)
     engine.load("starter")

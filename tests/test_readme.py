@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studio.ui import sign_in
+from studio.ui.server import sign_in
 
 ROOT = Path(__file__).parents[1]
 # https://huggingface.co/docs/hub/spaces-config-reference

@@ -19,12 +19,12 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from studio.backend import starter
-from studio.backend.child import ROOT, run_json
-from studio.backend.decoder import cpp_compiler
-from studio.backend.exposure import Exposure
-from studio.backend.home import home
-from studio.backend.memory import default_dtype
+from studio.backend.chat.decoder import cpp_compiler
+from studio.backend.hosting.exposure import Exposure
+from studio.backend.models import starter
+from studio.backend.models.placement import default_dtype
+from studio.backend.system.home import home
+from studio.backend.system.process import ROOT, run_json
 from studio.errors import StudioError
 
 NEED_DISK_GIB = 3.0
@@ -143,13 +143,15 @@ def _opened() -> Check:
 
 def _page() -> Check:
     try:
-        facts = run_json(["-m", "studio.ui.page_facts"])
+        facts = run_json(["-m", "studio.ui.page.page_facts"])
     except StudioError as error:
         return Check("page", False, str(error), "Run `python app.py`, and see what it says.")
     problems = [f"no {name}" for name in facts["missing_headers"]] + [f"{name} is on" for name in facts["open"]]
     problems += ["other websites are answered"] * facts["answers_others"]
     fine = "headers are set; monitoring, run history and tools are off"
-    return Check("page", not problems, ", ".join(problems) or fine, "Undo what was changed in studio/ui/layout.py.")
+    return Check(
+        "page", not problems, ", ".join(problems) or fine, "Undo what was changed in studio/ui/page/layout.py."
+    )
 
 
 def _answers(model: str) -> Check:

@@ -177,7 +177,7 @@ class Range(NamedTuple):
         )
 
 
-# The format of `studio/backend/formats/labelled.py`.
+# The format of `studio/backend/data/formats/labelled.py`.
 LABELLED = "labelled"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
 CHOICES = {

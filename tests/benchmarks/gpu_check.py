@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from studio.backend import bench
+from studio.backend.bench import report as bench
 
 RESULTS = Path(__file__).parent / "results"
 # JetMoE-8B's expert projections, out x in.

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from jetmoe import JetMoeForCausalLM
 from jetmoe.loading import load
-from studio.backend import catalog
+from studio.backend.models import catalog
 
 HELD_OUT = Path(__file__).parents[1] / "data" / "held_out"
 WINDOW = 1024

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jetmoe import RoutingRecorder
 from jetmoe.routers import CHUNK
-from studio.backend import starter
+from studio.backend.models import starter
 
 HELD_OUT = Path(__file__).parents[1] / "data" / "held_out"
 

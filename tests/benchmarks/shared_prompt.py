@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.shared_prompt                # 32 dictionary entries, four labels, the starter
 
-Both give the same scores (`tests/studio/test_classify.py`). Each way warms up once; then the median of three.
+Both give the same scores (see `test_zero_shot.py`). Each way warms up once; then the median of three.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-from studio.backend.bench_classifying import texts_of
-from studio.backend.classify import LabelTask, ZeroShot
-from studio.backend.engine import Engine
-from tests.studio.test_classify import LABELS, one_by_one
+from studio.backend.bench.classifying import texts_of
+from studio.backend.chat.engine import Engine
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
+from tests.studio.backend.classification.test_zero_shot import LABELS, one_by_one
 
 TEXTS = 32
 REPEATS = 3

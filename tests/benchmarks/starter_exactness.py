@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import jetmoe  # noqa: F401 - the Auto classes return its model
 from jetmoe.upcycle import load_dense
-from studio.backend import starter
+from studio.backend.models import starter
 
 PROMPTS = [
     "The capital of France is",

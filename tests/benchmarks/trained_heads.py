@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from studio.analysis.measures import majority_baseline, tfidf_baseline
-from studio.backend import train
-from studio.backend.events import TrainEvent
-from studio.backend.home import home
+from studio.backend.classification.trained import TrainedClassifier
+from studio.backend.classification.trained_predictions import TrainedHead
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run
-from studio.backend.trained_classifier import TrainedClassifier
-from studio.backend.trained_predictions import TrainedHead
+from studio.backend.runs.events import TrainEvent
+from studio.backend.runs.store import Run
+from studio.backend.system.home import home
+from studio.backend.training import run as train
 from studio.errors import StudioError
 from tests.benchmarks.open_data import DATA_SETS, Example, find, judged, shuffled
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from studio.analysis.measures import Measures, majority_baseline, measure
-from studio.backend.classify import LabelTask, ZeroShot
-from studio.backend.engine import Engine
-from studio.backend.home import home
+from studio.backend.chat.engine import Engine
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
+from studio.backend.system.home import home
 from studio.errors import StudioError
 from tests.benchmarks.open_data import DATA_SETS, SEED, DataSet, Example, find, judged, shuffled
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from studio.cli import app
-from studio.ui import page_facts
+from studio.cli.main import app
+from studio.ui.page import page_facts
 
 
 def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) -> Any:
-    """In the place of `studio.backend.child.run_json`, which has tests of its own; nothing is cancelled here."""
-    if list(arguments) == ["-m", "studio.ui.page_facts"]:
+    """Replaces `process.run_json`, which has its own tests; nothing is cancelled here."""
+    if list(arguments) == ["-m", "studio.ui.page.page_facts"]:
         return page_facts.facts()
     assert list(arguments[:2]) == ["-m", "studio"]
     result = CliRunner().invoke(app, arguments[2:])

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.backend.engine import Engine
-from studio.backend.exposure import Exposure
-from studio.backend.jobs import Jobs
-from studio.ui.layout import build, launch_settings
+from studio.backend.chat.engine import Engine
+from studio.backend.hosting.exposure import Exposure
+from studio.backend.training.queue import Jobs
+from studio.ui.page.layout import build, launch_settings
 from tests.builders.gate import Gate
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy

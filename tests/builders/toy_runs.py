@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run, RunStore
+from studio.backend.runs.store import Run, RunStore
 
 HOSTILE = ("<img src=x onerror=window.__p=1>", "${window.__p=1}", "{{constructor.constructor('window.__p=1')()}}")
 SENTENCE = (
@@ -19,7 +19,7 @@ LAYERS, KINDS, GROUPS = 6, ("MoA", "MoE"), 4
 
 @dataclass
 class ToyRun:
-    """Appends to a run of the store what `studio.backend.watch` would."""
+    """Appends to a run of the store what `studio.backend.training.callback` would."""
 
     store: RunStore
     run: Run

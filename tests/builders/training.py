@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from studio.backend import train
 from studio.backend.recipe import Recipe
-from studio.backend.runs import Run
+from studio.backend.runs.store import Run
+from studio.backend.training import run as train
 from tests.builders.toy_folder import toy_folder, toy_rows
 
 ROOT = Path(__file__).parents[2]

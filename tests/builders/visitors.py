@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import pytest
 
-from studio.backend import uploads
-from studio.backend.engine import Engine
-from studio.backend.exposure import Exposure
-from studio.backend.jobs import Jobs
-from studio.ui.downloads import LABELLED_ENDING
-from studio.ui.identity import Visitors, secret
-from studio.ui.layout import build, launch_settings
-from studio.ui.trace_store import traces
+from studio.backend.chat.engine import Engine
+from studio.backend.data import uploads
+from studio.backend.hosting.exposure import Exposure
+from studio.backend.training.queue import Jobs
+from studio.ui.common.downloads import LABELLED_ENDING
+from studio.ui.common.trace_store import traces
+from studio.ui.page.layout import build, launch_settings
+from studio.ui.server.identity import Visitors, secret
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_runs import toy_run

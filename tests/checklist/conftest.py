@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from studio.backend import accounts
-from studio.backend.engine import Engine
-from studio.backend.exposure import Exposure
+from studio.backend.chat.engine import Engine
+from studio.backend.hosting import accounts
+from studio.backend.hosting.exposure import Exposure
 from tests.builders.served import serving
 from tests.builders.toy_folder import toy_folder
 

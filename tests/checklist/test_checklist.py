@@ -18,12 +18,12 @@ from gradio_client import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.backend.engine import Engine
-from studio.backend.jobs import Jobs
+from studio.backend.chat.engine import Engine
+from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
-from studio.ui.layout import build, launch_settings
-from studio.ui.recipe_form import NAMES
-from studio.ui.sampling_form import read_sampling
+from studio.ui.chat.sampling_form import read_sampling
+from studio.ui.finetune.recipe_form import NAMES
+from studio.ui.page.layout import build, launch_settings
 from tests.builders.waiting import until
 from tests.checklist.conftest import NAME, PASSWORD
 
@@ -122,9 +122,9 @@ def test_row_6_sampling_is_bounded_on_the_server(place, bad):
 @pytest.mark.parametrize("name", [name for name in NAMES if name in ("r", "learning_rate", "max_steps", "batch_size")])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e12, -1, "x", None, [1]])
 def test_row_6_settings_of_a_run_are_bounded_too(name, bad, engine):
-    from studio.backend.jobs import Jobs
-    from studio.ui.finetune_handlers import FinetuneHandlers
-    from studio.ui.run_draft import Draft
+    from studio.backend.training.queue import Jobs
+    from studio.ui.finetune.handlers import FinetuneHandlers
+    from studio.ui.finetune.run_draft import Draft
 
     handlers = FinetuneHandlers(engine, Jobs())
     draft = handlers.fresh()
@@ -330,7 +330,7 @@ def test_nothing_is_answered_before_a_login(guarded: str):
 
 
 def test_who_logs_in_is_answered_until_removed(guarded: str, users: Path):
-    from studio.backend.accounts import Accounts
+    from studio.backend.hosting.accounts import Accounts
 
     with httpx.Client(base_url=guarded, timeout=30) as asking:
         assert asking.post("/login", data={"username": NAME, "password": "wrong"}).status_code == 400
@@ -345,7 +345,7 @@ def test_who_logs_in_is_answered_until_removed(guarded: str, users: Path):
 
 
 def test_a_changed_password_ends_what_was_opened_with_the_old_one(guarded: str, users: Path):
-    from studio.backend.accounts import Accounts
+    from studio.backend.hosting.accounts import Accounts
 
     Accounts(users).add("eve", PASSWORD)
     with httpx.Client(base_url=guarded, timeout=30) as asking, httpx.Client(base_url=guarded, timeout=30) as other:

@@ -17,8 +17,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("error", DeprecationWarning)
     warnings.simplefilter("error", UserWarning)
     import app
-    from studio.backend import child
+    from studio.backend.system import process
 
 if __name__ == "__main__":
-    child.NICENESS = 0
+    process.NICENESS = 0
     sys.exit(app.main())

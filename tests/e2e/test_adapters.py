@@ -11,7 +11,7 @@ from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flip_shares, flips
 from studio.analysis.load import Unit, strongest
 from studio.backend.recipe import Recipe
-from studio.backend.runs import RunStore
+from studio.backend.runs.store import RunStore
 from tests.builders.adapters import make_adapter
 from tests.builders.decimals import to_fixed
 from tests.builders.served import Steps, ToyStudio

@@ -7,9 +7,9 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from studio.backend import train
-from studio.backend.label_prompt import TEMPLATES
+from studio.backend.classification.label_prompt import TEMPLATES
 from studio.backend.recipe import Recipe
+from studio.backend.training import run as train
 from tests.builders.served import ToyStudio
 from tests.builders.toy_labels import classifier_settings
 from tests.e2e.classify_page import ClassifyPage

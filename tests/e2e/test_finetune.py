@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from studio.backend.bench_viewers import viewers
+from studio.backend.bench.viewers import viewers
 from studio.backend.recipe import Recipe
-from studio.backend.runs import RunStore, is_alive
+from studio.backend.runs.store import RunStore, is_alive
 from studio.errors import StudioError
 from tests.builders.adapters import make_adapter
 from tests.builders.fake_hub import REPO, FakeHub, serving_hub

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from playwright.sync_api import expect
 
-from studio.ui.conversation import Answer, Conversation, Turn
-from studio.ui.conversation_file import export_conversation
+from studio.ui.chat.conversation import Answer, Conversation, Turn
+from studio.ui.chat.conversation_file import export_conversation
 from tests.builders.hostile import PAYLOADS
 from tests.builders.traces import exported_trace, make_trace
 from tests.e2e.studio_page import SLOW, StudioPage, shown_token

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from jetmoe.routing import RoutingTrace
 from studio.analysis.load import load, strongest
-from studio.backend.engine import Engine
+from studio.backend.chat.engine import Engine
 from tests.builders.decimals import to_fixed
 from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import StudioPage

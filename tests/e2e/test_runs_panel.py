@@ -13,20 +13,19 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from starlette.middleware import Middleware
 
-from studio.backend import run_views
-from studio.backend.run_views import RunViews
-from studio.backend.runs import RunStore
-from studio.ui import watching
-from studio.ui.headers import SafeHeaders
-from studio.ui.identity import Identity
-from studio.ui.runs_panel import opened, runs_panel
-from studio.ui.theme import css, theme
+from studio.backend.runs.store import RunStore, views
+from studio.backend.runs.views import RunViews
+from studio.ui.finetune.runs.runs_panel import opened, runs_panel
+from studio.ui.page.theme import css, theme
+from studio.ui.server import run_routes
+from studio.ui.server.headers import SafeHeaders
+from studio.ui.server.identity import Identity
 from tests.builders.decimals import to_fixed
 from tests.builders.ports import free_port
 from tests.builders.toy_runs import HOSTILE, SENTENCE, ToyRun, fill, toy_run
 from tests.e2e.studio_page import ROOT
 
-SCRIPTS = ROOT / "studio" / "ui" / "runs"
+SCRIPTS = ROOT / "studio" / "ui" / "finetune" / "runs"
 PHONE = (390, 844)
 
 
@@ -44,7 +43,7 @@ class Site:
             server_port=port, prevent_thread_lock=True, quiet=True, theme=theme(), css=css(), ssr_mode=False,
             footer_links=[], app_kwargs={
                 "middleware": [Middleware(SafeHeaders), Middleware(Identity)],
-                "routes": watching.routes(RunViews(self.store)),
+                "routes": run_routes.routes(RunViews(self.store)),
             },
         )  # fmt: skip
 
@@ -123,7 +122,7 @@ def test_the_list_shows_every_run_and_finds_it(page: Page, site: Site):
 
 
 def test_an_empty_list_says_what_to_do(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_views, "READ_EVERY_S", 0.0)
+    monkeypatch.setattr(views, "READ_EVERY_S", 0.0)
     empty = Site(tmp_path)
     page.clock.install()
     page.goto(empty.url)

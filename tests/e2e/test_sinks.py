@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from studio.backend import train
-from studio.backend.adapters import import_adapter
+from studio.backend.adapters.find import import_adapter
 from studio.backend.recipe import Recipe
-from studio.ui.identity import Visitors, secret
+from studio.backend.training import run as train
+from studio.ui.server.identity import Visitors, secret
 from tests.builders.adapters import make_adapter
 from tests.builders.hostile import PAYLOADS
 from tests.builders.toy_labels import classifier_settings, labelled_file

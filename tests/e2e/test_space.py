@@ -1,5 +1,5 @@
 """The studio as a Space of two cores starts it; on ZeroGPU it is `test_zero_gpu.py`, and what a GPU changes is in
-`tests/studio/test_memory.py`."""
+`tests/studio/backend/models/test_placement.py`."""
 
 from __future__ import annotations
 

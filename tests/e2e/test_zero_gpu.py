@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs import RunStore
+from studio.backend.runs.store import RunStore
 from tests.builders.adapters import make_adapter
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy

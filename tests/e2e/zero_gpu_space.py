@@ -82,7 +82,7 @@ def _leave_the_card_out() -> None:
 
 
 def _ask_before_each_step() -> None:
-    from studio.backend.decoder import Decoder
+    from studio.backend.chat.decoder import Decoder
 
     step = Decoder.step
 
@@ -99,8 +99,9 @@ if __name__ == "__main__":
     _leave_the_card_out()
     _ask_before_each_step()
     import app
-    from studio.backend import child, slices
+    from studio.backend.system import process
+    from studio.backend.training import zero_gpu_slices
 
-    slices.SLICE_S = 4.0  # so that the run of a toy takes several
-    child.NICENESS = 0  # as in `eager_app`
+    zero_gpu_slices.SLICE_S = 4.0  # so that the run of a toy takes several
+    process.NICENESS = 0  # as in `eager_app`
     sys.exit(app.main())

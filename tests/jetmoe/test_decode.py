@@ -1,5 +1,5 @@
-"""Reading a prompt, compiled. Decoding steps are compiled in `tests/studio/test_decoder.py`, with an adapter in
-`test_lora.py` and in 4 bits in `test_nf4.py`."""
+"""Reading a prompt, compiled. Decoding steps are compiled in `test_decoder.py`, with an adapter in `test_lora.py`, and
+in 4 bits in `test_nf4.py`."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassificat
 from jetmoe.experts import JetMoeExperts
 from jetmoe.loading import INDEX, CheckpointError, RunOn, convert, load, quantized_share
 from jetmoe.nf4 import NF4Tensor, quantize
-from studio.backend import bench_shapes
+from studio.backend.bench import shapes
 from tests.builders.toy_model import toy_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 32, "num_hidden_layers": 3}
@@ -148,7 +148,7 @@ def test_memory_footprint_counts_what_is_stored(whole, double):
 
 def test_the_released_shape_takes_at_most_5_2_gib():
     """As computed from what each parameter is stored in, in tiles too, where projections are there twice."""
-    config = JetMoeConfig(**bench_shapes.SHAPES["jetmoe-8b"])
+    config = JetMoeConfig(**shapes.SHAPES["jetmoe-8b"])
     with torch.device("meta"):
         model = JetMoeForCausalLM(config).bfloat16()
     total = {"rows": 0, "tiles": 0}

@@ -1,0 +1,146 @@
+"""Takes the two files of an uploaded adapter, loose or in a .zip, into a folder; none other, nor more than they say.
+
+collect([Path("pirate.zip")], folder)      # folder/adapter_config.json and folder/adapter_model.safetensors
+require_finite(folder)
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from jetmoe.lora import CONFIG, WEIGHTS
+from studio.backend.system.wheel import BLOCK, require_space
+from studio.errors import StudioError
+
+MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 4 << 30}
+# The names and shapes of a few thousand tensors; the format itself allows 100 MB.
+MAX_HEADER = 4 << 20
+MAX_ZIP_LIST = 1 << 20
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+FLOATS = {"F64", "F32", "F16", "BF16"}
+WANTED = f"An adapter is exactly {CONFIG} and {WEIGHTS}, or a .zip of the two"
+
+
+class _Source(NamedTuple):
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+def collect(files: Sequence[Path], folder: Path) -> None:
+    """Writes the adapter's two files, taken from two or from one .zip, to an empty folder.
+
+    Raises:
+        StudioError: these are other files, too large ones, a .zip that is damaged or holds anything else, or the disk
+            is full.
+    """
+    with _sentences():
+        if len(files) == 1 and files[0].suffix.lower() == ".zip":
+            with _SmallReads(files[0]) as file, zipfile.ZipFile(file) as archive:
+                _write(_members(archive), folder)
+        else:
+            _require_both(file.name for file in files)
+            _write({file.name: _Source(file.stat().st_size, partial(io.FileIO, file)) for file in files}, folder)
+        with (folder / WEIGHTS).open("rb") as weights:
+            header = int.from_bytes(weights.read(8), "little")
+    if header > MAX_HEADER:
+        raise StudioError(f"{WEIGHTS} is damaged: its header can't be {header:,} bytes. Save the adapter again.")
+
+
+def require_finite(folder: Path) -> None:
+    """Raises StudioError: the weights are no safetensors, or hold anything but finite floating-point numbers."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                dtype = weights.get_slice(name).get_dtype()
+                if dtype not in FLOATS or not torch.isfinite(weights.get_tensor(name)).all():
+                    raise StudioError(
+                        f"The adapter's tensor {name[:99]} ({dtype}) holds other values than finite floating-point "
+                        "numbers: its training went wrong, or it is damaged. Upload one of a sound checkpoint."
+                    )
+    except SafetensorError as error:
+        raise StudioError(f"{WEIGHTS} is damaged ({str(error)[:200]}). Save or download the adapter again.") from error
+
+
+def _require_both(names: Iterable[str]) -> None:
+    names = sorted(names)
+    if pickles := [name for name in names if PurePosixPath(name).suffix.lower() in PICKLES]:
+        raise StudioError(
+            f"{pickles[0][:80]} is a pickle, which can run code when it is opened. Save the adapter as safetensors, as "
+            "PEFT's save_pretrained does, and upload that."
+        )
+    if names != [CONFIG, WEIGHTS]:
+        got = ", ".join(name[:80] for name in names[:4]) or "nothing"
+        raise StudioError(f"{WANTED}; this is {got}{', …' if len(names) > 4 else ''}. Upload those.")
+
+
+def _write(sources: dict[str, _Source], folder: Path) -> None:
+    for name, source in sources.items():
+        if source.size > MAX_BYTES[name]:
+            raise StudioError(f"{name} has {source.size:,} bytes, and at most {MAX_BYTES[name]:,} are taken.")
+    require_space(folder, sum(source.size for source in sources.values()))
+    for name, source in sources.items():
+        with source.open() as reading, (folder / name).open("xb") as writing:
+            left = source.size
+            while block := reading.read(BLOCK):
+                left -= len(block)
+                if left < 0:
+                    raise StudioError(f"{name} is larger than it says. Save or zip the adapter again.")
+                writing.write(block)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise StudioError(f"The .zip is damaged ({str(error)[:200]}). {WANTED}: zip them again.") from error
+    except OSError as error:
+        raise StudioError(
+            f"The adapter's files can't be read or stored ({error.strerror or error}). Free some space and try again."
+        ) from error
+
+
+# --- .zip
+
+
+class _SmallReads(io.FileIO):
+    """zipfile reads the list of members in one piece, however large the file says that it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_ZIP_LIST:
+            raise zipfile.BadZipFile("its list of members is too long")
+        return super().read(-1 if size is None else size)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
+    """The two files by their names; they may be in one folder."""
+    every = archive.infolist()
+    for info in every[:4]:
+        _require_plain(info)
+    files = [(PurePosixPath(info.filename), info) for info in every if not info.is_dir()]
+    _require_both(path.name for path, _ in files)
+    folders = {path.parent for path, _ in files} | {PurePosixPath(info.filename) for info in every if info.is_dir()}
+    if len(every) > 3 or len(folders) > 1 or any(len(path.parts) > 2 for path, _ in files):
+        raise StudioError(f"{WANTED}, in at most one folder; this .zip holds more. Zip the two files alone.")
+    return {path.name: _Source(info.file_size, partial(archive.open, info)) for path, info in files}
+
+
+def _require_plain(info: zipfile.ZipInfo) -> None:
+    path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+    if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set("\\:\0"):
+        raise StudioError("The .zip names files outside of itself. Zip the adapter's two files alone.")
+    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
+        raise StudioError("The .zip holds a link or a device. Zip the adapter's two files themselves.")
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise StudioError("The .zip is encrypted or packed in an unusual way. Zip the adapter's two files plainly.")

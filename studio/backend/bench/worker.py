@@ -1,0 +1,241 @@
+"""One system of a benchmark, in its own process; prints one JSON line. Started by `report.py`.
+
+Nothing at the top of this file may import `jetmoe`: it would take the place of transformers' own JetMoE.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.backend.bench import shapes, training
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.bfloat16}
+Work = dict[str, Any]
+# The first of each is a step that a graph may still be captured or a buffer still be made in.
+Timed = tuple[float, list[float]]
+
+
+def main(work: Work) -> dict[str, Any]:
+    torch.set_num_threads(work["threads"])
+    if work["bench"] == "load":
+        return bench_load(work)
+    if work["bench"] == "train":
+        return {**training.train(load_model(work)[0], work, synchronize), "peak_gib": peak_gib()}
+    if work["bench"] == "classify":
+        from studio.backend.bench import classifying
+
+        speeds = classifying.classify(work, DTYPES[work["weights"]], device(), synchronize)
+        return {**speeds, "peak_gib": peak_gib()}
+    if work["system"] == "llama.cpp":
+        return bench_llama_cpp(work)
+    model, _ = load_model(work)
+    once, note = {"transformers": stock}.get(work["system"], ours)(model, work)
+    once()  # compiles, fills buffers
+    runs = [once() for _ in range(work["repeats"])]
+    speeds, peak = figures(runs, work), peak_gib()
+    floor_s = bytes_per_token(model.config, work) / copy_bandwidth()
+    return {**speeds, "bandwidth": round(floor_s * speeds["decode_tok_s"], 2), "peak_gib": peak, "note": note()}
+
+
+def load_model(work: Work) -> tuple[Any, float]:
+    """The model and the seconds that loading it took, imports not counted."""
+    make = stock_model if work["system"] == "transformers" else our_model
+    model, seconds = make(work, DTYPES[work["weights"]], work["weights"] == "nf4")
+    model.eval().requires_grad_(False)
+    return model, seconds
+
+
+def stock_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    start = time.perf_counter()
+    if "shape" in work:
+        return shapes.stock(work["shape"], four_bit, dtype, device()), time.perf_counter() - start
+    options: dict[str, Any] = {}
+    if four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        work["path"], dtype=dtype, use_safetensors=True, device_map=device(), **options
+    )
+    return model, time.perf_counter() - start
+
+
+def our_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
+    from jetmoe import JetMoeForCausalLM
+    from jetmoe.loading import load
+
+    quantization: Any = "nf4" if four_bit else None
+    start = time.perf_counter()
+    if "shape" in work:
+        return shapes.ours(work["shape"], quantization, dtype, device()), time.perf_counter() - start
+    model = load(JetMoeForCausalLM, work["path"], quantization=quantization, dtype=dtype, device=device())
+    return model, time.perf_counter() - start
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bytes_per_token(config: Any, work: Work) -> float:
+    """What has to move from memory to decode one token at best: the chosen experts' weights, all others once, and the
+    keys and values of the middle of the answer."""
+    D, L, K = config.hidden_size, config.num_hidden_layers, config.num_experts_per_tok
+    heads = config.num_key_value_heads * config.kv_channels
+    plain = 4 if work["weights"] == "fp32" else 2
+    small: float = 0.5 + 4 / 64 if work["weights"] == "nf4" else plain
+    experts = small if work["system"] != "transformers" else plain  # stock 4-bit leaves them
+    per_layer = experts * K * (2 * D * heads + 3 * D * config.intermediate_size) + small * 2 * heads * D
+    per_layer += plain * 2 * config.num_local_experts * D
+    context = work["prompt_tokens"] + work["new_tokens"] / 2
+    return L * (per_layer + plain * 2 * heads * context) + plain * config.vocab_size * D
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written, of a large copy."""
+    source = torch.ones(2**28, dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / statistics.median(seconds)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def bench_load(work: Work) -> dict[str, Any]:
+    seconds = [load_model(work)[1] for _ in range(work["repeats"])]
+    return {"load_s": round(statistics.median(seconds), 2), "peak_gib": peak_gib()}
+
+
+def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
+    """transformers' own JetMoE with its default cache: the model alone, without the overhead of `generate`."""
+    from transformers import DynamicCache
+
+    prompt = prompt_ids(model.config.vocab_size, work)
+
+    def once() -> Timed:
+        cache = DynamicCache(config=model.config)
+
+        def read(ids: Tensor) -> Tensor:
+            return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+        return timed(read, lambda token: read(torch.tensor([[token]], device=device())), prompt, work["new_tokens"])
+
+    return once, lambda: ""
+
+
+def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
+    """The studio's decoder, as the engine drives it: recording, and compiled unless the row says eager."""
+    from studio.backend.chat.decoder import Decoder
+
+    recorded = work["system"] != "jetmoe-studio-unrecorded"
+    decoder = Decoder(model, model.config.max_position_embeddings, record=recorded)
+    prompt = prompt_ids(model.config.vocab_size, work)
+    started = time.perf_counter()
+    compile_s = 0.0
+    if work["system"] != "jetmoe-studio-eager":
+        compile_s = compile_now(decoder, prompt.shape[1] + work["new_tokens"], started)
+
+    def once() -> Timed:
+        decoder.token_ids = []
+        return timed(
+            lambda ids: decoder.prefill(ids[0].tolist(), work["new_tokens"]), decoder.step, prompt, work["new_tokens"]
+        )
+
+    return once, lambda: f"compiled in {compile_s:.0f} s" if compile_s else decoder.compiled.text
+
+
+def compile_now(decoder: Any, length: int, started: float) -> float:
+    """Seconds until the compiled step for this length is there."""
+    from studio.backend.chat.decoder import cache_size
+
+    decoder.compiled.enable()
+    size = cache_size(length, decoder.context_size)
+    decoder.compiled.request(size)
+    while decoder.compiled.get(size) is None:
+        if decoder.compiled.text.startswith("eager:"):
+            raise RuntimeError(decoder.compiled.text)
+        time.sleep(0.1)
+    return time.perf_counter() - started
+
+
+def bench_llama_cpp(work: Work) -> dict[str, Any]:
+    """The dense twin in llama.cpp, with the 4-bit weights that the starter was made from."""
+    from llama_cpp import Llama
+
+    model = Llama(work["path"], n_ctx=2048, n_threads=work["threads"], n_threads_batch=work["threads"], verbose=False)
+    prompt = prompt_ids(model.n_vocab(), work)
+
+    def read(ids: list[int]) -> Tensor:
+        model.eval(ids)
+        return torch.from_numpy(model.scores[model.n_tokens - 1 : model.n_tokens])
+
+    def once() -> Timed:
+        model.reset()
+        return timed(lambda ids: read(ids[0].tolist()), lambda token: read([token]), prompt, work["new_tokens"])
+
+    once()
+    runs = [once() for _ in range(work["repeats"])]
+    return {**figures(runs, work), "peak_gib": peak_gib(), "note": "the dense twin"}
+
+
+@torch.no_grad()
+def timed(prefill: Callable[[Tensor], Tensor], step: Callable[[int], Tensor], prompt: Tensor, new_tokens: int) -> Timed:
+    """Seconds of the prefill and of each greedy step."""
+    start = time.perf_counter()
+    logits = prefill(prompt)
+    synchronize()
+    prefill_s = time.perf_counter() - start
+    steps = []
+    for _ in range(new_tokens):
+        start = time.perf_counter()
+        logits = step(int(logits.argmax()))
+        steps.append(time.perf_counter() - start)
+    return prefill_s, steps
+
+
+def figures(runs: list[Timed], work: Work) -> dict[str, float]:
+    prefill_s = statistics.median(prefill for prefill, _ in runs)
+    decode_s = statistics.median(sum(steps) for _, steps in runs)
+    first_step_s = statistics.median(steps[0] for _, steps in runs)
+    return {
+        "prefill_tok_s": round(work["prompt_tokens"] / prefill_s, 1),
+        "decode_tok_s": round(work["new_tokens"] / decode_s, 2),
+        "ttft_s": round(prefill_s + first_step_s, 3),
+    }
+
+
+def prompt_ids(vocab_size: int, work: Work) -> Tensor:
+    """`[1, prompt_tokens]`, the same random tokens for every system."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(100, vocab_size, (1, work["prompt_tokens"]), generator=generator).to(device())
+
+
+def peak_gib() -> float:
+    """The largest memory of this process so far, on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    status = Path("/proc/self/status").read_text()
+    kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return round(kib / 2**20, 2)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,476 @@
+"""The engine owns the model, the tokenizer and the line in front of them; `generate` yields `TokenEvent`s.
+
+engine = Engine()
+engine.load("starter")
+engine.load_adapter("3f2a", "pirate")       # of a run; folders of PEFT adapters do too
+for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling(), adapter="pirate"):
+    print(event.text, end="")
+
+An adapter of `adapters.choices` needs no loading: its id will do for `generate` and `replay`.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from jetmoe import JetMoeForCausalLM, RoutingTrace
+from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters
+from studio.backend.adapters.find import Found, find, find_id, is_id, require_model
+from studio.backend.chat.decoder import Decoder, keep_all
+from studio.backend.chat.queue import Line
+from studio.backend.chat.sampling import Sampler, Sampling
+from studio.backend.chat.text_stream import StopTexts, TokenTexts, token_texts
+from studio.backend.data.prompt import Messages, Prompt, fit_prompt
+from studio.backend.models import catalog, placement
+from studio.backend.models.placement import Placement, Precision
+from studio.backend.runs.events import Timing, TokenEvent
+from studio.backend.system.wheel import Progress, reading
+from studio.errors import StudioError
+
+__all__ = ["Engine", "EngineStatus", "Sampling"]
+logger = logging.getLogger(__name__)
+# The studio reports progress itself, on the page and in the console.
+transformers_logging.disable_progress_bar()
+# So many adapters that were loaded by their ids stay beside the model.
+MAX_ENSURED = 4
+
+
+def _silent(fraction: float, text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    state: Literal["empty", "preparing", "loading", "ready", "failed"] = "empty"
+    model_id: str | None = None
+    text: str = "No model is loaded."
+    """A sentence for the person."""
+    progress: float | None = None
+    """0 to 1 where it is known."""
+    speed: str = ""
+    """"eager", "compiling", "compiled", or "eager: " and why it stays so."""
+    context_size: int = 0
+    precision: str = ""
+    """"nf4", "bf16" or "fp32"."""
+    memory: str = ""
+    """What weights and cache take, and how much of the model is in 4 bits."""
+
+
+class Turn(NamedTuple):
+    """What the one at the head of the line has to himself."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerFast
+    adapter_load: int
+    """Another number once other weights answer to the adapter's name."""
+
+
+class Engine:
+    """Args: compile_steps: compile decoding in the background, once a model is loaded or an adapter answers again."""
+
+    def __init__(self, compile_steps: bool = True) -> None:
+        self.compile_steps = compile_steps
+        self._line = Line()
+        self._status = EngineStatus()
+        self._decoder: Decoder | None = None
+        self._adapters: Adapters | None = None
+        # Those that were loaded by their ids, the least recently used first, and the state of their files then.
+        self._ensured: dict[str, tuple[int, ...]] = {}
+        self._adapter_loads: dict[str, int] = {}
+        self._tokenizer: PreTrainedTokenizerFast | None = None
+        self._loading = threading.Lock()
+        self._asked: tuple[str, Precision] | None = None
+
+    def status(self) -> EngineStatus:
+        decoder = self._decoder
+        if decoder is None or self._status.state != "ready":
+            return self._status
+        return replace(self._status, speed=decoder.compiled.text, memory=placement.line(decoder))
+
+    def start_loading(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
+        """Loads in the background; `status` tells how far it is, and so does `progress`.
+
+        Args:
+            precision: "nf4", "bf16" or "fp32"; "auto" is 4 bits on a GPU and what the catalog says on a CPU.
+
+        Raises:
+            StudioError: the model or the precision is unknown, or another model is being loaded.
+        """
+        catalog.entry(model_id)
+        placement.check_precision(precision)
+        if not self._loading.acquire(blocking=False):
+            if self._asked == (model_id, precision):  # a page may ask twice for one choice
+                return
+            raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
+        self._asked = model_id, precision
+        self._status = EngineStatus("preparing", model_id, "Getting the model ready …", 0.0)
+
+        def run() -> None:
+            try:
+                self._load(model_id, progress, precision)
+            except StudioError as error:
+                logger.error("%s", error)  # the status says it too
+            finally:
+                self._loading.release()
+
+        threading.Thread(target=run, daemon=True, name="load").start()
+
+    def load(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
+        """Loads here and now; arguments as of `start_loading`.
+
+        Raises:
+            StudioError: the model is unknown, can't be had, doesn't fit or is damaged.
+        """
+        catalog.entry(model_id)
+        placement.check_precision(precision)
+        with self._loading:
+            self._load(model_id, progress, precision)
+
+    def load_adapter(self, run_or_folder: str | Path, name: str) -> None:
+        """Puts an adapter beside the model, for `generate` to name; one of the same name is replaced.
+
+        Args:
+            run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
+
+        Raises:
+            StudioError: no model is ready, there is no such adapter, or it is of another model.
+        """
+        found = find(run_or_folder)
+        with self._line.join() as ticket:  # no answer is changed while it is written
+            for _ in ticket.wait():
+                pass
+            self._ready()
+            self._load_adapter(found, name)
+            self._ensured.pop(name, None)
+
+    def ensure_adapter(self, adapter_id: str) -> None:
+        """Loads the adapter of a run or an upload under its id, unless it is loaded and its files are as they were.
+
+        The least recently used ones make room for it.
+
+        Raises:
+            StudioError: no model is ready, there is no such adapter, or it is of another model.
+        """
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            self._ready()
+            self._ensure(adapter_id, self._missing(adapter_id))
+
+    def remove_adapter(self, name: str) -> None:
+        """Frees the memory of an adapter; one that is not loaded is none to free."""
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            self._drop(name)
+
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return [] if self._adapters is None else self._adapters.names
+
+    def generate(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        cancel: threading.Event | None = None,
+        adapter: str | None = None,
+    ) -> Iterator[TokenEvent]:
+        """Writes an answer, event by event; see `TokenEvent`. Closing the iterator or setting `cancel` stops it.
+
+        Args:
+            adapter: who answers: the name of a loaded one, or an id as of `ensure_adapter`; None is the model alone.
+
+        Raises:
+            StudioError: no model is ready, the adapter can't be had, or the messages can't be answered.
+        """
+        cancel = cancel or threading.Event()
+        with self._line.join() as ticket:
+            for ahead in ticket.wait(cancel.is_set):
+                yield TokenEvent("queued", place=ahead)
+            if cancel.is_set():
+                yield TokenEvent("done", finish="cancelled")
+                return
+            yield from self._write(messages, sampling, cancel, adapter)
+
+    def replay(self, token_ids: Sequence[int], prompt_tokens: int, adapter: str | None = None) -> RoutingTrace:
+        """The routing of a text whose tokens are known, computed again in one pass, by the model or an adapter.
+
+        Raises:
+            StudioError: no model is ready, the adapter can't be had, or the tokens are not of its vocabulary.
+        """
+        with self._line.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            return self._trace(list(token_ids), prompt_tokens, adapter)
+
+    @contextmanager
+    def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
+        """The model for one piece of other work than an answer, such as a batch to classify; all others wait until the
+        block is left. None where it was cancelled while it stood in line.
+
+        Raises:
+            StudioError: no model is ready, or the adapter can't be had; adapters as of `generate`.
+        """
+        with self._line.join() as ticket:
+            for _ in ticket.wait(cancelled):
+                pass
+            if cancelled():
+                yield None
+                return
+            decoder, tokenizer = self._ready()
+            for _ in self._switch(adapter):
+                pass
+            yield Turn(decoder, tokenizer, 0 if adapter is None else self._adapter_loads[adapter])
+
+    def _ready(self) -> tuple[Decoder, PreTrainedTokenizerFast]:
+        if self._decoder is None or self._tokenizer is None or self._status.state != "ready":
+            raise StudioError(f"The model isn't ready yet. {self._status.text}")
+        return self._decoder, self._tokenizer
+
+    def _write(
+        self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
+    ) -> Iterator[TokenEvent]:
+        """Only for who is first in line, like all below."""
+        decoder, tokenizer = self._ready()
+        prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+        yield from self._switch(adapter)
+        self._require_answers(adapter)
+        with placement.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
+            yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+
+    def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
+        decoder, tokenizer = self._ready()
+        vocab_size = decoder.model.config.vocab_size
+        if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
+            raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
+        for _ in self._switch(adapter):
+            pass
+        decoder.prefill(token_ids, room=0)
+        return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
+
+    def _switch(self, adapter: str | None) -> Iterator[TokenEvent]:
+        """Says so where it takes a while."""
+        assert self._decoder is not None and self._adapters is not None
+        missing = self._missing(adapter)
+        if missing is None and adapter == self._adapters.used:
+            if self.compile_steps:
+                self._decoder.compiled.resume()
+        elif self._decoder.compiled.busy:
+            yield TokenEvent("notice", "The adapter answers once the compiler is done with the model as it was.")
+        self._ensure(adapter, missing)
+        if adapter != self._adapters.used:
+            self._decoder.change_model(partial(self._adapters.use, adapter))
+
+    def _require_answers(self, adapter: str | None) -> None:
+        """Raises StudioError: what the adapter learned is to classify."""
+        assert self._adapters is not None
+        if adapter in self._adapters.classifiers:
+            raise StudioError("This adapter classifies texts and answers nothing. Pick another, or classify with it.")
+
+    def _missing(self, adapter: str | None) -> Found | None:
+        """What must be loaded for that adapter to answer; None where nothing must.
+
+        Raises:
+            StudioError: there is no such adapter, or it is of another model.
+        """
+        assert self._adapters is not None and self._status.model_id is not None
+        loaded = self._adapters.names
+        if adapter is None or (adapter in loaded and adapter not in self._ensured):
+            return None
+        if not is_id(adapter):
+            raise StudioError(
+                f"The adapter {str(adapter)[:80]!r} is not loaded; "
+                f"loaded: {', '.join(loaded) or 'none'}. Load it first."
+            )
+        found = find_id(adapter)
+        require_model(found, self._status.model_id)
+        return None if self._ensured.get(adapter) == _state(found.folder) else found
+
+    def _ensure(self, adapter: str | None, missing: Found | None) -> None:
+        """Loads what is missing in the place of the least recently used."""
+        if adapter is not None and missing is not None:
+            self._drop(adapter)  # of older files
+            for oldest in list(self._ensured)[: 1 - MAX_ENSURED]:
+                self._drop(oldest)
+            state = _state(missing.folder)  # as they are before they are read: what changes meanwhile is read again
+            self._load_adapter(missing, adapter)
+            self._ensured[adapter] = state
+        elif adapter in self._ensured:
+            self._ensured[adapter] = self._ensured.pop(adapter)
+
+    def _load_adapter(self, found: Found, name: str) -> None:
+        assert self._decoder is not None and self._adapters is not None and self._status.model_id is not None
+        require_model(found, self._status.model_id)
+        try:
+            with placement.shortage("while loading the adapter: close other programs"):
+                self._decoder.change_model(partial(self._adapters.load, found.folder, name))
+            self._adapter_loads[name] = self._adapter_loads.get(name, 0) + 1
+        except AdapterError as error:
+            raise StudioError(str(error)) from error
+
+    def _drop(self, name: str) -> None:
+        if self._decoder is not None and self._adapters is not None and name in self._adapters.names:
+            self._decoder.change_model(partial(self._adapters.remove, name))
+        self._ensured.pop(name, None)
+
+    def _load(self, model_id: str, progress: Progress, precision: Precision) -> None:
+        def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
+            self._status = EngineStatus(state, model_id, text, fraction)
+            progress(fraction, text)
+
+        try:
+            path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
+            with self._line.join() as ticket:  # an answer that is being written is finished first
+                for _ in ticket.wait():
+                    pass
+                report("loading", 0.0, "Loading the weights …")
+                self._unload()
+                place = placement.placement(catalog.entry(model_id), precision)
+                read = reading(lambda fraction, text: report("loading", fraction, text))
+                self._decoder, self._tokenizer = _load_decoder(path, place, read)
+                self._adapters = Adapters(self._decoder.model)
+                self._status = self._ready_status(model_id, place)
+            keep_all()
+            if self.compile_steps:
+                self._decoder.compiled.enable()
+            progress(1.0, self._status.text)
+        except StudioError as error:
+            self._status = EngineStatus("failed", model_id, str(error))
+            raise
+        except Exception as error:
+            logger.exception("loading %s failed", model_id)
+            text = f"Loading {model_id} failed: {type(error).__name__}: {error}"
+            self._status = EngineStatus("failed", model_id, text)
+            raise StudioError(text) from error
+
+    def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
+        assert self._decoder is not None
+        # A checkpoint that is 4-bit stays so, whatever was asked for.
+        precision = "nf4" if self._decoder.quantized_share else place.precision
+        text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
+        return EngineStatus(
+            "ready",
+            model_id,
+            f"{text} {place.notice}".strip(),
+            1.0,
+            context_size=self._decoder.context_size,
+            precision=precision,
+        )
+
+    def _unload(self) -> None:
+        if self._decoder is not None:
+            self._decoder.compiled.close()
+            self._decoder = self._tokenizer = self._adapters = None
+            self._ensured = {}
+            gc.unfreeze()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class _Answer:
+    """One answer while it is written."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt: Prompt,
+        sampling: Sampling,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self.cancelled = cancelled
+        self.seeded = sampling.seed is not None
+        self.sampler = Sampler(sampling)
+        self.limit = min(sampling.max_new_tokens, decoder.context_size - len(prompt.token_ids))
+        self.stop_texts = StopTexts(sampling.stop)
+        self.ends = _end_tokens(decoder.model)
+        self.started = time.perf_counter()
+        self.first_at = 0.0
+        self.count = 0
+
+    def events(self) -> Iterator[TokenEvent]:
+        for notice in self.prompt.notices:
+            yield TokenEvent("notice", notice)
+        # A seed promises the same answer again, down to the last bit of the logits that are sampled from.
+        logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled, reuse=not self.seeded)
+        prompt_tokens = len(self.prompt.token_ids)
+        texts = token_texts(self.tokenizer, self.decoder.token_ids)
+        yield TokenEvent("prompt", trace=self.decoder.trace(texts, prompt_tokens), timing=self._timing())
+        finish: Literal["stop", "length", "cancelled"] = "cancelled"
+        texts_of_answer = TokenTexts(self.tokenizer)
+        while not self.cancelled():
+            if self.count >= self.limit:
+                finish = "length"
+                break
+            seen = torch.tensor([self.decoder.token_ids])
+            token_id, logprob = self.sampler.choose(logits, seen)
+            if token_id in self.ends:
+                finish = "stop"
+                break
+            logits = self.decoder.step(token_id)
+            self._count_token()
+            text = texts_of_answer.push(token_id)
+            trace = self.decoder.trace([text], prompt_tokens, start=len(self.decoder.token_ids) - 1)
+            yield TokenEvent("token", self.stop_texts.push(text), token_id, logprob, trace, self._timing())
+            if self.stop_texts.reached:
+                finish = "stop"
+                break
+        if finish == "length":
+            yield TokenEvent("notice", f"The answer was cut at {self.count} tokens; raise max_new_tokens for more.")
+        yield TokenEvent("done", self.stop_texts.rest(), timing=self._timing(), finish=finish)
+
+    def _count_token(self) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.first_at = time.perf_counter()
+
+    def _timing(self) -> Timing:
+        since_first = time.perf_counter() - self.first_at
+        return Timing(
+            prompt_tokens=len(self.prompt.token_ids),
+            new_tokens=self.count,
+            context_size=self.decoder.context_size,
+            ttft_s=self.first_at - self.started if self.count else 0.0,
+            decode_tok_s=(self.count - 1) / since_first if self.count > 1 else 0.0,
+        )
+
+
+def _load_decoder(
+    path: Path, place: Placement, progress: Callable[[int, int], None]
+) -> tuple[Decoder, PreTrainedTokenizerFast]:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise StudioError(f"The tokenizer in {path.name} is not a fast one; the studio needs tokenizer.json.")
+    spread = "auto" if torch.cuda.device_count() > 1 else None
+    model = placement.load_model(path, place, "load the model in nf4", progress, device_map=spread)
+    return Decoder(model, model.config.max_position_embeddings), tokenizer
+
+
+def _state(folder: Path) -> tuple[int, ...]:
+    """Other numbers once an adapter's files are other ones."""
+    files = [(folder / name).stat() for name in (CONFIG, WEIGHTS) if (folder / name).is_file()]
+    return tuple(number for file in files for number in (file.st_ino, file.st_mtime_ns, file.st_size))
+
+
+def _end_tokens(model: JetMoeForCausalLM) -> set[int]:
+    ends: set[int] = set()
+    for end in (model.config.eos_token_id, model.generation_config.eos_token_id):
+        ends.update([end] if isinstance(end, int) else end or [])
+    return ends

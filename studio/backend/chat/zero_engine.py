@@ -1,0 +1,118 @@
+"""The engine on a ZeroGPU Space: the model waits on the CPU, and a copy of it answers where the GPU is.
+
+    engine = ZeroEngine()                        # in every other way an `Engine`
+
+The process that gets the GPU is forked from this one, has the model from it and puts it on the card. Texts are
+classified here, on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from jetmoe import RoutingTrace
+from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.engine import Engine, EngineStatus
+from studio.backend.chat.sampling import Sampling
+from studio.backend.data.prompt import Messages, fit_prompt
+from studio.backend.runs.events import TokenEvent
+from studio.backend.system import zero_gpu
+from studio.errors import StudioError
+
+START_S = 15
+"""For the copy to be made and moved to the card, and the prompt to be read."""
+SLOWEST_TOK_S = 12
+WHERE = "ZeroGPU writes the answers, out of your daily quota; the CPU classifies texts."
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A StudioError on its way between processes."""
+
+    sentence: str
+
+
+class ZeroEngine(Engine):
+    def __init__(self) -> None:
+        super().__init__(compile_steps=False)  # a process that lives for seconds has no time for it
+        self._process = os.getpid()
+        global _served
+        _served = self
+
+    def status(self) -> EngineStatus:
+        status = super().status()
+        if status.state != "ready":
+            return status
+        return replace(status, text=f"{status.text} {WHERE}")
+
+    def _write(
+        self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
+    ) -> Iterator[TokenEvent]:
+        self._require_answerable(messages, sampling, adapter)
+        with closing(_on_gpu("answer", sampling.max_new_tokens, messages, sampling, adapter)) as events:
+            for event in events:
+                yield _received(event)
+                if cancel.is_set():
+                    yield TokenEvent("done", finish="cancelled")
+                    return
+
+    def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
+        self._ready()
+        (trace,) = map(_received, _on_gpu("trace", 0, token_ids, prompt_tokens, adapter))
+        return trace
+
+    def _require_answerable(self, messages: Messages, sampling: Sampling, adapter: str | None) -> None:
+        """Raises StudioError: it is known without a GPU that there can be no answer."""
+        decoder, tokenizer = self._ready()
+        fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+        self._missing(adapter)
+
+    def _carry_out(self, task: str, *arguments: Any) -> Iterator[Any]:
+        """In the process with the GPU, where nobody else stands in line."""
+        self._arrive()
+        if task == "trace":
+            yield super()._trace(*arguments)
+            return
+        messages, sampling, adapter = arguments
+        yield from super()._write(messages, sampling, threading.Event(), adapter)
+
+    def _arrive(self) -> None:
+        """That process may have been used before."""
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        torch.set_num_threads(1)  # those of the process that it was forked from are not here
+        assert self._decoder is not None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = self._decoder.model.to(device)  # type: ignore[arg-type]
+        self._decoder = Decoder(model, self._decoder.context_size)
+
+
+_served: ZeroEngine | None = None
+"""What the forked process finds, as nothing that large is sent to it."""
+
+
+def _seconds(task: str, new_tokens: int, *arguments: Any) -> float:
+    return START_S + new_tokens / SLOWEST_TOK_S
+
+
+@zero_gpu.lent(_seconds)
+def _on_gpu(task: str, new_tokens: int, *arguments: Any) -> Iterator[Any]:
+    assert _served is not None
+    try:
+        yield from _served._carry_out(task, *arguments)
+    except StudioError as error:
+        yield Refused(str(error))
+
+
+def _received(sent: Any) -> Any:
+    if isinstance(sent, Refused):
+        raise StudioError(sent.sentence)
+    return sent

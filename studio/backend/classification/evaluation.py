@@ -1,0 +1,400 @@
+"""How good a classifier is on labelled rows, beside plain methods on the same rows: a report of plain data.
+
+    report = evaluate(Truth(labels, texts, targets), scores, "200 held-out rows of mails.csv", learned)
+    report["systems"][0]["accuracy"], report["systems"][1]["name"]
+    of_run("3f2a")                                  # what a run wrote at its end; None where there is none
+    test = FileTest("single_label", ("ham", "spam"), "label")
+    test.add(row)                                   # of `classify_file`
+    report = test.report("mails.csv")
+
+T texts, C labels. Scores `[T, C]` are probabilities, each label's own where a text may have several, or numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from studio.analysis import measures
+from studio.analysis.class_profile import ClassProfile
+from studio.backend.classification.files import LabelledRow
+from studio.backend.classification.head import THRESHOLD, LabelledFeature
+from studio.backend.classification.text_routing import expert_counts
+from studio.backend.data.formats.labelled import labels as names_of
+from studio.backend.data.labelled import Target, Truth, target_of
+from studio.backend.data.rows import BadRow, Problem
+from studio.backend.runs.store import Run, RunStore
+from studio.errors import StudioError
+
+FILE = "evaluation.json"
+OURS, TFIDF = "This classifier", "TF-IDF + logistic regression"
+MAJORITY, MOST = "The most frequent label", "What most texts have"
+RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
+KINDS = ("MoA", "MoE")
+MOST_TEXTS, MOST_ALIKE = 1000, 50
+"""Texts in a report, and those of one true and one found label that were right."""
+SHOWN_TEXT = 500
+"""Characters of a text in a report."""
+FEWEST_TO_SCALE = 50
+"""Rows below which a temperature says more of chance than of the classifier."""
+PROFILED_TEXTS = 400
+MOST_ROWS = 20_000
+"""Rows of a file that are measured."""
+Report = dict[str, Any]
+
+
+def of_run(run: Run | str) -> Report | None:
+    """Raises StudioError: there is no such run, or its report is damaged."""
+    run = run if isinstance(run, Run) else RunStore().get(run)
+    try:
+        report: Report = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StudioError(
+            f"{FILE} of the run {run.id[:8]} can't be read ({error}). Resume the run to measure it again."
+        ) from error
+    return report
+
+
+def write(report: Report, run: Run) -> None:
+    """Raises StudioError: the disk is full."""
+    try:
+        (run.folder / FILE).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+    except OSError as error:
+        raise StudioError(
+            f"{run.folder / FILE} can't be written ({error.strerror}). Free some space and resume the run: its last "
+            "checkpoint is whole."
+        ) from error
+
+
+def evaluate(truth: Truth, scores: np.ndarray, of: str, learned: Truth | None = None) -> Report:
+    """
+    Args:
+        scores: `[T, C]`, not scaled by a temperature.
+        of: what was measured, as a phrase.
+        learned: the rows that the classifier was trained on, for baselines that learn from the same.
+
+    Raises:
+        StudioError: there are no rows, or scores that are no numbers.
+    """
+    scores = measures.finite(scores)
+    plain, problems = _plain(truth, learned)
+    measured: dict[str, Callable[..., Report]]
+    measured = {"single_label": _single, "multi_label": _multi, "regression": _numbers}
+    report: Report = {
+        "problem": truth.problem,
+        "labels": [*truth.names],
+        "rows": len(truth.texts),
+        "of": of,
+        "profile": None,
+        "temperature": None,
+        "notices": [],
+    } | measured[truth.problem](truth, scores, plain, learned or truth)
+    report["notices"] += problems
+    return report
+
+
+def _plain(truth: Truth, learned: Truth | None) -> tuple[np.ndarray | None, list[str]]:
+    """Scores `[T, C]` by TF-IDF, or why it can't learn from these rows."""
+    if learned is None:
+        return None, []
+    try:
+        if truth.problem == "single_label":
+            known = [truth.names[int(i)] for i in learned.targets]  # type: ignore[arg-type]
+            return measures.tfidf_probabilities(learned.texts, known, truth.texts, truth.names), []
+        if truth.problem == "multi_label":
+            return measures.tfidf_sets(learned.texts, _sets(learned), truth.texts), []
+        numbers = [float(number) for number in learned.targets]  # type: ignore[arg-type]
+        return measures.tfidf_numbers(learned.texts, numbers, truth.texts)[:, None], []
+    except StudioError as error:
+        return None, [f"{RIDGE if truth.problem == 'regression' else TFIDF} can't be compared: {error}"]
+
+
+def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: int) -> Report:
+    """Which experts fire more for which label, of at most so many texts of each.
+
+    Args:
+        rows: token ids of the texts, with their targets.
+    """
+    by_label: dict[int, list[int]] = defaultdict(list)
+    for i, target in enumerate(truth.targets):
+        by_label[int(target)].append(i)  # type: ignore[arg-type]
+    most = max(PROFILED_TEXTS // len(by_label), 1)
+    chosen = [i for indices in by_label.values() for i in indices[:most]]
+    found = ClassProfile(truth.names)
+    counts = expert_counts(model, [rows[i][0] for i in chosen], pad_id)
+    found.add(counts, np.array([int(truth.targets[i]) for i in chosen]))  # type: ignore[arg-type]
+    entries = [{**vars(entry), "kind": KINDS[entry.kind]} for entry in found.entries()]
+    return {"texts": len(chosen), "comparisons": found.comparisons, "entries": entries}
+
+
+def table(report: Report) -> str:
+    """For a terminal."""
+    lines = [f"Measured on {report['of']}.", "", *_lines(report["systems"])]
+    if report.get("classes"):
+        lines += ["", *_lines(report["classes"])]
+    if matrix := report.get("confusion"):
+        names = report["labels"]
+        rows = [
+            {"true \\ found": name, **dict(zip(names, row, strict=True))}
+            for name, row in zip(names, matrix, strict=True)
+        ]
+        lines += ["", *_lines(rows)]
+    if scale := report["temperature"]:
+        lines += ["", "Temperature {value:.2f}: ECE {ece_before:.3f} without, {ece_after:.3f} with it.".format(**scale)]
+    return "\n".join([*lines, *(f"Note: {notice}" for notice in report["notices"])])
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns of one width: names on the left, figures on the right."""
+    cells = [[name.replace("_", " ") for name in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
+    first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], widths, strict=True))])
+        for line in cells
+    ]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+# --- one label a text
+
+
+def _single(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
+    names, true = truth.names, np.asarray(truth.targets, np.int64)  # [T]
+    true_names = [names[i] for i in true]
+    found, confidence = scores.argmax(axis=-1), scores.max(axis=-1)  # [T]
+
+    def measured(scores: np.ndarray) -> measures.Measures:
+        return measures.measure(true_names, [names[i] for i in scores.argmax(axis=-1)], names)
+
+    def curves(scores: np.ndarray) -> tuple[measures.Auc, measures.Reliability]:
+        right = scores.argmax(axis=-1) == true
+        return measures.roc_auc(true_names, scores, names), measures.reliability(scores.max(axis=-1), right)
+
+    ours, (auc, curve) = measured(scores), curves(scores)
+    systems = [_row(OURS, ours, auc, curve)]
+    if plain is not None:
+        systems.append(_row(TFIDF, measured(plain), *curves(plain)))
+    counts = Counter(int(i) for i in usual.targets)  # type: ignore[arg-type]
+    most = min(counts, key=lambda i: (-counts[i], i))
+    systems.append(_row(MAJORITY, measured(np.eye(len(names))[np.full(len(true), most)])))
+    assert ours.confusion is not None
+    return {
+        "systems": systems,
+        "classes": _classes(ours, auc),
+        "confusion": ours.confusion.tolist(),
+        "reliability": _curve(curve),
+        "temperature": _temperature(scores, true),
+        "notices": [*ours.notices],
+        **_texts(truth.texts, true.tolist(), found.tolist(), confidence, found != true),
+    }
+
+
+def _row(
+    name: str, found: measures.Measures, auc: measures.Auc | None = None, curve: measures.Reliability | None = None
+) -> dict[str, Any]:
+    """A line of the comparison; what always says the same has neither curves nor confidences."""
+    row = {"name": name, "accuracy": found.accuracy, "macro_f1": found.macro_f1, "micro_f1": found.micro_f1}
+    return row | {"auc": auc and auc.macro, "ece": curve and curve.ece}
+
+
+def _classes(ours: measures.Measures, auc: measures.Auc) -> list[dict[str, Any]]:
+    return [{**vars(each), "auc": auc.per_class.get(each.label)} for each in ours.per_class]
+
+
+def _temperature(scores: np.ndarray, true: np.ndarray) -> dict[str, float] | None:
+    """Fitted on all rows; what it is good for, on each half of them by that of the other half. None where that is
+    nothing."""
+    if len(true) < FEWEST_TO_SCALE:
+        return None
+    logits = np.log(np.maximum(scores, np.finfo(np.float64).tiny))
+    scaled = np.empty_like(scores)
+    halves = np.arange(len(true)) % 2
+    for half in (0, 1):
+        temperature = measures.fit_temperature(logits[halves != half], true[halves != half])
+        scaled[halves == half] = _softmax(logits[halves == half] / temperature)
+    before, after = (
+        measures.reliability(each.max(axis=-1), each.argmax(axis=-1) == true).ece for each in (scores, scaled)
+    )
+    if after >= before:
+        return None
+    return {"value": measures.fit_temperature(logits, true), "ece_before": before, "ece_after": after}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    from scipy.special import softmax
+
+    found: np.ndarray = softmax(logits, axis=-1)
+    return found
+
+
+# --- several labels a text
+
+
+def _multi(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
+    true, found = _sets(truth), scores >= THRESHOLD  # [T, C]
+
+    def curves(scores: np.ndarray) -> tuple[measures.Auc, measures.Reliability]:
+        return _auc_of_sets(true, scores, truth.names), measures.reliability(scores.ravel(), true.ravel())
+
+    ours, (auc, curve) = measures.measure_sets(true, found, truth.names), curves(scores)
+    systems = [_row(OURS, ours, auc, curve)]
+    if plain is not None:
+        systems.append(_row(TFIDF, measures.measure_sets(true, plain >= THRESHOLD, truth.names), *curves(plain)))
+    most = np.broadcast_to(_sets(usual).mean(axis=0) >= THRESHOLD, true.shape)  # [T, C]
+    systems.append(_row(MOST, measures.measure_sets(true, most, truth.names)))
+    wrong = (true != found).any(axis=-1)  # [T]
+    return {
+        "systems": systems,
+        "classes": _classes(ours, auc),
+        "reliability": _curve(curve),
+        "notices": [*ours.notices],
+        **_texts(truth.texts, _indices(true), _indices(found), scores.max(axis=-1), wrong),
+    }
+
+
+def _sets(truth: Truth) -> np.ndarray:
+    """bool `[T, C]`"""
+    sets = np.zeros((len(truth.texts), len(truth.names)), bool)
+    for row, target in zip(sets, truth.targets, strict=True):
+        row[list(target)] = True  # type: ignore[arg-type]
+    return sets
+
+
+def _auc_of_sets(true: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> measures.Auc:
+    """Of each label that some texts have and some don't."""
+    sides = ("no", "yes")
+    per_class = {}
+    for name, has, score in zip(names, true.T, scores.T, strict=True):
+        found = measures.roc_auc([sides[int(one)] for one in has], np.stack([1 - score, score], axis=-1), sides)
+        if found.macro is not None:
+            per_class[name] = found.macro
+    return measures.Auc(float(np.mean([*per_class.values()])) if per_class else None, per_class)
+
+
+def _indices(sets: np.ndarray) -> list[list[int]]:
+    return [np.flatnonzero(row).tolist() for row in sets]
+
+
+# --- numbers
+
+
+def _numbers(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
+    true, found = np.asarray(truth.targets, np.float64), scores[:, 0]  # [T]
+    systems = [{"name": OURS, **measures.measure_numbers(true, found)}]
+    if plain is not None:
+        systems.append({"name": RIDGE, **measures.measure_numbers(true, plain[:, 0])})
+    mean = np.full(len(true), np.mean(usual.targets))
+    systems.append({"name": MEAN, **measures.measure_numbers(true, mean)})
+    error = np.abs(found - true)
+    worst = np.argsort(-error, kind="stable")[:MOST_TEXTS]
+    texts = [
+        {"text": truth.texts[i][:SHOWN_TEXT], "true": true[i], "found": found[i], "confidence": None} for i in worst
+    ]
+    return {"systems": systems, "texts": texts, "texts_left_out": len(true) - len(texts)}
+
+
+# --- pieces
+
+
+def _curve(found: measures.Reliability) -> dict[str, Any]:
+    return {
+        "edges": found.edges.tolist(),
+        "counts": found.counts.tolist(),
+        "confidence": [None if math.isnan(each) else each for each in found.confidence.tolist()],
+        "accuracy": [None if math.isnan(each) else each for each in found.accuracy.tolist()],
+        "ece": found.ece,
+    }
+
+
+def _texts(
+    texts: Sequence[str], true: Sequence[Any], found: Sequence[Any], confidence: np.ndarray, wrong: np.ndarray
+) -> dict[str, Any]:
+    """The wrong ones first, the surest of them before all others; of those that are right, some of each label."""
+    order = np.lexsort((-confidence, ~wrong))
+    alike: Counter[str] = Counter()
+    kept: list[dict[str, Any]] = []
+    for i in order:
+        alike[str(true[i])] += not wrong[i]
+        if len(kept) < MOST_TEXTS and (wrong[i] or alike[str(true[i])] <= MOST_ALIKE):
+            text, sure = texts[i][:SHOWN_TEXT], float(confidence[i])
+            kept.append({"text": text, "true": true[i], "found": found[i], "confidence": sure})
+    return {"texts": kept, "texts_left_out": len(texts) - len(kept)}
+
+
+# --- a labelled file
+
+
+class FileTest:
+    """Collects the rows of a file that say what their label is."""
+
+    def __init__(self, problem: str, names: Sequence[str], column: str) -> None:
+        self.problem, self.names, self.column = problem, tuple(names), column
+        self.texts: list[str] = []
+        self.targets: list[Target] = []
+        self.scores: list[list[float]] = []
+        self.unknown: Counter[str] = Counter()
+        self.bad: list[BadRow] = []
+        self.more = 0
+
+    def add(self, row: LabelledRow) -> None:
+        if row.prediction is None:
+            return
+        if len(self.texts) == MOST_ROWS:
+            self.more += 1
+            return
+        try:
+            target = target_of(names_of({"label": row.cells.get(self.column)}), self.problem, self.names, self.column)
+        except Problem as problem:
+            self.bad.append(BadRow(row.line, self.column, problem.reason, problem.remedy))
+            return
+        if isinstance(target, str):
+            self.unknown[target] += 1
+            return
+        self.texts.append(row.prediction.text)
+        self.targets.append(target)
+        self.scores.append([row.prediction.scores[name] for name in self.names])
+
+    def report(self, name: str) -> Report:
+        """Raises StudioError: no row says what its label is, or all say what is none of the classifier's labels."""
+        if not self.texts:
+            raise StudioError(self._nothing())
+        rows = f"{len(self.texts):,} row{'s' if len(self.texts) > 1 else ''}"
+        truth = Truth(self.problem, self.names, self.texts, self.targets)
+        report = evaluate(truth, np.asarray(self.scores), f"{rows} of {name}")
+        report["temperature"] = None  # that of a classifier is fitted on what its training held out
+        report["notices"] = [*self._left_out(), *report["notices"]]
+        return report
+
+    def _nothing(self) -> str:
+        if self.unknown:
+            label, count = self.unknown.most_common(1)[0]
+            return (
+                f"No row of {self.column!r} has a label that the classifier knows; {label!r} is in {count:,}. It knows "
+                f"{', '.join(map(repr, self.names[:10]))}: choose the right column, or write these labels."
+            )
+        reason = f"; line {self.bad[0].line} {self.bad[0].reason}" if self.bad else ""
+        return f"No row has a label in {self.column!r} to measure by{reason}. Choose the column of the true labels."
+
+    def _left_out(self) -> list[str]:
+        notices = []
+        if self.unknown:
+            label, count = self.unknown.most_common(1)[0]
+            notices.append(
+                f"Rows whose label the classifier does not know: {self.unknown.total():,}, most often {label!r} "
+                f"({count:,}). They are not measured."
+            )
+        if self.bad:
+            notices.append(f"Rows without a label that can be read: {len(self.bad):,}. The first: {self.bad[0]}")
+        if self.more:
+            notices.append(f"The first {MOST_ROWS:,} labelled rows are measured; {self.more:,} more are not.")
+        return notices

@@ -1,0 +1,176 @@
+"""What training a classification head needs beside the model: batches, losses, probabilities and measures.
+
+    batch = LabelledCollator(pad_id, labels)(rows[:8])       # input_ids, attention_mask [B, S], labels [B] or [B, C]
+    loss = head_loss(labels, logits, batch["labels"])
+    figures = measure(labels, logits, targets)               # accuracy, macro-F1 or the error of numbers
+    configure(config, labels, pad_id)                        # for a model of jetmoe or of stock transformers
+
+C labels; the other letters are declared in `jetmoe/routing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from studio.analysis import measures
+from studio.backend.data.labelled import Labels, Target
+
+LabelledFeature = tuple[Sequence[int], Target]
+"""Token ids of a text, and its target."""
+PROBLEM_TYPES = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+THRESHOLD = 0.5
+"""From here on a text has a label, where it may have several."""
+MEGABATCH = 50
+"""So many batches at most are sorted by length together; of few rows a quarter, so that each epoch mixes them anew."""
+
+
+def configure(config: Any, labels: Labels, pad_id: int) -> None:
+    """Writes the labels into a model's configuration, under transformers' names."""
+    config.id2label = dict(enumerate(labels.names))
+    config.label2id = {name: i for i, name in enumerate(labels.names)}
+    config.problem_type = PROBLEM_TYPES[labels.problem]
+    config.score_temperature = labels.temperature
+    config.pad_token_id = pad_id  # the tokenizer's: by it stock transformers finds the end of a text
+
+
+def labels_of(config: Any) -> Labels:
+    """The labels in a configuration that `configure` wrote."""
+    names = tuple(config.id2label[i] for i in range(config.num_labels))
+    fallback = "regression" if config.num_labels == 1 else "single_label"
+    found = {name: problem for problem, name in PROBLEM_TYPES.items()}
+    return Labels(found.get(config.problem_type, fallback), names, temperature=config.score_temperature)
+
+
+# --- batches
+
+
+class LabelledCollator:
+    """Texts, the longest of which says how wide the batch is, with their targets."""
+
+    def __init__(self, pad_id: int, labels: Labels) -> None:
+        self.pad_id, self.labels = pad_id, labels
+
+    def __call__(self, features: Sequence[LabelledFeature]) -> dict[str, Tensor]:
+        texts = padded([token_ids for token_ids, _ in features], self.pad_id)
+        return {**texts, "labels": self._targets([target for _, target in features])}
+
+    def _targets(self, targets: Sequence[Any]) -> Tensor:
+        if self.labels.problem != "multi_label":
+            return torch.tensor(targets)  # [B]
+        hot = torch.zeros(len(targets), len(self.labels.names))  # [B, C]
+        for row, target in zip(hot, targets, strict=True):
+            row[list(target)] = 1
+        return hot
+
+
+def padded(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` `[B, S]`, padded on the right."""
+    size = max(map(len, texts))
+    ids = [[*text, *[pad_id] * (size - len(text))] for text in texts]
+    mask = [[1] * len(text) + [0] * (size - len(text)) for text in texts]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+class LengthGrouped(Sampler[int]):
+    """Rows in an order in which those of a batch are about as long, another one each epoch; the longest come first, so
+    that too little memory shows at once. Depends on nothing but seed and epoch, so that a resumed run has the same."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.lengths)).tolist()
+        size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), MEGABATCH))
+        batches = [batch for i in range(0, len(order), size) for batch in self._sorted(order[i : i + size])]
+        rest = batches[len(self.lengths) // self.batch_size :]  # only the last can be less than full
+        full = batches[: len(self.lengths) // self.batch_size]
+        rng.shuffle(full)
+        if full:
+            longest = max(range(len(full)), key=lambda i: self._longest(full[i]))
+            full[0], full[longest] = full[longest], full[0]
+        return chain.from_iterable([*full, *rest])
+
+    def _sorted(self, rows: list[int]) -> list[list[int]]:
+        rows = sorted(rows, key=lambda i: -self.lengths[i])
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def _longest(self, batch: list[int]) -> int:
+        return max(self.lengths[i] for i in batch)
+
+
+# --- losses and measures
+
+
+def head_loss(labels: Labels, logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """The mean over rows, or their sum over `count` of a whole step.
+
+    Weights of rows with a single label are such that it stays a mean: over all of training they sum up to its rows.
+    """
+    logits = logits.float()
+    if labels.problem == "regression":
+        each = F.mse_loss(logits.squeeze(-1), targets.float(), reduction="none")  # [B]
+    elif labels.problem == "multi_label":
+        weights = _positive_weights(labels, logits.device)
+        each = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none").mean(-1)  # [B]
+    else:
+        each = F.cross_entropy(logits, targets, weight=_row_weights(labels, logits.device), reduction="none")  # [B]
+    return each.sum() / (len(targets) if count is None else torch.as_tensor(count, device=each.device))
+
+
+def _row_weights(labels: Labels, device: torch.device) -> Tensor | None:
+    """`[C]`: a label of half the rows weighs half as much."""
+    if labels.weights == "none":
+        return None
+    counts = torch.tensor(labels.counts, device=device).clamp(min=1)
+    return counts.sum() / (len(counts) * counts)
+
+
+def _positive_weights(labels: Labels, device: torch.device) -> Tensor | None:
+    """`[C]`: as if as many rows had a label as hadn't."""
+    if labels.weights == "none":
+        return None
+    counts = torch.tensor(labels.counts, dtype=torch.float32, device=device).clamp(min=1)
+    return (labels.rows - counts).clamp(min=1) / counts
+
+
+def probabilities(problem: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`[N, C]` in fp32: of each label, or the number itself. The temperature is for single labels alone."""
+    logits = logits.float()
+    if problem == "regression":
+        return logits
+    return logits.sigmoid() if problem == "multi_label" else (logits / temperature).softmax(-1)
+
+
+def measure(labels: Labels, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Of held-out rows: accuracy and macro-F1 (the mean over the labels that occur or are predicted), or the errors of
+    numbers. Where a text may have several labels, only all of them together are accurate."""
+    if labels.problem == "regression":
+        errors = measures.measure_numbers(targets.numpy(), logits.float().squeeze(-1).numpy())
+        return {name: errors[name] for name in ("mean_absolute_error", "r2")}
+    if labels.problem == "single_label":
+        true_names, found_names = ([labels.names[i] for i in each] for each in (targets.tolist(), logits.argmax(-1)))
+        figures = measures.measure(true_names, found_names, labels.names)
+    else:
+        found = probabilities(labels.problem, logits) >= THRESHOLD  # [N, C]
+        figures = measures.measure_sets((targets > 0).numpy(), found.numpy(), labels.names)
+    return {"accuracy": figures.accuracy, "macro_f1": figures.macro_f1}

@@ -1,0 +1,215 @@
+"""Classification of texts by labels that a person types, without training.
+
+    classifier = ZeroShot(engine)
+    task = LabelTask(("sport", "science"), template="topic", calibrate=True)
+    for prediction in classifier.predict(["The match ended in a draw."], task):
+        print(prediction.label, prediction.confidence, prediction.scores)
+
+The score of a label is the mean log-probability of its tokens after the prompt; the confidences are a softmax over
+them. Calibration (contextual, arXiv 2102.09690) divides by what the labels get where the text says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from jetmoe import RoutingRecorder, RoutingTrace
+from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.engine import Engine, Turn
+from studio.backend.chat.text_stream import token_texts
+from studio.backend.classification.label_prompt import (
+    Cut,
+    LabelPrompt,
+    LabelPrompts,
+    check_cut,
+    check_labels,
+    resolve_template,
+)
+from studio.backend.classification.label_scores import LabelScorer, like_lengths
+from studio.backend.data.prompt import check_text
+from studio.backend.models import placement
+from studio.errors import StudioError
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+TURN_TOKENS = 2048
+"""After so many tokens of texts, whoever waits for the model has it next."""
+MOST_PRIORS = 64
+
+
+@dataclass(frozen=True)
+class LabelTask:
+    """What texts are asked about.
+
+    Raises:
+        StudioError: see `check_labels`, `resolve_template` and `check_cut`.
+    """
+
+    labels: tuple[str, ...]
+    template: str = "topic"
+    """The name of one of TEMPLATES, or a text with {text} and perhaps {labels} in it."""
+    calibrate: bool = False
+    """Whether what the labels get for texts without content is subtracted."""
+    cut: Cut = "middle"
+    """Where a text that is too long is cut: in the middle or at the end."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", check_labels(self.labels))
+        object.__setattr__(self, "template", resolve_template(self.template))
+        check_cut(self.cut)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    text: str
+    label: str
+    confidence: float
+    """Of the label, 0 to 1; NaN where none is known, as of a number."""
+    scores: dict[str, float]
+    """The confidence of every label; they sum to 1 where one label excludes the others."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the person; `cut` is one of them."""
+    cut: str = ""
+    """That the text was too long, and what was left out."""
+    trace: RoutingTrace | None = None
+    """The routing of the text's tokens, where it was asked for."""
+
+    def row(self) -> dict[str, object]:
+        """As `classify predict --json` prints it."""
+        confidence = None if math.isnan(self.confidence) else self.confidence
+        return {"text": self.text, "label": self.label, "confidence": confidence, "scores": self.scores}
+
+
+class ZeroShot:
+    """Classifies with the engine's model; remembers the priors that it measured."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._priors: WeakKeyDictionary[Decoder, dict[_PriorKey, np.ndarray]] = WeakKeyDictionary()
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        task: LabelTask,
+        adapter: str | None = None,
+        cancel: threading.Event | None = None,
+        with_trace: bool = False,
+    ) -> Iterator[Prediction]:
+        """One prediction a text, in order. Others get the model between batches; setting `cancel` ends it early.
+
+        Args:
+            adapter: who answers: the name of a loaded one, or an id as of `Engine.ensure_adapter`.
+
+        Raises:
+            StudioError: an empty text, no model is ready or it was changed meanwhile, the adapter can't be had, or the
+                labels don't fit this model.
+        """
+        for number, text in enumerate(texts, start=1):
+            check_text(text, f"Text {number}" if len(texts) > 1 else "The text")
+        cancelled = (cancel or threading.Event()).is_set
+        waiting = deque(texts)
+        decoder = None
+        while waiting and not cancelled():
+            with self.engine.turn(adapter, cancelled) as turn:
+                if turn is None:
+                    return
+                if decoder not in (None, turn.decoder):
+                    raise StudioError("Another model was loaded while texts were classified. Start again with it.")
+                decoder = turn.decoder
+                with placement.shortage("while classifying: shorten the texts or load the model in nf4"):
+                    batch = self._batch(waiting, _Asked(turn, task, cancelled), adapter, with_trace)
+            # Handed out when the model is free again: whoever takes them may be slow.
+            yield from batch
+
+    def _batch(self, waiting: deque[str], asked: _Asked, adapter: str | None, with_trace: bool) -> list[Prediction]:
+        """Predictions of the next texts, taken from those waiting."""
+        prior = self._prior(asked, adapter) if asked.task.calibrate else np.zeros(len(asked.task.labels))
+        predictions: list[Prediction] = []
+        if prior is None:
+            return predictions
+        prompts = asked.prompts_of(waiting)
+        for prompt, scored in zip(prompts, asked.score(prompts, with_trace), strict=True):
+            if scored is None:
+                break
+            probabilities = _softmax(scored.log_probs - prior)
+            scores = dict(zip(asked.task.labels, probabilities.tolist(), strict=True))
+            label = max(scores, key=scores.__getitem__)
+            notices = (*asked.prompts.notices, *filter(None, [prompt.cut]))
+            text = waiting.popleft()
+            predictions.append(Prediction(text, label, scores[label], scores, notices, prompt.cut, scored.trace))
+        return predictions
+
+    def _prior(self, asked: _Asked, adapter: str | None) -> np.ndarray | None:
+        """Logarithms `[labels]` of what the labels get on average where the text says nothing; None where cancelled."""
+        known = self._priors.setdefault(asked.turn.decoder, {})
+        key = _PriorKey(asked.task.labels, asked.task.template, adapter, asked.turn.adapter_load)
+        if key not in known:
+            scored = asked.score([asked.prompts.of(text) for text in CONTENT_FREE])
+            found = [_softmax(one.log_probs) for one in scored if one is not None]
+            if len(found) < len(scored):
+                return None
+            known[key] = np.log(np.mean(found, axis=0))
+            if len(known) > MOST_PRIORS:
+                del known[next(iter(known))]
+        return known[key]
+
+
+class _PriorKey(NamedTuple):
+    labels: tuple[str, ...]
+    template: str
+    adapter: str | None
+    adapter_load: int
+
+
+class _Scored(NamedTuple):
+    log_probs: np.ndarray
+    """`[labels]`"""
+    trace: RoutingTrace | None
+
+
+class _Asked:
+    """A task as the model of a turn understands it."""
+
+    def __init__(self, turn: Turn, task: LabelTask, cancelled: Callable[[], bool]) -> None:
+        self.turn, self.task, self.cancelled = turn, task, cancelled
+        self.prompts = LabelPrompts(turn.tokenizer, task.template, task.labels, turn.decoder.context_size, task.cut)
+        self.scorer = LabelScorer(turn.decoder.model, self.prompts.shared_ids, cancelled)
+
+    def prompts_of(self, texts: Iterable[str]) -> list[LabelPrompt]:
+        """Of the first texts, as many as one turn may take."""
+        prompts: list[LabelPrompt] = []
+        tokens = 0
+        for text in texts:
+            prompts.append(self.prompts.of(text))
+            tokens += prompts[-1].unread
+            if tokens >= TURN_TOKENS:
+                break
+        return prompts
+
+    def score(self, prompts: Sequence[LabelPrompt], with_trace: bool = False) -> list[_Scored | None]:
+        """None for those that it was cancelled before."""
+        scored: list[_Scored | None] = [None] * len(prompts)
+        for batch in [[i] for i in range(len(prompts))] if with_trace else like_lengths(prompts):
+            recorder = RoutingRecorder(self.turn.decoder.model, prompts[batch[0]].unread) if with_trace else None
+            found = None if self.cancelled() else self.scorer.score([prompts[i] for i in batch], recorder)
+            if found is None:
+                break
+            for i, log_probs in zip(batch, found, strict=True):
+                scored[i] = _Scored(log_probs, None if recorder is None else self._trace(prompts[i], recorder))
+        return scored
+
+    def _trace(self, prompt: LabelPrompt, recorder: RoutingRecorder) -> RoutingTrace:
+        ids = prompt.token_ids[prompt.text]
+        return recorder.trace(ids, token_texts(self.turn.tokenizer, ids), is_prompt=True)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()

@@ -1,0 +1,264 @@
+"""A file of rows becomes a checked data set: every example as messages, every bad row with what to do about it.
+
+    dataset = read("devils-dictionary")                        # a bundled sample, or the path of a file
+    dataset = read("my.csv", DataSettings(columns={"prompt": "Frage", "completion": "Antwort"}))
+    train, held_out = dataset.split(eval_share=0.1, seed=0)    # duplicates never end up on both sides
+
+Formats are found in `formats/`, file types are read in `rows.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from studio.backend.data.formats import Format, Messages
+from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
+from studio.backend.recipe import Recipe
+from studio.backend.system.wheel import sha256
+from studio.errors import StudioError
+from studio.registry import discover
+
+SAMPLES = {path.stem.replace("_", "-"): path for path in sorted(Path(__file__).with_name("samples").glob("*.jsonl"))}
+SHOWN_BAD_ROWS = 20
+PROBED_ROWS = 50
+"""So many good rows decide on the format."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How a file is read.
+
+    Raises:
+        StudioError: values that don't exist, all of them named at once.
+    """
+
+    format: str = "auto"
+    """auto tells it from the columns; else the name of a format."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which column fills which field of the format, where the names don't tell."""
+    on_bad_rows: str = "skip"
+    """skip leaves bad rows out and lists them; stop ends with the list."""
+    limits: Limits = field(default_factory=Limits)
+    """How much is read at most."""
+    task: str = "chat"
+    """What the rows are to teach, which says among which formats to look."""
+
+    def __post_init__(self) -> None:
+        names = ["auto", *(each.name for each in formats(self.task))]
+        problems = []
+        if self.format not in names:
+            problems.append(f"format must be one of {', '.join(names)}, not {self.format!r}")
+        if self.on_bad_rows not in ("skip", "stop"):
+            problems.append(f"on_bad_rows must be skip or stop, not {self.on_bad_rows!r}")
+        if not isinstance(self.columns, dict) or not all(isinstance(x, str) for x in chain(*self.columns.items())):
+            problems.append("columns must give a column's name to each field, as in {prompt: Question}")
+        if problems:
+            raise StudioError("Change these settings: " + "; ".join(problems) + ".")
+
+
+@dataclass(frozen=True)
+class Example:
+    line: int
+    messages: Messages
+    labels: tuple[str, ...] = ()
+    """As they are written in the file; only of labelled texts."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    path: Path
+    fingerprint: str
+    """SHA-256 of the file, by which a resumed run sees that it changed."""
+    format: str
+    columns: dict[str, str]
+    """The column of each field of the format."""
+    examples: list[Example]
+    bad_rows: list[BadRow]
+    notices: tuple[str, ...]
+    duplicates: int
+    """Examples that say the same as an earlier one, but for case and spaces. They are kept."""
+
+    def split(self, eval_share: float, seed: int) -> tuple[list[Example], list[Example]]:
+        """(for training, for evaluation), the same for the same seed. Examples with the same prompt stay together; all
+        are for training where that leaves a single group.
+
+        Raises:
+            StudioError: a share below 0, or of 1 and more.
+        """
+        if not 0 <= eval_share < 1:
+            raise StudioError(f"eval_share must be at least 0 and below 1, not {eval_share!r}.")
+        groups: dict[bytes, list[int]] = {}
+        for i, example in enumerate(self.examples):
+            groups.setdefault(digest(_prompt(example.messages)), []).append(i)
+        held_out = _drawn(list(groups.values()), eval_share, seed)
+        train = [example for i, example in enumerate(self.examples) if i not in held_out]
+        return train, [self.examples[i] for i in sorted(held_out)]
+
+
+def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Dataset:
+    """The data set in a file.
+
+    Raises:
+        StudioError: no such file, not readable, no format fits, no good row, or a bad one where `on_bad_rows` is stop.
+    """
+    settings = settings or DataSettings()
+    path = resolve(name_or_path)
+    rows = Rows(path, settings.limits)
+    stream = iter(rows)
+    probed = _probe(stream)
+    format, columns, notices = _detect(path, probed, settings)
+    examples, bad_rows = _convert(chain(probed, stream), format, columns)
+    check_rows(path, examples, bad_rows, settings.on_bad_rows)
+    notices += tuple(rows.notices)
+    return Dataset(path, sha256(path), format.name, columns, examples, bad_rows, notices, _duplicates(examples))
+
+
+def check_rows(path: Path, examples: list[Example], bad_rows: list[BadRow], on_bad_rows: str) -> None:
+    """Raises StudioError: there is no good row, or a bad one where `on_bad_rows` is stop."""
+    if not examples:
+        raise _no_good_row(path, bad_rows)
+    if bad_rows and on_bad_rows == "stop":
+        raise StudioError(f"{path.name} has {len(bad_rows):,} bad rows; on_bad_rows is stop.\n{_first(bad_rows)}")
+
+
+def column_names(name_or_path: str | Path) -> list[str]:
+    """Of the first rows, in their order.
+
+    Raises:
+        StudioError: no such file, not readable, or no good row.
+    """
+    path = resolve(name_or_path)
+    return _names(path, _probe(iter(Rows(path, Limits()))))
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The path of a bundled sample by its name, or of the file itself.
+
+    Raises:
+        StudioError: neither exists.
+    """
+    if str(name_or_path) in SAMPLES:
+        return SAMPLES[str(name_or_path)]
+    path = Path(name_or_path)
+    with suppress(OSError):  # a name that is longer than the file system takes
+        if path.is_file():
+            return path
+    raise StudioError(f"There is no file {str(path)[:200]!r}. Give its path, or a sample: {', '.join(SAMPLES)}.")
+
+
+def formats(task: str | None = None) -> list[Format]:
+    """All of them, or those of a task."""
+    return [each for each in discover("studio.backend.data.formats", "FORMAT") if task in (None, each.task)]
+
+
+def settings_of(recipe: Recipe) -> DataSettings:
+    """How the recipe wants its file to be read; errors as of `DataSettings`."""
+    return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, task=recipe.task)
+
+
+def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
+    rows: list[Row | BadRow] = []
+    good = 0
+    for row in stream:
+        rows.append(row)
+        good += isinstance(row, Row)
+        if good == PROBED_ROWS:
+            break
+    return rows
+
+
+def _detect(
+    path: Path, probed: list[Row | BadRow], settings: DataSettings
+) -> tuple[Format, dict[str, str], tuple[str, ...]]:
+    """(format, the column of each field, notices). Raises StudioError: none fits, or there is no good row."""
+    names = _names(path, probed)
+    rows = [row.cells for row in probed if isinstance(row, Row)]
+    if missing := [name for name in settings.columns.values() if name not in names]:
+        raise StudioError(f"{path.name} has no column {_listed(missing)}. Choose from {_listed(names)}.")
+    for format in formats(settings.task):
+        columns = format.locate(names, settings.columns) if settings.format in ("auto", format.name) else None
+        if columns and (settings.format != "auto" or any(format.fits(format.cells(row, columns)) for row in rows)):
+            unused = [name for name in names if name not in columns.values()]
+            return format, columns, (f"Columns that are not used: {_listed(unused)}.",) if unused else ()
+    raise _no_format(path, names, settings)
+
+
+def _names(path: Path, probed: list[Row | BadRow]) -> list[str]:
+    rows = [row.cells for row in probed if isinstance(row, Row)]
+    if not rows:
+        raise _no_good_row(path, [row for row in probed if isinstance(row, BadRow)])
+    return list(dict.fromkeys(chain(*rows)))
+
+
+def _no_format(path: Path, names: list[str], settings: DataSettings) -> StudioError:
+    known = [f"{each.name} ({each.help})" for each in formats(settings.task) if settings.format in ("auto", each.name)]
+    such = "{text: Review, label: Stars}" if settings.task == "classify" else "{prompt: Question, completion: Answer}"
+    return StudioError(
+        f"The columns of {path.name} ({_listed(names)}) don't make up {' or '.join(known)}. Rename them, or say in "
+        f"`columns` which one fills which field, as in {such}."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = [repr(name[:40]) for name in names[:12]]
+    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _convert(
+    rows: Iterable[Row | BadRow], format: Format, columns: dict[str, str]
+) -> tuple[list[Example], list[BadRow]]:
+    examples, bad_rows = [], []
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad_rows.append(row)
+            continue
+        try:
+            messages = format.convert(row.cells, columns)
+            examples.append(Example(row.line, messages, format.labels_of(row.cells, columns)))
+        except Problem as problem:
+            bad_rows.append(BadRow(row.line, *problem.args))
+    return examples, bad_rows
+
+
+def _no_good_row(path: Path, bad_rows: list[BadRow]) -> StudioError:
+    return StudioError(f"{path.name} has no good row.\n{_first(bad_rows)}")
+
+
+def _first(bad_rows: list[BadRow]) -> str:
+    left = len(bad_rows) - SHOWN_BAD_ROWS
+    return "\n".join([*map(str, bad_rows[:SHOWN_BAD_ROWS]), *([f"... and {left:,} more"] if left > 0 else [])])
+
+
+def _duplicates(examples: list[Example]) -> int:
+    return len(examples) - len({digest(example.messages) for example in examples})
+
+
+def _prompt(messages: Messages) -> Messages:
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def digest(messages: Messages) -> bytes:
+    """The same for all that say the same, but for case and spaces."""
+    said = [(message["role"], " ".join(message["content"].split()).casefold()) for message in messages]
+    return hashlib.sha256(json.dumps(said).encode()).digest()
+
+
+def _drawn(groups: list[list[int]], eval_share: float, seed: int) -> set[int]:
+    """Whole groups of about this share; where none is small enough, the smallest."""
+    count = sum(map(len, groups))
+    if not eval_share or len(groups) < 2:
+        return set()
+    wanted = min(max(1, round(eval_share * count)), count - 1)
+    random.Random(seed).shuffle(groups)
+    drawn: set[int] = set()
+    for group in groups:
+        if len(drawn) + len(group) <= wanted:
+            drawn.update(group)
+    return drawn or set(sorted(groups, key=len)[0])

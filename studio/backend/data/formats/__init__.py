@@ -1,0 +1,150 @@
+"""One file a format of rows: a `FORMAT` that knows its columns and turns their cells into messages, or text and labels.
+
+for format in discover("studio.backend.data.formats", "FORMAT"):
+    columns = format.locate(["Question", "Answer"])          # {"prompt": "Question", "completion": "Answer"}
+    format.convert({"Question": "1 + 1?", "Answer": "2"}, columns)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from studio.backend.data.rows import Problem, parse_json
+
+Cells = dict[str, Any]
+"""The cells of a row by the field they fill."""
+Messages = list[dict[str, str]]
+NEXT_ROLES = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+
+
+@dataclass(frozen=True)
+class Format:
+    name: str
+    order: int
+    """Lower ones are tried first."""
+    help: str
+    fields: dict[str, tuple[str, ...]]
+    """What a row must have, each with the column names that it goes by."""
+    messages: Callable[[Cells], Messages]
+    """Raises Problem, its column the name of the field."""
+    task: str = "chat"
+    """What such rows teach; the recipe's."""
+    labels: Callable[[Cells], tuple[str, ...]] = lambda cells: ()
+    """Of the text that the messages hold. Raises Problem as they do."""
+    optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fits: Callable[[Cells], bool] = lambda cells: True
+    """Whether a row with these columns is of this format, where others have the same column names."""
+
+    def locate(self, columns: Sequence[str], chosen: dict[str, str] | None = None) -> dict[str, str] | None:
+        """The column of every field, `chosen` first; None where a needed one is missing or chosen for no field of this
+        format. The only column of a file is that of an only field, whatever its name."""
+        known = {column.strip().lower(): column for column in columns}
+        names = {**self.fields, **self.optional}
+        found = {key: known[name] for key in names for name in reversed(names[key]) if name in known}
+        if len(columns) == len(self.fields) == 1:
+            found = {next(iter(self.fields)): columns[0], **found}
+        located = {**found, **(chosen or {})}
+        return located if set(self.fields) <= set(located) <= set(names) else None
+
+    def convert(self, row: dict[str, Any], columns: dict[str, str]) -> Messages:
+        """The messages of a row.
+
+        Raises:
+            Problem: what is wrong, in which column.
+        """
+        return self._read(self.messages, row, columns)
+
+    def labels_of(self, row: dict[str, Any], columns: dict[str, str]) -> tuple[str, ...]:
+        """The labels of a row; errors as of `convert`."""
+        return self._read(self.labels, row, columns)
+
+    def _read(self, read: Callable[[Cells], Any], row: dict[str, Any], columns: dict[str, str]) -> Any:
+        try:
+            return read(self.cells(row, columns))
+        except Problem as problem:
+            raise Problem(columns.get(problem.column, problem.column), problem.reason, problem.remedy) from None
+
+    def cells(self, row: dict[str, Any], columns: dict[str, str]) -> Cells:
+        return {key: row.get(column) for key, column in columns.items()}
+
+
+def needed_text(cells: Cells, key: str) -> str:
+    """Raises Problem: no text, or an empty one."""
+    text = optional_text(cells, key)
+    if not text:
+        raise Problem(key, "is empty", "Fill it in, or delete the row.")
+    return text
+
+
+def optional_text(cells: Cells, key: str) -> str:
+    """ "" where there is none. Raises Problem: something else than text."""
+    text = cells.get(key)
+    if text is None or text != text:  # NaN
+        return ""
+    if not isinstance(text, str):
+        raise Problem(key, f"holds {type(text).__name__} {str(text)[:40]!r} instead of text", "Write it in quotes.")
+    return text if text.strip() else ""
+
+
+def answered(system: str, prompt: str, completion: str) -> Messages:
+    """One question with its answer."""
+    turns = [("system", system)] if system else []
+    return [{"role": role, "content": text} for role, text in [*turns, ("user", prompt), ("assistant", completion)]]
+
+
+def turns(cells: Cells, key: str) -> list[Cells]:
+    """A list of messages, each an object; a text is read as JSON.
+
+    Raises:
+        Problem: something else.
+    """
+    cell = cells.get(key)
+    try:
+        found = parse_json(cell) if isinstance(cell, str) else cell
+    except Problem as problem:
+        raise Problem(key, problem.reason, problem.remedy) from None
+    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
+        raise Problem(key, "is not a list of messages", "Write a list of objects, one for each message.")
+    return found
+
+
+def has_keys(cells: Cells, key: str, keys: set[str]) -> bool:
+    try:
+        return any(keys <= set(turn) for turn in turns(cells, key))
+    except Problem:
+        return False
+
+
+def conversation(found: list[Cells], key: str, role_key: str, content_key: str, roles: dict[str, str]) -> Messages:
+    """Messages of turns.
+
+    Raises:
+        Problem: an unknown role, roles out of order, an empty content, or no answer at the end.
+    """
+    messages = []
+    previous = None
+    for i, turn in enumerate(found, start=1):
+        role = _role(turn.get(role_key), i, key, roles)
+        if role not in NEXT_ROLES[previous]:
+            reason = f"has roles out of order: message {i} is of {role} after {previous or 'nothing'}"
+            raise Problem(key, reason, "A system message may come first; then user and assistant take turns.")
+        messages.append({"role": role, "content": _content(turn, i, key, content_key)})
+        previous = role
+    if previous != "assistant":
+        raise Problem(key, "does not end with an answer of the assistant", "Add it, or delete what is not answered.")
+    return messages
+
+
+def _role(role: Any, number: int, key: str, roles: dict[str, str]) -> str:
+    if not isinstance(role, str) or role not in roles:
+        raise Problem(key, f"has the role {str(role)[:40]!r} in message {number}", f"Use one of {', '.join(roles)}.")
+    return roles[role]
+
+
+def _content(turn: Cells, number: int, key: str, content_key: str) -> str:
+    try:
+        return needed_text(turn, content_key)
+    except Problem as problem:
+        raise Problem(key, f"has a message {number} whose {content_key} {problem.reason}", problem.remedy) from None

@@ -1,0 +1,53 @@
+"""Texts with their labels, for a classifier: one message with the role "text", and the labels as texts beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studio.backend.data.formats import Cells, Format, Messages, needed_text
+from studio.backend.data.rows import Problem
+from studio.backend.recipe import LABELLED
+
+LONGEST = 200
+"""Characters of a label."""
+NULL = "Fill in the label, or delete the row."
+
+
+def messages(cells: Cells) -> Messages:
+    return [{"role": "text", "content": needed_text(cells, "text")}]
+
+
+def labels(cells: Cells) -> tuple[str, ...]:
+    """Of a list, each; an empty list says that none fits."""
+    cell = cells.get("label")
+    names = tuple(map(_name, cell)) if isinstance(cell, list) else (_name(cell),)
+    return tuple(dict.fromkeys(names))
+
+
+def _name(cell: Any) -> str:
+    if cell is None or cell != cell or (isinstance(cell, str) and not cell.strip()):  # NaN
+        raise Problem("label", "is empty", NULL)
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # as whole numbers come from columns with holes
+    if not isinstance(cell, str | int | float):
+        raise Problem("label", f"holds {type(cell).__name__} {str(cell)[:40]!r} instead of a label", "Write a text.")
+    name = " ".join(str(cell).split())
+    if len(name) > LONGEST:
+        raise Problem("label", f"has {len(name):,} characters", "A label is a short name. Choose its column.")
+    return name
+
+
+FORMAT = Format(
+    name=LABELLED,
+    order=60,
+    help="text and its label, which may be a number or a list",
+    fields={
+        "text": ("text", "sentence", "content", "document", "review", "comment", "message", "utterance", "question"),
+        "label": ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "score"),
+    },
+    messages=messages,
+    labels=labels,
+    task="classify",
+)

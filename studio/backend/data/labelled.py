@@ -1,0 +1,357 @@
+"""Labelled texts as a classifier learns them: what each row's target is, and a split that gives every label its share.
+
+    rows = read_labelled(recipe)
+    rows.names                       # ("negative", "positive"), in the order of the head
+    train, held_out = rows.split(eval_share=0.1, seed=0)
+    token_ids, is_cut = encode(tokenizer, rows.examples[0].messages[0]["content"], max_length=512)
+
+Texts that say the same never end up on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from studio.backend.data.dataset import Dataset, Example, check_rows, digest, read, settings_of
+from studio.backend.data.prompt import Messages
+from studio.backend.data.rendering import Rendered, Summary, summary
+from studio.backend.data.rows import BadRow, Problem
+from studio.backend.recipe import Recipe
+from studio.errors import StudioError
+
+MOST_LABELS = 256
+SHOWN = 5
+"""Labels that a sentence names."""
+UNEVEN = 10
+"""How many times as frequent as the rarest a label may be without a word."""
+LARGE = 10.0
+"""Numbers further from zero than this are hard to reach for a head that begins near zero."""
+SEPARATOR = re.compile("[;|]")
+Target = int | tuple[int, ...] | float
+"""The index of a label, those of several, or a number."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a classifier tells apart."""
+
+    problem: str
+    """The recipe's."""
+    names: tuple[str, ...]
+    """In the order of the head; of a regression, the column's name."""
+    counts: tuple[int, ...] = ()
+    """How many rows to train on have each."""
+    weights: str = "none"
+    """The recipe's class_weights."""
+    rows: int = 0
+    """How many rows there are to train on."""
+    temperature: float = 1.0
+    """By which the logits of a single label are divided, so that confidences are right as often as they say."""
+
+    def report(self) -> dict[str, Any]:
+        """What is in the data, for events and model cards."""
+        return {"problem": self.problem, "labels": dict(zip(self.names, self.counts, strict=True))}
+
+
+class Truth(NamedTuple):
+    """Texts, and what their labels really are."""
+
+    problem: str
+    names: tuple[str, ...]
+    texts: Sequence[str]
+    targets: Sequence[Target]
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    dataset: Dataset
+    """Only what can be used; every other row is among the bad ones."""
+    problem: str
+    names: tuple[str, ...]
+    targets: list[Target]
+    """Of the examples of the data set."""
+
+    @property
+    def examples(self) -> list[Example]:
+        return self.dataset.examples
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(self.problem, self.names)
+
+    def split(self, eval_share: float, seed: int) -> tuple[list[int], list[int]]:
+        """Indices of the examples (for training, for evaluation), the same for the same seed."""
+        strata: dict[Any, list[list[int]]] = defaultdict(list)
+        for group in self._groups:
+            strata[self._stratum(group)].append(group)
+        held_out = _drawn([*strata.values()], eval_share, random.Random(seed))
+        return [i for i in range(len(self.targets)) if i not in held_out], sorted(held_out)
+
+    def truth(self, indices: Sequence[int]) -> Truth:
+        """Of these examples."""
+        texts = [self.examples[i].messages[0]["content"] for i in indices]
+        return Truth(self.problem, self.names, texts, [self.targets[i] for i in indices])
+
+    def counts(self, indices: Iterable[int]) -> tuple[int, ...]:
+        """How many of these rows have each label; of a regression, how many there are."""
+        found = Counter(label for i in indices for label in self._labels(i))
+        return tuple(found[label] for label in range(len(self.names)))
+
+    def warnings(self, train: Sequence[int], held_out: Sequence[int], recipe: Recipe) -> list[str]:
+        """What a person should know of the labels before training."""
+        if self.problem == "regression":
+            return _large_numbers(self.targets)
+        warnings = [*_alike(self.names), *self._disagreeing()]
+        every, measured = self._counts, self.counts(held_out)
+        texts = Counter(label for group in self._groups for label in {x for i in group for x in self._labels(i)})
+        once = [name for label, name in enumerate(self.names) if texts[label] == 1]
+        unmeasured = [name for name, count in zip(self.names, measured, strict=True) if not count and name not in once]
+        if once and held_out:
+            warnings.append(f"In one text only: {_listed(once)}. It is trained, but can't be measured, too.")
+        if unmeasured and held_out:
+            warnings.append(f"No row is held out of {_listed(unmeasured)}: raise eval_share to measure all labels.")
+        if max(every) > UNEVEN * min(every) and recipe.class_weights == "none":
+            most, least = self.names[int(np.argmax(every))], self.names[int(np.argmin(every))]
+            warnings.append(
+                f"{most!r} has {max(every):,} rows and {least!r} {min(every):,}: class_weights=balanced makes the rare "
+                "ones count."
+            )
+        return warnings
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """Of rows whose texts say the same."""
+        groups: dict[bytes, list[int]] = defaultdict(list)
+        for i, example in enumerate(self.examples):
+            groups[digest(example.messages)].append(i)
+        return [*groups.values()]
+
+    def _labels(self, i: int) -> tuple[int, ...]:
+        target = self.targets[i]
+        return (0,) if isinstance(target, float) else (target,) if isinstance(target, int) else target
+
+    def _stratum(self, group: list[int]) -> int | None:
+        """The rarest label of the rows, or a fifth of the numbers; None without labels."""
+        if self.problem == "regression":
+            return int(np.searchsorted(self._fifths, self.targets[group[0]]))
+        return min((label for i in group for label in self._labels(i)), key=lambda i: self._counts[i], default=None)
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        return self.counts(range(len(self.targets)))
+
+    @cached_property
+    def _fifths(self) -> Any:
+        return np.quantile(np.asarray(self.targets, np.float64), [0.2, 0.4, 0.6, 0.8])
+
+    def _disagreeing(self) -> list[str]:
+        groups = [group for group in self._groups if len({self.targets[i] for i in group}) > 1]
+        if not groups:
+            return []
+        lines = ", ".join(str(self.examples[i].line) for i in groups[0][:SHOWN])
+        return [f"{len(groups):,} texts are in the file with different labels, such as in lines {lines}."]
+
+
+def read_labelled(recipe: Recipe) -> LabelledRows:
+    """The rows of the recipe's file.
+
+    Raises:
+        StudioError: as `read`, or what is in the label's column is nothing to tell apart.
+    """
+    dataset = read(recipe.data, settings_of(recipe))
+    column = dataset.columns["label"]
+    examples, values = [], []
+    bad_rows = [*dataset.bad_rows]
+    for example in dataset.examples:
+        try:
+            values.append(_value(example.labels, recipe.problem, column))
+            examples.append(example)
+        except Problem as problem:
+            bad_rows.append(BadRow(example.line, *problem.args))
+    bad_rows.sort(key=lambda bad: bad.line)
+    check_rows(dataset.path, examples, bad_rows, recipe.on_bad_rows)
+    dataset = replace(dataset, examples=examples, bad_rows=bad_rows)
+    if recipe.problem == "regression":
+        _check_numbers(values, column)
+        return LabelledRows(dataset, recipe.problem, (column,), [float(value) for value in values])
+    names = _sorted({name for value in values for name in value})
+    _check_names(names, values, recipe.problem, column)
+    places = {name: i for i, name in enumerate(names)}
+    targets: list[Target] = [tuple(sorted(places[name] for name in value)) for value in values]
+    if recipe.problem == "single_label":
+        targets = [target[0] for target in targets]  # type: ignore[index]
+    return LabelledRows(dataset, recipe.problem, names, targets)
+
+
+def read_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> Rendered:
+    """As `render`: all of the text is read, and none of it is learned to be written."""
+    token_ids, cut = encode(tokenizer, messages[0]["content"], max_length)
+    return Rendered(token_ids, [False] * len(token_ids), cut)
+
+
+def summarized(texts: Sequence[Rendered], max_length: int) -> Summary:
+    """Of texts that are read, of which none is left out."""
+    return replace(summary(texts, max_length), untrained=0)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], bool]:
+    """Token ids as a transformers pipeline has them, except that nothing in the text is a control token; and whether
+    its end is missing."""
+    options: dict[str, Any] = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+    token_ids = tokenizer(text, **options)["input_ids"]
+    if len(token_ids) <= max_length:
+        return token_ids, False
+    return tokenizer(text, **options, truncation=True, max_length=max_length)["input_ids"], True
+
+
+def shown(labels: Labels, target: Target) -> str:
+    """A target for people."""
+    if isinstance(target, float):
+        return f"{target:g}"
+    return " | ".join(labels.names[i] for i in ((target,) if isinstance(target, int) else target)) or "no label"
+
+
+# --- what a cell says
+
+
+def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], column: str) -> Target | str:
+    """The target, or the first name that is none of these. Raises Problem: it is none at all."""
+    value = _value(labels, problem, column)
+    if problem == "regression":
+        return float(value)
+    if unknown := [name for name in value if name not in names]:
+        return str(unknown[0])
+    places = tuple(sorted(names.index(name) for name in value))
+    return places[0] if problem == "single_label" else places
+
+
+def _value(labels: tuple[str, ...], problem: str, column: str) -> Any:
+    """A number, or names. Raises Problem."""
+    if problem == "multi_label":
+        parts = [" ".join(part.split()) for label in labels for part in SEPARATOR.split(label)]
+        return tuple(dict.fromkeys(part for part in parts if part))
+    if len(labels) != 1:
+        raise Problem(column, f"holds {len(labels)} labels", "Give one, or set problem to multi_label.")
+    return labels if problem == "single_label" else _number(labels[0], column)
+
+
+def _number(text: str, column: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise Problem(column, f"is {text[:40]!r}, which is no number", "Write a number, or change problem.")
+    return value
+
+
+def _sorted(names: set[str]) -> tuple[str, ...]:
+    """Numbers by their size, so that 2 comes before 10."""
+    try:
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def _check_numbers(values: list[float], column: str) -> None:
+    if len(set(values)) < 2:
+        raise StudioError(
+            f"Every row has the number {values[0]:g} in {column!r}: nothing is to be learned. Add others."
+        )
+
+
+def _check_names(names: tuple[str, ...], values: list[tuple[str, ...]], problem: str, column: str) -> None:
+    """Raises StudioError: there is nothing to tell apart, or far too much."""
+    if not names:
+        raise StudioError(f"No row has a label in {column!r}: there is nothing to learn. Fill some in.")
+    if len(names) == 1 and all(values):
+        raise StudioError(
+            f"Every row has the label {names[0]!r} in {column!r}: a classifier needs at least two. Add rows of another "
+            "label, or say in `columns` which column holds the labels."
+        )
+    if len(names) > MOST_LABELS:
+        joined = problem == "single_label" and any(map(SEPARATOR.search, names))
+        remedy = "Set problem to multi_label, where cells hold several labels." if joined else (
+            "Say in `columns` which column holds the labels, put rare ones together, or, where they are numbers to "
+            "estimate, set problem to regression."
+        )  # fmt: skip
+        raise StudioError(
+            f"{column!r} holds {len(names):,} different labels in {len(values):,} rows, and a head tells at most "
+            f"{MOST_LABELS} apart. {remedy}"
+        )
+
+
+# --- warnings
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Two mistakes that are easily made in spreadsheets."""
+    warnings = []
+    spellings = defaultdict(list)
+    for name in names:
+        spellings[name.casefold()].append(name)
+    if twins := [each for each in spellings.values() if len(each) > 1]:
+        warnings.append(f"{_listed(twins[0])} differ in capitals only and count as different labels.")
+    if joined := [name for name in names if SEPARATOR.search(name)]:
+        warnings.append(f"{_listed(joined)}: where such are several labels, set problem to multi_label.")
+    return warnings
+
+
+def _large_numbers(targets: Sequence[Any]) -> list[str]:
+    numbers = np.asarray(targets, np.float64)
+    if np.abs(numbers).max() <= LARGE:
+        return []
+    return [
+        f"The numbers go from {numbers.min():g} to {numbers.max():g}, and a head begins near 0: divide them so that "
+        f"they lie within {-LARGE:g} and {LARGE:g}, or training takes long."
+    ]
+
+
+# --- the split
+
+
+def _drawn(strata: list[list[list[int]]], eval_share: float, rng: random.Random) -> set[int]:
+    """Whole groups, about this share of the rows of every stratum; each keeps at least one group for training."""
+    if not eval_share:
+        return set()
+    drawn: set[int] = set()
+    for groups, wanted in zip(strata, _quotas(strata, eval_share), strict=True):
+        rng.shuffle(groups)
+        taken: list[int] = []
+        for group in groups[1:]:
+            if len(taken) + len(group) <= wanted:
+                taken += group
+        drawn.update(taken)
+    if drawn:
+        return drawn
+    # Nothing was small enough: the smallest group of the largest stratum that has two.
+    sizes = [len(groups) for groups in strata]
+    largest = strata[sizes.index(max(sizes))]
+    smallest: list[int] = min(largest, key=lambda group: len(group))
+    return set(smallest) if len(largest) > 1 else set()
+
+
+def _quotas(strata: list[list[list[int]]], eval_share: float) -> list[int]:
+    """Rows to hold out of each stratum, by largest remainders."""
+    sizes = [sum(map(len, groups)) if len(groups) > 1 else 0 for groups in strata]
+    exact = [eval_share * size for size in sizes]
+    quotas = [math.floor(each) for each in exact]
+    missing = max(1, round(sum(exact))) - sum(quotas)
+    for i in sorted(range(len(exact)), key=lambda i: quotas[i] - exact[i])[:missing]:
+        quotas[i] += bool(sizes[i])
+    return quotas

@@ -1,0 +1,66 @@
+"""Turns a parquet file into JSON lines: the column names, then a row each. Run by `parquet_rows`:
+
+    python -P studio/backend/data/parquet_worker.py FILE MOST_BYTES
+
+A process of its own, as pyarrow may crash on a damaged file and as little of it can unpack to very much memory.
+"""
+
+import json
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH = 64
+MEMORY_BYTES = 4 << 30
+DEPTH = 32
+
+
+def main(path: str, most_bytes: int) -> None:
+    limit_memory()
+    try:
+        write_rows(pq.ParquetFile(path), most_bytes)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        print(json.dumps({"error": f"is not a whole parquet file ({error}). Export it again."}))
+
+
+def limit_memory() -> None:
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+def write_rows(file: pq.ParquetFile, most_bytes: int) -> None:
+    schema = file.schema_arrow
+    columns = [field.name for field in schema if is_readable(field.type)]
+    print(json.dumps({"names": schema.names, "columns": columns}))
+    for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
+        for i in range(len(batch)):
+            line = json.dumps(row(batch, i))
+            most_bytes -= len(line)
+            if most_bytes < 0:
+                print(json.dumps({"error": "unpacks to more than is read at most. Split it."}))
+                return
+            print(line)
+
+
+def is_readable(kind: pa.DataType, depth: int = DEPTH) -> bool:
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
+        return depth > 0 and is_readable(kind.value_type, depth - 1)
+    if types.is_struct(kind):
+        return depth > 0 and all(is_readable(field.type, depth - 1) for field in kind)
+    plain = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+    return any(test(kind) for test in plain)
+
+
+def row(batch: pa.RecordBatch, i: int) -> dict:
+    try:
+        return {"cells": {name: batch.column(name)[i].as_py() for name in batch.schema.names}}
+    except ValueError as error:
+        return {"reason": f"can't be read ({error})"}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,376 @@
+"""Rows of a local file, streamed: csv, tsv, json, jsonl, parquet and plain text.
+
+    rows = Rows(Path("data.csv"))
+    for row in rows:                     # Row(line, cells) or BadRow(line, column, reason, remedy)
+        ...
+    rows.notices                         # what was assumed: an encoding, a separator, another type than the ending's
+
+Read with csv, json and pyarrow (in a process of its own, as damaged files can crash it) instead of the builders of
+`datasets`, which guess types from whole blocks and end at the first bad row without its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+from studio.backend.data.file_type import FileType, identify
+from studio.backend.data.json_items import json_items
+from studio.backend.data.parquet_rows import ParquetRows
+from studio.errors import StudioError
+
+BLOCK = 1 << 16
+MISSING = ("nan", "null")
+"""What spreadsheets and pandas write into a csv cell that holds nothing."""
+
+# The module's own limit of 131,072 characters holds for the whole process; the limits below hold for one file.
+csv.field_size_limit(2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a file is read at most.
+
+    Raises:
+        StudioError: values out of range, all of them named at once.
+    """
+
+    file_bytes: int = 200_000_000
+    """Largest file, and the most that a parquet file may unpack to."""
+    rows: int = 200_000
+    """Reading ends after so many rows, and a notice says so."""
+    columns: int = 256
+    """Most columns of a row."""
+    cell_characters: int = 100_000
+    """Longest text in a cell; a longer one makes a bad row."""
+    line_characters: int = 1_000_000
+    """Longest line, and longest row of a json or csv file that spans lines."""
+    depth: int = 32
+    """Deepest nesting of lists and objects in a row."""
+
+    def __post_init__(self) -> None:
+        highest = {"depth": 100}
+        problems = [
+            f"{field.name} must be a whole number from 1 to {highest.get(field.name, 2**31):,}, not {value!r}"
+            for field in fields(self)
+            if type(value := getattr(self, field.name)) is not int or not 1 <= value <= highest.get(field.name, 2**31)
+        ]
+        if problems:
+            raise StudioError("Change these limits: " + "; ".join(problems) + ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    line: int
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be used; `column` is empty where the whole row is meant."""
+
+    line: int
+    column: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}" + (f", column {self.column!r}" if self.column else "")
+        return f"{where}: {self.reason}. {self.remedy}"
+
+
+class Problem(Exception):
+    """What is wrong with one row: (column, reason, remedy)."""
+
+    def __init__(self, column: str, reason: str, remedy: str) -> None:
+        super().__init__(column, reason, remedy)
+        self.column, self.reason, self.remedy = column, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.remedy}"
+
+
+Read = Iterator[Row | BadRow]
+
+
+class Rows:
+    """Iterates once over the rows of a file. `line` is the row's number where rows have no lines of their own: in
+    parquet, and in json on a single line.
+
+    Raises:
+        StudioError: there is no such file, it is empty or too large, or of a type that holds no rows.
+    """
+
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        self.path = path
+        self.limits = limits or Limits()
+        self.type: FileType = identify(path, self.limits.file_bytes)
+        self.notices = list(self.type.notices)
+
+    def __iter__(self) -> Read:
+        """Raises StudioError where the file is damaged or has no rows at all."""
+        count = 0
+        try:
+            for count, row in enumerate(self._read(), start=1):
+                if count > self.limits.rows:
+                    self.notices.append(
+                        f"Only the first {self.limits.rows:,} rows of {self.path.name} were read, the most that is "
+                        "allowed; the rest was left out. Split the file to use it."
+                    )
+                    return
+                yield row if isinstance(row, BadRow) else self._checked(row)
+        except UnicodeDecodeError as error:
+            raise StudioError(f"{self.path.name} is not whole {self.type.encoding}. Save it as UTF-8.") from error
+        except OSError as error:
+            raise StudioError(f"{self.path.name} can't be read ({error}). Check the file and its disk.") from error
+        if not count:
+            raise StudioError(f"{self.path.name} has no rows, at most a header. Add one row for each example.")
+
+    def _read(self) -> Read:
+        if self.type.kind == "parquet":
+            yield from _parquet(self.path, self.limits, self.notices)
+            return
+        with self.type.open(self.path) as file:
+            yield from TEXT_READERS[self.type.kind](file, self.limits, self.type)
+
+    def _checked(self, row: Row) -> Row | BadRow:
+        try:
+            if len(row.cells) > self.limits.columns:
+                raise Problem("", f"has {len(row.cells):,} columns", f"At most {self.limits.columns:,} are read.")
+            for column, cell in row.cells.items():
+                _check_text("", column, self.limits)
+                _check_cell(column, cell, self.limits, 1)
+        except Problem as problem:
+            return BadRow(row.line, *problem.args)
+        return row
+
+
+def _check_cell(column: str, cell: Any, limits: Limits, depth: int) -> None:
+    if depth > limits.depth:
+        raise _too_deep(column, limits.depth)
+    if isinstance(cell, str):
+        _check_text(column, cell, limits)
+    elif isinstance(cell, (list, dict)):
+        for value in [*cell, *cell.values()] if isinstance(cell, dict) else cell:
+            _check_cell(column, value, limits, depth + 1)
+
+
+def _check_text(column: str, text: str, limits: Limits) -> None:
+    if len(text) > limits.cell_characters:
+        longest = f"Keep it under {limits.cell_characters:,} characters; parts of it can be rows of their own."
+        raise Problem(column, f"holds {len(text):,} characters", longest)
+    if re.search("[\ud800-\udfff]", text):
+        raise Problem(column, "holds bytes that are not valid text", "Save the whole file in one encoding, UTF-8.")
+    if "\0" in text:
+        raise Problem(column, "holds a NUL character", "Delete it, or save the file as UTF-8.")
+
+
+class Lines:
+    """The lines of a text file. Of one that is over the limit only the first limit + 1 characters are kept."""
+
+    def __init__(self, file: TextIO, limits: Limits) -> None:
+        self.file = file
+        self.limits, self.longest = limits, limits.line_characters
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = rest = self.file.readline(self.longest + 1)
+        if not line:
+            raise StopIteration
+        while len(line) > self.longest and rest and not rest.endswith("\n"):
+            rest = self.file.readline(BLOCK)
+        self.number += 1
+        return line
+
+
+class RecordLines(Lines):
+    """Lines for csv.reader: a record may span several, and those after its first can be given back."""
+
+    def __init__(self, file: TextIO, limits: Limits) -> None:
+        super().__init__(file, limits)
+        self.record: list[str] = []
+        self.size = 0
+        self.again: list[str] = []
+
+    def begin(self) -> int:
+        """The number of the line on which the next record begins."""
+        self.record, self.size = [], 0
+        return self.number + 1
+
+    def give_back(self) -> None:
+        """The lines after the record's first are read again, as rows of their own."""
+        self.again += reversed(self.record[1:])
+        self.number -= len(self.record) - 1
+
+    def __next__(self) -> str:
+        if self.again:
+            line = self.again.pop()
+            self.number += 1
+        else:
+            line = super().__next__()
+        self.record.append(line)
+        self.size += len(line)
+        if self.size > self.longest:
+            raise _too_long(self.limits)
+        return line
+
+
+def _table(file: TextIO, limits: Limits, file_type: FileType) -> Read:
+    lines = RecordLines(file, limits)
+    records = csv.reader(lines, delimiter=file_type.separator, strict=True)
+    header = _header(records, limits)
+    while True:
+        line = lines.begin()
+        try:
+            cells = next(records)
+        except StopIteration:
+            return
+        except Problem as problem:
+            yield BadRow(line, *problem.args)
+        except csv.Error as error:
+            yield BadRow(line, *_stray_quote(error).args)
+            lines.give_back()
+        else:
+            if cells:
+                yield _table_row(line, header, cells)
+
+
+def _header(records: Iterator[list[str]], limits: Limits) -> list[str]:
+    """Raises StudioError: it can't be read, a name occurs twice, or there are too many."""
+    try:
+        cells = next(filter(None, records))
+        _check_text("", "".join(cells), limits)
+    except csv.Error as error:
+        raise StudioError(f"The first line can't be read as column names: it {_stray_quote(error)}") from error
+    except Problem as problem:
+        raise StudioError(f"The first line can't be read as column names: it {problem}") from problem
+    names = [name.strip() or f"column {i}" for i, name in enumerate(cells, start=1)]
+    _check_names(names, limits)
+    return names
+
+
+def _check_names(names: list[str], limits: Limits) -> None:
+    if len(names) > limits.columns:
+        raise StudioError(f"The file has {len(names):,} columns; at most {limits.columns:,} are read. Delete some.")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise StudioError(f"The column name {twice[0]!r} occurs twice. Rename or delete one of the two columns.")
+
+
+def _table_row(line: int, header: list[str], cells: list[str]) -> Row | BadRow:
+    if len(cells) != len(header):
+        reason = f"has {len(cells)} cells where the header has {len(header)}"
+        return BadRow(line, "", reason, "Put quotes around cells that hold a separator, or add what is missing.")
+    present = [None if cell.strip().lower() in MISSING else cell for cell in cells]
+    return Row(line, dict(zip(header, present, strict=True)))
+
+
+def _json_lines(file: TextIO, limits: Limits, file_type: FileType) -> Read:
+    lines = Lines(file, limits)
+    for text in lines:
+        if text.strip():
+            yield _json_row(lines.number, text, limits)
+
+
+def _json_list(file: TextIO, limits: Limits, file_type: FileType) -> Read:
+    for number, (line, text) in enumerate(json_items(file, limits.line_characters), start=1):
+        yield _json_row(number if line == 1 else line, text, limits)
+
+
+def _json_row(line: int, text: str, limits: Limits) -> Row | BadRow:
+    try:
+        if len(text) > limits.line_characters:
+            raise _too_long(limits)
+        cells = parse_json(text, limits.depth)
+        if not isinstance(cells, dict):
+            raise Problem("", "is not a JSON object", 'Write it as {"column": "text", ...}.')
+    except Problem as problem:
+        return BadRow(line, *problem.args)
+    return Row(line, cells)
+
+
+def parse_json(text: str, depth: int = Limits.depth) -> Any:
+    """One JSON value.
+
+    Raises:
+        Problem: not JSON, nested too deep, or a key occurs twice.
+    """
+    if _nesting(text) > depth:
+        raise _too_deep("", depth)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except ValueError as error:
+        raise Problem("", f"is not valid JSON ({error})", "Correct it there.") from error
+
+
+def _nesting(text: str) -> int:
+    deepest = depth = 0
+    for mark in re.findall(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', text, re.S):
+        depth += (mark in "[{") - (mark in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        raise Problem("", "has a key twice", "Rename or delete one of the two.")
+    return cells
+
+
+def _paragraphs(file: TextIO, limits: Limits, file_type: FileType) -> Read:
+    """Blank lines separate the rows of a text."""
+    lines = Lines(file, limits)
+    begin, paragraph = 1, ""
+    for line in chain(lines, [""]):
+        if line.strip():
+            begin = begin if paragraph else lines.number
+            room = limits.line_characters + 1 - len(paragraph)
+            paragraph += line[:room]
+        elif paragraph:
+            too_long = len(paragraph) > limits.line_characters
+            yield BadRow(begin, *_too_long(limits).args) if too_long else Row(begin, {"text": paragraph.strip()})
+            paragraph = ""
+
+
+def _parquet(path: Path, limits: Limits, notices: list[str]) -> Read:
+    with ParquetRows(path, limits.file_bytes) as file:
+        _check_names(file.names, limits)
+        if file.left_out:
+            notices.append(f"Columns that hold no text were not read: {', '.join(file.left_out)}.")
+        for number, found in enumerate(file, start=1):
+            if "cells" in found:
+                yield Row(number, found["cells"])
+            else:
+                yield BadRow(number, "", found["reason"], "Export the file again in UTF-8.")
+
+
+def _stray_quote(error: csv.Error) -> Problem:
+    remedy = 'Close the cell with a quote, and double each quote inside of it: "".'
+    return Problem("", f"has a quote that is not closed or not doubled ({error})", remedy)
+
+
+def _too_deep(column: str, depth: int) -> Problem:
+    return Problem(column, f"is nested deeper than {depth} levels", "Flatten it.")
+
+
+def _too_long(limits: Limits) -> Problem:
+    return Problem("", f"is longer than {limits.line_characters:,} characters", "Cut it into several rows.")
+
+
+TEXT_READERS: dict[str, Callable[[TextIO, Limits, FileType], Read]] = {
+    "csv": _table,
+    "tsv": _table,
+    "json": _json_list,
+    "jsonl": _json_lines,
+    "text": _paragraphs,
+}

@@ -1,0 +1,75 @@
+"""The exports of a run, kept in its folder until it is deleted, so that they can be downloaded and pushed.
+
+make(store, run.id, "merged-bf16", cancel)        # in a process of its own, with the merge proof
+exported(store, run.id, "merged-bf16")            # its folder; None where it was not made yet
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from studio.backend.export.export import PROOF, export
+from studio.backend.runs.store import Run, RunStore
+from studio.backend.system.process import run_json
+from studio.errors import StudioError
+
+MERGED = {"merged-bf16": ["--merge"], "merged-nf4": ["--merge", "--four-bit"]}
+"""How the command line is asked for each."""
+KINDS = ("adapter", *MERGED)
+
+
+def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None = None) -> Path:
+    """Exports anew: a run that was resumed has another adapter.
+
+    Raises:
+        StudioError: there is no such kind or run, it has no adapter, or the merge proof failed.
+    """
+    if kind not in KINDS:
+        raise StudioError(f"Choose what to export: {', '.join(KINDS)}.")
+    run = store.get(run_id)
+    folder = _folder(run, kind)
+    with _beside(folder) as fresh:
+        if kind in MERGED:
+            run_json(["-m", "studio", "export", run.id, "--to", str(fresh), *MERGED[kind], "--json"], cancel)
+        else:
+            export(run.id, fresh)  # copies files and loads no model
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
+    return folder
+
+
+def exported(store: RunStore, run_id: str, kind: str, owner: str = "") -> Path | None:
+    """Raises StudioError: the owner has no such run."""
+    folder = _folder(store.get(run_id, owner), kind)
+    return folder if folder.is_dir() else None
+
+
+def proof(folder: Path) -> dict[str, Any] | None:
+    """The merge proof; None of an adapter."""
+    file = folder / PROOF
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def card(folder: Path) -> str:
+    """The model card without its front matter."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    return text.split("---\n", 2)[-1] if text.startswith("---\n") else text
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Where the new export is made while the old one can still be had; nothing else that was begun there stays."""
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+        yield Path(work) / folder.name
+
+
+def _folder(run: Run, kind: str) -> Path:
+    return run.folder / "exports" / kind

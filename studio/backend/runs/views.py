@@ -1,0 +1,277 @@
+"""What pages show of training runs, read once for all who look.
+
+    views = RunViews(RunStore())
+    views.listing(owner)["runs"][0]["state"]            # an owner's runs, the latest first; the empty owner sees all
+    views.events(run_id, after=120, owner=owner)["events"]      # what has been added to one
+    views.comparison([first, second], owner)["settings"]
+
+A run of somebody else is answered like one that does not exist, unless its owner shares it: then whoever knows its id
+sees it. The list, and every run's events, are read from the disk at most once a second however many pages ask; a run
+that has ended is read no more until its row changes. All answers are plain data.
+
+Who must not wait for the disk, such as a server's loop, reads in a thread before it asks:
+
+    if views.is_due(run_id):
+        await anyio.to_thread.run_sync(views.refresh, run_id)
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from jetmoe.lora import CONFIG
+from studio.backend.adapters.find import is_classifier
+from studio.backend.recipe import Recipe
+from studio.backend.runs.comparison import differences, side_by_side
+from studio.backend.runs.events import TrainEvent, figures
+from studio.backend.runs.store import Run, RunStore, in_queue
+from studio.errors import StudioError
+
+READ_EVERY_S = 1.0
+# A process may add its last event a moment after it said that it ended.
+SETTLED_S = 10.0
+EVENTS_A_CALL = 500
+COMPARED = 6
+"""Runs in one comparison at most."""
+KEPT_RUNS = 16
+"""Runs whose events stay in memory, those asked for last."""
+TAIL = 256 * 1024
+"""Bytes at the end of a run's events; the last point of the curves is among them, before samples and routing."""
+ALIVE = ("queued", "running")
+
+
+class _Seen(NamedTuple):
+    """The list as it was read last; one value, so that who asks meanwhile gets all of the old one or of the new."""
+
+    runs: dict[str, Run]
+    rows: dict[str, dict[str, Any]]
+    notice: str = ""
+
+
+class RunViews:
+    """Pure reading for any number of pages and threads. None waits for another's reading but for the first."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self._reading, self._remembering = threading.Lock(), threading.Lock()
+        self._read_at = float("-inf")
+        self._seen: _Seen | None = None
+        self._steps: dict[str, tuple[Run, int | None]] = {}
+        self._histories: OrderedDict[str, _History] = OrderedDict()
+
+    def is_due(self, *run_ids: str) -> bool:
+        """Whether the list, or the events of one of these runs, would be read from the disk now."""
+        if self._seen is None or time.monotonic() - self._read_at >= READ_EVERY_S:
+            return True
+        known = [run for run_id in run_ids if (run := self._seen.runs.get(run_id))]
+        return any(run.id not in self._histories or self._histories[run.id].is_due(run) for run in known)
+
+    def refresh(self, *run_ids: str) -> None:
+        """Reads what is due of the list and of these runs."""
+        self._refresh()
+        for run_id in run_ids:
+            if run := self._find(run_id)[0]:
+                self._history(run)
+
+    def listing(self, owner: str = "") -> dict[str, Any]:
+        """`{"runs": [row], "notice"}`, the latest run first; the notice says why the list can't be read. The rows read
+        last then stay."""
+        seen = self._refresh()
+        rows = [row for run_id, row in seen.rows.items() if seen.runs[run_id].is_of(owner)]
+        return {"runs": rows, "notice": seen.notice}
+
+    def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
+        """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
+        `after`; `more` tells that there are others, `now` is this machine's time. The row is None where there is no
+        run of that id which the owner may see; its `mine` is false where they may only look, and where it `has_owner`
+        there are others whom it can be shared with."""
+        run, row = self._find(run_id)
+        if run is None or row is None or not (run.shared or run.is_of(owner)):
+            return {"run": None, "events": [], "more": False, "now": time.time()}
+        events = self._history(run).after(after)
+        told = [
+            {"seq": each.seq, "step": each.step, "kind": each.kind, "values": self._told(each)}
+            for each in events[:EVENTS_A_CALL]
+        ]
+        row = row | {"mine": run.is_of(owner), "has_owner": bool(owner)}
+        return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
+
+    def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:
+        """As of `run_comparison.compare`, or `{"error": sentence}`."""
+        try:
+            return self._compare(list(dict.fromkeys(run_ids)), owner)
+        except StudioError as error:
+            return {"error": str(error)}
+
+    def _compare(self, run_ids: list[str], owner: str) -> dict[str, Any]:
+        found = [self._find(run_id)[0] for run_id in run_ids]
+        runs = [run for run in found if run is not None and run.is_of(owner)]
+        if not 2 <= len(runs) <= COMPARED or len(runs) < len(run_ids):
+            raise StudioError(f"Choose 2 to {COMPARED} runs of the list to compare.")
+        histories = {run.id: self._history(run) for run in runs}
+        settings = differences({run.id: histories[run.id].recipe() for run in runs})
+        for name, shown in (("data", _file_name), ("model", _model_name)):
+            if name in settings:
+                settings[name] = {run_id: shown(value) for run_id, value in settings[name].items()}
+        return {
+            "runs": [{"id": run.id, "name": run.name, "state": run.state} for run in runs],
+            "settings": settings,
+            "figures": side_by_side({run_id: figures(history.after(0)) for run_id, history in histories.items()}),
+        }
+
+    def _told(self, event: TrainEvent) -> dict[str, Any]:
+        message = event.values.get("message")
+        if not isinstance(message, str):
+            return event.values
+        return event.values | {"message": self._without_home(message)}
+
+    def _without_home(self, text: str) -> str:
+        """Where the studio's folders are on the server is nobody's business who looks at a page."""
+        return text.replace(f"{self.store.home.resolve()}/", "").replace(f"{self.store.home}/", "")
+
+    def _find(self, run_id: str) -> tuple[Run | None, dict[str, Any] | None]:
+        seen = self._refresh()
+        return seen.runs.get(run_id), seen.rows.get(run_id)
+
+    def _history(self, run: Run) -> _History:
+        """Brought up to date outside of the lock: one long file holds up nobody who asks for another."""
+        with self._remembering:
+            history = self._histories.setdefault(run.id, _History())
+            self._histories.move_to_end(run.id)
+            while len(self._histories) > KEPT_RUNS:
+                self._histories.popitem(last=False)
+        history.refresh(run)
+        return history
+
+    def _refresh(self) -> _Seen:
+        if self._seen is not None and time.monotonic() - self._read_at < READ_EVERY_S:
+            return self._seen
+        with self._reading:
+            if self._seen is None or time.monotonic() - self._read_at >= READ_EVERY_S:
+                self._read_at = time.monotonic()
+                self._seen = self._read(self._seen or _Seen({}, {}))
+            return self._seen
+
+    def _read(self, before: _Seen) -> _Seen:
+        try:
+            runs = {run.id: run for run in self.store.list()}
+        except StudioError as error:
+            return before._replace(notice=self._without_home(str(error)))
+        self._steps = {run.id: (run, self._step_count(run)) for run in runs.values()}
+        places = {run.id: place for place, run in enumerate(in_queue(runs.values()), start=1)}
+        with self._remembering:
+            for run_id in self._histories.keys() - runs.keys():
+                del self._histories[run_id]
+        return _Seen(runs, {run.id: self._row(run, places.get(run.id, 0)) for run in runs.values()})
+
+    def _step_count(self, run: Run) -> int | None:
+        before, steps = self._steps.get(run.id, (None, None))
+        return steps if steps or run == before else _last_step_count(run.events.path)
+
+    def _row(self, run: Run, place: int) -> dict[str, Any]:
+        names = ("id", "name", "state", "created", "started", "ended", "step", "best_eval_loss", "shared")
+        written = _written(run.adapter / CONFIG)  # PEFT writes it last
+        return {name: getattr(run, name) for name in names} | {
+            "message": self._without_home(run.message),
+            "model": _model_name(run.model),
+            "data": _file_name(run.data),
+            "steps": self._steps[run.id][1],
+            "place": place,
+            "cancel_requested": run.cancel_requested,
+            "folder_exists": run.folder_exists,
+            "has_adapter": written is not None,
+            "classifies": written is not None and _classifies(run.adapter, written),
+        }
+
+
+class _History:
+    """The events of one run as far as they were read, and its recipe."""
+
+    def __init__(self) -> None:
+        self._reading = threading.Lock()
+        self._run: Run | None = None
+        self._read_at = float("-inf")
+        self._is_settled = False
+        self._events: list[TrainEvent] | None = None
+        """Another list for each reading, so that who looks at one is not disturbed."""
+        self._recipe: Recipe | None = None
+
+    def is_due(self, run: Run) -> bool:
+        if self._events is None:
+            return True
+        return time.monotonic() - self._read_at >= READ_EVERY_S and not (self._is_settled and run == self._run)
+
+    def refresh(self, run: Run) -> None:
+        if not self.is_due(run):
+            return
+        with self._reading:
+            if not self.is_due(run):
+                return
+            # Before the reading: what is written meanwhile is then found the next time.
+            self._read_at = time.monotonic()
+            ended = run.ended if run.state not in ALIVE else None
+            self._is_settled = ended is not None and time.time() - ended > SETTLED_S
+            self._run, events = run, self._events or []
+            with suppress(OSError):  # deleted by hand; the row says so
+                events = [*events, *run.events.read(after=events[-1].seq if events else 0)]
+            self._events = events
+
+    def after(self, seq: int) -> list[TrainEvent]:
+        events = self._events or []
+        return events[bisect_right(events, seq, key=lambda event: event.seq) :]
+
+    def recipe(self) -> Recipe:
+        """Raises StudioError: the run's folder is gone or damaged."""
+        with self._reading:
+            assert self._run is not None, "refreshed before"
+            self._recipe = self._recipe or self._run.recipe()
+            return self._recipe
+
+
+def _written(file: Path) -> int | None:
+    """When, in nanoseconds; None where it isn't there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _classifies(adapter: Path, written: int) -> bool:
+    """Read once for each time that it was written, as all rows are made anew every second."""
+    return is_classifier(adapter)
+
+
+def _last_step_count(path: Path) -> int | None:
+    """All steps of the run, by the last point of its curves; None while there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError, ZeroDivisionError):  # cut off, or another kind of event
+            event = json.loads(line)
+            return round(event["step"] / event["values"]["progress"])
+    return None
+
+
+def _file_name(place: str) -> str:
+    """What a page may know of a file. The ids of bundled data stay as they are."""
+    return PureWindowsPath(PurePosixPath(place).name).name
+
+
+def _model_name(model: str) -> str:
+    """Ids, which may hold a slash, stay as they are."""
+    is_path = model.startswith(("~", ".", "/", "\\")) or PureWindowsPath(model).is_absolute()
+    return _file_name(model) if is_path else model

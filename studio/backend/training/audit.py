@@ -1,0 +1,206 @@
+"""Before a run starts: what will really train, and what memory and time it will take.
+
+    report = audit_report(prepared)      # rows, warnings, forecast: what `train --dry-run` prints and the page shows
+    print(table(report))
+
+The parts are counted in the model itself, and time is measured on real rows; memory is counted from what a trial keeps
+for its backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from jetmoe.lora import AuditRow, audit
+from studio.backend.data.labelled import shown
+from studio.backend.data.rendering import Rendered, preview
+from studio.backend.training import fsdp
+from studio.backend.training.prepare import Prepared, processes
+
+TRIAL_STEPS = 3
+GIB = 2**30
+# Of a trained number in fp32: itself, its gradient and AdamW's two moments.
+BYTES_PER_TRAINED = 16
+# Python and its libraries on a CPU; on a GPU the context of CUDA.
+RUNTIME_GIB = 0.7
+# glibc can't put all of a step's activations where the last step's lay, so a CPU holds about twice as much; CUDA's
+# allocator wastes less. Measured on the starter.
+WASTE = {"cpu": 2.0, "cuda": 1.2}
+EXPERTS = ("attention experts", "MLP experts")
+
+
+def audit_report(prepared: Prepared) -> dict[str, Any]:
+    """Rows of the audit, warnings and the forecast, as plain data."""
+    rows = audit(prepared.model)
+    total = sum(row.trained for row in rows)
+    return {
+        "rows": [{**asdict(row), "share": row.trained / total if total else 0.0} for row in rows],
+        "trained": total,
+        "precision": prepared.precision,
+        "data": prepared.data.report(),
+        "example": _example(prepared),
+        "warnings": [*prepared.warnings, *_warnings(rows, prepared)],
+        "forecast": _forecast(prepared, total),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [f"{'part':22}{'parameters':>14}{'trained':>12}{'share':>8}{'rank':>6}  {'loaded as':12}{'4-bit':>6}"]
+    lines += [
+        f"{row['part']:22}{row['parameters']:>14,}{row['trained']:>12,}{row['share']:>8.1%}{row['rank'] or '-':>6}  "
+        f"{row['dtype']:12}{row['four_bit']:>6.0%}"
+        for row in report["rows"]
+    ]
+    data, forecast = report["data"], report["forecast"]
+    what = f"of which {data['trained_tokens']:,} are trained"
+    if "labels" in data:
+        what = f"{data['problem']}: " + ", ".join(f"{name} ({count:,})" for name, count in data["labels"].items())
+    lines += [
+        "",
+        f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, "
+        f"{what}; {data['train_rows']:,} rows to train on, {data['held_out_rows']:,} held out.",
+        f"Tokens of an example: {_histogram(data['edges'], data['counts'])}",
+        "The first, trained where marked: " + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
+        f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} are free.",
+        f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps "
+        f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens a second), evaluations not counted.",
+    ]
+    lines += [f"Note: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def total_steps(prepared: Prepared) -> int:
+    """Optimizer steps of the whole run."""
+    recipe = prepared.recipe
+    if recipe.max_steps:
+        return recipe.max_steps
+    batches = math.ceil(len(prepared.data.train) / (recipe.batch_size * processes().num_processes))
+    return math.ceil(max(1, math.ceil(batches / recipe.gradient_accumulation)) * recipe.epochs)
+
+
+def _example(prepared: Prepared) -> list[tuple[str, bool]]:
+    """The first row as the model sees it, in spans of (text, whether it is trained)."""
+    if prepared.data.labels is not None:
+        text, target = prepared.data.train[0]
+        return [(str(prepared.tokenizer.decode(text)), False), (shown(prepared.data.labels, target), True)]
+    token_ids, trained = prepared.data.train[0][0]
+    return preview(prepared.tokenizer, Rendered([*token_ids], [*trained], cut=False))
+
+
+def _histogram(edges: list[int], counts: list[int]) -> str:
+    bins = zip(edges, edges[1:], counts, strict=False)
+    return ", ".join(f"{low} to {high - 1}: {count:,}" for low, high, count in bins if count)
+
+
+def _warnings(rows: list[AuditRow], prepared: Prepared) -> list[str]:
+    parts = {row.part: row for row in rows}
+    warnings = [
+        f"The {part} are frozen: the preset {prepared.recipe.preset!r} trains none of them."
+        for part in EXPERTS
+        if not parts[part].trained
+    ]
+    if prepared.precision == "nf4":
+        warnings += [
+            f"Only {parts[part].four_bit:.0%} of the {part} are in 4 bits."
+            for part in EXPERTS
+            if parts[part].four_bit < 1
+        ]
+    if parts["routers"].trained:
+        warnings.append("The routers are trained: watch the drift, and the load of the experts.")
+    free = _free_gib()
+    if free < 1:
+        warnings.append(f"Only {free:.1f} GiB of memory are free: close other programs.")
+    return warnings
+
+
+def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
+    recipe = prepared.recipe
+    seconds, activations, tokens = _trial(prepared)
+    steps = total_steps(prepared)
+    weights = prepared.base.get_memory_footprint()
+    parts, gathered = 1, 0.0
+    if fsdp.asked():  # beside its parts a device has the layer at work and the next
+        parts, gathered = processes().num_processes, 2 * weights / len(prepared.base.model.layers)
+    kept = WASTE[prepared.base.device.type] * activations
+    needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + kept
+    step_s = seconds * recipe.gradient_accumulation
+    return {
+        "memory_gib": round(needed / GIB + RUNTIME_GIB, 2),
+        "free_gib": round(_free_gib() + weights / parts / GIB, 2),
+        "steps": steps,
+        "step_s": round(step_s, 3),
+        "seconds": round(steps * step_s, 1),
+        "tok_s": round(tokens / seconds, 1),
+    }
+
+
+def _trial(prepared: Prepared) -> tuple[float, int, float]:
+    """Seconds of a batch, bytes kept for its backward pass, and its tokens; nothing is trained."""
+    model, recipe = prepared.model, prepared.recipe
+    rows = _trial_rows(prepared)
+    model.train()
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    seconds, kept, tokens = [], 0, []
+    for step in range(TRIAL_STEPS):
+        features = [rows[(step * recipe.batch_size + i) % len(rows)] for i in range(recipe.batch_size)]
+        batch = {name: values.to(prepared.base.device) for name, values in prepared.collate(features).items()}
+        start = time.perf_counter()
+        keeping = _Kept()
+        with keeping:
+            loss = prepared.loss(batch)
+        loss.backward()
+        loss.item()  # a GPU is done only now
+        seconds.append(time.perf_counter() - start)
+        kept = max(kept, keeping.bytes)
+        tokens.append(batch["input_ids"].numel())
+        model.zero_grad(set_to_none=True)
+    # The first step also makes buffers and compiles kernels.
+    return statistics.median(seconds[1:]), kept, statistics.mean(tokens[1:])
+
+
+def _trial_rows(prepared: Prepared) -> list[Any]:
+    """Where rows are grouped by length, the first batch is the longest: it says what memory is needed."""
+    rows = prepared.data.train
+    if prepared.data.labels is None:
+        return rows
+    return [*sorted(rows, key=lambda row: -len(row[0]))[: prepared.recipe.batch_size], *rows]
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps inside the block, shared storages once."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+
+def _free_gib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / GIB
+    return psutil.virtual_memory().available / GIB

@@ -1,0 +1,236 @@
+"""What a run tells while it trains: a callback of transformers.Trainer that appends `TrainEvent`s and guards the run.
+
+Only the first of several processes writes. Every evaluation also answers the sample prompts and measures the routing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import psutil
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from jetmoe.lora import part_of
+from studio.backend.chat.decoder import Decoder
+from studio.backend.classification.probe import Probe
+from studio.backend.data.prompt import encode_chat
+from studio.backend.runs.events import TrainEvent, TrainKind
+from studio.backend.runs.store import Ending, Run, RunStore
+from studio.backend.training import fsdp
+from studio.backend.training.prepare import Prepared, processes
+from studio.errors import StudioError
+
+GIB = 2**30
+# The loss may rise to so many times what it was at first before the run counts as lost.
+DIVERGED = 3.0
+SMOOTHING = 0.9
+# By now every factor has had a gradient: those of A are zero until B has taken a step, and the first has rate 0.
+GRADIENT_STEPS = 3
+CANCEL_POLL_S = 1.0
+MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
+
+
+class Watcher(TrainerCallback):
+    """Args: until: when to stop although nothing is over, on the clock of `time.monotonic`."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: RunStore,
+        prepared: Prepared,
+        show: Callable[[TrainEvent], None],
+        steps: int,
+        until: float = math.inf,
+    ) -> None:
+        self.until, self.out_of_time = until, False
+        self.run, self.store, self.prepared, self.show, self.steps = run, store, prepared, show, steps
+        self.is_main = processes().is_main_process
+        self.step = 0
+        self.measure = prepared.data.measure
+        self.best: float | None = None
+        """Of `measure`, and of the loss, so far."""
+        self.best_loss = run.best_eval_loss
+        self.first_loss = self.smooth_loss = math.nan
+        self.seen: dict[str, bool] = {}
+        self.started = self.asked_at = time.monotonic()
+        self.start_step = 0
+        self.tokens = 0
+        """Of the training steps so far, and the seconds they took."""
+        self.step_s = 0.0
+        # A spread model runs in all processes or in none.
+        probes = self.is_main or fsdp.asked()
+        self.probe = Probe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
+
+    # --- what happens
+
+    def warn(self, sentence: str) -> None:
+        self.tell("warning", {"message": sentence})
+
+    def ended(self, asked_to_stop: bool) -> tuple[Ending, str]:
+        """Says how the run ended; returns it with the sentence."""
+        ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
+        best = "" if self.best is None else f", the best {MEASURES[self.measure]} is {self.best:.3f}"
+        message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
+        self.tell(ending, {"message": message})
+        return ending, message
+
+    def tell(self, kind: TrainKind, values: dict[str, Any]) -> None:
+        if self.is_main:
+            self.show(self.run.events.append(kind, self.step, values))
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Answers the sample prompts and measures the routing."""
+        if self.probe is None:
+            return
+        model = self.prepared.model
+        was_training = model.training
+        model.eval()
+        self.tell("routing", self.probe.measure(model))
+        for messages in [] if fsdp.asked() else self.prepared.data.prompts:
+            self.tell("sample", {"prompt": messages[-1]["content"], "answer": self._answer(messages)})
+        model.train(was_training)
+
+    def worked(self, tokens: int, seconds: float) -> None:
+        """A batch was gone through, here and on every other device."""
+        self.tokens += tokens * processes().num_processes
+        self.step_s += seconds
+
+    # --- transformers' hooks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start_step = self.step = state.global_step
+        self.steps = state.max_steps
+        self.best = state.best_metric
+        self.started = time.monotonic()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step - self.start_step
+        if done >= GRADIENT_STEPS:
+            return
+        learning = {name: each.grad for name, each in self.prepared.base.named_parameters() if each.requires_grad}
+        for name, has in zip(learning, fsdp.nonzero([*learning.values()]), strict=True):
+            self.seen[name] = self.seen.get(name, False) or has
+        if done == GRADIENT_STEPS - 1:
+            self._check_gradients()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.step = state.global_step
+        self.out_of_time = self.step < state.max_steps and time.monotonic() > self.until
+        if self._cancelled() or self.out_of_time:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.step = state.global_step
+        if "loss" not in logs:
+            return
+        self.tell("log", {**logs, **self._pace(), "memory_gib": _memory_gib()})
+        self._write_down(step=self.step)
+        self._guard(float(logs["loss"]), float(logs.get("grad_norm", 0.0)))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.step = state.global_step
+        self.tell("eval", metrics)
+        if self.step:  # at step 0 it is the base's
+            better = min if self.measure == "eval_loss" else max
+            now = metrics[self.measure]
+            self.best = now if self.best is None else better(now, self.best)
+            self.best_loss = min(metrics["eval_loss"], math.inf if self.best_loss is None else self.best_loss)
+            self._write_down(best_eval_loss=self.best_loss)
+        self.observe()
+
+    # --- parts
+
+    def _write_down(self, **values: Any) -> None:
+        """For lists of runs; the events have it too, so a database that can't be written is no reason to stop."""
+        if not self.is_main:
+            return
+        try:
+            self.store.update(self.run.id, **values)
+        except StudioError as error:
+            self.warn(str(error))
+
+    def _answer(self, messages: list[dict[str, str]]) -> str:
+        """The likeliest tokens, one by one."""
+        model, tokenizer = self.prepared.base, self.prepared.tokenizer
+        limit = self.prepared.recipe.sample_tokens
+        prompt = encode_chat(tokenizer, messages)[-(model.config.max_position_embeddings - limit) :]
+        decoder = Decoder(model, min(model.config.max_position_embeddings, len(prompt) + limit), record=False)
+        logits = decoder.prefill(prompt, limit)
+        answer: list[int] = []
+        while len(answer) < limit and (token := int(logits.argmax())) != tokenizer.eos_token_id:
+            answer.append(token)
+            if len(answer) < limit:
+                logits = decoder.step(token)
+        return str(tokenizer.decode(answer))
+
+    def _check_gradients(self) -> None:
+        """The audit again, against what the backward pass really reached."""
+        parts: dict[str, dict[str, int]] = {}
+        for name, has in self.seen.items():
+            part = parts.setdefault(part_of(name), {"tensors": 0, "without_gradient": 0})
+            part["tensors"] += 1
+            part["without_gradient"] += not has
+        self.tell("audit", {"gradients": parts})
+        for name, counts in parts.items():
+            if counts["without_gradient"]:
+                self.warn(
+                    f"{counts['without_gradient']} of {counts['tensors']} trained tensors of the {name} had no gradient"
+                    f" in the first {GRADIENT_STEPS} steps: no token of these rows reaches them."
+                )
+
+    def _pace(self) -> dict[str, float]:
+        """Steps so far give the time left; evaluations are in it."""
+        done = self.step - self.start_step
+        elapsed = time.monotonic() - self.started
+        return {
+            "tok_s": round(self.tokens / self.step_s, 1) if self.step_s else 0.0,
+            "progress": self.step / max(self.steps, 1),
+            "elapsed_s": round(elapsed, 1),
+            "left_s": round((self.steps - self.step) * elapsed / max(done, 1), 1),
+        }
+
+    def _guard(self, loss: float, grad_norm: float) -> None:
+        """Raises StudioError: the run is lost."""
+        if not math.isfinite(grad_norm):
+            raise StudioError(
+                f"The gradient is not a number any more at step {self.step}: lower learning_rate. The last whole "
+                "checkpoint is kept."
+            )
+        if math.isnan(self.first_loss):
+            self.first_loss = self.smooth_loss = loss
+        self.smooth_loss = SMOOTHING * self.smooth_loss + (1 - SMOOTHING) * loss
+        if self.smooth_loss > DIVERGED * self.first_loss + 1:
+            raise StudioError(
+                f"The loss rose from {self.first_loss:.2f} to {self.smooth_loss:.2f} (smoothed) by step {self.step}: "
+                "lower learning_rate. The last whole checkpoint is kept."
+            )
+
+    def _cancelled(self) -> bool:
+        """Asked once a second; all processes must stop at the same step, so the first one's word counts."""
+        now = time.monotonic()
+        if processes().num_processes == 1:
+            if now - self.asked_at < CANCEL_POLL_S:
+                return False
+            self.asked_at = now
+            return self._asked_to_stop()
+        return broadcast_object_list([self.is_main and self._asked_to_stop()])[0]
+
+    def _asked_to_stop(self) -> bool:
+        try:
+            return self.store.cancel_requested(self.run.id)
+        except StudioError as error:
+            self.warn(str(error))
+            return False
+
+
+def _memory_gib() -> float:
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / GIB, 2)
+    return round(psutil.Process().memory_info().rss / GIB, 2)

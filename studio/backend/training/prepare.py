@@ -1,0 +1,313 @@
+"""Everything that a training run works on: checked rows, then the model in its precision with a new adapter.
+
+data = prepare_data(recipe, tokenizer)        # bad rows are said before a model is loaded
+ready = prepare(recipe)
+ready.model, ready.data.train, ready.warnings
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import peft
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, RoutingRecorder
+from jetmoe.loading import CheckpointError, read_config
+from jetmoe.lora import AdapterError, hot_experts, lora_config, mask_gradients, require_free_routers
+from studio.analysis.load import assignments
+from studio.backend.classification.head import LabelledCollator, configure, head_loss
+from studio.backend.data.dataset import Dataset, Example, read, settings_of
+from studio.backend.data.labelled import Labels, Truth, read_labelled, read_text, summarized
+from studio.backend.data.packing import Collator, Feature, pack, pad_id
+from studio.backend.data.rendering import Rendered, Summary, render, summary
+from studio.backend.models import catalog, placement
+from studio.backend.recipe import Recipe
+from studio.backend.system.wheel import Progress, reading
+from studio.backend.training import fsdp
+from studio.errors import StudioError
+
+# So many tokens of the training rows decide which experts are hot.
+HOT_TOKENS = 16_384
+SAMPLES = 3
+SHOWN_BAD_ROWS = 5
+# In it, threads of several processes' collectives let go of the last tensors.
+SETTLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    dataset: Dataset
+    train: list[Any]
+    """Rows of a batch, `Feature`: packs of examples, or one example each. To classify, `LabelledFeature`."""
+    held_out: list[Any]
+    prompts: list[list[dict[str, str]]]
+    """Conversations that are answered at every evaluation."""
+    summary: Summary
+    warnings: list[str]
+    labels: Labels | None = None
+    """None where the task is to answer."""
+    learned: Truth | None = None
+    """The texts of `train`, and of `held_out`, with what their labels are."""
+    measured: Truth | None = None
+
+    @property
+    def measure(self) -> str:
+        """By which the best checkpoint is known, under its name in events."""
+        return "eval_loss" if self.labels is None or self.labels.problem == "regression" else "eval_macro_f1"
+
+    def report(self) -> dict[str, Any]:
+        """What is in the data, for events and model cards."""
+        return {
+            "file": self.dataset.path.name,
+            "fingerprint": self.dataset.fingerprint,
+            "format": self.dataset.format,
+            "examples": len(self.dataset.examples),
+            "bad_rows": len(self.dataset.bad_rows),
+            "duplicates": self.dataset.duplicates,
+            "train_rows": len(self.train),
+            "held_out_rows": len(self.held_out),
+            **vars(self.summary),
+            **(self.labels.report() if self.labels else {}),
+        }
+
+
+@dataclass
+class Prepared:
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    base: Any
+    """The model itself; `model` is PEFT's wrapper around it."""
+    model: Any
+    precision: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def collate(self) -> Collator | LabelledCollator:
+        """Makes a batch of rows."""
+        pad = pad_id(self.tokenizer)
+        return Collator(pad) if self.data.labels is None else LabelledCollator(pad, self.data.labels)
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Of a batch alone, which is not one of several that make up a step."""
+        if self.data.labels is None:
+            return self.model(**batch, use_cache=False, skip_logits=True).loss
+        texts = {name: values for name, values in batch.items() if name != "labels"}
+        return head_loss(self.data.labels, self.model(**texts, use_cache=False).logits, batch["labels"])
+
+
+def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) -> Prepared:
+    """Reads the rows, loads the model and gives it a new adapter.
+
+    Raises:
+        StudioError: the rows, the model or the settings can't be used; the message says why and what to do.
+    """
+    fsdp.check(recipe)
+    path = catalog.prepare(recipe.model, progress)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    data = prepare_data(recipe, tokenizer)
+    base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
+    torch.manual_seed(recipe.seed)  # the start of the adapter
+    model = _adapted(base, recipe)
+    warnings = [*data.warnings]
+    if "hot" in recipe.preset.split("+"):
+        warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
+    if recipe.balance_loss:
+        base.config.aux_loss_coef = recipe.balance_loss
+    if fsdp.asked():
+        fsdp.spread(model, base.model.layers, processes().device)
+    return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
+
+
+def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    """Raises StudioError: the file can't be used, or nothing in it can be trained on."""
+    if recipe.task == "classify":
+        return _labelled_data(recipe, tokenizer)
+    dataset = read(recipe.data, settings_of(recipe))
+    train, held_out = dataset.split(recipe.eval_share, recipe.seed)
+    rendered = {
+        id(each): render(tokenizer, each.messages, recipe.max_length) for part in (train, held_out) for each in part
+    }
+    total = summary([*rendered.values()], recipe.max_length)
+    rows, held_out_rows = ([rendered[id(each)] for each in part] for part in (train, held_out))
+    data = TrainingData(
+        dataset,
+        _rows(rows, recipe),
+        _rows(held_out_rows, recipe),
+        _prompts(recipe, held_out or train),
+        total,
+        _warnings(dataset, total, recipe),
+    )
+    if not data.train:
+        raise StudioError(
+            f"No row of {dataset.path.name} has anything to train on within max_length={recipe.max_length} tokens: "
+            "raise max_length."
+        )
+    return data
+
+
+def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    found = read_labelled(recipe)
+    train, held_out = found.split(recipe.eval_share, recipe.seed)
+    texts = [read_text(tokenizer, each.messages, recipe.max_length) for each in found.examples]
+    total = summarized(texts, recipe.max_length)
+    labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train))
+    rows = [(text.token_ids, target) for text, target in zip(texts, found.targets, strict=True)]
+    return TrainingData(
+        found.dataset,
+        [rows[i] for i in train],
+        [rows[i] for i in held_out],
+        [],
+        total,
+        [*_warnings(found.dataset, total, recipe), *found.warnings(train, held_out, recipe)],
+        labels,
+        found.truth(train),
+        found.truth(held_out),
+    )
+
+
+def _rows(rendered: Sequence[Rendered], recipe: Recipe) -> list[Feature]:
+    examples = [(each.token_ids, each.trained) for each in rendered if any(each.trained[1:])]
+    if not recipe.packing:
+        return [[example] for example in examples]
+    packs = pack([len(token_ids) for token_ids, _ in examples], recipe.max_length)
+    return [[examples[i] for i in indices] for indices in packs]
+
+
+def _prompts(recipe: Recipe, examples: Sequence[Example]) -> list[list[dict[str, str]]]:
+    if recipe.sample_prompts:
+        return [[{"role": "user", "content": prompt}] for prompt in recipe.sample_prompts]
+    # What stands before the last answer; a plain text has no prompt, so there its beginning is one.
+    asked = [[*each.messages[:-1]] or _beginning(each) for each in examples[:SAMPLES]]
+    return [messages for messages in asked if messages[-1]["role"] == "user"]
+
+
+def _beginning(example: Example) -> list[dict[str, str]]:
+    return [{"role": "user", "content": example.messages[0]["content"][:200]}]
+
+
+def _warnings(dataset: Dataset, total: Summary, recipe: Recipe) -> list[str]:
+    warnings = [*dataset.notices]
+    if dataset.bad_rows:
+        shown = "; ".join(str(bad) for bad in dataset.bad_rows[:SHOWN_BAD_ROWS])
+        warnings.append(f"{len(dataset.bad_rows):,} bad rows were left out, such as {shown}")
+    if total.cut:
+        warnings.append(f"{total.cut:,} rows are longer than max_length={recipe.max_length} tokens and are cut.")
+    if total.untrained:
+        warnings.append(f"{total.untrained:,} rows are left out: cut before their answer began. Raise max_length.")
+    if recipe.eval_share and len(dataset.examples) < 2:
+        warnings.append("There is a single row, so nothing is held out to measure the loss on.")
+    return warnings
+
+
+def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None, pad: int) -> tuple[Any, str]:
+    """The model with the head of its task, and its precision."""
+    entry = catalog.entry(recipe.model)
+    placement.check_precision(recipe.precision)
+    place = placement.placement(entry, cast(placement.Precision, recipe.precision))
+    device = str(processes().device) if place.device == "cuda" else "cpu"
+    if fsdp.asked():
+        fsdp.check_weights(path, place.precision)
+        device = "cpu" if processes().is_main_process else "meta"  # once in the machine's memory is enough
+    model_class: Any = JetMoeForCausalLM if labels is None else JetMoeForSequenceClassification
+    config = None if labels is None else labelled_config(path, labels, pad)
+    remedy = "train with precision=nf4"
+    model = placement.load_model(path, place, remedy, reading(progress), device, model_class=model_class, config=config)
+    return model, place.precision
+
+
+def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
+    """The configuration of the model in that folder, for a head that tells these labels apart.
+
+    Raises:
+        StudioError: there is none, or it is another family's.
+    """
+    try:
+        config = read_config(path)
+    except CheckpointError as error:
+        raise StudioError(str(error)) from error
+    configure(config, labels, pad)
+    config.architectures = [JetMoeForSequenceClassification.__name__]
+    return config
+
+
+def _adapted(base: Any, recipe: Recipe) -> Any:
+    try:
+        require_free_routers(base.config, recipe.preset, recipe.insist_on_router)
+        task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
+        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type)
+    except AdapterError as error:
+        raise StudioError(f"{error} (preset, insist_on_router)") from error
+    if recipe.task == "classify":
+        # It is trained whole, and steps are lost in the rounding of 16 bits; drawn here, where the seed holds.
+        base.score.float()
+        if not base.score.weight.is_meta:
+            torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range / head_scale(base.model.norm))
+    model = peft.get_peft_model(base, config)
+    if recipe.task == "classify":
+        config.modules_to_save = ["score"]  # to which PEFT adds names of other models' heads
+    return model
+
+
+def head_scale(norm: Any) -> float:
+    """How many times as large as usual, which is 1, the numbers are that the head sees: its start and its steps are
+    that much smaller, else a single step would turn all answers around."""
+    return max(1.0, float(fsdp.whole(norm.weight.detach()).float().square().mean().sqrt()))
+
+
+def _texts(data: TrainingData) -> list[Feature]:
+    """The rows to train on, as examples of which the routing is measured."""
+    return data.train if data.labels is None else [[(token_ids, ())] for token_ids, _ in data.train]
+
+
+def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
+    """Masks the gradients of all but the hot experts; says how many those are."""
+    hot = hot_experts(_load_on(base, rows), share)  # [L, N, E]
+    mask_gradients(base, hot)
+    per_router = hot.sum(axis=-1)
+    return (
+        f"Only {int(hot.sum())} of {hot.size} experts are trained, {per_router.min()} to {per_router.max()} of "
+        f"{hot.shape[-1]} in a router: those that take {share:.0%} of the routing on your data."
+    )
+
+
+@atexit.register
+def _leave() -> None:
+    """Before Python ends under the threads of the process group, which would end the process by a signal: one that has
+    just carried out a collective needs Python to let go of its tensors, and a mesh keeps the threads alive."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(SETTLE_S)
+
+
+def processes() -> PartialState:
+    """The processes that `accelerate launch` started for this run; a single one without it."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+@torch.no_grad()
+def _load_on(base: Any, rows: Sequence[Feature]) -> np.ndarray:
+    """Each expert's share of the assignments on the training rows, float64 `[L, N, E]`."""
+    counts: Any = 0
+    tokens = 0
+    for row in rows:
+        for token_ids, _ in row:
+            recorder = RoutingRecorder(base, len(token_ids))
+            ids = torch.tensor([token_ids], device=base.device)
+            base.model(input_ids=ids, use_cache=False, recorder=recorder)
+            trace = recorder.trace(token_ids, [""] * len(token_ids), True)
+            counts = counts + assignments(trace, "expert")  # [L, N, E]
+            tokens += len(token_ids)
+        if tokens >= HOT_TOKENS:
+            break
+    return counts / counts.sum(axis=-1, keepdims=True)

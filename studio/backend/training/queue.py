@@ -1,0 +1,302 @@
+"""The queue of training runs and its supervisor: one run at a time, each in a process of its own.
+
+    jobs = Jobs()
+    jobs.open()                              # starts what is queued, and takes over what an earlier server started
+    run = jobs.start(Recipe(...), "dictionary")
+    jobs.place(run.id)                       # 1: it is the next one
+    jobs.cancel(run.id)
+
+Everything that lasts is in the store, so page and command line see the same, and a server that is killed loses nothing:
+the process of a run goes on, and the next server finds it by its number and the time it began.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from studio.backend.data.uploads import clean
+from studio.backend.hosting import demo
+from studio.backend.recipe import Recipe
+from studio.backend.runs.store import DamagedStore, Ending, Run, RunStore, last_word
+from studio.backend.system import process as child
+from studio.backend.system import zero_gpu
+from studio.backend.system.wheel import require_space
+from studio.errors import StudioError
+
+logger = logging.getLogger(__name__)
+POLL_S = 1.0
+# Between two copies of the list of runs into a home of mounted storage.
+COPY_S = 20.0
+# How long a run that was cancelled may work on at its step, and then at ending.
+STEP_S = 30.0
+END_S = 10.0
+# How long the page shows what went wrong with the list of runs, once that is over.
+NOTICE_S = 60.0
+GIB = 2**30
+QUOTA_GIB = 50.0
+# A checkpoint of the largest adapter and the log need less.
+SPACE_BYTES = GIB
+QUEUED_AT_MOST = 20
+
+
+class Jobs:
+    """Args:
+    command: what carries out the run whose id follows.
+    step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
+    begins: it carries out queued runs itself; else `slices` does, for the visitor whose GPU time it takes.
+    """
+
+    def __init__(
+        self,
+        store: RunStore | None = None,
+        command: Sequence[str] = ("-m", "studio.backend.training.run"),
+        step_s: float = STEP_S,
+        end_s: float = END_S,
+        begins: bool = not zero_gpu.ACTIVE,
+    ) -> None:
+        self.store = store or RunStore()
+        self.notice = ""
+        """What a person must know of the store, such as that it had to be made again."""
+        self._command, self._step_s, self._end_s, self.begins = command, step_s, end_s, begins
+        self._lock = FileLock(self.store.path.with_name("supervisor.lock"), thread_local=False)
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked_at: dict[str, float] = {}
+        self._changing = threading.Lock()
+        self._wake, self._closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._running: Run | None = None
+        self._notice_until = 0.0
+        self._copied_at = 0.0
+
+    def open(self) -> None:
+        """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
+
+        Raises:
+            StudioError: the store can't be read.
+        """
+        if notice := self.store.mend():
+            self._notify(notice)
+        self._thread = threading.Thread(target=self._supervise, daemon=True, name="supervisor")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the supervisor and no run."""
+        self._closed.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._lock.release()
+
+    def start(self, recipe: Recipe, name: str = "", owner: str = "") -> Run:
+        """Puts a new run of an owner at the end of the queue.
+
+        Raises:
+            StudioError: the queue, the quota or the disk is full, or the store can't be written.
+        """
+        self._require_room()
+        run = self.store.create(recipe, name, owner=owner)
+        self._wake.set()
+        return run
+
+    def resume(self, run_id: str) -> Run:
+        """Puts a run that ended early at the end of the queue, to go on from its last whole checkpoint.
+
+        Raises:
+            StudioError: as of `start`, or it can't be resumed.
+        """
+        self._require_room()
+        run = self.store.requeue(run_id)
+        self._wake.set()
+        return run
+
+    def cancel(self, run_id: str) -> Run:
+        """Ends a run after the step that it is at, or takes it out of the queue.
+
+        Raises:
+            StudioError: it has ended.
+        """
+        run = self.store.request_cancel(run_id)
+        self._wake.set()
+        return run
+
+    def delete(self, run_id: str) -> None:
+        """Raises StudioError: it is running, or its files can't be deleted."""
+        with self._changing:  # not while it is being started
+            self.store.delete(run_id)
+
+    def place(self, run_id: str) -> int:
+        """1: starts next; 0: not queued."""
+        ids = [run.id for run in self.store.queue()]
+        return ids.index(run_id) + 1 if run_id in ids else 0
+
+    def training(self) -> Run | None:
+        """The run that is being trained, by this server or in a terminal."""
+        return next((run for run in self.store.list() if run.state == "running"), None)
+
+    def status(self, owner: str = "") -> str:
+        """What an owner's page says of it beside the model: a training run that takes from the machine, or what went
+        wrong."""
+        if self.notice:
+            return self.notice
+        run = self._running
+        return "" if run is None else f"{name_for(owner, run)} is being trained, so answers are slower."
+
+    def _require_room(self) -> None:
+        limits = demo.limits()
+        most = limits.queued if limits else QUEUED_AT_MOST
+        if len(self.store.queue()) >= most:
+            raise StudioError(f"{most} runs are queued already. Cancel one, or wait until one has ended.")
+        require_space(self.store.home, SPACE_BYTES)
+        used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
+        if used > quota:
+            raise StudioError(
+                f"The runs take {used:.1f} GiB of the {quota:g} that they may. Delete some that are no longer needed."
+            )
+
+    # --- the supervisor's thread
+
+    def _supervise(self) -> None:
+        while not self._closed.is_set():
+            self._guarded(self._tick)
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """The supervisor outlives what goes wrong with one tick; the next one tries again."""
+        try:
+            work()
+            if time.monotonic() > self._notice_until:
+                self.notice = ""
+        except DamagedStore:
+            self._notify(self.store.mend())
+        except StudioError as error:
+            self._notify(str(error))
+        except Exception:
+            logger.exception("the supervisor failed; it goes on")
+
+    def _notify(self, notice: str) -> None:
+        logger.warning("%s", notice)
+        self.notice, self._notice_until = notice, time.monotonic() + NOTICE_S
+
+    def _tick(self) -> None:
+        if not self._supervises():
+            self._running = self.training()
+            return
+        self._keep_copy()
+        self._record_ends()
+        self.store.reconcile(self._children)
+        self._running = running = self.training()
+        if running is not None:
+            self._press(running)
+        if running is not None or not self.begins:
+            return
+        with self._changing:
+            queue = self.store.queue()
+            if queue:
+                self._begin(queue[0])
+
+    def _keep_copy(self) -> None:
+        if time.monotonic() - self._copied_at >= COPY_S:
+            self._copied_at = time.monotonic()
+            self.store.keep_copy()
+
+    def _supervises(self) -> bool:
+        if self._lock.is_locked:
+            return True
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        clean(self.store)
+        return True
+
+    def _begin(self, run: Run) -> None:
+        """What keeps one run from beginning ends that run, not the queue."""
+        if not run.folder_exists:
+            self.store.finish(run.id, "failed", "The files of this run are gone. Delete it, and start a new one.")
+            return
+        try:
+            process = child.spawn([*self._command, run.id], run.log)
+        except StudioError as error:
+            self.store.finish(run.id, "failed", str(error))
+            return
+        self._children[run.id] = process
+        if process.poll() is None:
+            self.store.mark_running(run.id, process.pid)
+
+    def _record_ends(self) -> None:
+        for run_id, process in [*self._children.items()]:
+            code = process.poll()
+            if code is None:
+                continue
+            del self._children[run_id]
+            run = next((each for each in self.store.list() if each.id == run_id), None)
+            # It may have been deleted meanwhile, or queued again after this process; or never got as far as to run.
+            if run is not None and run.state == ("running" if run.pid == process.pid else "queued"):
+                self._record(run, code)
+
+    def _record(self, run: Run, code: int) -> None:
+        """The end of a process that did not tell it itself."""
+        state, message = last_word(run) or _silent_end(run, code)
+        self.store.finish(run.id, state, message)
+
+    def _press(self, run: Run) -> None:
+        """First a run that was cancelled is let to its end of the step, then it is told to end, then it is ended."""
+        if not run.cancel_requested or run.pid is None:
+            self._asked_at.pop(run.id, None)
+            return
+        waited = time.monotonic() - self._asked_at.setdefault(run.id, time.monotonic())
+        if waited > self._step_s + self._end_s:
+            child.end_group(run.pid, signal.SIGKILL)
+        elif waited > self._step_s:
+            child.end_group(run.pid, signal.SIGTERM)
+
+
+def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
+    if code < 0:
+        return "interrupted", f"{child.killed(code)} It can be resumed."
+    return "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
+
+
+def name_for(owner: str, run: Run) -> str:
+    """What an owner may know of a run's name."""
+    return f"“{run.name}”" if run.is_of(owner) else "Somebody else's run"
+
+
+def quota_gib() -> float:
+    """Raises StudioError: `$STUDIO_QUOTA_GIB` is no number."""
+    text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
+    try:
+        return float(text)
+    except ValueError as error:
+        raise StudioError(f"STUDIO_QUOTA_GIB must be a number of GiB, such as {QUOTA_GIB:g}, not {text!r}.") from error
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in it; what is deleted meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_size
+    return total
+
+
+def tail(log: Path, most: int = 2000) -> str:
+    """The last line that says something."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - most))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip() and "warn" not in line.lower()), "")

@@ -1,0 +1,305 @@
+"""`python -m studio classify ...`: labels for texts, one or a whole file of them.
+
+python -m studio classify predict --labels sport,science "The match ended in a draw."
+python -m studio classify predict --labels spam,ham --template message --calibrate mails.csv --out labelled.csv
+python -m studio classify predict --labels positive,negative reviews.jsonl --json
+python -m studio classify predict --adapter 3f2a mails.csv          # by a trained head: it knows its labels
+python -m studio classify evaluate mails.csv --adapter 3f2a         # how good it is, where a column has the true labels
+python -m studio classify evaluate --adapter 3f2a                   # the same, of what its training held out
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+
+import typer
+
+from studio.cli.runs import Json
+from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from studio.backend.classification.files import LabelledRow, Predict
+    from studio.backend.classification.zero_shot import Prediction
+    from studio.backend.system.wheel import Progress
+
+classify_app = typer.Typer(no_args_is_help=True, help="Classification of texts, without training or by a trained head.")
+
+
+Labels = Annotated[
+    str, typer.Option(help="The labels to choose from, separated by commas; a trained head has its own.")
+]
+Template = Annotated[
+    str, typer.Option(help="topic, sentiment, message or continuation; or a text with {text} and {labels} in it.")
+]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Subtract what the labels get where a text says nothing.")]
+Cut = Annotated[str, typer.Option(help="Where a text that is too long is cut: middle (or, given so, end).")]
+Adapter = Annotated[
+    str | None, typer.Option(help="Classify with it: a run's id, or the folder of a PEFT adapter or classifier.")
+]
+Model = Annotated[str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")]
+Precision = Annotated[str, typer.Option(help="nf4, bf16 or fp32; auto is what suits machine and model.")]
+Column = Annotated[str, typer.Option(help="Of a file: the column of the texts, where its name doesn't tell.")]
+
+
+@classify_app.command("predict")
+def predict(
+    source: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, or a file with one text a row.")],
+    labels: Labels = "",
+    template: Template = "",
+    calibrate: Calibrate = False,
+    cut: Cut = "",
+    adapter: Adapter = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    column: Column = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Of a file: the new .csv or .jsonl file; else FILE.labelled.csv beside it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Labels a text, or every row of a file: by labels that need no training, or by a trained head."""
+    from studio.cli.main import progress_bar
+
+    with progress_bar() as progress:
+        chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
+        chosen.check()
+        file = _file(source)
+        if file is None and (out or column):
+            raise StudioError(f"{'--out' if out else '--column'} is for files, and this is a text. Leave it out.")
+        classifier = _classifier(chosen)
+        if file is not None:
+            out = out if out or as_json else file.with_name(f"{file.stem}.labelled.csv")
+            _predict_file(file, classifier, out, column, chosen, as_json)
+            return
+        (prediction,) = classifier.predict([source])
+    _print_prediction(prediction, as_json)
+
+
+@classify_app.command("evaluate")
+def evaluate(
+    file: Annotated[
+        Path | None, typer.Argument(help="A file with texts and their true labels; else what training held out.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="The column of the true labels.")] = "label",
+    labels: Labels = "",
+    template: Template = "",
+    calibrate: Calibrate = False,
+    cut: Cut = "",
+    adapter: Adapter = None,
+    model: Model = None,
+    precision: Precision = "auto",
+    column: Column = "",
+    as_json: Json = False,
+) -> None:
+    """Measures a classifier: rates of each label, calibration, and plain methods on the same rows."""
+    from studio.backend.classification import evaluation
+    from studio.cli.main import progress_bar
+
+    with progress_bar() as progress:
+        chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
+        chosen.check()
+        report = _held_out(chosen) if file is None else _tested(file, label_column, column, chosen)
+    print(json.dumps(report) if as_json else evaluation.table(report))
+
+
+class _Chosen(NamedTuple):
+    """Who classifies, and who hears of it."""
+
+    labels: str
+    template: str
+    calibrate: bool
+    cut: str
+    adapter: str | None
+    model: str | None
+    precision: str
+    progress: Progress
+    cancel: threading.Event
+
+    def check(self) -> None:
+        """Raises StudioError: nothing says what the labels are, or two things do."""
+        from studio.backend.adapters.find import find, is_classifier
+
+        if not self.labels and self.adapter is None:
+            raise StudioError("Say which labels there are to choose from, as in --labels spam,ham.")
+        if not self.labels and (self.template or self.calibrate or self.cut):
+            raise StudioError(
+                "--template, --calibrate and --cut are for --labels: a trained head does without. Drop them."
+            )
+        if self.labels and self.adapter is not None and is_classifier(find(self.adapter).folder):
+            raise StudioError(f"{self.adapter} is a trained classifier, which has its own labels. Leave out --labels.")
+
+
+class _Classifier(NamedTuple):
+    predict: Predict
+    labels: tuple[str, ...]
+    problem: str
+
+
+def _held_out(chosen: _Chosen) -> dict[str, Any]:
+    from studio.backend.adapters.find import find
+    from studio.backend.classification import evaluation
+
+    if chosen.adapter is None:
+        raise StudioError("Name a file whose rows have labels to measure by, or with --adapter a trained classifier.")
+    run = find(chosen.adapter).run
+    report = None if run is None else evaluation.of_run(run)
+    if report is None:
+        raise StudioError(
+            f"Nothing was measured when {chosen.adapter} was trained. Name a file whose rows have labels to measure by."
+        )
+    return report
+
+
+def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict[str, Any]:
+    from studio.backend.classification.evaluation import FileTest
+    from studio.backend.classification.files import predict_file
+    from studio.backend.data.dataset import column_names
+
+    names = column_names(_existing(file))
+    if label_column not in names:
+        choice = ", ".join(map(repr, names[:20]))
+        raise StudioError(f"{file.name} has no column {label_column!r}; name it by --label-column: {choice}.")
+    classifier = _classifier(chosen)
+    test = FileTest(classifier.problem, classifier.labels, label_column)
+    with _interrupted(chosen.cancel):
+        report = predict_file(
+            file, classifier.predict, None, classifier.labels, column, chosen.cancel, chosen.progress, test.add
+        )
+    for sentence in (*report.notices, *map(str, report.bad_rows)):
+        print(sentence, file=sys.stderr)
+    return test.report(file.name)
+
+
+def _existing(file: Path) -> Path:
+    found = _file(str(file))
+    if found is None:
+        raise StudioError(f"There is no file {file}. Check its name and folder.")
+    return found
+
+
+def _file(source: str) -> Path | None:
+    """The file, where the source is one; None for a text.
+
+    Raises:
+        StudioError: it is named like a file that does not exist, or is a folder.
+    """
+    from studio.backend.data.file_type import ENDINGS
+
+    path = Path(source)
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir() and ("/" in source or not source.strip(".")):
+            raise StudioError(f"{source} is a folder. Name one of its files.")
+    except OSError:  # longer than a file's name can be
+        return None
+    if path.suffix.lower() in ENDINGS and not any(letter.isspace() for letter in source):
+        raise StudioError(f"There is no file {source}. Check its name and folder.")
+    return None
+
+
+def _classifier(chosen: _Chosen) -> _Classifier:
+    return _zero_shot(chosen) if chosen.labels else _trained(chosen)
+
+
+def _zero_shot(chosen: _Chosen) -> _Classifier:
+    """Loads the model once there is a text: by then a file has been looked through, and its faults were said."""
+    from studio.backend.adapters.find import find
+    from studio.backend.chat.engine import Engine
+    from studio.backend.classification.label_prompt import parse_labels
+    from studio.backend.classification.zero_shot import LabelTask, ZeroShot
+
+    names = parse_labels(chosen.labels)
+    task = LabelTask(names, chosen.template or "topic", chosen.calibrate, cast(Any, chosen.cut or "middle"))
+    trained = None if chosen.adapter is None else find(chosen.adapter).model
+
+    @cache
+    def classifier() -> ZeroShot:
+        engine = Engine(compile_steps=False)
+        engine.load(chosen.model or trained or "starter", chosen.progress, cast(Any, chosen.precision))
+        if chosen.adapter is not None:
+            engine.load_adapter(chosen.adapter, chosen.adapter)
+        return ZeroShot(engine)
+
+    def predict(texts: list[str]) -> Iterator[Prediction]:
+        return classifier().predict(texts, task, chosen.adapter, chosen.cancel)
+
+    return _Classifier(predict, task.labels, "single_label")
+
+
+def _trained(chosen: _Chosen) -> _Classifier:
+    from studio.backend.classification.trained import TrainedClassifier
+    from studio.backend.classification.trained_predictions import TrainedHead
+
+    assert chosen.adapter is not None
+    head = TrainedHead(
+        TrainedClassifier.load(chosen.adapter, model=chosen.model, precision=chosen.precision, progress=chosen.progress)
+    )
+    return _Classifier(lambda texts: head.predict(texts, chosen.cancel), head.labels, head.classifier.problem)
+
+
+def _print_prediction(prediction: Prediction, as_json: bool) -> None:
+    for notice in prediction.notices:
+        print(notice, file=sys.stderr)
+    if as_json:
+        print(json.dumps([prediction.row()]))
+        return
+    for label, score in sorted(prediction.scores.items(), key=lambda pair: -pair[1]):
+        print(f"{score:7.1%}  {label}")
+
+
+def _predict_file(
+    file: Path,
+    classifier: _Classifier,
+    out: Path | None,
+    column: str,
+    chosen: _Chosen,
+    as_json: bool,
+) -> None:
+    from studio.backend.classification.files import predict_file
+
+    rows: list[dict[str, Any]] = []
+
+    def keep(row: LabelledRow) -> None:
+        nothing: dict[str, Any] = {"text": None, "label": None, "confidence": None, "scores": {}}
+        rows.append(row.prediction.row() if row.prediction else nothing)
+
+    each = keep if as_json else lambda row: None
+    with _interrupted(chosen.cancel):
+        report = predict_file(
+            file, classifier.predict, out, classifier.labels, column, chosen.cancel, chosen.progress, each
+        )
+    for sentence in (*report.notices, *map(str, report.bad_rows)):
+        print(sentence, file=sys.stderr)
+    if report.bad > len(report.bad_rows):
+        print(f"... and {report.bad - len(report.bad_rows):,} more bad rows.", file=sys.stderr)
+    if as_json:
+        print(json.dumps(rows))
+    if report.cancelled:
+        raise StudioError(f"Stopped: {report.finished}")
+    if as_json:
+        return
+    print(report.finished, *(f"{count:7,}  {label}" for label, count in report.counts.most_common()), sep="\n")
+
+
+@contextmanager
+def _interrupted(cancel: threading.Event) -> Iterator[None]:
+    """Ctrl+C sets it, so that the rows that are finished stay; a second one ends at once."""
+
+    def stop(*signal_and_frame: object) -> None:
+        cancel.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

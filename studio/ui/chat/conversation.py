@@ -1,0 +1,261 @@
+"""A conversation as the browser keeps it, and what people do with it: pure functions, tested without a browser.
+
+    conversation = append_user(Conversation(), "Hello")
+    conversation = append_assistant(conversation, "Hi!", Answer(model_id="starter"))
+    stored = to_json(conversation)      # goes to the browser's storage and comes back
+    conversation = from_json(stored)    # checks everything: what comes from a browser may be anything
+
+A conversation is a system prompt and turns, user and assistant in alternation. An assistant's turn names the trace of
+its answer by an id that only the server makes, and holds the token ids from which the trace can be computed again.
+Where an adapter and the base answered side by side, the turn is the adapter's and has the base's reply beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from studio.backend.hosting import demo
+from studio.errors import StudioError
+
+MAX_TEXT = 100_000
+"""Characters of one message; the context of any model here is far smaller."""
+MAX_TURNS = 400
+MAX_STORED = 1_500_000
+"""Characters of JSON in the browser, whose storage ends near 5 MB and holds it encrypted."""
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What belongs to an assistant's turn beside its text."""
+
+    model_id: str = ""
+    trace_id: str = ""
+    token_ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_tok_s: float = 0.0
+    context_size: int = 0
+    finish: str = ""
+    notices: tuple[str, ...] = ()
+    adapter: str = ""
+    """The id of the adapter that wrote it; empty is the model alone."""
+    adapter_title: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the base model wrote to the same question, side by side with an adapter."""
+
+    content: str
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: Literal["user", "assistant"]
+    content: str
+    answer: Answer | None = None
+    base: Reply | None = None
+
+    def on_base_side(self) -> Turn:
+        """The turn as the base model's side of a comparison has it; says so where the base was not asked."""
+        if self.base is not None:
+            return Turn(self.role, self.base.content, self.base.answer)
+        if self.answer is None or not self.answer.adapter:
+            return self
+        notice = f"The base model was not asked; this is the answer of {self.answer.adapter_title}."
+        return replace(self, answer=replace(self.answer, notices=(*self.answer.notices, notice)))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    system: str = ""
+    turns: tuple[Turn, ...] = field(default=())
+
+    def messages(self) -> list[dict[str, str]]:
+        """What the engine is asked."""
+        system = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        return system + [{"role": turn.role, "content": turn.content} for turn in self.turns]
+
+    def answers(self) -> list[int]:
+        """The indexes of the assistant's turns."""
+        return [index for index, turn in enumerate(self.turns) if turn.role == "assistant"]
+
+    def base_side(self) -> Conversation:
+        """The conversation as the base model has led it, which continues its own answers."""
+        return replace(self, turns=tuple(turn.on_base_side() for turn in self.turns))
+
+    @property
+    def has_base_side(self) -> bool:
+        return any(turn.base is not None for turn in self.turns)
+
+
+def checked_text(text: Any, name: str = "message") -> str:
+    """The text, if a person may send it.
+
+    Raises:
+        StudioError: it is too long or not text.
+    """
+    if not isinstance(text, str):
+        raise StudioError(f"The {name} is not text. Reload the page and send it again.")
+    if len(text) > longest_text():
+        raise StudioError(
+            f"The {name} has {len(text):,} characters, and at most {longest_text():,} can be sent. Shorten it and send "
+            "again."
+        )
+    return text.encode("utf-8", "replace").decode()
+
+
+def longest_text() -> int:
+    """Characters that a person may send at once."""
+    limits = demo.limits()
+    return limits.text if limits else MAX_TEXT
+
+
+def append_user(conversation: Conversation, text: str) -> Conversation:
+    text = checked_text(text)
+    if not text.strip():
+        raise StudioError("The message is empty. Type a question, or click one of the examples.")
+    if len(conversation.turns) >= MAX_TURNS:
+        raise StudioError(f"This conversation has {MAX_TURNS} messages. Export it if you like, and start a new one.")
+    return replace(conversation, turns=(*conversation.turns, Turn("user", text)))
+
+
+def append_assistant(conversation: Conversation, text: str, answer: Answer, base: Reply | None = None) -> Conversation:
+    return replace(conversation, turns=(*conversation.turns, Turn("assistant", text, answer, base)))
+
+
+def with_answer(conversation: Conversation, index: int, answer: Answer, on_base_side: bool = False) -> Conversation:
+    """With other figures of the answer in turn `index`, or of the base's reply in it."""
+    turn = conversation.turns[index]
+    if on_base_side and turn.base is not None:
+        turn = replace(turn, base=replace(turn.base, answer=answer))
+    else:
+        turn = replace(turn, answer=answer)
+    return replace(conversation, turns=(*conversation.turns[:index], turn, *conversation.turns[index + 1 :]))
+
+
+def retry(conversation: Conversation) -> Conversation:
+    """Without the last answer, so that its question is asked again."""
+    turns = conversation.turns[:-1] if _ends_with_answer(conversation) else conversation.turns
+    if not turns:
+        raise StudioError("There is no question to ask again. Send a message first.")
+    return replace(conversation, turns=turns)
+
+
+def undo(conversation: Conversation) -> tuple[Conversation, str]:
+    """Without the last question and its answer; and that question, to go back into the text box."""
+    asked = retry(conversation).turns
+    return replace(conversation, turns=asked[:-1]), asked[-1].content
+
+
+def edit(conversation: Conversation, index: int, text: str) -> Conversation:
+    """Up to message `index` of the person, which now says `text`."""
+    if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
+        raise StudioError("Only your own messages can be edited. Pick one of them.")
+    return append_user(replace(conversation, turns=conversation.turns[:index]), text)
+
+
+def to_json(conversation: Conversation) -> str:
+    """For the browser's storage. Beyond its size the oldest answers lose the token ids of their traces."""
+    turns = [asdict(turn) for turn in conversation.turns]
+    for turn in [*turns, None]:
+        stored = json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False)
+        if len(stored) <= MAX_STORED or turn is None:
+            break
+        for part in (turn, turn["base"]):
+            if part and part["answer"]:
+                part["answer"]["token_ids"] = ()
+    if len(stored) > MAX_STORED:
+        raise StudioError("This conversation is too long for the browser's storage. Export it and start a new one.")
+    return stored
+
+
+def from_json(stored: Any) -> Conversation:
+    """The conversation that `to_json` wrote.
+
+    Raises:
+        StudioError: it is not a conversation; the message says what is wrong.
+    """
+    if stored in (None, ""):
+        return Conversation()
+    try:
+        return parse(json.loads(stored))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StudioError("The conversation is not valid JSON. Choose a file that this page has exported.") from error
+
+
+def parse(data: Any) -> Conversation:
+    """A conversation out of decoded JSON, every field checked."""
+    if not isinstance(data, dict) or not isinstance(data.get("turns"), list):
+        raise StudioError("This is not a conversation: it has no list of turns. Choose a file exported by this page.")
+    if len(data["turns"]) > MAX_TURNS:
+        raise StudioError(f"The conversation has {len(data['turns'])} messages, at most {MAX_TURNS} can be opened.")
+    turns = tuple(_turn(turn, number) for number, turn in enumerate(data["turns"], start=1))
+    return Conversation(checked_text(data.get("system", ""), "system prompt"), turns)
+
+
+def _turn(data: Any, number: int) -> Turn:
+    expected: Literal["user", "assistant"] = "user" if number % 2 else "assistant"
+    if not isinstance(data, dict) or data.get("role") != expected:
+        raise StudioError(f"Message {number} of the conversation must have the role {expected!r}.")
+    content = checked_text(data.get("content"), f"content of message {number}")
+    if expected == "user":
+        return Turn(expected, content)
+    return Turn(expected, content, _answer(data.get("answer"), number), _reply(data.get("base"), number))
+
+
+def _reply(data: Any, number: int) -> Reply | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict):
+        raise StudioError(f"The base model's reply in message {number} of the conversation is not one.")
+    content = checked_text(data.get("content"), f"base model's content of message {number}")
+    return Reply(content, _answer(data.get("answer"), number))
+
+
+def _answer(data: Any, number: int) -> Answer:
+    data = data if isinstance(data, dict) else {}
+    trace_id = _typed(data, "trace_id", str, "", number)
+    notices = _typed(data, "notices", list, [], number)
+    token_ids = _typed(data, "token_ids", list, [], number)
+    if not all(type(token) is int and 0 <= token < 2**31 for token in token_ids):
+        raise StudioError(f"The token_ids of message {number} are not all numbers of tokens.")
+    prompt_tokens = _typed(data, "prompt_tokens", int, 0, number)
+    if not 0 <= prompt_tokens <= max(len(token_ids), prompt_tokens if not token_ids else 0):
+        raise StudioError(f"Message {number} names more prompt tokens than it has tokens.")
+    return Answer(
+        model_id=_typed(data, "model_id", str, "", number)[:200],
+        trace_id=trace_id if _TRACE_ID.fullmatch(trace_id) else "",
+        token_ids=tuple(token_ids),
+        prompt_tokens=prompt_tokens,
+        ttft_s=_number(data, "ttft_s", number),
+        decode_tok_s=_number(data, "decode_tok_s", number),
+        context_size=_typed(data, "context_size", int, 0, number),
+        finish=_typed(data, "finish", str, "", number)[:20],
+        notices=tuple(checked_text(notice, f"notice of message {number}")[:500] for notice in notices[:10]),
+        adapter=_typed(data, "adapter", str, "", number)[:200],
+        adapter_title=checked_text(data.get("adapter_title", ""), f"adapter_title of message {number}")[:200],
+    )
+
+
+def _typed(data: dict[str, Any], name: str, kind: type, default: Any, number: int) -> Any:
+    value = data.get(name, default)
+    if type(value) is not kind:
+        raise StudioError(f"{name} of message {number} must be {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def _number(data: dict[str, Any], name: str, number: int) -> float:
+    value = data.get(name, 0.0)
+    if type(value) not in (int, float) or not 0 <= value < 1e9:  # false for NaN too
+        raise StudioError(f"{name} of message {number} must be a number, not {value!r:.40}.")
+    return float(value)
+
+
+def _ends_with_answer(conversation: Conversation) -> bool:
+    return bool(conversation.turns) and conversation.turns[-1].role == "assistant"

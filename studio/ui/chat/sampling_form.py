@@ -1,0 +1,83 @@
+"""The controls of `Sampling`, generated from its fields: names, defaults and help are written there and only there.
+
+controls = sampling_controls()            # inside a gr.Blocks
+sampling = read_sampling(*values)         # in a handler, in the same order
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from studio.backend.chat.engine import Sampling
+from studio.backend.hosting import demo
+from studio.backend.recipe import field_help
+from studio.errors import StudioError
+
+# What a slider needs beyond the field: lowest, highest, step, unit. Other fields become a text.
+SLIDERS: dict[str, tuple[float, float, float, str]] = {
+    "max_new_tokens": (1, 2048, 1, "tokens"),
+    "temperature": (0, 2, 0.05, ""),
+    "top_p": (0.05, 1, 0.05, "probability"),
+    "top_k": (0, 200, 1, "tokens"),
+    "min_p": (0, 1, 0.01, "probability"),
+    "repetition_penalty": (1, 2, 0.05, "factor"),
+}
+
+
+def sampling_controls() -> list[Component]:
+    """One control a field, in the fields' order."""
+    helps = field_help(Sampling)
+    return [_control(field.name, field.default, helps.get(field.name, "")) for field in fields(Sampling)]
+
+
+def read_sampling(*values: Any) -> Sampling:
+    """The settings that the controls hold.
+
+    Raises:
+        StudioError: a value is not one of its field; `Sampling` names every bad one. Or it is more than a demo gives.
+    """
+    names = [field.name for field in fields(Sampling)]
+    if len(values) != len(names):
+        raise StudioError(f"Sampling has {len(names)} settings, not {len(values)}. Reload the page.")
+    sampling = Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
+    if limits := demo.limits():
+        limits.check_answer(sampling.max_new_tokens)
+    return sampling
+
+
+def _control(name: str, default: Any, info: str) -> Component:
+    default = None if default is MISSING else default
+    label = name.replace("_", " ").capitalize()
+    if name in SLIDERS:
+        lowest, highest, step, unit = SLIDERS[name]
+        if name == "max_new_tokens" and (limits := demo.limits()):
+            highest = limits.new_tokens
+            default = min(default, highest)
+        label = f"{label} ({unit})" if unit else label
+        return gr.Slider(lowest, highest, default, step=step, label=label, info=info, elem_id=f"set-{name}")
+    if name == "stop":
+        return gr.Textbox("", label=f"{label} (one text a line)", info=info, lines=2, elem_id=f"set-{name}")
+    # A text box, because an empty gr.Number sends 0, and a seed of 0 gives the same answer every time.
+    return gr.Textbox("", label=label, info=info, lines=1, placeholder="a new one each time", elem_id=f"set-{name}")
+
+
+def _value(name: str, value: Any) -> Any:
+    if name == "stop":
+        return tuple(line for line in str(value or "").splitlines() if line)
+    if name == "seed" and isinstance(value, str):
+        return _whole_number(value.strip())
+    if isinstance(value, float) and value.is_integer() and name in ("max_new_tokens", "top_k", "seed"):
+        return int(value)
+    return value
+
+
+def _whole_number(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isdecimal() and len(text) < 20):
+        raise StudioError(f"seed must be a whole number or empty, not {text[:30]!r}.")
+    return int(text)

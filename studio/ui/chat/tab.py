@@ -1,0 +1,338 @@
+"""The chat tab: the conversation on the left, the routing of its answers on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.backend.adapters import find as adapters
+from studio.backend.hosting import demo
+from studio.errors import StudioError
+from studio.ui.chat.handlers import ChatHandlers
+from studio.ui.chat.messages import heading
+from studio.ui.chat.sampling_form import sampling_controls
+from studio.ui.common import browser
+from studio.ui.common.markdown import as_text
+from studio.ui.common.offered_models import offered as offered_models
+from studio.ui.common.picked_adapter import NONE, Picked, offered, read_picked, still_listed
+from studio.ui.common.shown_errors import shows_errors
+from studio.ui.routing.routing_panel import routing_panel
+from studio.ui.server.identity import owner_of
+
+if TYPE_CHECKING:
+    from studio.backend.chat.engine import Engine
+    from studio.backend.training.queue import Jobs
+
+# Of different kinds, because the starter's routers tell kinds of text apart; and within what a small model can do.
+EXAMPLES = (
+    "What is the capital of France, and what is it known for?",
+    "Write a Python function that checks whether a number is prime.",
+    "Explique en deux phrases ce qu'est la photosynthèse.",
+    "Cuenta en tres frases por qué el mar es salado.",
+    "Tell a very short story about a lighthouse keeper and a whale.",
+    "Why is the sky blue? Answer for a child of ten.",
+)
+PLACEHOLDER = "### What would you like to ask?\nThe answer streams here; beside it, the experts that write it light up."
+CHAT: dict[str, Any] = {
+    "show_label": False, "height": "56vh", "min_height": 340, "layout": "bubble", "buttons": ["copy", "copy_all"],
+    "allow_tags": False, "latex_delimiters": [], "sanitize_html": True, "feedback_options": None,
+    "allow_file_downloads": False, "group_consecutive_messages": False,
+}  # fmt: skip
+PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
+DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`')
+# In the browser, so that a message that is sent at once takes the new choice.
+PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
+# What the address named is picked by now; a refresh must not undo a later choice.
+FORGET_ADDRESS = browser.forgetting("adapter")
+# Who stops by keyboard would lose the focus with the button; on a phone it would only open the keyboard.
+TO_BOX = (
+    "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
+)
+UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
+
+
+@dataclass(frozen=True)
+class Tab:
+    id: str
+    title: str
+    order: int
+
+    def keep(self) -> list[gr.BrowserState]:
+        """The conversation, and who answers."""
+        return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+
+    def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
+        page = _Page(engine, *kept)
+        _wire(page, engine)
+
+
+TAB = Tab("chat", "Chat", order=10)
+
+
+class _Page:
+    """The components, in the order in which they stand on the page."""
+
+    def __init__(self, engine: Engine, stored: gr.BrowserState, picked: gr.BrowserState) -> None:
+        self.engine, self.stored, self.picked = engine, stored, picked
+        self.listed = gr.State([(NONE.title, NONE.id)])
+        self.exported = gr.Textbox(visible="hidden", elem_id="exported")
+        self.notice = gr.Textbox(visible="hidden", elem_id="notice")
+        with gr.Row(elem_id="columns", equal_height=False):
+            with gr.Column(scale=6, min_width=320, elem_id="talk"):
+                self._talk()
+            with gr.Column(scale=5, min_width=320, elem_id="routing-column"):
+                self.routing = routing_panel()
+
+    def _talk(self) -> None:
+        with gr.Row(elem_id="sides", equal_height=False):
+            with gr.Column(min_width=240, elem_id="own-side"):
+                self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)
+                self.chat = gr.Chatbot(
+                    elem_id="chat", label="Conversation", placeholder=PLACEHOLDER, editable="user",
+                    examples=[{"text": text} for text in EXAMPLES], **CHAT,
+                )  # fmt: skip
+                self.stats = gr.HTML(elem_id="stats", js_on_load=None)
+            with gr.Column(min_width=240, elem_id="base-side", visible=False) as self.base_side:
+                gr.HTML(heading("Base model"), elem_id="base-title", js_on_load=None)
+                self.base_chat = gr.Chatbot(elem_id="base-chat", label="Conversation with the base model", **CHAT)
+                self.base_stats = gr.HTML(elem_id="base-stats", js_on_load=None)
+        self.box = gr.Textbox(
+            elem_id="box", label="Your message", show_label=False, placeholder="Ask something …", lines=1, max_lines=8,
+            submit_btn="Send", stop_btn=False, autofocus=True,
+        )  # fmt: skip
+        with gr.Row(elem_id="who"):
+            self.adapter = gr.Dropdown(
+                [(NONE.title, NONE.id)], value=NONE.id, label="Answered by", elem_id="adapter", filterable=False,
+                min_width=200, scale=1,
+            )  # fmt: skip
+            self.beside = gr.Checkbox(
+                label="Side by side with the base", interactive=False, elem_id="beside", min_width=150, scale=0
+            )  # fmt: skip
+        with gr.Row(elem_id="actions"):
+            self.fresh = gr.Button("New chat", size="sm", elem_id="new-chat")
+            self.export = gr.Button("Export", size="sm", elem_id="export")
+            self.load = gr.UploadButton("Import", size="sm", elem_id="import", file_types=[".json"], type="binary")
+        with gr.Accordion("Adapters", open=False, elem_id="adapters"):
+            self._upload()
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            self._settings()
+
+    def _upload(self) -> None:
+        with gr.Row(elem_id="upload-row"):
+            self.name = gr.Textbox(
+                label="Name of the adapter", info=UPLOAD_HELP, lines=1, elem_id="adapter-name", min_width=200
+            )
+            self.upload = gr.UploadButton(
+                "Upload an adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
+                type="filepath", size="sm", elem_id="adapter-upload", scale=0, min_width=150,
+            )  # fmt: skip
+
+    def _settings(self) -> None:
+        models = offered_models(self.engine).items()
+        choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", model_id) for model_id, entry in models]
+        with gr.Row():
+            self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
+            self.precision = gr.Dropdown(
+                PRECISIONS, value="auto", label="Precision", elem_id="precision",
+                info="Of expert and attention weights; automatic is 4-bit on a GPU, and on a CPU what suits the model.",
+            )  # fmt: skip
+        self.system = gr.Textbox(
+            label="System prompt", info="Put before every conversation; empty sends none.", lines=2, elem_id="system"
+        )
+        with gr.Row(elem_id="sampling"):
+            self.sampling = sampling_controls()
+
+    def outputs(self) -> list[Any]:
+        """In the order of `Shown`."""
+        conversation = [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
+        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
+
+
+def _wire(page: _Page, engine: Engine) -> None:
+    everybodys = ChatHandlers(engine)
+    shown = page.outputs()
+    asking = [page.stored, page.system, page.picked, *page.sampling]
+    picking = [page.adapter, page.beside, page.picked, page.listed]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    writing: dict[str, Any] = {**quiet, "concurrency_limit": 8, "concurrency_id": "chat"}
+    at_once: dict[str, Any] = {**quiet, "queue": False}
+
+    @shows_errors
+    def send(
+        request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        for values in everybodys.of(request).send(
+            text, stored, system, browser.session(request), list(settings), picked
+        ):
+            yield values.values()
+
+    @shows_errors
+    def send_example(
+        request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        text = example.value.get("text") if isinstance(example.value, dict) else ""
+        for values in everybodys.of(request).send(
+            text or "", stored, system, browser.session(request), list(settings), picked
+        ):
+            yield values.values()
+
+    @shows_errors
+    def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        for values in everybodys.of(request).retry(stored, system, browser.session(request), list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def edit(
+        request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        text = as_text(edited.value) if isinstance(edited.value, str) else ""
+        handlers, session = everybodys.of(request), browser.session(request)
+        for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
+        return everybodys.of(request).undo(stored, browser.session(request), picked).values()
+
+    @shows_errors
+    def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
+        return everybodys.of(request).clear(browser.session(request), picked).values()
+
+    @shows_errors
+    def stop(request: gr.Request) -> None:
+        everybodys.of(request).stop(browser.session(request))
+
+    @shows_errors
+    def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+        wanted = request.query_params.get("adapter")
+        picked, choices = everybodys.of(request).pick(kept, wanted)
+        shown = everybodys.of(request).open_page(stored, picked.kept())
+        if wanted and wanted != picked.adapter:
+            shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
+        return (*shown.values(), *_picker(picked, choices), engine.status().model_id)
+
+    @shows_errors
+    def tell(notice: str) -> None:
+        if notice:
+            gr.Warning(escape(notice))
+
+    @shows_errors
+    def refresh(request: gr.Request, kept: Any) -> tuple[Any, ...]:
+        return _picker(*everybodys.of(request).pick(kept))
+
+    @shows_errors
+    def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
+        choices = still_listed(offered(engine.status().model_id, owner_of(request)), listed)
+        return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
+
+    @shows_errors
+    def arrange(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+        picked = read_picked(kept)
+        # A switch that was turned on meanwhile stays on.
+        switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
+        return (*everybodys.of(request).arrange(stored, kept).values(), switch)
+
+    @shows_errors
+    def upload(request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
+        model_id = engine.status().model_id
+        if model_id is None:
+            raise StudioError("An adapter needs its model. Load one first, under Advanced.")
+        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
+        gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
+        return (*_picker(*everybodys.of(request).pick(None, choice.id)), "")
+
+    @shows_errors
+    def export(request: gr.Request, stored: str) -> str:
+        return everybodys.of(request).export_file(stored, browser.session(request))
+
+    @shows_errors
+    def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
+        return everybodys.of(request).import_file(data, browser.session(request), picked).values()
+
+    @shows_errors
+    def select(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_message(stored, _index(chosen.index)).values()
+
+    @shows_errors
+    def select_base(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
+
+    @shows_errors
+    def compare(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return everybodys.of(request).compare(stored, chosen._data.get("answer")).values()
+
+    @shows_errors
+    def pick(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return everybodys.of(request).show_routing(stored, chosen._data.get("answer")).values()
+
+    @shows_errors
+    def choose_model(model_id: str, precision: Any) -> None:
+        if model_id not in offered_models(engine):
+            raise StudioError("This model is not in the list. Reload the page and pick again.")
+        if limits := demo.limits():
+            limits.refuse_another_model()
+        engine.start_loading(model_id, precision=precision)
+
+    page.box.submit(send, [page.box, *asking], shown, **writing)
+    page.chat.example_select(send_example, asking, shown, **writing)
+    page.chat.retry(retry, asking, shown, **writing)
+    page.chat.edit(edit, asking, shown, **writing)
+    page.box.stop(stop, None, None, js=TO_BOX, **at_once)
+    page.chat.undo(undo, [page.stored, page.picked], shown, **at_once)
+    gr.on([page.chat.clear, page.fresh.click], clear, page.picked, shown, **at_once)
+    page.chat.select(select, page.stored, shown, **quiet)
+    page.base_chat.select(select_base, page.stored, shown, **quiet)
+    page.routing.pick(pick, page.stored, shown, **quiet)
+    page.routing.compare(compare, page.stored, shown, **quiet)
+    page.export.click(export, page.stored, page.exported, **quiet).success(
+        None, page.exported, page.exported, js=DOWNLOAD, **quiet
+    )
+    page.load.upload(load, [page.load, page.picked], shown, **quiet)
+
+    arranging: dict[str, Any] = {
+        "fn": arrange, "inputs": [page.stored, page.picked], "outputs": [*shown, page.beside],
+        "trigger_mode": "always_last", **at_once,
+    }  # fmt: skip
+    gr.on(
+        [page.adapter.input, page.beside.input],
+        None,
+        [page.adapter, page.beside],
+        page.picked,
+        js=PICK,
+        trigger_mode="multiple",
+        **quiet,
+    ).then(**arranging)
+    page.adapter.focus(open_list, page.listed, [page.adapter, page.listed], **at_once)
+    page.upload.upload(upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
+    gr.on(
+        [page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once
+    ).success(refresh, page.picked, picking, **at_once).success(**arranging)
+    browser.page().load(open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once).success(
+        tell,
+        page.notice,
+        None,
+        js=FORGET_ADDRESS,
+        **quiet,  # in the queue, or the browser is not told
+    )
+
+
+def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
+    """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
+    switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
+    return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
+
+
+def _index(index: Any) -> int:
+    first = index[0] if isinstance(index, list | tuple) and index else index
+    if type(first) is not int:
+        raise StudioError("This message can't be found. Reload the page.")
+    return first
+
+
+def _needs(needs_gib: dict[str, float]) -> str:
+    return ", ".join(f"{gib:g} GiB in {weights}" for weights, gib in needs_gib.items())

@@ -1,0 +1,193 @@
+"""How far a classifier's confidence can be believed, and which experts fire more for each label, as HTML and SVG.
+
+html = reliability(report) + experts(report)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from studio.backend.classification.evaluation import Report
+from studio.ui.classify.view import percent, table
+from studio.ui.common import card
+
+BELIEVED, EXPERTS = "Can its confidence be believed?", "Experts of each label"
+MOST_EXPERTS = 8
+"""Shown of a label."""
+OPENED = 2
+"""Labels whose experts are unfolded."""
+LEFT, TOP, SIDE, WIDTH, HEIGHT = 46, 12, 260, 326, 314
+"""Of the plot, in its own units."""
+SMALLEST, LARGEST = 3.0, 11.0
+"""Radius of a point."""
+
+
+# --- reliability
+
+
+class Bin(NamedTuple):
+    low: float
+    high: float
+    size: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(report: Report) -> str:
+    curve = report.get("reliability")
+    if not curve:
+        return ""
+    bins = _bins(curve)
+    several = report["problem"] == "multi_label"
+    rows = [[_range(each), f"{each.size:,}", percent(each.confidence), percent(each.accuracy)] for each in bins]
+    head = [
+        "confidence",
+        "labels of texts" if several else "texts",
+        "mean confidence",
+        "has it" if several else "right",
+    ]
+    twin = f'<details class="dp-table"><summary>As a table</summary>{table(head, rows, "Reliability")}</details>'
+    said = "".join(f"<p>{sentence}</p>" for sentence in _sentences(report, bins, several))
+    return card.card(
+        BELIEVED, f'<h3>{BELIEVED}</h3><div class="ev-believed">{_plot(bins, several)}<div>{said}{twin}</div></div>'
+    )
+
+
+def _bins(curve: dict[str, Any]) -> list[Bin]:
+    """Those that are not empty."""
+    edges = curve["edges"]
+    every = zip(edges, edges[1:], curve["counts"], curve["confidence"], curve["accuracy"], strict=False)
+    return [Bin(*each) for each in every if each[2]]
+
+
+def _range(each: Bin) -> str:
+    return f"{100 * each.low:.0f} to {100 * each.high:.0f} %"
+
+
+def _sentences(report: Report, bins: Sequence[Bin], several: bool) -> list[str]:
+    ece, temperature = report["reliability"]["ece"], report["temperature"]
+    right = "the share of texts that have the label" if several else "the share that is right"
+    sentences = [
+        f"<b>ECE {ece:.3f}</b>: confidence and {right} are {100 * ece:.1f} points apart on average. On the diagonal "
+        "they are the same; the larger a point, the more of them there are."
+    ]
+    if not several:
+        count = sum(each.size for each in bins)
+        excess = sum(each.size * (each.confidence - each.accuracy) for each in bins) / count
+        if abs(excess) >= 0.005:
+            how = "surer than it should be" if excess > 0 else "more often right than it says"
+            sentences.append(f"All in all it is {how}, by {100 * abs(excess):.1f} points.")
+    if temperature:
+        sentences.append(
+            f"Its scores are divided by the temperature <b>{temperature['value']:.2f}</b>, fitted on these rows, "
+            "before they become confidences. Measured on rows that it was not fitted on, that takes the ECE from "
+            f"{temperature['ece_before']:.3f} to {temperature['ece_after']:.3f}; the plot is without it."
+        )
+    return sentences
+
+
+def _plot(bins: Sequence[Bin], several: bool) -> str:
+    most = max((each.size for each in bins), default=1)
+    ticks = "".join(_tick(i / 4) for i in range(5))
+    points = "".join(_point(each, most) for each in bins)
+    bottom, right = TOP + SIDE, LEFT + SIDE
+    side = "share that has the label" if several else "share that is right"
+    return (
+        f'<svg class="ev-plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{side.capitalize()} by '
+        f'confidence; the table has the same numbers">{ticks}<line class="ev-ideal" x1="{LEFT}" y1="{bottom}" '
+        f'x2="{right}" y2="{TOP}"/>{points}<text x="{LEFT + SIDE / 2}" y="{HEIGHT - 3}" text-anchor="middle">confidence'
+        "</text>"
+        f'<text transform="translate(10 {TOP + SIDE / 2}) rotate(-90)" text-anchor="middle">{side}</text></svg>'
+    )
+
+
+def _tick(share: float) -> str:
+    x, y, end = _x(share), _y(share), TOP + SIDE
+    return (
+        f'<line class="ev-grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{end}"/>'
+        f'<line class="ev-grid" x1="{LEFT}" y1="{y}" x2="{LEFT + SIDE}" y2="{y}"/>'
+        f'<text x="{x}" y="{end + 15}" text-anchor="middle">{100 * share:.0f} %</text>'
+        f'<text x="{LEFT - 5}" y="{y + 4}" text-anchor="end">{100 * share:.0f} %</text>'
+    )
+
+
+def _point(each: Bin, most: int) -> str:
+    x, y = _x(each.confidence), _y(each.accuracy)
+    radius = SMALLEST + (LARGEST - SMALLEST) * math.sqrt(each.size / most)
+    told = f"{each.size:,} at {percent(each.confidence)}: {percent(each.accuracy)}"
+    return (
+        f'<line class="ev-gap" x1="{x}" y1="{y}" x2="{x}" y2="{_y(each.confidence)}"/>'
+        f'<circle cx="{x}" cy="{y}" r="{radius:.1f}"><title>{told}</title></circle>'
+    )
+
+
+def _x(share: float) -> float:
+    return round(LEFT + SIDE * share, 1)
+
+
+def _y(share: float) -> float:
+    return round(TOP + SIDE * (1 - share), 1)
+
+
+# --- experts
+
+
+def experts(report: Report) -> str:
+    profile = report["profile"]
+    if not profile:
+        return ""
+    texts, comparisons = f"{profile['texts']:,} texts", f"{profile['comparisons']:,} comparisons"
+    if not profile["entries"]:
+        told = (
+            f"No expert fires reliably more for any label: none of {comparisons} in {texts} shows more than chance."
+            if profile["comparisons"]
+            else f"{texts} are too few to compare experts: each label needs at least eight. Hold out more rows."
+        )
+        return card.card(EXPERTS, f"<h3>{EXPERTS}</h3><p>{told}</p>")
+    labels = [(label, [*entries]) for label, entries in groupby(profile["entries"], key=lambda entry: entry["label"])]
+    widest = max(max(each["share"], each["others"] + each["high"]) for each in profile["entries"])
+    return card.card(
+        EXPERTS,
+        f"<h3>{EXPERTS} <small>in {texts}</small></h3>"
+        "<p>Of all choices that a router makes in a text, the share that goes to an expert, on average over the texts "
+        "of a label, beside that of all other texts. Listed are experts that fire more for the label beyond chance: "
+        f"the interval of the difference holds at 95 % for all {comparisons} together.</p>"
+        '<p class="ev-legend" aria-hidden="true"><i class="ev-this"></i> texts of the label <i class="ev-range"></i> '
+        'where its share is, at 95 % <i class="ev-others"></i> all other texts</p>'
+        + "".join(_of_label(label, entries, widest, i < OPENED) for i, (label, entries) in enumerate(labels)),
+    )
+
+
+def _of_label(label: str, entries: Sequence[dict[str, Any]], widest: float, opened: bool) -> str:
+    items = "".join(_expert(entry, widest) for entry in entries[:MOST_EXPERTS])
+    more = len(entries) - MOST_EXPERTS
+    left = f"<p><small>… and {more:,} more.</small></p>" if more > 0 else ""
+    return (
+        f'<details class="ev-label"{" open" if opened else ""}><summary dir="auto">{escape(label)}</summary>'
+        f'<ol class="ev-experts">{items}</ol>{left}</details>'
+    )
+
+
+def _expert(entry: dict[str, Any], widest: float) -> str:
+    low, high = entry["others"] + entry["low"], entry["others"] + entry["high"]
+    start, end = (_width(each, widest) for each in (low, high))
+    this, others = (_width(entry[key], widest) for key in ("share", "others"))
+    difference = entry["share"] - entry["others"]
+    return (
+        f"<li><b>{escape(entry['kind'])} layer {entry['layer']}, expert {entry['expert']}</b>"
+        '<span class="ev-pair" aria-hidden="true">'
+        f'<span><i class="ev-this" style="width:{this:.1f}%"></i>'
+        f'<i class="ev-range" style="left:{start:.1f}%;width:{end - start:.1f}%"></i></span>'
+        f'<span><i class="ev-others" style="width:{others:.1f}%"></i></span></span>'
+        f"<span><b>{percent(entry['share'])}</b> beside {percent(entry['others'])}, {entry['count']:,} choices "
+        f"<small>{100 * difference:+.1f} points ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})</small>"
+        "</span></li>"
+    )
+
+
+def _width(share: float, widest: float) -> float:
+    return 100 * min(max(share / widest, 0.0), 1.0) if widest else 0.0

@@ -1,0 +1,195 @@
+"""How good a classifier is, as HTML: its figures beside plain methods, what it takes for what, each label, how far its
+confidence can be believed, and the experts of each label.
+
+    gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=script())
+    gr.HTML(shown(test.report("mails.csv"), "the model alone") + beside(report_of_the_run, "tone"))
+
+A report is what `studio.backend.classification.evaluation` makes. All text is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from studio.backend.classification.evaluation import MAJORITY, MEAN, Report
+from studio.ui.classify.evaluation.plots import experts, reliability
+from studio.ui.classify.evaluation.texts import mistakes
+from studio.ui.classify.view import percent, table
+from studio.ui.common import card
+
+NAME = "How good it is"
+UNTRAINED = (
+    "How good the model is at these labels is not known yet. Upload a file with a column of true labels under “A "
+    "file”, choose that column, and classify it: the report appears here."
+)
+UNMEASURED = (
+    "Nothing was measured when this classifier was trained: its run held no rows out, or is of an older version of the "
+    "studio. Classify a file that has true labels under “A file”, or train it again with eval_share above 0."
+)
+HERE = Path(__file__).parent
+
+
+class Figure(NamedTuple):
+    key: str
+    title: str
+    shown: Callable[[float], str]
+    lowest: bool = False
+    """Whether the lowest is the best."""
+
+
+def _decimals(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+ACCURACY = Figure("accuracy", "accuracy", percent)
+OF_LABELS = (
+    ACCURACY,
+    Figure("macro_f1", "macro F1", _decimals),
+    Figure("micro_f1", "micro F1", _decimals),
+    Figure("auc", "ROC-AUC", _decimals),
+    Figure("ece", "ECE", _decimals, lowest=True),
+)
+OF_NUMBERS = (
+    Figure("mean_absolute_error", "mean absolute error", _number, lowest=True),
+    Figure("rmse", "RMSE", _number, lowest=True),
+    Figure("r2", "R²", _decimals),
+)
+
+
+def waiting(text: str = UNTRAINED) -> str:
+    return card.waiting(NAME, text)
+
+
+def problem(text: str) -> str:
+    return card.card(NAME, card.problem(text))
+
+
+def shown(report: Report, who: str) -> str:
+    """
+    Args:
+        who: the name of what classified.
+    """
+    parts = [_headline(report, who), mistakes(report), _classes(report), reliability(report), experts(report)]
+    return f'<div class="ev-report">{"".join(parts)}</div>'
+
+
+def beside(report: Report, who: str) -> str:
+    """Below another report, folded."""
+    summary = f"{escape(who)}: {escape(report['of'])}"
+    return f'<details class="ev-beside"><summary>{summary}</summary>{shown(report, who)}</details>'
+
+
+def in_a_sentence(report: Report) -> str:
+    """ "Right in 91.2 % of 480 rows with a true label: see “How good it is”."""
+    own, rows = report["systems"][0], f"{report['rows']:,} row{'s' if report['rows'] > 1 else ''}"
+    if report["problem"] == "regression":
+        off = _number(own["mean_absolute_error"])
+        return f"Off by {off} on average in {rows} with a true number: see “{NAME}”."
+    right = "Right" if report["problem"] == "single_label" else "All labels are right"
+    return f"{right} in {percent(own['accuracy'])} of {rows} with a true label: see “{NAME}”."
+
+
+def script() -> str:
+    return (HERE / "evaluation.js").read_text(encoding="utf-8")
+
+
+def style() -> str:
+    return (HERE / "evaluation.css").read_text(encoding="utf-8")
+
+
+# --- the figures, beside plain methods
+
+
+def _headline(report: Report, who: str) -> str:
+    own = report["systems"][0]
+    pairs = [(each.shown(own[each.key]), each.title) for each in _figures(report) if own[each.key] is not None]
+    return card.card(
+        NAME,
+        f'<h3 role="status">{escape(who)} <small>measured on {escape(report["of"])}</small></h3>'
+        f"{card.figures(pairs)}{_compared(report)}{_systems(report)}{''.join(map(card.note, report['notices']))}",
+    )
+
+
+def _figures(report: Report) -> list[Figure]:
+    """Those that say something: of one label a text, micro F1 is the accuracy."""
+    if report["problem"] == "regression":
+        return [*OF_NUMBERS]
+    known = [each for each in OF_LABELS if any(system[each.key] is not None for system in report["systems"])]
+    return [each for each in known if each.key != "micro_f1" or report["problem"] == "multi_label"]
+
+
+def _compared(report: Report) -> str:
+    """With the best of the plain methods."""
+    own, *others = report["systems"]
+    if not others:
+        return ""
+    figure = _figures(report)[0]
+    best = min(others, key=lambda other: other[figure.key] if figure.lowest else -other[figure.key])
+    better = best[figure.key] - own[figure.key] if figure.lowest else own[figure.key] - best[figure.key]
+    name = f"“{escape(best['name'])}”"
+    if better <= 0:
+        text = f"{name} does {'better' if better < 0 else 'as well'} on these rows and costs almost nothing."
+        if best["name"] in (MAJORITY, MEAN):
+            text += " Nothing shows that the classifier tells the texts apart."
+    elif figure.lowest:
+        text = f"{_number(better)} less off on average than {name}."
+    else:
+        count = round(better * report["rows"])
+        text = f"{100 * better:.1f} points of accuracy above {name}: {count:,} of {report['rows']:,} rows."
+    return f'<p class="ev-lead">{text}</p>'
+
+
+def _systems(report: Report) -> str:
+    figures, systems = _figures(report), report["systems"]
+    rows = "".join(
+        f'<tr{" class=ev-own" if system is systems[0] else ""}><th scope="row">{escape(system["name"])}</th>'
+        + "".join(f"<td>{_cell(each, system, systems)}</td>" for each in figures)
+        + "</tr>"
+        for system in systems
+    )
+    columns = "".join(f'<th scope="col">{each.title}</th>' for each in figures)
+    return (
+        f'<div class="dp-scroll ev-systems" tabindex="0" role="region" aria-label="Beside plain methods"><table><thead>'
+        f'<tr><th scope="col">on the same rows</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _cell(figure: Figure, system: dict[str, Any], systems: Sequence[dict[str, Any]]) -> str:
+    """The best of a column is marked, as far as what is shown tells."""
+    values = [each[figure.key] for each in systems if each[figure.key] is not None]
+    if system[figure.key] is None:
+        return "–"
+    text = figure.shown(system[figure.key])
+    best = figure.shown(min(values) if figure.lowest else max(values))
+    return f"<b>{text}</b> <small>best</small>" if text == best and len(systems) > 1 else text
+
+
+# --- each label
+
+
+def _classes(report: Report) -> str:
+    if not report.get("classes"):
+        return ""
+    rows = [
+        [
+            escape(each["label"]),
+            *(_decimals(each[key]) for key in ("precision", "recall", "f1")),
+            "–" if each["auc"] is None else _decimals(each["auc"]),
+            f"{each['support']:,}",
+        ]
+        for each in report["classes"]
+    ]
+    head = ["label", "precision", "recall", "F1", "ROC-AUC", "rows"]
+    explained = (
+        "Precision: of the texts that were given the label, the share that has it. Recall: of the texts that have it, "
+        "the share that was given it."
+    )
+    title = "Each label"
+    return card.card(title, f"<h3>{title}</h3>{table(head, rows, title)}<p><small>{explained}</small></p>")

@@ -1,0 +1,49 @@
+"""The one place where an exception becomes what a person sees."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.ui.server import request_ids
+
+logger = logging.getLogger(__name__)
+
+
+def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose StudioError is shown as it is, and any other exception as a bug whose traceback is in the log."""
+
+    @functools.wraps(handler)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _translated():
+            return handler(*args, **kwargs)
+
+    @functools.wraps(handler)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with _translated():
+            yield from handler(*args, **kwargs)
+
+    return stream if inspect.isgeneratorfunction(handler) else call
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except StudioError as error:
+        logger.info("request %s was refused: %.300r", request_ids.current(), str(error))
+        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False, duration=20) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        number = request_ids.current()
+        logger.exception("request %s failed in a handler", number)
+        raise gr.Error(request_ids.sentence(number), title="A bug", print_exception=False) from error

@@ -1,0 +1,112 @@
+"""A data set before training, as HTML: counts, rows with the trained text marked, lengths, and bad rows.
+
+gr.HTML(shown(preview(recipe)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from studio.backend.data.preview import Preview
+from studio.backend.data.rendering import Summary
+from studio.ui.common.card import card, figures, note
+from studio.ui.common.card import problem as card_problem
+from studio.ui.common.card import waiting as card_waiting
+
+NAME = "The data"
+SHOWN_TEXT = 1500
+"""Characters of a span; a longer one is cut in the middle."""
+
+
+def shown(seen: Preview) -> str:
+    """All text of the file is escaped."""
+    if seen.problem:
+        columns = ", ".join(f"<code>{escape(name[:60])}</code>" for name in seen.names[:30])
+        return card(NAME, f"{card_problem(seen.problem)}<p>Columns of {escape(seen.file)}: {columns}.</p>")
+    parts = [
+        _figures(seen),
+        "".join(map(note, seen.notices)),
+        _lengths(seen.tokens) if seen.tokens else "",
+        _examples(seen.examples),
+        _bad_rows(seen),
+    ]
+    return card(NAME, "".join(parts))
+
+
+def waiting(text: str = "Choose a sample or upload a file, and its rows appear here.") -> str:
+    return card_waiting(NAME, text)
+
+
+def _figures(seen: Preview) -> str:
+    tokens = seen.tokens
+    pairs = [
+        (f"{seen.rows:,}", "rows that can be used"),
+        (f"{seen.train_rows:,}", "to train on"),
+        (f"{seen.held_out_rows:,}", "held out"),
+        (f"{seen.duplicates:,}", "duplicates"),
+        (f"{seen.bad_count:,}", "bad rows"),
+    ]
+    if tokens:
+        pairs += [(f"{tokens.trained_tokens:,}", f"of {tokens.tokens:,} tokens trained"), (f"{tokens.cut:,}", "cut")]
+    columns = ", ".join(f"{escape(key)} from “{escape(column[:60])}”" for key, column in seen.columns.items())
+    return f"<h3>{escape(seen.file)} <small>read as {escape(seen.format)}: {columns}</small></h3>{figures(pairs)}"
+
+
+def _lengths(tokens: Summary) -> str:
+    """A histogram, and the same numbers as a table."""
+    bins = list(zip(tokens.edges, tokens.edges[1:], tokens.counts, strict=False))
+    most = max(tokens.counts, default=0) or 1
+    bars = "".join(
+        f'<i style="height:{max(100 * count / most, 1 if count else 0):.1f}%" title="{low} to {high - 1} tokens: '
+        f'{count:,} rows"></i>'
+        for low, high, count in bins
+    )
+    rows = _rows([f"{low} to {high - 1}", f"{count:,}"] for low, high, count in bins if count)
+    return (
+        f'<h4>Length of a row in tokens</h4><div class="dp-bars" aria-hidden="true">{bars}</div>'
+        f'<div class="dp-axis" aria-hidden="true"><span>{tokens.edges[0]}</span>'
+        f"<span>{tokens.edges[-1] - 1}, where rows are cut</span></div>{_table('As a table', ['tokens', 'rows'], rows)}"
+    )
+
+
+def _examples(examples: Sequence[Sequence[tuple[str, bool]]]) -> str:
+    if not examples:
+        return ""
+    items = "".join(f"<li>{''.join(_span(*span) for span in spans)}</li>" for spans in examples)
+    return (
+        '<h4>The first rows <small>as the model reads them; <mark class="dp-trained">marked</mark> is what it learns '
+        f'to write</small></h4><ol class="dp-rows" tabindex="0" aria-label="The first rows">{items}</ol>'
+    )
+
+
+def _span(text: str, trained: bool) -> str:
+    if len(text) > SHOWN_TEXT:
+        text = f"{text[: SHOWN_TEXT // 2]} … {text[-SHOWN_TEXT // 2 :]}"
+    return f'<mark class="dp-trained">{escape(text)}</mark>' if trained else f"<span>{escape(text)}</span>"
+
+
+def _bad_rows(seen: Preview) -> str:
+    if not seen.bad_count:
+        return ""
+    rows = _rows(
+        [str(bad.line), escape(bad.column[:60]), escape(bad.reason[:300]), escape(bad.remedy[:300])]
+        for bad in seen.bad_rows
+    )
+    left = seen.bad_count - len(seen.bad_rows)
+    more = f"<p>… and {left:,} more.</p>" if left > 0 else ""
+    title = f"{seen.bad_count:,} bad rows, which are left out"
+    return _table(title, ["line", "column", "what is wrong", "what to do"], rows, opened=True) + more
+
+
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    """Of cells that are HTML."""
+    return "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+
+
+def _table(title: str, head: Sequence[str], rows: str, opened: bool = False) -> str:
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    return (
+        f'<details class="dp-table"{" open" if opened else ""}><summary>{title}</summary><div class="dp-scroll" '
+        f'tabindex="0"><table><thead><tr>{columns}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+    )

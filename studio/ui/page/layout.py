@@ -1,0 +1,136 @@
+"""The whole page: a header, and the tabs that the folders of `studio/ui` register.
+
+demo = build(engine, jobs)
+demo.launch(**launch_settings(jobs))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from studio.backend.hosting.exposure import Exposure
+from studio.backend.runs.store import RunStore
+from studio.backend.runs.views import RunViews
+from studio.registry import discover
+from studio.ui.common import downloads
+from studio.ui.page.account_merge import mover
+from studio.ui.page.blocks import Blocks
+from studio.ui.page.status import banner, demo_note
+from studio.ui.page.theme import css, theme
+from studio.ui.server import run_routes, sign_in
+from studio.ui.server.headers import SafeHeaders
+from studio.ui.server.identity import Identity, owner_of, secret, serves_several
+from studio.ui.server.limits import UPLOAD_BYTES, Bodies, Rates
+from studio.ui.server.login import login_of
+from studio.ui.server.request_ids import RequestIds
+from studio.ui.server.visitors import Forwarded, RequireLogin, SameOrigin
+
+if TYPE_CHECKING:
+    from studio.backend.chat.engine import Engine
+    from studio.backend.runs.store import RunStore
+    from studio.backend.training.queue import Jobs
+
+TITLE = "JetMoE Studio"
+ADDRESSES = {"run": "finetune", "classifier": "classify"}
+"""Parameters of the page's address, and the tabs that they open."""
+PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
+stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
+/></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
+cy="16" r="3.4" fill="var(--u1)"/><circle cx="20" cy="24" r="3.4" fill="var(--u2)"/><circle cx="20" cy="32" r="3.4"
+fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts, tune it, and watch them work</p>
+</div></header>"""
+
+
+def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
+    """The page over this engine and these training runs; every listener is private, and only polls bypass the queue."""
+    tabs = discover("studio.ui", "TAB", module="tab")
+    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        _masthead(engine, jobs)
+        # Outside of the tabs, of which only the one that is shown exists when the page opens.
+        kept = {tab.id: tab.keep() for tab in tabs}
+        with gr.Tabs(elem_id="tabs") as shown:
+            for tab in tabs:
+                with gr.Tab(tab.title, id=tab.id):
+                    tab.build(engine, jobs, kept[tab.id])
+        demo.load(_asked_for, None, shown, **PRIVATE)
+    return demo.queue(api_open=False, max_size=32)
+
+
+def _asked_for(request: gr.Request) -> Any:
+    """The tab that the page's address means: that of a run, or of a classifier."""
+    asked = [tab for name, tab in ADDRESSES.items() if request.query_params.get(name)]
+    return gr.Tabs(selected=asked[0]) if asked else gr.skip()
+
+
+def _masthead(engine: Engine, jobs: Jobs) -> None:
+    with gr.Row(elem_id="masthead"):
+        gr.HTML(HEADER, js_on_load=None)
+        status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        if sign_in.offered():
+            gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
+    if note := demo_note():
+        gr.HTML(note, elem_id="demo", js_on_load=None)
+
+    def poll(request: gr.Request, before: str) -> Any:
+        now = banner(engine.status(), jobs.status(owner_of(request)))
+        return gr.skip() if now == before else now
+
+    gr.Timer(1.5).tick(poll, status, status, **PRIVATE)
+
+
+def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
+    """The safe options of `Blocks.launch`: nothing is shared, listed, monitored or served from the disk.
+
+    Args:
+        exposure: who reaches the page; without it, this machine alone.
+
+    Raises:
+        StudioError: the key of the visitors' cookies can't be read or made.
+    """
+    exposure = exposure or Exposure()
+    accounts = exposure.accounts()
+    return {
+        "theme": theme(),
+        "css": css(),
+        "auth": login_of(accounts) if accounts else None,
+        "share": False,
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "strict_cors": True,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "max_file_size": UPLOAD_BYTES,
+        "footer_links": ["settings"],
+        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": _routes(jobs)},
+    }
+
+
+def _routes(jobs: Jobs) -> list[Route]:
+    # Whoever shows a page waits only a moment for others who write.
+    views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
+    return [*downloads.routes(jobs.store), *run_routes.routes(views)]
+
+
+def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
+    """In the order in which a request passes."""
+    accounts = exposure.accounts()
+    guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
+    return [
+        Middleware(RequestIds),
+        Middleware(SafeHeaders, space=exposure.space),
+        Middleware(Forwarded, exposure=exposure),
+        *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
+        Middleware(Rates),
+        *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
+        Middleware(Identity, secret=secret(store.home) if serves_several(exposure) else None, move=mover(store)),
+        Middleware(Bodies, folder=Path(get_upload_folder())),
+    ]

@@ -1,0 +1,160 @@
+"""The panel that shows the routing of an answer, and the messages that feed it.
+
+    panel = routing_panel()                                          # a gr.HTML component
+    yield message(trace_id, trace, seen, 0, 0)                       # its new value: what was added since `seen`
+
+The panel's template is constant, and text reaches it as base64 of JSON that becomes text nodes: gr.HTML compiles what
+its templates render, so text put through them would run (see `${...}`). `rows` serves whatever the page has missed, and
+where the base's routing of an adapter's answer is known, which strongest units are others in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+import numpy as np
+
+from jetmoe.routing import RoutingTrace
+from studio.analysis.flips import flip_shares, flips
+from studio.analysis.load import Unit, strongest
+from studio.registry import discover
+from studio.ui.common.trace_store import traces
+from studio.ui.server.identity import owner_of
+
+HERE = Path(__file__).parent
+PUSHED = 64
+"""Tokens that a message carries at most; the page fetches the others, such as a long prompt."""
+FETCHED = 256
+UNITS: tuple[Unit, Unit] = ("group", "expert")
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of the routing: `views/<name>.js` adds itself to `views`, `views/<name>.css` is optional."""
+
+    name: str
+    order: int
+
+    def read(self, suffix: str) -> str:
+        path = HERE / "views" / f"{self.name}.{suffix}"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "answer") -> gr.HTML:
+    """The component. Its value is a `message`.
+
+    Args:
+        of: what it shows: answers with their prompts, or only what a model read.
+
+    Its event "pick" asks for another answer of the conversation, "compare" for the base's routing of one's tokens.
+    """
+    template = (HERE / "panel" / "panel.html").read_text(encoding="utf-8")
+    return gr.HTML(
+        value="",
+        html_template=template.replace('data-of="answer"', f'data-of="{of}"'),
+        js_on_load=_script(),
+        apply_default_css=False,
+        server_functions=[rows],
+        elem_id=elem_id,
+    )
+
+
+def style() -> str:
+    views = [view.read("css") for view in discover("studio.ui.routing.views", "VIEW")]
+    return "\n".join([(HERE / "panel" / "panel.css").read_text(encoding="utf-8"), *views])
+
+
+def _script() -> str:
+    files = [HERE.parent / "common" / "dom.js", HERE / "panel" / "trace.js", HERE / "panel" / "feed.js"]
+    before = [file.read_text(encoding="utf-8") for file in files]
+    views = [view.read("js") for view in discover("studio.ui.routing.views", "VIEW")]
+    panel = (HERE / "panel" / "panel.js").read_text(encoding="utf-8")
+    return "\n".join([*before, "const views = [];", *views, panel])
+
+
+def nothing(hint: str = "") -> str:
+    """The panel without an answer."""
+    return json.dumps({"id": "", "hint": hint})
+
+
+def message(
+    trace_id: str,
+    trace: RoutingTrace,
+    start: int,
+    answer: int,
+    last: int,
+    picked: bool = False,
+    note: str = "",
+    adapted: bool = False,
+) -> str:
+    """What the page is told of a trace: its head, its size and, from `start` on, its last rows.
+
+    Args:
+        answer, last: number of the answer, and of the conversation's last one, from 0; each can be picked.
+        picked: a person asked for this answer, so that it is shown whatever is being written.
+        adapted: an adapter wrote the answer, so that the base may route its tokens otherwise.
+    """
+    start = max(start, len(trace) - PUSHED)
+    told = {"id": trace_id, "head": _head(trace), "total": len(trace), "answer": answer, "answers": last + 1}
+    told |= {"picked": picked, "note": note, "from": start, "rows": _rows(trace[start:])}
+    base = traces.base(trace_id) if adapted else None
+    if adapted:
+        told["flips"] = {} if base is None else _shares(base, trace)
+    return json.dumps(told)
+
+
+def rows(asked: Any, request: gr.Request) -> dict[str, Any]:
+    """Called by the page with `[trace_id, start]`: up to `FETCHED` rows from there on, or nothing.
+
+    With `[trace_id, start, "base"]` they are not the trace's, but what is otherwise in the base.
+    """
+    if not (isinstance(asked, list) and len(asked) in (2, 3) and isinstance(asked[0], str)):
+        return {}
+    trace_id, start, *part = asked
+    trace = traces.get(trace_id, owner_of(request))
+    if trace is None or type(start) is not int or not 0 <= start < len(trace) or part not in ([], ["base"]):
+        return {}
+    tokens = slice(start, start + FETCHED)
+    if not part:
+        return {"from": start, "rows": _rows(trace[tokens])}
+    base = traces.base(trace_id)
+    return {} if base is None else {"from": start, "rows": _base_rows(base[tokens], trace[tokens])}
+
+
+def _head(trace: RoutingTrace) -> dict[str, Any]:
+    L, N, _, K = trace.experts.shape
+    head = {"L": L, "N": N, "K": K, "E": trace.num_experts, "kinds": trace.kinds, "groups": trace.groups.tolist()}
+    return head | {"prompt": int(trace.is_prompt.sum()), "tied": trace.is_tied}
+
+
+def _rows(trace: RoutingTrace) -> dict[str, str]:
+    even = np.log(max(trace.num_experts, 2))
+    gates = (trace.gates.astype(np.float32).clip(0, 1) * 65535).round().astype("<u2")  # [L, N, T, K]
+    entropy = (trace.entropy.astype(np.float32).clip(0, even) / even * 65535).round().astype("<u2")  # [L, N, T]
+    return {
+        "e": _base64(trace.experts.transpose(2, 0, 1, 3)),  # [T, L, N, K]
+        "g": _base64(gates.transpose(2, 0, 1, 3)),  # [T, L, N, K]
+        "h": _base64(entropy.transpose(2, 0, 1)),  # [T, L, N]
+        "t": base64.b64encode(json.dumps(trace.texts).encode()).decode(),
+    }
+
+
+def _shares(base: RoutingTrace, trace: RoutingTrace) -> dict[str, list[float]]:
+    """Of either unit: the share of flipped strongest ones over all routers, then that of each kind."""
+    shares = {unit: flip_shares(base, trace, unit) for unit in UNITS}
+    return {unit: [share.all, *share.by_kind.values()] for unit, share in shares.items()}
+
+
+def _base_rows(base: RoutingTrace, trace: RoutingTrace) -> dict[str, str]:
+    """Of either unit: 0 where the strongest one is as in the base, else 1 + the base's."""
+    found = {unit: np.where(flips(base, trace, unit), strongest(base, unit).astype("<u2") + 1, 0) for unit in UNITS}
+    return {unit: _base64(other.astype("<u2").transpose(2, 0, 1)) for unit, other in found.items()}  # [T, L, N]
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()

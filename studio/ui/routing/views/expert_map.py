@@ -1,0 +1,5 @@
+"""Layer x expert maps of all router kinds side by side, for one token or summed, with the chance level."""
+
+from studio.ui.routing.routing_panel import View
+
+VIEW = View("expert_map", order=30)

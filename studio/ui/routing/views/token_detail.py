@@ -1,0 +1,5 @@
+"""One token in every layer: its experts and gates in both kinds of router."""
+
+from studio.ui.routing.routing_panel import View
+
+VIEW = View("token_detail", order=20)

@@ -1,0 +1,279 @@
+"""How much one visitor may ask for, so that nobody takes the page away from the others.
+
+    [Middleware(Rates), ..., Middleware(Bodies, folder=Path("/tmp/gradio"))]
+
+Plain ASGI, so streams pass. Limits are per address, and many people may share one: a class room of a hundred pages that
+ask once a second stays far below them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from studio.ui.server.refusal import refusal
+
+MIB = 2**20
+UPLOAD_BYTES = 200 * MIB
+"""Of one upload; `Blocks.launch` limits each file of it to the same."""
+OTHER_BYTES = 8 * MIB
+"""Of every other request: a conversation as long as it may be, in the widest letters."""
+FILES = 16
+"""In one upload."""
+FOLDER_BYTES = 4 * 1024 * MIB
+FOLDER_FILES = 20_000
+"""Of all uploads that Gradio keeps; it deletes them a day later. Small files take space and time beside their bytes."""
+GRACE_S, SLOWEST = 60.0, 16 * 1024
+"""A body may take so many seconds, and one more for as many bytes of it as have arrived."""
+VISITORS = 10_000
+"""Whose requests are remembered; who asked longest ago is forgotten first."""
+UPLOAD = "/gradio_api/upload"
+
+
+@dataclass(frozen=True)
+class Rate:
+    per_second: float
+    burst: int
+    sentence: str = "That was too much at once. Wait a moment, then go on."
+
+
+RATES = {
+    # Pages ask about once a second, and more often when they open.
+    "poll": Rate(250, 1000),
+    # What makes the model, the disk or the network work.
+    "work": Rate(10, 30),
+    # What succeeds is given back.
+    "login": Rate(0.1, 10, "There were too many tries to log in from your address. Wait a minute, then try again."),
+}
+# The first that fits; files of the page itself are not counted.
+KINDS = (
+    (("/login",), "login"),
+    (("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/process_recording", UPLOAD), "work"),
+    (("/exports/", "/labelled/"), "work"),
+    (("/gradio_api/", "/watch/", "/config", "/monitoring"), "poll"),
+)  # fmt: skip
+
+
+class Buckets:
+    """Tokens of each visitor and kind of request, which come back with time.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, visitors: int = VISITORS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.visitors = visitors
+        self.clock = clock
+        self._left: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self, visitor: str, kind: str, rate: Rate) -> float:
+        """Takes a token and returns 0, or the seconds until there is one."""
+        now = self.clock()
+        left, at = self._left.pop((visitor, kind), (float(rate.burst), now))
+        left = min(rate.burst, left + (now - at) * rate.per_second)
+        enough = left >= 1
+        self._left[visitor, kind] = (left - enough, now)
+        while len(self._left) > self.visitors:
+            self._left.popitem(last=False)
+        return 0.0 if enough else (1 - left) / rate.per_second
+
+    def give_back(self, visitor: str, kind: str) -> None:
+        if found := self._left.get((visitor, kind)):
+            self._left[visitor, kind] = (found[0] + 1, found[1])
+
+
+class Rates:
+    """Answers 429 to who asks too often."""
+
+    def __init__(self, app: ASGIApp, rates: dict[str, Rate] | None = None, buckets: Buckets | None = None) -> None:
+        self.app = app
+        self.rates = rates or RATES
+        self.buckets = buckets or Buckets()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = kind_of(scope["path"]) if scope["type"] == "http" else None
+        if kind is None:
+            await self.app(scope, receive, send)
+            return
+        rate, visitor = self.rates[kind], visitor_of(scope)
+        wait = self.buckets.take(visitor, kind, rate)
+        if wait:
+            answer = refusal(scope, 429, rate.sentence, {"Retry-After": str(math.ceil(wait))})
+            await answer(scope, receive, send)
+            return
+
+        async def watched(message: Message) -> None:
+            if kind == "login" and message["type"] == "http.response.start" and message["status"] < 400:
+                self.buckets.give_back(visitor, kind)
+            await send(message)
+
+        await self.app(scope, receive, watched)
+
+
+def kind_of(path: str) -> str | None:
+    return next((kind for starts, kind in KINDS if path.startswith(starts)), None)
+
+
+def visitor_of(scope: Scope) -> str:
+    """An address; of the sixth version its first half, as the rest is the visitor's own choice."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+class Bodies:
+    """Counts what arrives while it arrives, and stops at the limit, whatever the request says of its length. Ends what
+    arrives so slowly that its sender can only mean to keep a connection and a file open.
+
+    Args:
+        folder: where Gradio keeps uploads.
+        grace_s: how long the first bytes may take.
+    """
+
+    def __init__(
+        self, app: ASGIApp, folder: Path, upload_bytes: int = UPLOAD_BYTES, other_bytes: int = OTHER_BYTES,
+        files: int = FILES, folder_bytes: int = FOLDER_BYTES, folder_files: int = FOLDER_FILES,
+        grace_s: float = GRACE_S,
+    ) -> None:  # fmt: skip
+        self.app = app
+        self.folder = folder
+        # The names of the files and what stands between them come on top.
+        self.upload_bytes = upload_bytes + 64 * 1024
+        self.other_bytes = other_bytes
+        self.files = files
+        self.folder_bytes, self.folder_files = folder_bytes, folder_files
+        self.grace_s = grace_s
+        self._arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        upload = scope["path"] == UPLOAD
+        body = _Body(self.upload_bytes if upload else self.other_bytes, receive, send, scope, self.grace_s)
+        if upload:
+            used, files = await anyio.to_thread.run_sync(_contents, self.folder)
+            if used + self._arriving + body.announced > self.folder_bytes or files >= self.folder_files:
+                body.problem = (507, "There is no room for more files here now. Try again tomorrow.")
+            body.separator = _separator(Headers(scope=scope).get("content-type", ""))
+            body.most_parts = self.files
+            body.on_arrival = self._count
+        try:
+            await body.through(self.app)
+        finally:
+            self._arriving -= body.arrived if upload else 0
+
+    def _count(self, size: int) -> None:
+        self._arriving += size
+
+
+class _NoMore(MultiPartException):
+    """Ends the reading of a body; of this kind, because on others Gradio leaves the files behind that it has begun."""
+
+
+class _Body:
+    """One request on its way through."""
+
+    def __init__(self, limit: int, receive: Receive, send: Send, scope: Scope, grace_s: float) -> None:
+        self.limit = limit
+        self.begun_at, self.grace_s = time.monotonic(), grace_s
+        self.receive, self.send, self.scope = receive, send, scope
+        announced = Headers(scope=scope).get("content-length", "")
+        self.announced = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+        self.arrived = 0
+        self.separator, self.most_parts, self._parts, self._seam = b"", 0, 0, b""
+        self.on_arrival: Callable[[int], None] = lambda size: None
+        self.problem: tuple[int, str] | None = None
+        self._begun = self._complete = False
+
+    async def through(self, app: ASGIApp) -> None:
+        if self.announced > self.limit:
+            self.problem = self._too_large()
+        if self.problem is None:
+            with suppress(_NoMore):
+                await app(self.scope, self._receive, self._send)
+        # A route may have caught the exception and answered; that answer was held back.
+        if self.problem is not None and not self._begun:
+            await refusal(self.scope, *self.problem, {"Connection": "close"})(self.scope, self.receive, self.send)
+
+    async def _receive(self) -> Message:
+        if self.problem is not None:
+            raise _NoMore(self.problem[1])
+        message = await self._next()
+        if message["type"] == "http.disconnect" and self.separator and not self._complete:
+            raise _NoMore("Its sender has left.")
+        self._complete = not message.get("more_body", False)
+        data = message.get("body", b"")
+        self.arrived += len(data)
+        self.on_arrival(len(data))
+        if self.arrived > self.limit:
+            self.problem = self._too_large()
+        elif self.separator and self._count_parts(data) > self.most_parts:
+            self.problem = (413, f"At most {self.most_parts} files can be sent at once.")
+        if self.problem is not None:
+            raise _NoMore(self.problem[1])
+        return message
+
+    async def _next(self) -> Message:
+        if self._complete:  # what comes then is the sender's leaving, which may take as long as the answer
+            return await self.receive()
+        spent = time.monotonic() - self.begun_at
+        with anyio.move_on_after(self.grace_s + self.arrived / SLOWEST - spent):
+            return await self.receive()
+        self.problem = (408, "That arrived too slowly. Try again where the connection is better.")
+        raise _NoMore(self.problem[1])
+
+    async def _send(self, message: Message) -> None:
+        if self.problem is not None and not self._begun:
+            return
+        self._begun = True
+        await self.send(message)
+
+    def _count_parts(self, data: bytes) -> int:
+        """Of what has arrived; a separator may be cut in two by the seam of two pieces."""
+        text = self._seam + data
+        self._parts += text.count(self.separator)
+        self._seam = text[-(len(self.separator) - 1) :] if len(self.separator) > 1 else b""
+        return self._parts - 1  # one stands before the first file, and one after the last
+
+    def _too_large(self) -> tuple[int, str]:
+        return 413, f"That is too large: at most {self.limit // MIB} MiB can be sent at once."
+
+
+def _separator(content_type: str) -> bytes:
+    """What stands before each file, as Gradio reads it too."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    return b"--" + boundary if boundary else b""
+
+
+def _contents(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all files below; some may be deleted meanwhile."""
+    size = number = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            if file.is_file():
+                size, number = size + file.stat().st_size, number + 1
+    return size, number

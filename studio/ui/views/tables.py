@@ -1,5 +1,0 @@
-"""The same numbers as tables, for screen readers and for copying."""
-
-from studio.ui.routing_panel import View
-
-VIEW = View("tables", order=40)

@@ -1,5 +1,0 @@
-"""One token in every layer: its experts and gates in both kinds of router."""
-
-from studio.ui.routing_panel import View
-
-VIEW = View("token_detail", order=20)

@@ -1,0 +1,95 @@
+"""Drift between two traces against counting by hand, and the probe that measures it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from studio.analysis.drift import broken_slot_sets, drift
+from studio.analysis.load import strongest
+from studio.backend.classification.probe import Probe
+from tests.builders.toy_folder import SIZES, toy_tokenizer
+from tests.builders.toy_model import toy_model
+from tests.builders.traces import make_trace
+
+
+def with_probs(seed: int, groups=(0, 0, 1, 1, 2, 2)):
+    """Traces of the same tokens."""
+    random = np.random.default_rng(seed)
+    probs = random.dirichlet(np.ones(6), size=(3, 2, 40)).astype(np.float16)
+    return replace(make_trace(seed=seed, groups=groups), probs=probs)
+
+
+@pytest.mark.parametrize("unit", ["group", "expert"])
+def test_drift_counts(unit):
+    base, tuned = with_probs(0), with_probs(1)
+    moved = drift(base, tuned, unit)
+    flips = np.zeros((3, 2))
+    overlap = np.zeros((3, 2))
+    for layer, kind, token in np.ndindex(3, 2, 40):
+        units = [
+            {int(trace.groups[e]) if unit == "group" else int(e) for e in trace.experts[layer, kind, token]}
+            for trace in (base, tuned)
+        ]
+        overlap[layer, kind] += len(units[0] & units[1]) / len(units[0]) / 40
+        both = [strongest(trace, unit)[layer, kind, token] for trace in (base, tuned)]
+        flips[layer, kind] += (both[0] != both[1]) / 40
+    np.testing.assert_allclose(moved.flip_rate, flips)
+    np.testing.assert_allclose(moved.overlap, overlap)
+    assert (moved.load_shift > 0).all() and (moved.load_shift < 1).all()
+
+
+def test_divergence_against_its_definition():
+    base, tuned = with_probs(0), with_probs(1)
+    p, q = (trace.probs[1, 0].astype(np.float64) for trace in (base, tuned))
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    middle = (p + q) / 2
+    expected = ((p * np.log(p / middle)).sum(-1) + (q * np.log(q / middle)).sum(-1)).mean() / 2
+    np.testing.assert_allclose(drift(base, tuned, "expert").js[1, 0], expected)
+
+
+def test_nothing_drifts_from_itself():
+    moved = drift(with_probs(0), with_probs(0), "group")
+    assert (
+        not moved.flip_rate.any() and not moved.js.any() and not moved.load_shift.any() and (moved.overlap == 1).all()
+    )
+
+
+def test_zero_probabilities_are_fine():
+    base, tuned = with_probs(0), with_probs(1)
+    certain = np.zeros_like(base.probs)
+    certain[..., 0] = 1
+    other = np.zeros_like(base.probs)
+    other[..., 1] = 1
+    moved = drift(replace(base, probs=certain), replace(tuned, probs=other), "expert")
+    np.testing.assert_allclose(moved.js, np.log(2))
+
+
+def test_traces_of_other_tokens_are_refused():
+    base = with_probs(0)
+    with pytest.raises(ValueError, match="the same tokens"):
+        drift(base, base[:10], "expert")
+    with pytest.raises(ValueError, match="with their probabilities"):
+        drift(base, make_trace(), "expert")
+
+
+def test_broken_slot_sets():
+    trace = make_trace()
+    counted = sum(
+        trace.groups[trace.experts[place]][0] != trace.groups[trace.experts[place]][1] for place in np.ndindex(3, 2, 40)
+    )
+    assert broken_slot_sets(trace) == counted > 0
+
+
+def test_the_probe_sees_a_change_of_the_model():
+    model = toy_model(**SIZES)
+    probe = Probe(model, toy_tokenizer(), "some text to route")
+    still = probe.measure(model)
+    assert still["js"] == 0 and still["flip_rate"] == 0 and "broken_slot_sets" not in still
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.router.layer.weight.neg_()
+    moved = probe.measure(model)
+    layers = np.asarray(moved["by_layer"]["flip_rate"])
+    assert layers[:, 1].min() > 0 and layers[0, 0] == 0, "the first MoA router stands before every changed one"

@@ -1,0 +1,69 @@
+"""Uploaded files: kept while they are needed, found by their number only."""
+
+import os
+
+import pytest
+
+from studio.backend.data import uploads
+from studio.backend.data.rows import Limits
+from studio.backend.recipe import Recipe
+from studio.backend.runs.store import RunStore
+from studio.errors import StudioError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_a_file_is_found_by_its_number_under_its_own_name(tmp_path, home):
+    file = tmp_path / "my rows (1).csv"
+    file.write_text("a,b\n1,2\n")
+    upload = uploads.keep(file)
+    found = uploads.find(upload)
+    assert found == home / "uploads" / upload / "my_rows__1_.csv" and found.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("upload", ["", "..", "../../etc", "0" * 32, "A" * 32, "/etc/passwd", "0" * 31 + "\n"])
+def test_other_numbers_find_nothing(upload):
+    with pytest.raises(StudioError, match="Upload it again"):
+        uploads.find(upload)
+
+
+def test_empty_and_too_large_files_are_refused_and_leave_nothing(tmp_path, home, monkeypatch):
+    file = tmp_path / "rows.csv"
+    file.write_text("")
+    with pytest.raises(StudioError, match="is empty"):
+        uploads.keep(file)
+    with file.open("wb") as sparse:
+        sparse.truncate(Limits().file_bytes + 1)
+    with pytest.raises(StudioError, match="Split it"):
+        uploads.keep(file)
+    file.write_text("a")
+    monkeypatch.setattr(uploads.shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(StudioError, match="No space left"):
+        uploads.keep(file)
+    assert not [*(home / "uploads").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".hidden.csv", "a/b.csv", "x" * 300 + ".csv", "$(id).csv", "zeile\n.csv", "表.csv"]
+)
+def test_names_are_made_harmless_and_keep_their_ending(name):
+    clean = uploads._clean_name(name)
+    assert 0 < len(clean) <= 80 and not clean.startswith(".") and not set(clean) & set("/\\$()\n")
+    assert clean.endswith(".csv") or name == ".."
+
+
+def test_only_old_files_that_no_run_uses_are_deleted(tmp_path, home):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b")
+    used, unused, fresh = (uploads.keep(file) for _ in range(3))
+    for upload in (used, unused):
+        os.utime(home / "uploads" / upload, (0, 0))
+    store = RunStore()
+    store.create(Recipe(data=str(uploads.find(used))))
+    uploads.clean(store)
+    assert {each.name for each in (home / "uploads").iterdir()} == {used, fresh}

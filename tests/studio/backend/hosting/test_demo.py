@@ -1,0 +1,107 @@
+"""A demo's limits: when they are on, and what they refuse."""
+
+import httpx
+import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from studio.backend.data import uploads
+from studio.backend.hosting import demo
+from studio.backend.recipe import Recipe
+from studio.backend.training import queue as jobs
+from studio.errors import StudioError
+from studio.ui.chat.conversation import checked_text
+from studio.ui.chat.sampling_form import read_sampling
+from studio.ui.page.status import demo_note
+
+SAMPLING = (512, 0.7, 0.9, 40, 0.0, 1.0, "", "")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path))
+    for name in ("STUDIO_DEMO", "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    demo._is_public.cache_clear()
+
+
+@pytest.fixture
+def on(monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+
+
+def answering(error: Exception | None):
+    def space_info(self, space, timeout=None):
+        assert self.token is False and space == "me/studio"
+        if error:
+            raise error
+
+    return space_info
+
+
+def not_found() -> RepositoryNotFoundError:
+    request = httpx.Request("GET", "https://huggingface.co")
+    return RepositoryNotFoundError("401", response=httpx.Response(401, request=request))
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "is_demo"),
+    [
+        ("", None, True),
+        ("", not_found(), False),  # a private Space, which the hub shows to nobody else
+        ("", ConnectionError("offline"), True),
+        ("0", None, False),
+        ("1", not_found(), True),
+    ],
+)
+def test_a_space_that_everybody_sees_is_a_demo(monkeypatch, asked, error, is_demo):
+    monkeypatch.setenv("SPACE_ID", "me/studio")
+    monkeypatch.setenv("STUDIO_DEMO", asked)
+    monkeypatch.setattr(demo.HfApi, "space_info", answering(error))
+    assert (demo.limits() is not None) == is_demo
+
+
+def test_elsewhere_it_is_on_when_asked_for(monkeypatch):
+    assert demo.limits() is None and demo_note() == ""
+    monkeypatch.setenv("STUDIO_DEMO", "yes")
+    with pytest.raises(StudioError, match=r"STUDIO_DEMO is 1 .* it is 'yes'"):
+        demo.limits()
+
+
+def test_messages_and_answers_are_short(on):
+    assert checked_text("x" * 4000)
+    with pytest.raises(StudioError, match="at most 4,000"):
+        checked_text("x" * 4001)
+    with pytest.raises(StudioError, match="at most 256 tokens"):
+        read_sampling(*SAMPLING)
+    assert read_sampling(256, *SAMPLING[1:]).max_new_tokens == 256
+
+
+def test_runs_are_small_and_the_model_is_everybodys(on):
+    limits = demo.limits()
+    with pytest.raises(StudioError, match="everybody has the model that is loaded"):
+        limits.refuse_another_model()
+    limits.check_recipe(Recipe(data="identity", max_steps=60))
+    with pytest.raises(StudioError, match=r"max_steps from 1 to 60, batch_size .* up to 8,192, r up to 32"):
+        limits.check_recipe(Recipe(data="identity", max_steps=0, batch_size=64, max_length=512, r=64))
+    with pytest.raises(StudioError, match="this one has 2,001"):
+        limits.check_rows(2001)
+
+
+def test_files_and_the_queue_are_small(on, tmp_path, monkeypatch):
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"x" * 5_000_001)
+    with pytest.raises(StudioError, match="at most 5 are read"):
+        uploads.keep(file)
+    queue = jobs.Jobs()
+    for _ in range(4):
+        queue.store.create(Recipe(data="identity"))
+    with pytest.raises(StudioError, match="4 runs are queued already"):
+        queue.start(Recipe(data="identity"))
+
+
+def test_the_page_says_so_and_how_to_have_more(on, monkeypatch):
+    assert "answers of 256 tokens" in demo_note() and "duplicate" not in demo_note()
+    monkeypatch.setenv("SPACE_ID", "me/studio")
+    assert 'href="https://huggingface.co/spaces/me/studio?duplicate=true"' in demo_note()
+    monkeypatch.setenv("SPACE_ID", 'me/"><script>')
+    assert "script" not in demo_note()

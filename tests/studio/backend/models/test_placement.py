@@ -1,0 +1,123 @@
+"""Where a model goes and in what precision, what the page says of its memory, and running out of it."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from jetmoe import nf4_cpu, single_query
+from studio.backend.chat.decoder import Decoder
+from studio.backend.models import catalog, placement
+from studio.backend.system import zero_gpu
+from studio.errors import StudioError
+from tests.builders.toy_model import toy_model
+
+STARTER = catalog.entry("starter")
+LARGE = catalog.entry("jetmoe/jetmoe-8b")
+GIB = 2**30
+
+
+@pytest.fixture
+def plenty(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, monkeypatch):
+    assert placement.placement(LARGE, "auto").precision == "nf4"
+    assert placement.placement(STARTER, "auto").precision != "nf4"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert placement.placement(STARTER, "auto") == placement.Placement("cuda", "nf4", torch.bfloat16)
+
+
+def test_what_is_loaded_first_is_what_the_hardware_of_a_space_is_for(plenty, monkeypatch):
+    for name in ("STUDIO_MODEL", "SPACE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert placement.first_model() == "starter"
+    monkeypatch.setenv("SPACE_ID", "somebody/studio")
+    assert placement.first_model() == "starter"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert placement.first_model() == "jetmoe/jetmoe-8b-chat"
+    assert placement.placement(catalog.entry(placement.first_model()), "auto").precision == "nf4"
+    monkeypatch.delenv("SPACE_ID")
+    assert placement.first_model() == "starter", "nobody asked for so large a download"
+    monkeypatch.setenv("STUDIO_MODEL", "jetmoe/jetmoe-8b")
+    assert placement.first_model() == "jetmoe/jetmoe-8b"
+
+
+def test_where_a_gpu_is_lent_later_the_model_waits_on_the_cpu(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(zero_gpu, "waits", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert placement.placement(STARTER, "auto") == placement.Placement("cpu", "bf16", torch.bfloat16, "")
+
+
+def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    slow = placement.placement(STARTER, "nf4")
+    assert "AVX512-BF16" in slow.notice and slow.dtype == torch.float32
+    wide = placement.placement(STARTER, "bf16")
+    assert wide.precision == "fp32" and "no native bf16" in wide.notice
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for module in (nf4_cpu, single_query):
+        monkeypatch.setattr(module, "problem", lambda: "")
+    assert placement.placement(STARTER, "nf4").notice == ""
+
+
+def test_a_c_compiler_that_fails_is_said(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for module in (nf4_cpu, single_query):
+        monkeypatch.setattr(module, "problem", lambda: "")
+    for module, precisions in ((nf4_cpu, ["nf4"]), (single_query, ["nf4", "bf16"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "problem", lambda: "No C compiler was found.")
+            notices = {used: placement.placement(STARTER, used).notice for used in ("nf4", "bf16")}
+        assert {used for used, notice in notices.items() if notice == "No C compiler was found."} == set(precisions)
+
+
+def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
+    assert placement.placement(LARGE, "nf4").device == "cpu"
+    for has_bf16, needed in ((True, "18.0"), (False, "36.0")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        with pytest.raises(StudioError, match=f"needs {needed} GiB of memory and 10.0 GiB are free: load it in nf4"):
+            placement.placement(LARGE, "bf16")
+
+
+def test_the_line_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
+    from jetmoe import JetMoeForCausalLM
+
+    toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
+    plain = JetMoeForCausalLM.from_pretrained(tmp_path)
+    assert "4-bit" not in placement.line(Decoder(plain, 64))
+    decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
+    assert placement.line(decoder).startswith("weights 0.00 GiB, ") and placement.line(decoder).endswith(" in 4-bit")
+    decoder.prefill([3, 4, 5], room=2)
+    assert "cache 0.00 GiB" in placement.line(decoder) and decoder.cache_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_running_out_of_memory_is_a_sentence(error):
+    with (
+        pytest.raises(StudioError, match="ran out of memory while answering: lower it"),
+        placement.shortage("while answering: lower it"),
+    ):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shape"), placement.shortage("while answering"):
+        raise RuntimeError("shape mismatch")
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(StudioError, match="auto, nf4, bf16, fp32"):
+        placement.check_precision("int3")

@@ -1,0 +1,33 @@
+"""A process of its own: what it inherits and what it leaves to others."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from studio.backend.system import process as child
+from tests.builders.waiting import until
+
+WAITS = "import time; print('here', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    process = child.spawn(["-c", WAITS], tmp_path / "log")
+    yield process
+    child.end_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_it_leaves_the_processor_to_answers(waiting):
+    assert psutil.Process(waiting.pid).nice() == max(os.nice(0), child.NICENESS)
+    share = Path(f"/proc/{waiting.pid}/autogroup")
+    if share.exists():
+        assert share.read_text().split()[-1] == str(child.NICENESS), "its session gets as much as the server's"
+
+
+def test_its_output_goes_to_the_log_and_it_has_a_group_of_its_own(waiting, tmp_path):
+    until(lambda: (tmp_path / "log").read_text() == "here\n")
+    assert os.getpgid(waiting.pid) == waiting.pid != os.getpgid(0)

@@ -1,0 +1,393 @@
+"""What the chat tab does with an engine and a toy, which has adapters in the second half, but no browser."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from studio.analysis.flips import flips
+from studio.backend.chat.engine import Engine, Sampling
+from studio.backend.recipe import Recipe
+from studio.backend.runs.events import TokenEvent
+from studio.backend.runs.store import RunStore
+from studio.errors import StudioError
+from studio.ui.chat import answering
+from studio.ui.chat import conversation as talk
+from studio.ui.chat.answering import Draft, write_answer
+from studio.ui.chat.handlers import ChatHandlers, Shown
+from studio.ui.common.trace_store import traces
+from tests.builders.adapters import make_adapter
+from tests.builders.toy_folder import spelling_toy, toy_folder
+
+
+@pytest.fixture(scope="module")
+def handlers(tmp_path_factory) -> ChatHandlers:
+    engine = Engine(compile_steps=False)
+    engine.load(str(spelling_toy(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)))
+    return ChatHandlers(engine)
+
+
+@pytest.fixture
+def every_token(monkeypatch) -> None:
+    """Is an update of its own, however fast the model is."""
+    monkeypatch.setattr(answering, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(answering, "SHARE", math.inf)
+
+
+def settings(**changes) -> list:
+    return [changes.get(field.name, field.default) for field in fields(Sampling)]
+
+
+SHORT = settings(max_new_tokens=6, temperature=0)
+
+
+def last(updates: list[Shown]) -> dict:
+    """The newest value of every part."""
+    return {name: value for update in updates for name, value in update._asdict().items() if value is not None}
+
+
+@pytest.fixture
+def asked(handlers) -> dict:
+    return last(list(handlers.send("Name a colour.", "", "", "session", SHORT)))
+
+
+def test_an_answer_is_kept_with_its_trace(handlers, asked):
+    conversation = talk.from_json(asked["stored"])
+    answer = conversation.turns[1].answer
+    trace = traces.get(answer.trace_id)
+    assert tuple(trace.token_ids.tolist()) == answer.token_ids
+    assert answer.prompt_tokens == int(trace.is_prompt.sum())
+    assert conversation.turns[1].content == "".join(trace[answer.prompt_tokens :].texts)
+    assert json.loads(asked["routing"])["total"] == len(trace)
+    assert asked["box"]["submit_btn"] == "Send"
+
+
+def test_every_update_but_the_last_is_part_of_the_answer(handlers, every_token):
+    updates = list(handlers.send("Name a colour.", "", "", "session", SHORT))
+    totals = [json.loads(update.routing)["total"] for update in updates if update.routing]
+    assert totals == sorted(totals) and len(set(totals)) >= 6
+    starts = [json.loads(update.routing)["from"] for update in updates if update.routing]
+    for start, before in zip(starts[1:], totals, strict=False):
+        assert start <= before, "an update overlaps the one before"
+    assert updates[0].box["value"] == "" and updates[0].box["stop_btn"] == "Stop"
+
+
+def test_retry_asks_the_same_again(handlers, asked):
+    again = last(list(handlers.retry(asked["stored"], "", "session", SHORT)))
+    one, two = talk.from_json(asked["stored"]), talk.from_json(again["stored"])
+    assert [turn.content for turn in one.turns] == [turn.content for turn in two.turns]
+    assert one.turns[1].answer.trace_id != two.turns[1].answer.trace_id
+
+
+def test_edit_and_undo(handlers, asked):
+    edited = last(list(handlers.edit(0, "Name an animal.", asked["stored"], "", "session", SHORT)))
+    assert talk.from_json(edited["stored"]).turns[0].content == "Name an animal."
+    undone = handlers.undo(edited["stored"], "session")
+    assert undone.box["value"] == "Name an animal." and not talk.from_json(undone.stored).turns
+
+
+@pytest.mark.parametrize("text", ["", " ", "x" * 1_000_000, None, 7])
+def test_what_can_not_be_sent_changes_nothing(handlers, text):
+    updates: list[Shown] = []
+    with pytest.raises(StudioError):
+        updates.extend(handlers.send(text, "", "", "session", SHORT))
+    assert not updates
+
+
+def test_what_the_engine_refuses_goes_back_into_the_box(handlers, asked):
+    updates = []
+    with pytest.raises(StudioError, match="too long"):
+        for update in handlers.send("word " * 19_000, asked["stored"], "", "session", SHORT):
+            updates.append(update)
+    shown = last(updates)
+    assert shown["box"]["value"] == "word " * 19_000
+    assert talk.from_json(shown["stored"]) == talk.from_json(asked["stored"])
+    retried = last(list(handlers.retry(shown["stored"], "", "session", SHORT)))
+    assert len(talk.from_json(retried["stored"]).turns) == 2
+
+
+def test_bad_settings_are_named(handlers):
+    with pytest.raises(StudioError, match=r"temperature.*top_p"):
+        list(handlers.send("Hi", "", "", "session", settings(temperature=-1, top_p=7)))
+
+
+def test_stop_keeps_what_is_written(handlers, every_token):
+    updates = []
+    for update in handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0)):
+        updates.append(update)
+        if update.routing and len(updates) > 4:
+            handlers.stop("session")
+    turn = talk.from_json(last(updates)["stored"]).turns[1]
+    assert turn.answer.finish == "cancelled" and turn.content
+    assert len(turn.answer.token_ids) - turn.answer.prompt_tokens < 200
+
+
+def test_a_new_chat_drops_the_answer_that_is_written(handlers, every_token):
+    updates = handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0))
+    for _ in range(4):
+        next(updates)
+    assert not talk.from_json(handlers.clear("session").stored).turns
+    assert list(updates) == []
+
+
+def test_leaving_the_page_stops_the_engine(handlers, every_token):
+    updates = handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0))
+    for _ in range(4):
+        next(updates)
+    updates.close()
+    assert last(list(handlers.send("Hi", "", "", "session", SHORT)))["stored"]
+
+
+def test_a_lost_trace_is_computed_again_and_says_so(handlers, asked):
+    document = json.loads(asked["stored"])
+    known = traces.get(document["turns"][1]["answer"]["trace_id"])
+    document["turns"][1]["answer"]["trace_id"] = "0" * 32
+    shown = handlers.show_routing(json.dumps(document), 0)
+    sent = json.loads(shown.routing)
+    assert "recomputed" in sent["note"] and sent["total"] == len(known) and sent["picked"]
+    again = talk.from_json(shown.stored).turns[1].answer
+    assert traces.get(again.trace_id).texts == known.texts
+    assert handlers.show_routing(shown.stored, 0).stored is None, "the second time it is known"
+
+
+def test_another_models_answer_is_not_recomputed_with_this_one(handlers, asked):
+    document = json.loads(asked["stored"])
+    document["turns"][1]["answer"] |= {"trace_id": "0" * 32, "model_id": "jetmoe/jetmoe-8b"}
+    with pytest.raises(StudioError, match="jetmoe/jetmoe-8b"):
+        handlers.show_routing(json.dumps(document), 0)
+
+
+@pytest.mark.parametrize("number", [-1, 1, 99, "0", None, 0.0, True])
+def test_answers_that_are_not_there(handlers, asked, number):
+    with pytest.raises(StudioError):
+        handlers.show_routing(asked["stored"], number)
+
+
+def test_a_refresh_in_the_middle_puts_the_question_back(handlers):
+    stored = talk.to_json(talk.append_user(talk.Conversation(), "Still unanswered?"))
+    shown = handlers.open_page(stored)
+    assert shown.box["value"] == "Still unanswered?" and shown.chat == []
+
+
+def test_export_and_import(handlers, asked):
+    text = handlers.export_file(asked["stored"], "session")
+    shown = handlers.import_file(text.encode(), "session")
+    one, two = talk.from_json(asked["stored"]), talk.from_json(shown.stored)
+    assert one.turns[1].answer.token_ids == two.turns[1].answer.token_ids
+    assert one.turns[1].answer.trace_id != two.turns[1].answer.trace_id
+    with pytest.raises(StudioError, match="nothing to export"):
+        handlers.export_file("", "session")
+
+
+def test_drafts_of_an_answer_end_finished(handlers):
+    conversation = talk.append_user(talk.Conversation(), "Name a colour.")
+    drafts = list(write_answer(handlers.engine, conversation, Sampling(max_new_tokens=4), threading.Event()))
+    assert drafts[-1].finished and not any(draft.finished for draft in drafts[:-1])
+    assert isinstance(drafts[0], Draft)
+
+
+def test_a_slow_page_is_shown_less_so_that_the_model_waits_little(monkeypatch):
+    """The model writes a token in 10 ms; a page that takes half a second for a draft gets one in 2.5 s."""
+    now = 0.0
+
+    def tokens(*args, **kwargs) -> Iterator[TokenEvent]:
+        nonlocal now
+        for _ in range(1000):
+            now += 0.01
+            yield TokenEvent("token", "x")
+
+    monkeypatch.setattr(answering.time, "monotonic", lambda: now)
+    engine = SimpleNamespace(generate=tokens, status=lambda: SimpleNamespace(model_id="toy"))
+    conversation = talk.append_user(talk.Conversation(), "Count.")
+    sizes, in_page = [], 0.0
+    for draft in write_answer(engine, conversation, Sampling(), threading.Event()):
+        sizes.append(len(draft.text))
+        now, in_page = now + 0.5, in_page + 0.5
+    assert sizes[-1] == 1000 and sizes[:3] == pytest.approx([1, 201, 401], abs=2)
+    assert in_page / now == pytest.approx(answering.SHARE, rel=0.25)
+
+
+# --- adapters, on a toy
+
+
+class Toy:
+    """Handlers over a toy model that has two adapters."""
+
+    def __init__(self, folder: Path) -> None:
+        base = toy_folder(folder / "toy")
+        self.runs = []
+        for seed, name in enumerate(("one", "two"), start=1):
+            run = RunStore().create(Recipe.from_settings({"model": str(base)}), name)
+            make_adapter(base, run.adapter, seed)
+            self.runs.append(RunStore().finish(run.id, "done"))
+        engine = Engine(compile_steps=False)
+        engine.load(str(base), precision="fp32")
+        self.handlers = ChatHandlers(engine)
+
+    def picked(self, beside: bool = False, number: int = 0) -> dict:
+        return {"adapter": self.runs[number].id, "beside": beside}
+
+    def ask(self, text: str, picked: dict | None, stored: str = "", **changes) -> dict:
+        chosen = settings(**{"max_new_tokens": 8, "seed": "7", **changes})
+        return last(list(self.handlers.send(text, stored, "", "session", chosen, picked)))
+
+
+@pytest.fixture(scope="module")
+def toy_home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture(scope="module")
+def made(toy_home) -> Iterator[Toy]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_HOME", str(toy_home / "home"))
+        yield Toy(toy_home)
+
+
+@pytest.fixture
+def toy(made, toy_home, monkeypatch) -> Toy:
+    monkeypatch.setenv("STUDIO_HOME", str(toy_home / "home"))
+    return made
+
+
+def answer_turn(shown: dict) -> talk.Turn:
+    return talk.from_json(shown["stored"]).turns[-1]
+
+
+def test_an_answer_remembers_its_adapter_and_is_replayed_with_it(toy):
+    alone, tuned = answer_turn(toy.ask("Hi", None)), toy.ask("Hi", toy.picked())
+    turn = answer_turn(tuned)
+    assert (turn.answer.adapter, turn.answer.adapter_title) == (toy.runs[0].id, "one")
+    assert turn.answer.token_ids != alone.answer.token_ids and turn.base is None
+    assert "one" in tuned["stats"] and json.loads(tuned["routing"])["flips"] == {}
+    known = traces.get(turn.answer.trace_id)
+    document = json.loads(tuned["stored"])
+    document["turns"][1]["answer"]["trace_id"] = "0" * 32
+    shown = toy.handlers.show_routing(json.dumps(document), 0)
+    again = traces.get(talk.from_json(shown.stored).turns[1].answer.trace_id)
+    assert (again.experts == known.experts).mean() > 0.99
+    base = toy.handlers.engine.replay(turn.answer.token_ids, turn.answer.prompt_tokens)
+    assert (base.experts == known.experts).mean() < 0.97
+
+
+def test_side_by_side_both_answer_with_one_seed_and_their_own_history(toy):
+    first = toy.ask("Hi", toy.picked(beside=True))
+    turn = answer_turn(first)
+    assert turn.base.content == answer_turn(toy.ask("Hi", None)).content
+    assert turn.content == answer_turn(toy.ask("Hi", toy.picked())).content
+    assert json.loads(first["routing"])["flips"]["expert"][0] > 0, "compared without being asked"
+    assert len(first["base_chat"]) == len(first["chat"]) == 2
+    second = answer_turn(toy.ask("And?", toy.picked(beside=True), first["stored"]))
+    own, base = traces.get(second.answer.trace_id), traces.get(second.base.answer.trace_id)
+    assert turn.content in "".join(own.texts) and turn.content not in "".join(base.texts)
+    assert turn.base.content in "".join(base.texts)
+
+
+def test_without_a_seed_both_get_the_same_drawn_one(toy, tmp_path):
+    """Of an adapter that changes nothing, both answers are one."""
+    base = Path(toy.runs[0].model)
+    run = RunStore().create(Recipe.from_settings({"model": str(base)}), "nothing")
+    make_adapter(base, run.adapter, 1, std=0.0)
+    RunStore().finish(run.id, "done")
+    picked = {"adapter": run.id, "beside": True}
+    turns = [answer_turn(toy.ask("Hi", picked, seed="", max_new_tokens=24)) for _ in range(2)]
+    assert all(turn.content == turn.base.content for turn in turns)
+    assert turns[0].content != turns[1].content
+    assert not flips(traces.base(turns[0].answer.trace_id), traces.get(turns[0].answer.trace_id), "expert").any()
+
+
+def test_an_adapter_that_is_gone_or_of_another_model_changes_nothing(toy):
+    updates: list[Shown] = []
+    for adapter in ("0" * 32, "../../etc", toy.runs[0].id[:8]):
+        with pytest.raises(StudioError, match="does not fit"):
+            updates.extend(toy.handlers.send("Hi", "", "", "session", SHORT, {"adapter": adapter}))
+    assert not updates
+
+
+def test_an_adapter_that_goes_under_way_gives_the_message_back(toy):
+    updates = toy.handlers.send("Hi", "", "", "session", SHORT, toy.picked(number=1))
+    shown = [next(updates)]
+    toy.runs[1].adapter.rename(toy.runs[1].adapter.with_name("hidden"))
+    try:
+        with pytest.raises(StudioError):
+            for update in updates:
+                shown.append(update)
+    finally:
+        toy.runs[1].adapter.with_name("hidden").rename(toy.runs[1].adapter)
+    assert last(shown)["box"]["value"] == "Hi" and not talk.from_json(last(shown)["stored"]).turns
+
+
+def test_stopped_before_the_base_answers_the_adapters_part_is_kept(toy, every_token):
+    updates = []
+    chosen = settings(max_new_tokens=400, temperature=0)
+    for update in toy.handlers.send("Say 7", "", "", "session", chosen, toy.picked(beside=True)):
+        updates.append(update)
+        if update.routing and len(updates) > 4:
+            toy.handlers.stop("session")
+    turn = answer_turn(last(updates))
+    assert turn.answer.finish == "cancelled" and turn.content and turn.base is None
+    again = last(list(toy.handlers.retry(last(updates)["stored"], "", "session", SHORT, toy.picked(beside=True))))
+    assert answer_turn(again).base.content
+
+
+def test_the_button_compares_and_the_base_has_its_own_routing(toy):
+    shown = toy.ask("Hi", toy.picked())
+    told = json.loads(toy.handlers.compare(shown["stored"], 0).routing)
+    answer = answer_turn(shown).answer
+    flipped = flips(
+        toy.handlers.engine.replay(answer.token_ids, answer.prompt_tokens), traces.get(answer.trace_id), "expert"
+    )
+    assert told["flips"]["expert"][0] == pytest.approx(flipped.mean()) and flipped.any()
+    both = toy.ask("Hi", toy.picked(beside=True))
+    base = json.loads(toy.handlers.show_message(both["stored"], 1, on_base_side=True).routing)
+    assert base["id"] == answer_turn(both).base.answer.trace_id and "flips" not in base
+    with pytest.raises(StudioError, match="base model itself"):
+        toy.handlers.compare(toy.ask("Hi", None)["stored"], 0)
+
+
+def test_a_trace_of_another_model_is_not_compared(toy):
+    """As an imported file may claim."""
+    shown = toy.ask("Hi", toy.picked())
+    answer = answer_turn(shown).answer
+    trace = traces.get(answer.trace_id)
+    one_layer = replace(trace, experts=trace.experts[:1], gates=trace.gates[:1], entropy=trace.entropy[:1])
+    document = json.loads(shown["stored"])
+    document["turns"][1]["answer"]["trace_id"] = traces.open(one_layer)
+    with pytest.raises(StudioError, match="not of this model"):
+        toy.handlers.compare(json.dumps(document), 0)
+    document["turns"][1]["answer"]["model_id"] = "starter"
+    with pytest.raises(StudioError, match="written by starter"):
+        toy.handlers.compare(json.dumps(document), 0)
+
+
+def test_an_export_goes_without_the_routing_of_an_adapter_that_is_gone(toy):
+    document = json.loads(toy.ask("Hi", toy.picked())["stored"])
+    document["turns"][1]["answer"] |= {"trace_id": "0" * 32, "adapter": "0" * 32}
+    exported = json.loads(toy.handlers.export_file(json.dumps(document), "session"))
+    assert "trace" not in exported["turns"][1]["answer"]
+    with pytest.raises(StudioError, match="'one', which is not there any more"):
+        toy.handlers.show_routing(json.dumps(document), 0)
+
+
+def test_two_sides_are_shown_where_they_are_wanted_or_were_made(toy):
+    assert toy.handlers.arrange("", None).base_side["visible"] is False
+    wanted = toy.handlers.arrange("", toy.picked(beside=True))
+    assert wanted.base_side["visible"] and wanted.title["value"] == "<h2>one</h2>"
+    made = toy.ask("Hi", toy.picked(beside=True))
+    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open_page(made["stored"], None)):
+        assert shown.base_side["visible"] and len(shown.base_chat) == 2 and shown.base_stats
+    went_on = toy.ask("And?", None, made["stored"])
+    assert len(went_on["base_chat"]) == 4 and answer_turn(went_on).base is None
+
+
+def test_what_is_picked_must_fit(toy):
+    picked, choices = toy.handlers.pick(toy.picked(beside=True))
+    assert picked.kept() == toy.picked(beside=True) and len(choices) >= 3
+    assert toy.handlers.pick({"adapter": "gone", "beside": True})[0].kept() == {"adapter": "", "beside": False}
+    assert toy.handlers.pick(toy.picked(), toy.runs[1].id)[0].adapter == toy.runs[1].id
+    assert toy.handlers.pick(toy.picked(), "nonsense")[0].adapter == toy.runs[0].id

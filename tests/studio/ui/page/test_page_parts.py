@@ -1,0 +1,112 @@
+"""The smaller parts of the page: figures, status line, form, colours, headers."""
+
+import colorsys
+import itertools
+import re
+from dataclasses import fields
+
+import pytest
+
+from studio.backend.chat.engine import EngineStatus, Sampling
+from studio.errors import StudioError
+from studio.registry import discover
+from studio.ui.chat.conversation import Answer
+from studio.ui.chat.messages import heading, statistics
+from studio.ui.chat.sampling_form import field_help, read_sampling
+from studio.ui.common.running import Running
+from studio.ui.page.status import banner
+from studio.ui.page.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
+from tests.builders.contrast import contrast
+
+
+def test_every_setting_has_help_and_its_default_is_valid():
+    assert set(field_help(Sampling)) == {field.name for field in fields(Sampling)}
+    defaults = [field.default for field in fields(Sampling)]
+    assert read_sampling(*defaults) == Sampling()
+
+
+def test_the_form_reads_what_controls_send():
+    sampling = read_sampling(64.0, 0.7, 0.9, 50.0, 0, 1.1, 7.0, "one\n\ntwo")
+    assert (sampling.max_new_tokens, sampling.top_k, sampling.seed, sampling.stop) == (64, 50, 7, ("one", "two"))
+
+
+@pytest.mark.parametrize(("typed", "seed"), [("", None), (" ", None), (None, None), ("0", 0), (" 42 ", 42)])
+def test_an_empty_seed_is_no_seed(typed, seed):
+    assert read_sampling(64, 0.7, 0.9, 50, 0.0, 1.1, typed, "").seed == seed
+
+
+@pytest.mark.parametrize("typed", ["x", "-1", "1.5", "9" * 5000, "٣x"])
+def test_a_seed_that_is_no_number_is_refused(typed):
+    with pytest.raises(StudioError, match="seed"):
+        read_sampling(64, 0.7, 0.9, 50, 0.0, 1.1, typed, "")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1, 1e9, "x", None, [1]])
+def test_the_form_refuses_other_values(bad):
+    with pytest.raises(StudioError):
+        read_sampling(bad, 0.7, 0.9, 50, 0.0, 1.1, None, "")
+
+
+def test_figures_are_those_of_the_answer():
+    answer = Answer("starter", "", tuple(range(40)), 30, 0.42, 21.37, 8192, "cancelled")
+    shown = statistics(answer)
+    for figure in ("21.4 tokens/s", "first token 0.42 s", "10 tokens", "context 40 of 8,192", "stopped"):
+        assert figure in shown
+    assert statistics(Answer()) == ""
+
+
+def test_the_name_of_an_adapter_is_text():
+    named = Answer("starter", "", (1, 2), 1, context_size=9, adapter="3f2a", adapter_title="<b>Pirate")
+    assert ">&lt;b&gt;Pirate</span>" in statistics(named) and "Pirate" not in statistics(Answer(context_size=9))
+    assert heading("<b>Pirate") == "<h2>&lt;b&gt;Pirate</h2>"
+
+
+def test_the_status_line_escapes_and_shows_progress():
+    shown = banner(EngineStatus("preparing", "starter", "Building <b>", 0.43, "", 0))
+    assert "Building &lt;b&gt;" in shown and 'aria-valuenow="43"' in shown
+    assert "Compiled" in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
+    assert "progressbar" not in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
+
+
+def _mixed(colour: str, surface: str, share: float) -> str:
+    pairs = [(int(colour[at : at + 2], 16), int(surface[at : at + 2], 16)) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * one + (1 - share) * two):02x}" for one, two in pairs)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("colour", EXPERT_COLOURS)
+def test_text_on_an_experts_colour_is_legible(mode, colour):
+    """The number is drawn at 85 % opacity, so that is what is measured."""
+    ground = _mixed(colour, SURFACE[mode], TINT[mode])
+    ink = _mixed(INK[mode], ground, 0.85)
+    assert contrast(bytes.fromhex(ground[1:]), bytes.fromhex(ink[1:])) >= 4.5
+
+
+def test_neighbouring_colours_differ_in_lightness_or_hue():
+    for one, two in itertools.pairwise(EXPERT_COLOURS):
+        first, second = (colorsys.rgb_to_hls(*(int(c[at : at + 2], 16) / 255 for at in (1, 3, 5))) for c in (one, two))
+        assert abs(first[0] - second[0]) > 0.08 or abs(first[1] - second[1]) > 0.15
+
+
+def test_every_view_brings_its_script_and_its_style_is_in_the_page():
+    views = discover("studio.ui.routing.views", "VIEW")
+    assert [view.name for view in views] == ["token_strip", "token_detail", "expert_map", "tables"]
+    for view in views:
+        assert "views.push(" in view.read("js")
+        assert view.read("css") in css()
+
+
+def test_a_rule_for_the_dark_has_one_selector():
+    """Gradio puts its own prefix behind the first `.dark` of a list only; the others then lose to the light rule."""
+    assert not [selectors for selectors in re.findall(r"[^{}]+(?={)", css()) if selectors.count(".dark ") > 1]
+
+
+def test_one_answer_a_session_and_stop_reaches_it():
+    running = Running()
+    with running.answer("one") as run:
+        with pytest.raises(StudioError, match="still being written"), running.answer("one"):
+            pass
+        with running.answer("two") as other:
+            running.stop("one")
+            assert run.cancel.is_set() and not other.cancel.is_set()
+    running.check_idle("one")
