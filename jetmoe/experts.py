@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jetmoe import nf4, nf4_cpu
 from jetmoe.low_rank import LowRank, peel
-from jetmoe.nf4 import NF4Tensor, Parts
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
+from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
 
 Before = Callable[[Tensor, Tensor], Tensor]
 # Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
@@ -101,17 +102,17 @@ class JetMoeExperts(nn.Module):
 
     def extra_repr(self) -> str:
         experts, output_size, input_size = self.weight.shape
-        stored = f", nf4, {nf4.stored_bytes(self.weight) / 2**20:.1f} MiB" if isinstance(self.weight, NF4Tensor) else ""
+        stored = f", nf4, {stored_bytes(self.weight) / 2**20:.1f} MiB" if isinstance(self.weight, NF4Tensor) else ""
         return f"experts={experts}, in={input_size}, out={output_size}{stored}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.weight, NF4Tensor):
             rows = self.weight.parts.untile()._asdict()
-            destination |= {f"{prefix}weight{nf4.SUFFIXES[k]}": part for k, part in rows.items() if part is not None}
+            destination |= {f"{prefix}weight{SUFFIXES[k]}": part for k, part in rows.items() if part is not None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args) -> None:
-        names = {field: f"{prefix}weight{suffix}" for field, suffix in nf4.SUFFIXES.items()}
+        names = {field: f"{prefix}weight{suffix}" for field, suffix in SUFFIXES.items()}
         if names["absmax"] in state_dict:
             parts = Parts(**{field: state_dict.pop(name, None) for field, name in names.items()})
             state_dict[names["codes"]] = NF4Tensor(parts, self.weight.dtype)
@@ -297,7 +298,7 @@ def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
         ids = enumerate(routing.chosen())
         return torch.cat([_NF4Linear.apply(rows[a : a + 1], parts.expert(e)) for a, e in ids])
     if USE_TRITON:
-        from jetmoe import nf4_triton
+        from jetmoe.nf4 import triton as nf4_triton
 
         return nf4_triton.chosen_linear(rows, experts, parts)
     return gathered_nf4_linear(rows, experts, parts)
@@ -315,19 +316,19 @@ def _needs_gradient(rows: Tensor) -> bool:
 
 def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
     """Rows `[n, in]` through one 4-bit expert -> `[n, out]`."""
-    ops = nf4.require_bitsandbytes()
+    ops = require_bitsandbytes()
     codes, shape = parts.codes.reshape(-1, 1), list(parts.shape[1:])
     if parts.nested_absmax is None or parts.nested_offset is None:
-        return ops.gemm_4bit(rows, codes, shape, parts.absmax.flatten(), nf4.BLOCK, "nf4")
+        return ops.gemm_4bit(rows, codes, shape, parts.absmax.flatten(), BLOCK, "nf4")
     return ops.gemm_4bit(
         rows,
         codes,
         shape,
         parts.nested_absmax.flatten(),
-        nf4.BLOCK,
+        BLOCK,
         "nf4",
         absmax_8bit=parts.absmax.flatten(),
-        absmax_code=nf4.nested_code(rows.device),
+        absmax_code=nested_code(rows.device),
         absmax_offset=parts.nested_offset.squeeze(0),
     )
 

@@ -29,10 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from jetmoe import nf4, nf4_cpu
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts import JetMoeExperts
-from jetmoe.nf4 import NF4Tensor, Parts
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4.parts import BLOCK, BYTES_PER_WEIGHT, SUFFIXES, Parts, empty, require_bitsandbytes
+from jetmoe.nf4.tensor import NF4Tensor, copy_into, quantize
 
 Quantization = Literal["nf4"]
 Progress = Callable[[int, int], None]
@@ -387,14 +388,14 @@ class _Slot:
             return {self.name: tuple(self.shape)}
         if not isinstance(self.module, JetMoeExperts):
             rows, columns = self.shape  # as bitsandbytes' Linear4bit saves itself
-            return {self.name: (rows * columns // 2, 1), f"{self.name}.absmax": (rows * columns // nf4.BLOCK,)}
-        parts = nf4.empty(tuple(self.shape), self.double, "meta")._asdict()  # type: ignore[arg-type]
-        return {f"{self.name}{nf4.SUFFIXES[k]}": tuple(part.shape) for k, part in parts.items() if part is not None}
+            return {self.name: (rows * columns // 2, 1), f"{self.name}.absmax": (rows * columns // BLOCK,)}
+        parts = empty(tuple(self.shape), self.double, "meta")._asdict()  # type: ignore[arg-type]
+        return {f"{self.name}{SUFFIXES[k]}": tuple(part.shape) for k, part in parts.items() if part is not None}
 
     @property
     def final_bytes(self) -> int:
         numbers = self.shape.numel()
-        return int(numbers * nf4.BYTES_PER_WEIGHT) if self.quantized else numbers * self.dtype.itemsize
+        return int(numbers * BYTES_PER_WEIGHT) if self.quantized else numbers * self.dtype.itemsize
 
     def fill(self, stored: dict[str, Stored], device: torch.device, tiles: bool = True) -> Iterator[int]:
         """Reads and converts it on the device; yields the bytes read, slice by slice."""
@@ -410,13 +411,13 @@ class _Slot:
             yield from self._fill_linear(stored, device, tiles)
 
     def _fill_experts(self, stored: dict[str, Stored], device: torch.device, tiles: bool) -> Iterator[int]:
-        parts = nf4.empty(tuple(self.shape), self.double, device, tiles and self._tiles(device))  # type: ignore[arg-type]
+        parts = empty(tuple(self.shape), self.double, device, tiles and self._tiles(device))  # type: ignore[arg-type]
         self._put(NF4Tensor(parts, self.dtype))
-        sources = [stored[name] for suffix in nf4.SUFFIXES.values() if (name := self.name + suffix) in stored]
+        sources = [stored[name] for suffix in SUFFIXES.values() if (name := self.name + suffix) in stored]
         for e in range(self.shape[0]):
             read = [source.read(e).unsqueeze(0).to(device) for source in sources]
-            rows = Parts(*read) if len(read) > 1 else nf4.quantize(read[0].to(self.dtype), self.double).parts
-            nf4.copy_into(parts.expert(e), rows.tile() if parts.tiled else rows)
+            rows = Parts(*read) if len(read) > 1 else quantize(read[0].to(self.dtype), self.double).parts
+            copy_into(parts.expert(e), rows.tile() if parts.tiled else rows)
             yield sum(source.nbytes for source in sources) // self.shape[0]
 
     def _tiles(self, device: torch.device) -> bool:
@@ -448,13 +449,13 @@ class _Slot:
 def _slots(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype) -> list[_Slot]:
     """The model's parameters; with `quantized`, key-value projections become bitsandbytes' Linear4bit first."""
     if quantized:
-        nf4.require_bitsandbytes()
+        require_bitsandbytes()
         from bitsandbytes.nn import Linear4bit
 
         inputs = {module.weight.shape[-1] for module in model.modules() if isinstance(module, JetMoeExperts)}
-        if odd := sorted(size for size in inputs if size % nf4.BLOCK):
+        if odd := sorted(size for size in inputs if size % BLOCK):
             raise CheckpointError(
-                f"4-bit weights need input sizes that are multiples of {nf4.BLOCK}, and this model has "
+                f"4-bit weights need input sizes that are multiples of {BLOCK}, and this model has "
                 f"{', '.join(map(str, odd))}; load it in 16 bits."
             )
         for name, module in list(model.named_modules()):

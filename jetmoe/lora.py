@@ -31,10 +31,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from jetmoe import nf4, nf4_cpu
 from jetmoe.experts import JetMoeExperts
 from jetmoe.low_rank import LowRank, peel
-from jetmoe.nf4 import NF4Tensor
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4.parts import require_bitsandbytes
+from jetmoe.nf4.tensor import NF4Tensor, copy_into, quantize
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -505,7 +506,7 @@ def _read(layer: Any, expert: int) -> Tensor:
     """One expert's weight `[out, in]` in fp32."""
     state = getattr(layer.weight, "quant_state", None)
     if state is not None:
-        nf4.require_bitsandbytes()
+        require_bitsandbytes()
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(layer.weight.data, state).float()
@@ -524,8 +525,8 @@ def _write(layer: Any, expert: int, weight: Tensor) -> None:
     elif (parts := layer.parts()) is None:
         layer.weight[expert].copy_(weight)
     else:
-        rows = nf4.quantize(weight.unsqueeze(0).to(layer.weight.dtype), parts.nested_absmax is not None).parts
-        nf4.copy_into(parts.expert(expert), rows.tile() if parts.tiled else rows)
+        rows = quantize(weight.unsqueeze(0).to(layer.weight.dtype), parts.nested_absmax is not None).parts
+        copy_into(parts.expert(expert), rows.tile() if parts.tiled else rows)
 
 
 def _write_linear_4bit(layer: Any, weight: Tensor) -> None:

@@ -43,7 +43,7 @@ from jetmoe.experts import (
 )
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
 from jetmoe.low_rank import peel
-from jetmoe.nf4 import stored_bytes
+from jetmoe.nf4.tensor import stored_bytes
 from jetmoe.routing import RoutingRecorder
 
 # The norms inside blocks, whatever config.rms_norm_eps says: so the released models were trained.

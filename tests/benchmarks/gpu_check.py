@@ -50,7 +50,9 @@ def kernel_table() -> str:
     """Of each projection the time of our Triton kernel and of a gather with bitsandbytes' product."""
     from triton.testing import do_bench
 
-    from jetmoe import experts, nf4, nf4_triton
+    from jetmoe import experts
+    from jetmoe.nf4 import tensor as nf4
+    from jetmoe.nf4 import triton as nf4_triton
 
     lines = ["| out x in | Triton | gather and bitsandbytes |", "| --- | --- | --- |"]
     for rows, columns in PROJECTIONS:

@@ -5,7 +5,7 @@ import torch
 
 from jetmoe import JetMoeForCausalLM
 from jetmoe.loading import load
-from jetmoe.nf4 import NF4Tensor
+from jetmoe.nf4.tensor import NF4Tensor
 from tests.builders.toy_model import toy_model
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "kv_channels": 32}

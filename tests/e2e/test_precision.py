@@ -4,7 +4,7 @@ import re
 
 from playwright.sync_api import expect
 
-from jetmoe import nf4_cpu
+from jetmoe.nf4 import cpu as nf4_cpu
 from tests.e2e.studio_page import StudioPage, choose
 
 # Where tiles can't be multiplied, what is not in 4 bits is in 32.

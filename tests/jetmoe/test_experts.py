@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jetmoe import nf4, nf4_cpu
 from jetmoe.experts import (
     JetMoeExperts,
     Routing,
@@ -18,6 +17,8 @@ from jetmoe.experts import (
     weighed_linear,
 )
 from jetmoe.modeling import JetMoeRMSNorm
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4 import tensor as nf4
 from tests.builders.experts import dumb
 
 

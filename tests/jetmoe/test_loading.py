@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, loading, nf4, nf4_cpu
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, loading
 from jetmoe.experts import JetMoeExperts
 from jetmoe.loading import INDEX, CheckpointError, RunOn, convert, load, quantized_share
-from jetmoe.nf4 import NF4Tensor, quantize
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4 import parts as nf4
+from jetmoe.nf4.tensor import NF4Tensor, quantize
 from studio.backend.bench import shapes
 from tests.builders.toy_model import toy_model
 

@@ -20,7 +20,7 @@ from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, nf4_cpu
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.decode import compiled_step, step
 from jetmoe.loading import load
 from jetmoe.lora import (
@@ -36,7 +36,8 @@ from jetmoe.lora import (
     wrappers,
 )
 from jetmoe.low_rank import peel, without_adapters
-from jetmoe.nf4 import NF4Tensor, quantize
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4.tensor import NF4Tensor, quantize
 from tests.builders.decoding import decode
 from tests.builders.four_bits import WIDE, assert_rounded, dequantized, four_bit_toy
 from tests.builders.toy_model import TOY, toy_model

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from jetmoe import c_library, nf4, nf4_cpu
+from jetmoe import c_library
 from jetmoe.decode import compiled_step, step
 from jetmoe.experts import JetMoeExperts, Routing, chosen_linear, dispatch, permute, project, sorted_linear
-from jetmoe.nf4 import NF4Tensor, quantize
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4 import parts as nf4
+from jetmoe.nf4.tensor import NF4Tensor, quantize
 from tests.builders.decoding import decode
 from tests.builders.experts import dumb
 from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jetmoe.nf4 import Parts, empty, quantize
+from jetmoe.nf4.parts import Parts, empty
+from jetmoe.nf4.tensor import quantize
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is only there for Linux")
 EXPERTS = 5
@@ -94,7 +95,7 @@ def test_compiles_for_a_gpu(monkeypatch, tmp_path, output_size, input_size, doub
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from jetmoe import nf4_triton
+    from jetmoe.nf4 import triton as nf4_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = nf4_triton._chosen_linear
@@ -134,7 +135,7 @@ def test_compiles_for_a_gpu(monkeypatch, tmp_path, output_size, input_size, doub
     ],
 )
 def test_refuses_what_it_cannot_read(change, message):
-    from jetmoe.nf4_triton import chosen_linear
+    from jetmoe.nf4.triton import chosen_linear
 
     fine = {"rows": torch.zeros(2, 128), "experts": torch.zeros(4, dtype=torch.int64)}
     with pytest.raises(ValueError, match=message):
@@ -154,7 +155,7 @@ def test_refuses_what_it_cannot_read(change, message):
     ],
 )
 def test_on_a_gpu(case):
-    from jetmoe.nf4_triton import chosen_linear
+    from jetmoe.nf4.triton import chosen_linear
 
     rows, experts, parts = case.make("cuda")
     expected = case.expected(rows, parts)
@@ -177,7 +178,7 @@ def test_on_a_gpu(case):
 
 
 def main(out: Path) -> None:
-    from jetmoe.nf4_triton import chosen_linear
+    from jetmoe.nf4.triton import chosen_linear
 
     save_file({name: chosen_linear(*case.make()) for name, case in CASES.items()}, out)
 

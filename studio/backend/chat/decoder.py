@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace, nf4_cpu
+from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
 from jetmoe.decode import Step, compiled_step, step
 from jetmoe.loading import quantized_share
+from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.system.home import home
 from studio.errors import StudioError
 

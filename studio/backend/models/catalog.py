@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from jetmoe.nf4 import BYTES_PER_WEIGHT
+from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.models import starter
 from studio.backend.system.home import home as home
 from studio.backend.system.wheel import Progress, require_space

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import psutil
 import torch
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, nf4_cpu, single_query
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, single_query
 from jetmoe.loading import CheckpointError, load
+from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.chat.decoder import Decoder
 from studio.backend.hosting import demo
 from studio.backend.models import catalog

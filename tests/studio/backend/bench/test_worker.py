@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jetmoe.experts import JetMoeExperts
-from jetmoe.nf4 import BYTES_PER_WEIGHT
+from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker
 from tests.builders.toy_folder import toy_folder

@@ -87,7 +87,7 @@ def test_no_compiler_is_said(decoder, monkeypatch):
 
 def test_4_bit_weights_that_can_not_be_compiled_are_said_and_not_tried(decoder, monkeypatch):
     monkeypatch.setattr("studio.backend.chat.decoder.quantized_share", lambda model: 0.93)
-    monkeypatch.setattr("jetmoe.nf4_cpu.supported", lambda: False)
+    monkeypatch.setattr("jetmoe.nf4.cpu.supported", lambda: False)
     decoder.compiled.enable()
     assert "4-bit" in decoder.compiled.text and not decoder.compiled.enabled
 

@@ -6,7 +6,8 @@ import psutil
 import pytest
 import torch
 
-from jetmoe import nf4_cpu, single_query
+from jetmoe import single_query
+from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.chat.decoder import Decoder
 from studio.backend.models import catalog, placement
 from studio.backend.system import zero_gpu

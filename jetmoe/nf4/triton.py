@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from jetmoe.nf4 import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
+from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
 
 # A program is small, two warps that decode 64 weights a thread at a time, so that even 2048 outputs of two assignments
 # make several programs for each of 132 processors. It fetches three steps ahead.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jetmoe import c_library
-from jetmoe.nf4 import BLOCK, TILE_ROWS, Parts, require_bitsandbytes
+from jetmoe.nf4.parts import BLOCK, TILE_ROWS, Parts, require_bitsandbytes
 
 SOURCE = Path(__file__).with_suffix(".c")
 
