@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM, Past
+from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM, StaticKV
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]
@@ -62,7 +62,7 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
 
 @torch.compiler.nested_compile_region
 def _layer_region(layer: JetMoeDecoderLayer, hidden: Tensor, mask: Tensor, rotary: tuple, *stored: Tensor) -> tuple:
-    past = Past(*stored)
+    past = StaticKV(*stored)
     output = layer(hidden, mask, rotary, past)
     # One tensor of its own: of views, the graph around the region would assume other strides.
     return *output, torch.stack(past.new)

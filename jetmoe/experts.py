@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jetmoe.low_rank import LowRank, peel
+from jetmoe.low_rank import LowRank, split_adapters
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
@@ -141,28 +141,28 @@ def permute(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> Tensor:
     """Each token through its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
-    layer, low_rank = peel(experts, tokens.dtype)
+    layer, low_rank = split_adapters(experts, tokens.dtype)
     if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # for one expert a token nothing is copied
         return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
     return sorted_linear(experts, dispatch(tokens, routing), routing)
 
 
-def weighed_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
+def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
     """Sorted assignments through `before` and then their expert: `[A, *]` and `[A, 1]` -> `[A, out]`.
 
     `before(rows, gates)` `[n, in]` is computed again for the gradient, so that its result need not be kept.
     """
-    layer, low_rank = peel(experts, rows.dtype)
+    layer, low_rank = split_adapters(experts, rows.dtype)
     if _expert_by_expert(layer, rows, low_rank):
         A, B = low_rank or (None, None)
         weight = layer.parts() or layer.weight
-        return _WeighedLinear.apply(rows, gates, A, B, weight, routing.sorted(), before)
+        return GatedLinear.apply(rows, gates, A, B, weight, routing.sorted(), before)
     return sorted_linear(experts, before(rows, gates), routing)
 
 
 def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
     """Each sorted assignment through its expert, with what adapters add: `[A, in]` -> `[A, out]`."""
-    layer, low_rank = peel(experts, rows.dtype)
+    layer, low_rank = split_adapters(experts, rows.dtype)
     if _expert_by_expert(layer, rows, low_rank):
         return _frozen_linear(layer, low_rank, rows, routing, 1)
     result = _sorted_product(layer.parts() or layer.weight, rows, routing)
@@ -174,7 +174,7 @@ def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
 def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
     """Each assignment through its expert, with what adapters add, in token order: `[A, in]` -> `[A, out]`; reads only
     the chosen weights."""
-    layer, low_rank = peel(experts, rows.dtype)
+    layer, low_rank = split_adapters(experts, rows.dtype)
     result = _chosen_product(layer, rows, routing)
     if low_rank is None:
         return result
@@ -196,13 +196,13 @@ def collect(rows: Tensor, routing: Routing) -> Tensor:
     """The sum over a token's experts of sorted rows, which its gates have weighed already: `[A, out]` -> `[T, out]`."""
     if rows.requires_grad and torch.is_grad_enabled():
         return _Collect.apply(rows, routing.sorted(), routing.top_k)
-    return _summed_by_token(rows, routing.sorted(), routing.top_k)
+    return sum_by_token(rows, routing.sorted(), routing.top_k)
 
 
 def project(linear: nn.Module, rows: Tensor) -> Tensor:
     """`linear(rows)` with what adapters add, `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor
     fuses with its neighbours."""
-    layer, low_rank = peel(linear, rows.dtype)
+    layer, low_rank = split_adapters(linear, rows.dtype)
     result = _project(layer, rows)
     return result if low_rank is None else result + product(low_rank.B[0], product(low_rank.A[0], rows))
 
@@ -230,7 +230,7 @@ def product(weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
-    """Whether `_FrozenLinear` is the way: not for weights that learn, nor where one call does all experts."""
+    """Whether `FrozenLinear` is the way: not for weights that learn, nor where one call does all experts."""
     if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
         return False
     if isinstance(layer.weight, NF4Tensor):
@@ -240,7 +240,7 @@ def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> boo
 
 def _frozen_linear(layer: Any, low_rank: LowRank | None, rows: Tensor, routing: Routing, top_k: int) -> Tensor:
     A, B = low_rank or (None, None)
-    return _FrozenLinear.apply(rows, A, B, layer.parts() or layer.weight, routing.sorted(), top_k)
+    return FrozenLinear.apply(rows, A, B, layer.parts() or layer.weight, routing.sorted(), top_k)
 
 
 def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
@@ -348,11 +348,11 @@ class _NF4Linear(torch.autograd.Function):
         return grad @ ctx.parts.dequantize(grad.dtype)[0], None
 
 
-class _FrozenLinear(torch.autograd.Function):
+class FrozenLinear(torch.autograd.Function):
     """Sorted rows through E frozen maps and the factors beside them, one expert at a time.
 
     With `top_k` above 1 the rows are tokens `[T, in]`, gathered where they are needed: K copies of them would be kept
-    for the backward pass otherwise. An expert's rows are taken with room behind them (`_roomy`). What comes out of the
+    for the backward pass otherwise. An expert's rows are taken with room behind them (`padded_spans`). What comes out of the
     room is overwritten by the next expert; where sums are made, the room holds zeros.
     """
 
@@ -366,7 +366,7 @@ class _FrozenLinear(torch.autograd.Function):
         assignments: SortedAssignments,
         top_k: int,
     ) -> Tensor:
-        spans = _roomy(assignments, rows)
+        spans = padded_spans(assignments, rows)
         size = max((span.end for span in spans), default=0)
         result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and room, out]
         inner = []  # [n, R] of each span
@@ -400,12 +400,12 @@ class _FrozenLinear(torch.autograd.Function):
         if grad_rows is not None:
             grad_rows = grad_rows[: len(ctx.assignments.order)]
             if ctx.top_k > 1:
-                grad_rows = _summed_by_token(grad_rows, ctx.assignments, ctx.top_k)
+                grad_rows = sum_by_token(grad_rows, ctx.assignments, ctx.top_k)
         return grad_rows, grad_A, grad_B, None, None, None
 
 
-class _WeighedLinear(torch.autograd.Function):
-    """`_FrozenLinear` of what `before` makes of the rows, of which the rows alone are kept."""
+class GatedLinear(torch.autograd.Function):
+    """`FrozenLinear` of what `before` makes of the rows, of which the rows alone are kept."""
 
     @staticmethod
     def forward(
@@ -418,7 +418,7 @@ class _WeighedLinear(torch.autograd.Function):
         assignments: SortedAssignments,
         before: Before,
     ) -> Tensor:
-        spans = _roomy(assignments, rows)
+        spans = padded_spans(assignments, rows)
         size = max((span.end for span in spans), default=0)
         result = rows.new_empty(max(size, len(rows)), weight.shape[1])  # [A and room, out]
         inner = []  # [n, R] of each span
@@ -475,7 +475,7 @@ class _Span(NamedTuple):
     """How many of them are the expert's."""
 
 
-def _roomy(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
+def padded_spans(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
     """The experts that have assignments; on a CPU in bf16 with room, so that few different sizes occur.
 
     oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes), and every
@@ -514,7 +514,7 @@ def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: 
     return part
 
 
-def _summed_by_token(rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
+def sum_by_token(rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
     """The sum of each token's sorted assignments: `[A, *]` -> `[T, *]`."""
     in_order = rows.index_select(0, assignments.inverse).view(-1, top_k, rows.shape[-1])  # [T, K, *]
     total = in_order[:, 0]
@@ -531,14 +531,14 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _summed_by_token(grad, ctx.assignments, ctx.top_k), None, None
+        return sum_by_token(grad, ctx.assignments, ctx.top_k), None, None
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
         ctx.assignments, ctx.top_k = assignments, top_k
-        return _summed_by_token(rows, assignments, top_k)
+        return sum_by_token(rows, assignments, top_k)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from jetmoe.experts import JetMoeExperts
-from jetmoe.low_rank import LowRank, peel
+from jetmoe.low_rank import LowRank, split_adapters
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, copy_into, quantize
@@ -483,7 +483,7 @@ def merge(model: nn.Module) -> dict[str, float]:
     """
     lost: dict[str, list[Tensor]] = defaultdict(lambda: [torch.zeros(2)])
     for name, wrapper in wrappers(model):
-        layer, low_rank = peel(wrapper, torch.float32)
+        layer, low_rank = split_adapters(wrapper, torch.float32)
         if low_rank is not None:
             lost[part_of(f"{name}.lora_")].append(_add(layer, low_rank))
     _unwrap(model)

@@ -1,6 +1,6 @@
 """What LoRA adapters add to linear maps: `B (A x)` beside the product, never `W + B A`.
 
-    layer, low_rank = peel(module, torch.bfloat16)      # the layer under PEFT's wrappers, and its active adapters
+    layer, low_rank = split_adapters(module, torch.bfloat16)      # the layer under PEFT's wrappers, and its active adapters
 
 Adapters are PEFT's own modules and files; here their factors are read. `lora_A` is `[E * R, in]` with the expert
 slowest, `lora_B` `[out, R * E]` with the expert fastest. Several active adapters stand side by side along R. Shape
@@ -24,7 +24,7 @@ class LowRank(NamedTuple):
     B: Tensor  # [E, out, R]
 
 
-def peel(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank | None]:
+def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank | None]:
     """The layer under PEFT's wrappers, and what its active adapters add, in `dtype`; None where that is nothing."""
     layer: Any = module
     adapters = []

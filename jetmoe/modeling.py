@@ -35,14 +35,14 @@ from jetmoe.experts import (
     combine,
     dispatched_linear,
     few_tokens,
+    gated_linear,
     permute,
     product,
     project,
     sorted_linear,
-    weighed_linear,
 )
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
-from jetmoe.low_rank import peel
+from jetmoe.low_rank import split_adapters
 from jetmoe.nf4.tensor import stored_bytes
 from jetmoe.routing import RoutingRecorder
 
@@ -411,7 +411,7 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        past_key_values: Cache | Past | None = None,
+        past_key_values: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple:
@@ -424,7 +424,7 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         return tuple(LayerOutput(hidden, attentions, moa.logits, moa.experts, moe.logits, moe.experts))
 
 
-class Past:
+class StaticKV:
     """One layer's keys and values before the current position, for a graph that writes the `new` ones itself."""
 
     def __init__(self, keys: Tensor, values: Tensor, length: Tensor) -> None:
@@ -454,7 +454,7 @@ class JetMoeAttention(nn.Module):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        cache: Cache | Past | None = None,
+        cache: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Routing]:
@@ -467,9 +467,9 @@ class JetMoeAttention(nn.Module):
         query, key = turned.split([K * H, H], dim=2)
         query = query.view(B, S, K, H, C)
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
-        if isinstance(cache, Past):
+        if isinstance(cache, StaticKV):
             cache.new = key, value
-            known = single_query.Known(cache.keys, cache.values, cache.length, key, value)
+            known = single_query.KVView(cache.keys, cache.values, cache.length, key, value)
             attended, attentions = single_query.attend(query, known, mask, self.scaling), None  # [B, 1, K, H, C]
         else:
             if cache is not None:
@@ -563,7 +563,7 @@ class JetMoeMoE(nn.Module):
         else:
             rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, 2 * I]
             gates = permute(routing.gates.flatten().unsqueeze(1), routing.sorted().order, routing.sorted().inverse)
-            rows = weighed_linear(self.output_linear, rows, gates, routing, before=self._weighed)  # [A, D]
+            rows = gated_linear(self.output_linear, rows, gates, routing, before=self._weighed)  # [A, D]
             result = collect(rows, routing)  # [T, D]
         return (result + self.bias).view_as(hidden), routing
 
@@ -587,7 +587,7 @@ class JetMoeRouter(nn.Module):
 
     def forward(self, tokens: Tensor) -> Routing:
         # In fp32 whatever the model's dtype: bf16 logits let ties between an upcycled model's slots break.
-        layer, low_rank = peel(self.layer, torch.float32)
+        layer, low_rank = split_adapters(self.layer, torch.float32)
         logits = product(layer.weight.float(), tokens.float())  # [T, E]
         if low_rank is not None:
             logits = logits + product(low_rank.B[0], product(low_rank.A[0], tokens.float()))

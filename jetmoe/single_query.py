@@ -21,7 +21,7 @@ from jetmoe import c_library
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-class Known(NamedTuple):
+class KVView(NamedTuple):
     """What a position sees."""
 
     keys: Tensor  # [B, H, size, C]
@@ -31,7 +31,7 @@ class Known(NamedTuple):
     value: Tensor  # [B, H, 1, C]
 
 
-def attend(query: Tensor, known: Known, mask: Tensor | None, scaling: float) -> Tensor:
+def attend(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) -> Tensor:
     """`[B, 1, K, H, C]` -> `[B, 1, K, H, C]`.
 
     Args:
@@ -42,7 +42,7 @@ def attend(query: Tensor, known: Known, mask: Tensor | None, scaling: float) -> 
     return sums(query, known, mask, scaling)
 
 
-def sums(query: Tensor, known: Known, mask: Tensor | None, scaling: float) -> Tensor:
+def sums(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) -> Tensor:
     """`attend` written as sums, which Inductor fuses into few loops: setting up an attention kernel costs more than the
     attention of one position."""
     key, value = known.key.float(), known.value.float()  # [B, H, 1, C]
@@ -89,7 +89,7 @@ def _attend(
 ) -> Tensor:
     function, _ = _kernel()
     if function is None:
-        return sums(query, Known(keys, values, length, key, value), mask, scaling)
+        return sums(query, KVView(keys, values, length, key, value), mask, scaling)
     B, _, K, H, C = query.shape
     size = keys.shape[2]
     visible = torch.ones(B, size, dtype=torch.bool) if mask is None else mask.expand(B, 1, 1, size).contiguous()

@@ -89,7 +89,7 @@ def _store() -> RunStore:
     from studio.backend.runs.store import RunStore
 
     store = RunStore()
-    if notice := store.mend():
+    if notice := store.repair():
         print(notice, file=sys.stderr)
     store.reconcile()
     return store

@@ -12,9 +12,9 @@ from jetmoe.experts import (
     combine,
     dispatch,
     dispatched_linear,
+    gated_linear,
     permute,
     sorted_linear,
-    weighed_linear,
 )
 from jetmoe.modeling import JetMoeRMSNorm
 from jetmoe.nf4 import cpu as nf4_cpu
@@ -119,7 +119,7 @@ def run_frozen(wrapper, tokens, routing, path):
         rows = dispatched_linear(wrapper, tokens, routing)
     elif path == "weighed":
         gates = torch.ones(routing.experts.numel(), 1, dtype=tokens.dtype)
-        rows = weighed_linear(wrapper, dispatch(tokens, routing), gates, routing, before=torch.mul)
+        rows = gated_linear(wrapper, dispatch(tokens, routing), gates, routing, before=torch.mul)
     else:
         rows = sorted_linear(wrapper, dispatch(tokens, routing), routing)
     return permute(rows, routing.sorted().inverse, routing.sorted().order)
@@ -162,7 +162,7 @@ def test_what_is_computed_again_has_the_same_gradients(dtype, adapted):
     gates = torch.rand(sum(sizes), 1, dtype=dtype, requires_grad=True)
     inputs = [rows, gates] + [wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight] * adapted
     results = [
-        weighed_linear(experts, rows, gates, routing, before),
+        gated_linear(experts, rows, gates, routing, before),
         sorted_linear(experts, before(rows, gates), routing),
     ]
     direction = torch.randn(sum(sizes), 24)

@@ -35,7 +35,7 @@ from jetmoe.lora import (
     require_free_routers,
     wrappers,
 )
-from jetmoe.low_rank import peel, without_adapters
+from jetmoe.low_rank import split_adapters, without_adapters
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.tensor import NF4Tensor, quantize
 from tests.builders.decoding import decode
@@ -315,7 +315,7 @@ def test_removing_frees_memory(saved, others):
     adapters.load(saved / "experts", "one")
     adapters.use("one")
     logits(model)
-    _, low_rank = peel(model.model.layers[0].mlp.input_linear, torch.float32)
+    _, low_rank = split_adapters(model.model.layers[0].mlp.input_linear, torch.float32)
     held = [weakref.ref(one) for one in model.parameters() if one.shape == (4 * 3, 32)]
     held += [weakref.ref(low_rank.B)]
     assert len(held) == 3
@@ -352,7 +352,7 @@ def test_absent_tensors_cost_no_compute(saved):
             moa, mlp = layer.self_attention.experts, layer.mlp
             modules = [moa.input_linear, moa.output_linear, layer.self_attention.kv_proj]
             modules += [mlp.input_linear, mlp.output_linear]
-            found = [peel(module, torch.float32)[1] for module in modules]
+            found = [split_adapters(module, torch.float32)[1] for module in modules]
             assert [None if one is None else one.A.shape[1] for one in found] == expected
 
 

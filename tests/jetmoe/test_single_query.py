@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from jetmoe import single_query
-from jetmoe.single_query import Known, attend, sums
+from jetmoe.single_query import KVView, attend, sums
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def known(batch, heads, size, channels, length):
     parts = [torch.randn(batch, heads, n, channels).bfloat16() for n in (size, size, 1, 1)]
-    return Known(parts[0], parts[1], torch.tensor(length), parts[2], parts[3])
+    return KVView(parts[0], parts[1], torch.tensor(length), parts[2], parts[3])
 
 
 @pytest.mark.parametrize("length", [0, 1, 39, 40])
@@ -48,6 +48,6 @@ def test_without_the_c_file(monkeypatch):
 
 
 def test_in_fp32_it_is_the_sums_themselves():
-    query, seen = torch.randn(1, 1, 2, 2, 8), Known(*(part.float() for part in known(1, 2, 16, 8, 5)))
+    query, seen = torch.randn(1, 1, 2, 2, 8), KVView(*(part.float() for part in known(1, 2, 16, 8, 5)))
     seen = seen._replace(length=torch.tensor(5))
     assert torch.equal(attend(query, seen, None, 1.0), sums(query, seen, None, 1.0))

@@ -241,7 +241,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
     return Choice(upload_id, name)
 
 
-def hand_over(before: str, after: str) -> None:
+def transfer_owner(before: str, after: str) -> None:
     """All uploads of one owner become another's. Raises StudioError: the disk can't be written."""
     try:
         for upload in _list_uploads():

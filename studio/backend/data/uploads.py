@@ -86,7 +86,7 @@ def find(upload: str, owner: str = "") -> Path:
     return files[0]
 
 
-def hand_over(before: str, after: str) -> None:
+def transfer_owner(before: str, after: str) -> None:
     """All of one owner's become another's. Raises StudioError: the disk can't be written."""
     try:
         for folder in _folder().glob("*"):

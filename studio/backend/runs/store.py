@@ -7,7 +7,7 @@
     store.finish(run.id, "done")
 
 <home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
-log.txt, checkpoints/ and adapter/, from which `mend` makes the list again. Any number of threads and processes may use
+log.txt, checkpoints/ and adapter/, from which `repair` makes the list again. Any number of threads and processes may use
 one store. Where the home is mounted storage, the database lies on the local disk, and the home has a copy.
 
 Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty
@@ -81,7 +81,7 @@ INSERT INTO runs (
 
 
 class DamagedStore(StudioError):
-    """The database can't be read as one; `RunStore.mend` makes a new one."""
+    """The database can't be read as one; `RunStore.repair` makes a new one."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class RunStore:
         busy_s: seconds to wait for others who write; whoever shows a page waits shorter.
 
     Ids may be cut short to their first characters. Every method raises StudioError where the database is locked,
-    damaged or can't be written; nothing is ever deleted to mend it.
+    damaged or can't be written; nothing is ever deleted to repair it.
     """
 
     def __init__(self, folder: Path | None = None, busy_s: float | None = None) -> None:
@@ -277,7 +277,7 @@ class RunStore:
         )
         return self.get(run_id)
 
-    def requeue(self, run_id: str, begin: bool = False) -> Run:
+    def resume(self, run_id: str, begin: bool = False) -> Run:
         """Puts a run that ended early back in the queue, to go on from its last checkpoint; `begin` as of `create`.
 
         Raises:
@@ -302,7 +302,7 @@ class RunStore:
             raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
         return run
 
-    def put_back(self, run_id: str) -> Run:
+    def requeue(self, run_id: str) -> Run:
         """Back into the queue with a running run whose process makes room for others, or out of it where somebody
         asked for that meanwhile.
 
@@ -331,7 +331,7 @@ class RunStore:
         """
         dead = [run for run in self.list() if run.state == "running" and run.id not in ours and not is_alive(run)]
         for run in dead:
-            state, message = last_word(run) or ("interrupted", SILENT)
+            state, message = recorded_outcome(run) or ("interrupted", SILENT)
             # Unless it was resumed in the meantime, in a new process.
             self._write(
                 "UPDATE runs SET state = ?, message = ?, ended = ? "
@@ -370,7 +370,7 @@ class RunStore:
         self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
         return self._recorded(run_id)
 
-    def hand_over(self, before: str, after: str) -> None:
+    def transfer_owner(self, before: str, after: str) -> None:
         """All runs of one owner become another's."""
         if self._write("UPDATE runs SET owner = ? WHERE owner = ?", (after, before)):
             for run in self.list(after):
@@ -391,7 +391,7 @@ class RunStore:
         except OSError as error:
             raise StudioError(f"{run.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
 
-    def mend(self) -> str:
+    def repair(self) -> str:
         """Where the database is damaged, sets it aside and makes a new one out of the runs' folders.
 
         Returns:
@@ -525,7 +525,7 @@ def is_alive(run: Run) -> bool:
     return began is not None and run.pid_created is not None and abs(began - run.pid_created) < 2
 
 
-def last_word(run: Run) -> tuple[Ending, str] | None:
+def recorded_outcome(run: Run) -> tuple[Ending, str] | None:
     """How a run whose process is gone has ended, and what is to be said of it; None where nothing tells."""
     if ending := _ending(run.events):
         return ending

@@ -131,5 +131,5 @@ def _sentence(code: int, errors: str) -> str:
         return killed(code)
     lines = [line for line in errors.splitlines() if line.strip()]
     last = lines[-1][:1000] if lines else "it said nothing"
-    # By 2 the command line says that the person can mend it, and its last line says how.
+    # By 2 the command line says that the person can fix it, and its last line says how.
     return last if code == 2 else f"The studio made a mistake: {last}"

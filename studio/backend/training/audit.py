@@ -134,7 +134,7 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     steps = total_steps(prepared)
     weights = prepared.base.get_memory_footprint()
     parts, gathered = 1, 0.0
-    if fsdp.asked():  # beside its parts a device has the layer at work and the next
+    if fsdp.is_fsdp():  # beside its parts a device has the layer at work and the next
         parts, gathered = processes().num_processes, 2 * weights / len(prepared.base.model.layers)
     kept = WASTE[prepared.base.device.type] * activations
     needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + kept

@@ -35,7 +35,7 @@ CANCEL_POLL_S = 1.0
 MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
 
 
-class Watcher(TrainerCallback):
+class RunCallback(TrainerCallback):
     """Args: until: when to stop although nothing is over, on the clock of `time.monotonic`."""
 
     def __init__(
@@ -63,40 +63,40 @@ class Watcher(TrainerCallback):
         """Of the training steps so far, and the seconds they took."""
         self.step_s = 0.0
         # A spread model runs in all processes or in none.
-        probes = self.is_main or fsdp.asked()
+        probes = self.is_main or fsdp.is_fsdp()
         self.probe = Probe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
 
     # --- what happens
 
     def warn(self, sentence: str) -> None:
-        self.tell("warning", {"message": sentence})
+        self.log_event("warning", {"message": sentence})
 
     def ended(self, asked_to_stop: bool) -> tuple[Ending, str]:
         """Says how the run ended; returns it with the sentence."""
         ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
         best = "" if self.best is None else f", the best {MEASURES[self.measure]} is {self.best:.3f}"
         message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
-        self.tell(ending, {"message": message})
+        self.log_event(ending, {"message": message})
         return ending, message
 
-    def tell(self, kind: TrainKind, values: dict[str, Any]) -> None:
+    def log_event(self, kind: TrainKind, values: dict[str, Any]) -> None:
         if self.is_main:
             self.show(self.run.events.append(kind, self.step, values))
 
     @torch.no_grad()
-    def observe(self) -> None:
+    def evaluate_samples(self) -> None:
         """Answers the sample prompts and measures the routing."""
         if self.probe is None:
             return
         model = self.prepared.model
         was_training = model.training
         model.eval()
-        self.tell("routing", self.probe.measure(model))
-        for messages in [] if fsdp.asked() else self.prepared.data.prompts:
-            self.tell("sample", {"prompt": messages[-1]["content"], "answer": self._answer(messages)})
+        self.log_event("routing", self.probe.measure(model))
+        for messages in [] if fsdp.is_fsdp() else self.prepared.data.prompts:
+            self.log_event("sample", {"prompt": messages[-1]["content"], "answer": self._answer(messages)})
         model.train(was_training)
 
-    def worked(self, tokens: int, seconds: float) -> None:
+    def count_tokens(self, tokens: int, seconds: float) -> None:
         """A batch was gone through, here and on every other device."""
         self.tokens += tokens * processes().num_processes
         self.step_s += seconds
@@ -130,20 +130,20 @@ class Watcher(TrainerCallback):
         self.step = state.global_step
         if "loss" not in logs:
             return
-        self.tell("log", {**logs, **self._pace(), "memory_gib": _memory_gib()})
+        self.log_event("log", {**logs, **self._pace(), "memory_gib": _memory_gib()})
         self._write_down(step=self.step)
         self._guard(float(logs["loss"]), float(logs.get("grad_norm", 0.0)))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.step = state.global_step
-        self.tell("eval", metrics)
+        self.log_event("eval", metrics)
         if self.step:  # at step 0 it is the base's
             better = min if self.measure == "eval_loss" else max
             now = metrics[self.measure]
             self.best = now if self.best is None else better(now, self.best)
             self.best_loss = min(metrics["eval_loss"], math.inf if self.best_loss is None else self.best_loss)
             self._write_down(best_eval_loss=self.best_loss)
-        self.observe()
+        self.evaluate_samples()
 
     # --- parts
 
@@ -177,7 +177,7 @@ class Watcher(TrainerCallback):
             part = parts.setdefault(part_of(name), {"tensors": 0, "without_gradient": 0})
             part["tensors"] += 1
             part["without_gradient"] += not has
-        self.tell("audit", {"gradients": parts})
+        self.log_event("audit", {"gradients": parts})
         for name, counts in parts.items():
             if counts["without_gradient"]:
                 self.warn(

@@ -1,11 +1,11 @@
 """A model spread over several devices (FSDP2), each of which keeps a part of every weight.
 
     check(recipe)                                 # what can't be trained so is refused
-    if asked():                                   # everything below in all processes at once
-        spread(model, model.layers, device)       # the first has the weights, the others are on the meta device
+    if is_fsdp():                                   # everything below in all processes at once
+        shard_model(model, model.layers, device)       # the first has the weights, the others are on the meta device
         model(**batch)                            # gathers the weights layer by layer
         whole(trained(model))                     # the adapter, for PEFT to save
-        put(model, load_file(file))               # and back
+        load_adapter(model, load_file(file))               # and back
 
 `accelerate launch` starts the processes and says that shards are wanted; the weights are split here. What accelerate
 itself would do is no use: it puts a head that is not tied into a group of its own, whose weights stay apart because the
@@ -39,7 +39,7 @@ FSDP, DEEPSPEED, OFFLOAD = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "F
 IN_16_BITS = "set precision=bf16, or launch with recipes/accelerate/ddp.yaml for a 4-bit copy on each device."
 
 
-def asked() -> bool:
+def is_fsdp() -> bool:
     """Whether this process was launched to keep a part of the model."""
     return _said(FSDP)
 
@@ -51,7 +51,7 @@ def check(recipe: Recipe) -> None:
             "DeepSpeed is not supported: launch with recipes/accelerate/fsdp.yaml where the model doesn't fit on one "
             "device, and with recipes/accelerate/ddp.yaml where it does."
         )
-    if not asked():
+    if not is_fsdp():
         return
     if _said(OFFLOAD):
         raise StudioError(
@@ -81,7 +81,7 @@ def check_weights(folder: Path, precision: str) -> None:
 
 
 @torch.no_grad()
-def spread(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+def shard_model(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
     """Splits every weight over all devices; no device ever holds more than one whole layer beside its parts."""
     # Nothing changes in place what a layer returns.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
@@ -112,7 +112,7 @@ def whole(state: Any) -> Any:
     return recursively_apply(_whole, state)
 
 
-def put(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_adapter(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Loads a whole adapter, in PEFT's names."""
     like = next(iter(trained(model).values()))
     peft.set_peft_model_state_dict(model, {name: _part(tensor, like) for name, tensor in weights.items()})
@@ -132,13 +132,13 @@ def nonzero(tensors: Sequence[Tensor | None]) -> list[bool]:
     """Whether each has a number that is not zero, in whichever part."""
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
     found = torch.tensor([part is not None and bool(part.any()) for part in parts], device=PartialState().device).byte()
-    if asked():
+    if is_fsdp():
         distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return found.bool().tolist()
 
 
 @contextmanager
-def unsaid() -> Iterator[None]:
+def hide_fsdp_env() -> Iterator[None]:
     """Inside, accelerate knows of several processes but not of shards."""
     before = os.environ.pop(FSDP, None)
     try:

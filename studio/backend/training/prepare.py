@@ -124,8 +124,8 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
         warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
     if recipe.balance_loss:
         base.config.aux_loss_coef = recipe.balance_loss
-    if fsdp.asked():
-        fsdp.spread(model, base.model.layers, processes().device)
+    if fsdp.is_fsdp():
+        fsdp.shard_model(model, base.model.layers, processes().device)
     return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
 
 
@@ -216,7 +216,7 @@ def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None,
     placement.check_precision(recipe.precision)
     place = placement.placement(entry, cast(placement.Precision, recipe.precision))
     device = str(processes().device) if place.device == "cuda" else "cpu"
-    if fsdp.asked():
+    if fsdp.is_fsdp():
         fsdp.check_weights(path, place.precision)
         device = "cpu" if processes().is_main_process else "meta"  # once in the machine's memory is enough
     model_class: Any = JetMoeForCausalLM if labels is None else JetMoeForSequenceClassification

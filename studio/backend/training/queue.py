@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from studio.backend.data.uploads import clean
 from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import DamagedStore, Ending, Run, RunStore, last_word
+from studio.backend.runs.store import DamagedStore, Ending, Run, RunStore, recorded_outcome
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
 from studio.backend.system.wheel import require_space
@@ -84,7 +84,7 @@ class Jobs:
         Raises:
             StudioError: the store can't be read.
         """
-        if notice := self.store.mend():
+        if notice := self.store.repair():
             self._notify(notice)
         self._thread = threading.Thread(target=self._supervise, daemon=True, name="supervisor")
         self._thread.start()
@@ -115,7 +115,7 @@ class Jobs:
             StudioError: as of `start`, or it can't be resumed.
         """
         self._require_room()
-        run = self.store.requeue(run_id)
+        run = self.store.resume(run_id)
         self._wake.set()
         return run
 
@@ -178,7 +178,7 @@ class Jobs:
             if time.monotonic() > self._notice_until:
                 self.notice = ""
         except DamagedStore:
-            self._notify(self.store.mend())
+            self._notify(self.store.repair())
         except StudioError as error:
             self._notify(str(error))
         except Exception:
@@ -197,7 +197,7 @@ class Jobs:
         self.store.reconcile(self._children)
         self._running = running = self.training()
         if running is not None:
-            self._press(running)
+            self._escalate_cancel(running)
         if running is not None or not self.begins:
             return
         with self._changing:
@@ -247,10 +247,10 @@ class Jobs:
 
     def _record(self, run: Run, code: int) -> None:
         """The end of a process that did not tell it itself."""
-        state, message = last_word(run) or _silent_end(run, code)
+        state, message = recorded_outcome(run) or _silent_end(run, code)
         self.store.finish(run.id, state, message)
 
-    def _press(self, run: Run) -> None:
+    def _escalate_cancel(self, run: Run) -> None:
         """First a run that was cancelled is let to its end of the step, then it is told to end, then it is ended."""
         if not run.cancel_requested or run.pid is None:
             self._asked_at.pop(run.id, None)

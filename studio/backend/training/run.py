@@ -45,7 +45,7 @@ from studio.backend.runs.store import Ending, Run, RunStore
 from studio.backend.system.wheel import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps
-from studio.backend.training.callback import Watcher
+from studio.backend.training.callback import RunCallback
 from studio.backend.training.prepare import Prepared, head_scale, prepare, processes
 from studio.errors import StudioError
 
@@ -88,7 +88,7 @@ def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: 
     Raises:
         StudioError: the run can't be resumed, or failed again.
     """
-    return carry_out(_agree(lambda: RunStore().requeue(run_id, begin=True).id), progress, show)
+    return carry_out(_agree(lambda: RunStore().resume(run_id, begin=True).id), progress, show)
 
 
 def carry_out(
@@ -122,7 +122,7 @@ def carry_out(
         raise
     if is_main:
         if ending == "queued":
-            store.put_back(run.id)
+            store.requeue(run.id)
         else:
             store.finish(run.id, ending, message)
     return store.get(run.id)
@@ -151,8 +151,8 @@ class _Training:
         self.checkpoint = last_checkpoint(run)
         if self.is_main:
             _same_data(run, self.prepared)
-        self.watcher = Watcher(run, store, self.prepared, show, total_steps(self.prepared), until)
-        self.trainer = _trainer(self.recipe)(self.prepared, run, self.watcher)
+        self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
+        self.trainer = _trainer(self.recipe)(self.prepared, run, self.reporter)
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
         """Trains and saves the adapter; how it ended, and what to say of it."""
@@ -161,13 +161,13 @@ class _Training:
         if self.checkpoint is None or not self._is_over(self.checkpoint):
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         stopped = self._stopped_early()
-        is_whole = not (stopped or self.watcher.out_of_time)
+        is_whole = not (stopped or self.reporter.out_of_time)
         if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and is_whole:
             self._evaluate(self.trainer)
         self._save()
         if not self.is_main:
             return "done", ""
-        return ("queued", "") if not (stopped or is_whole) else self.watcher.ended(stopped)
+        return ("queued", "") if not (stopped or is_whole) else self.reporter.ended(stopped)
 
     def _stopped_early(self) -> bool:
         """Whether a person asked for it; the first process's word counts for all."""
@@ -184,7 +184,7 @@ class _Training:
         scores = probabilities(data.labels.problem, logits).numpy()
         of = f"{len(scores):,} held-out rows of {data.dataset.path.name}"
         report = evaluation.evaluate(data.measured, scores, of, data.learned)
-        if data.labels.problem == "single_label" and not fsdp.asked():
+        if data.labels.problem == "single_label" and not fsdp.is_fsdp():
             report["profile"] = evaluation.profile(base, data.measured, data.held_out, pad_id(self.prepared.tokenizer))
         if report["temperature"] is not None:
             base.config.score_temperature = report["temperature"]["value"]
@@ -198,26 +198,30 @@ class _Training:
             return False
         best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
         _load_adapter(self.prepared.model, best)
-        self.watcher.step, self.watcher.steps, self.watcher.best = state.global_step, state.max_steps, state.best_metric
+        self.reporter.step, self.reporter.steps, self.reporter.best = (
+            state.global_step,
+            state.max_steps,
+            state.best_metric,
+        )
         return True
 
     def _before(self) -> None:
         """What everything later is compared with."""
-        if self.is_main or fsdp.asked():
-            self.watcher.tell("audit", audit_report(self.prepared))
-        if fsdp.asked() and self.prepared.data.prompts:
-            self.watcher.warn(
+        if self.is_main or fsdp.is_fsdp():
+            self.reporter.log_event("audit", audit_report(self.prepared))
+        if fsdp.is_fsdp() and self.prepared.data.prompts:
+            self.reporter.warn(
                 "The sample prompts are not answered while the model is spread over devices, where each token would "
                 "gather all weights: try them on the finished adapter."
             )
         if self.prepared.data.held_out:
             self.trainer.evaluate()
         else:
-            self.watcher.observe()
+            self.reporter.evaluate_samples()
 
     def _save(self) -> None:
         model = self.prepared.model
-        weights = fsdp.whole(fsdp.trained(model)) if fsdp.asked() else None
+        weights = fsdp.whole(fsdp.trained(model)) if fsdp.is_fsdp() else None
         if not self.is_main:
             return
         # Not the folder that it was loaded from, which says nothing on another machine. Checkpoints name that folder:
@@ -241,10 +245,10 @@ class _Training:
 class StudioTrainer(Trainer):
     """transformers.Trainer with a loss that never has all logits, guarded steps and whole checkpoints."""
 
-    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
+    def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
         recipe, data = prepared.recipe, prepared.data
-        self.watcher, self.run = watcher, run
-        callbacks: list[Any] = [watcher]
+        self.reporter, self.run = reporter, run
+        callbacks: list[Any] = [reporter]
         if recipe.early_stopping and data.held_out:
             callbacks.append(Patience(recipe.early_stopping))
         super().__init__(
@@ -275,7 +279,7 @@ class StudioTrainer(Trainer):
                 f"The loss is not a number any more at step {self.state.global_step + 1}: lower learning_rate or "
                 "max_grad_norm, and look for odd rows. The last whole checkpoint is kept."
             )
-        self.watcher.worked(inputs["input_ids"].numel(), time.perf_counter() - start)
+        self.reporter.count_tokens(inputs["input_ids"].numel(), time.perf_counter() - start)
         return loss
 
     @torch.no_grad()
@@ -311,14 +315,14 @@ class StudioTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / WHOLE).touch()
-                self.watcher.tell("checkpoint", {"folder": folder.name})
+                self.reporter.log_event("checkpoint", {"folder": folder.name})
         except SAVE_ERRORS as error:
             # Of several processes the others wait for this one.
             if not _is_of_disk(error) or processes().num_processes > 1:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             self.state.best_model_checkpoint = best
-            self.watcher.warn(
+            self.reporter.warn(
                 f"The checkpoint at step {self.state.global_step} can't be written ({error}). Free some space: "
                 "training goes on, and the last whole checkpoint is kept."
             )
@@ -328,13 +332,13 @@ class SpreadTrainer(StudioTrainer):
     """For a model that is spread over devices already: Trainer neither wraps nor moves it, and what it saves and loads
     is whole, as without shards."""
 
-    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
-        super().__init__(prepared, run, watcher)
+    def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
+        super().__init__(prepared, run, reporter)
         # Only now: given to Trainer's own __init__, it refuses checkpoints, which are made here.
         self.is_distributed_loading_by_transformers = True
 
     def create_accelerator_and_postprocess(self) -> None:
-        with fsdp.unsaid():
+        with fsdp.hide_fsdp_env():
             super().create_accelerator_and_postprocess()
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
@@ -342,13 +346,13 @@ class SpreadTrainer(StudioTrainer):
         return nullcontext()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        fsdp.reshard(self.watcher.prepared.model)
+        fsdp.reshard(self.reporter.prepared.model)
         optimizer = super().create_optimizer(model)
         optimizer.register_load_state_dict_pre_hook(fsdp.split_state)
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        weights = fsdp.whole(fsdp.trained(self.watcher.prepared.model))
+        weights = fsdp.whole(fsdp.trained(self.reporter.prepared.model))
         if self.args.should_save:
             super()._save(output_dir, weights)
 
@@ -370,8 +374,8 @@ class SpreadTrainer(StudioTrainer):
 class HeadTrainer(StudioTrainer):
     """For a classification head: batches of texts of about one length, and measures beside the loss."""
 
-    def __init__(self, prepared: Prepared, run: Run, watcher: Watcher) -> None:
-        super().__init__(prepared, run, watcher)
+    def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
+        super().__init__(prepared, run, reporter)
         assert prepared.data.labels is not None
         self.labels = prepared.data.labels
         self.compute_loss_func = self._head_loss
@@ -386,7 +390,7 @@ class HeadTrainer(StudioTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
-            base = self.watcher.prepared.base
+            base = self.reporter.prepared.base
             _slow_down(optimizer, base.score.weight, head_scale(base.model.norm))
         return optimizer
 
@@ -399,7 +403,7 @@ class HeadTrainer(StudioTrainer):
         return self.accelerator.gather(rows).sum()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
-        lengths = [len(token_ids) for token_ids, _ in self.watcher.prepared.data.train]
+        lengths = [len(token_ids) for token_ids, _ in self.reporter.prepared.data.train]
         # The rows of a step, however they are spread over devices and batches.
         a_step = self.args.gradient_accumulation_steps * processes().num_processes
         return LengthGrouped(lengths, self.args.per_device_train_batch_size * a_step, self.args.seed)
@@ -446,8 +450,8 @@ def _slow_down(optimizer: Any, parameter: Tensor, scale: float) -> None:
 
 def _trainer(recipe: Recipe) -> type[StudioTrainer]:
     if recipe.task == "classify":
-        return SpreadHeadTrainer if fsdp.asked() else HeadTrainer
-    return SpreadTrainer if fsdp.asked() else StudioTrainer
+        return SpreadHeadTrainer if fsdp.is_fsdp() else HeadTrainer
+    return SpreadTrainer if fsdp.is_fsdp() else StudioTrainer
 
 
 class Patience(EarlyStoppingCallback):
@@ -510,8 +514,8 @@ def _arguments(recipe: Recipe, run: Run, measured: str, device: torch.device) ->
 
 def _load_adapter(model: Any, folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
-    if fsdp.asked():
-        fsdp.put(model, weights)
+    if fsdp.is_fsdp():
+        fsdp.load_adapter(model, weights)
     else:
         peft.set_peft_model_state_dict(model, weights)
 

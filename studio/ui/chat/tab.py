@@ -154,7 +154,7 @@ class _Page:
 
 
 def _wire(page: _Page, engine: Engine) -> None:
-    everybodys = ChatHandlers(engine)
+    handlers_of = ChatHandlers(engine).of
     shown = page.outputs()
     asking = [page.stored, page.system, page.picked, *page.sampling]
     picking = [page.adapter, page.beside, page.picked, page.listed]
@@ -166,9 +166,7 @@ def _wire(page: _Page, engine: Engine) -> None:
     def send(
         request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
-        for values in everybodys.of(request).send(
-            text, stored, system, browser.session(request), list(settings), picked
-        ):
+        for values in handlers_of(request).send(text, stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
@@ -176,14 +174,14 @@ def _wire(page: _Page, engine: Engine) -> None:
         request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = example.value.get("text") if isinstance(example.value, dict) else ""
-        for values in everybodys.of(request).send(
+        for values in handlers_of(request).send(
             text or "", stored, system, browser.session(request), list(settings), picked
         ):
             yield values.values()
 
     @shows_errors
     def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in everybodys.of(request).retry(stored, system, browser.session(request), list(settings), picked):
+        for values in handlers_of(request).retry(stored, system, browser.session(request), list(settings), picked):
             yield values.values()
 
     @shows_errors
@@ -191,27 +189,27 @@ def _wire(page: _Page, engine: Engine) -> None:
         request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
         text = as_text(edited.value) if isinstance(edited.value, str) else ""
-        handlers, session = everybodys.of(request), browser.session(request)
+        handlers, session = handlers_of(request), browser.session(request)
         for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
             yield values.values()
 
     @shows_errors
     def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
-        return everybodys.of(request).undo(stored, browser.session(request), picked).values()
+        return handlers_of(request).undo(stored, browser.session(request), picked).values()
 
     @shows_errors
     def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
-        return everybodys.of(request).clear(browser.session(request), picked).values()
+        return handlers_of(request).clear(browser.session(request), picked).values()
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        everybodys.of(request).stop(browser.session(request))
+        handlers_of(request).stop(browser.session(request))
 
     @shows_errors
     def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
         wanted = request.query_params.get("adapter")
-        picked, choices = everybodys.of(request).pick(kept, wanted)
-        shown = everybodys.of(request).open_page(stored, picked.kept())
+        picked, choices = handlers_of(request).pick(kept, wanted)
+        shown = handlers_of(request).open_page(stored, picked.kept())
         if wanted and wanted != picked.adapter:
             shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
         return (*shown.values(), *_picker(picked, choices), engine.status().model_id)
@@ -223,7 +221,7 @@ def _wire(page: _Page, engine: Engine) -> None:
 
     @shows_errors
     def refresh(request: gr.Request, kept: Any) -> tuple[Any, ...]:
-        return _picker(*everybodys.of(request).pick(kept))
+        return _picker(*handlers_of(request).pick(kept))
 
     @shows_errors
     def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
@@ -235,7 +233,7 @@ def _wire(page: _Page, engine: Engine) -> None:
         picked = read_picked(kept)
         # A switch that was turned on meanwhile stays on.
         switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
-        return (*everybodys.of(request).arrange(stored, kept).values(), switch)
+        return (*handlers_of(request).arrange(stored, kept).values(), switch)
 
     @shows_errors
     def upload(request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
@@ -244,31 +242,31 @@ def _wire(page: _Page, engine: Engine) -> None:
             raise StudioError("An adapter needs its model. Load one first, under Advanced.")
         choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
         gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
-        return (*_picker(*everybodys.of(request).pick(None, choice.id)), "")
+        return (*_picker(*handlers_of(request).pick(None, choice.id)), "")
 
     @shows_errors
     def export(request: gr.Request, stored: str) -> str:
-        return everybodys.of(request).export_file(stored, browser.session(request))
+        return handlers_of(request).export_file(stored, browser.session(request))
 
     @shows_errors
     def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
-        return everybodys.of(request).import_file(data, browser.session(request), picked).values()
+        return handlers_of(request).import_file(data, browser.session(request), picked).values()
 
     @shows_errors
     def select(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return everybodys.of(request).show_message(stored, _index(chosen.index)).values()
+        return handlers_of(request).show_message(stored, _index(chosen.index)).values()
 
     @shows_errors
     def select_base(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return everybodys.of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
+        return handlers_of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
 
     @shows_errors
     def compare(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return everybodys.of(request).compare(stored, chosen._data.get("answer")).values()
+        return handlers_of(request).compare(stored, chosen._data.get("answer")).values()
 
     @shows_errors
     def pick(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return everybodys.of(request).show_routing(stored, chosen._data.get("answer")).values()
+        return handlers_of(request).show_routing(stored, chosen._data.get("answer")).values()
 
     @shows_errors
     def choose_model(model_id: str, precision: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,9 +53,9 @@ class Tab:
     def build(self, engine: Engine, jobs: Jobs, kept: Kept) -> None:
         handlers = ClassifyHandlers(engine)
         page = _Page(kept)
-        _wire_form(page, handlers)
-        _wire_texts(page, handlers)
-        _wire_file(page, handlers)
+        _wire_form(page, handlers.of)
+        _wire_texts(page, handlers.of)
+        _wire_file(page, handlers.of)
 
 
 TAB = Tab("classify", "Classify", order=15)
@@ -172,10 +172,10 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 
-def _wire_form(page: _Page, everybodys: ClassifyHandlers) -> None:
+def _wire_form(page: _Page, handlers_of: Callable[[gr.Request], ClassifyHandlers]) -> None:
     def arranged(request: gr.Request, by: str) -> tuple[Any, Any]:
         """Labels and template, and the sentence in their place."""
-        trained = everybodys.of(request).is_trained(by)
+        trained = handlers_of(request).is_trained(by)
         return gr.update(visible="hidden" if trained else True), gr.update(visible=True if trained else "hidden")
 
     @shows_errors
@@ -190,11 +190,11 @@ def _wire_form(page: _Page, everybodys: ClassifyHandlers) -> None:
 
     @shows_errors
     def arrange(request: gr.Request, by: str) -> tuple[Any, ...]:
-        return *arranged(request, by), everybodys.of(request).quality(by)
+        return *arranged(request, by), handlers_of(request).quality(by)
 
     @shows_errors
     def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(everybodys.of(request).choices(), listed)
+        choices = still_listed(handlers_of(request).choices(), listed)
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors
@@ -203,7 +203,7 @@ def _wire_form(page: _Page, everybodys: ClassifyHandlers) -> None:
             form = read_form(stored)
         except StudioError:
             form = Form()
-        handlers = everybodys.of(request)
+        handlers = handlers_of(request)
         if asked := request.query_params.get("classifier"):
             form = replace(form, by=asked)
         choices = still_listed(handlers.choices(), [])
@@ -235,13 +235,13 @@ def _wire_form(page: _Page, everybodys: ClassifyHandlers) -> None:
     browser.page().load(open_page, list(page.kept), opened, **AT_ONCE).then(
         None, page.listed, page.listed, js=browser.forgetting("classifier"), **AT_ONCE
     )
-    page.bring.upload(_taking(everybodys), page.bring, [*page.file_controls(), page.file_result], **QUIET)
+    page.bring.upload(_taking(handlers_of), page.bring, [*page.file_controls(), page.file_result], **QUIET)
 
 
-def _taking(everybodys: ClassifyHandlers) -> Any:
+def _taking(handlers_of: Callable[[gr.Request], ClassifyHandlers]) -> Any:
     @shows_errors
     def take(request: gr.Request, file: str) -> list[Any]:
-        return [*_file_controls(everybodys.of(request).take(Path(file))), view.waiting(view.READY)]
+        return [*_file_controls(handlers_of(request).take(Path(file))), view.waiting(view.READY)]
 
     return take
 
@@ -255,12 +255,12 @@ def _file_controls(taken: Taken) -> list[Any]:
     return [taken.upload, taken.name, button, column, true_column, gr.update(visible=True)]
 
 
-def _wire_texts(page: _Page, everybodys: ClassifyHandlers) -> None:
+def _wire_texts(page: _Page, handlers_of: Callable[[gr.Request], ClassifyHandlers]) -> None:
     shown = [page.result, page.routing, page.stop]
 
     @shows_errors
     def classify(request: gr.Request, text: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in everybodys.of(request).classify(text, _form(values), browser.session(request)):
+        for now in handlers_of(request).classify(text, _form(values), browser.session(request)):
             yield _texts(now)
 
     @shows_errors
@@ -272,7 +272,7 @@ def _wire_texts(page: _Page, everybodys: ClassifyHandlers) -> None:
 
     @shows_errors
     def stop(request: gr.Request) -> None:
-        everybodys.of(request).stop(browser.session(request))
+        handlers_of(request).stop(browser.session(request))
 
     # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are
     # classified is told so, where Gradio would do nothing.
@@ -291,21 +291,21 @@ def _texts(now: Shown) -> tuple[Any, ...]:
     return now.result, gr.skip() if now.routing is None else now.routing, gr.update(interactive=True)
 
 
-def _wire_file(page: _Page, everybodys: ClassifyHandlers) -> None:
+def _wire_file(page: _Page, handlers_of: Callable[[gr.Request], ClassifyHandlers]) -> None:
     @shows_errors
     def classify_file(request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
-        for now in everybodys.of(request).classify_file(_form(values), browser.session(request)):
+        for now in handlers_of(request).classify_file(_form(values), browser.session(request)):
             yield _file(now)
 
     @shows_errors
     def cancel(request: gr.Request) -> None:
-        everybodys.of(request).stop_file(browser.session(request))
+        handlers_of(request).stop_file(browser.session(request))
 
     @shows_errors
     def choose_column(request: gr.Request, *values: Any) -> Any:
         """What holds the texts holds no labels. Another choice is left alone: by now it may be a newer one."""
         form = _form(values)
-        taken = everybodys.of(request).taken(form)
+        taken = handlers_of(request).taken(form)
         if taken is None:
             return gr.skip()
         choices = [NO_COLUMN, *taken.label_columns]

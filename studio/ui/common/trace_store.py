@@ -57,7 +57,7 @@ class TraceStore:
             self._parts.move_to_end(trace_id)
             return parts[0]
 
-    def hand_over(self, before: str, after: str) -> None:
+    def transfer_owner(self, before: str, after: str) -> None:
         """All of one owner's become another's."""
         with self._lock:
             self._owners = {each: after if owner == before else owner for each, owner in self._owners.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -62,8 +62,8 @@ class Tab:
                 new = _NewRun(handlers, kept)
             with gr.Tab("Runs", id="runs"):
                 runs = _Runs()
-        _wire_new_run(new, parts, runs, handlers)
-        _wire_runs(runs, parts, handlers)
+        _wire_new_run(new, parts, runs, handlers.of)
+        _wire_runs(runs, parts, handlers.of)
 
 
 TAB = Tab("finetune", "Fine-tune", order=20)
@@ -170,7 +170,9 @@ def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
     return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
 
 
-def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: FinetuneHandlers) -> None:
+def _wire_new_run(
+    new: _NewRun, parts: gr.Tabs, runs: _Runs, handlers_of: Callable[[gr.Request], FinetuneHandlers]
+) -> None:
     inputs, columns = new.draft_inputs(), list(new.columns.values())
     controls = [component for component in inputs if component not in columns]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -184,14 +186,14 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
             sent: columns as they were chosen on the page, where by now others may be chosen.
         """
         try:
-            seen = everybodys.of(request).look(draft)
+            seen = handlers_of(request).look(draft)
         except StudioError as error:
             return [_problem_card(str(error)), *(gr.skip() for _ in FIELDS)]
         return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
 
     def remembered(request: gr.Request, draft: Draft) -> list[Any]:
         """For the browser, the command, and instead of a check, which was of other settings."""
-        return [draft.to_json(), everybodys.of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
+        return [draft.to_json(), handlers_of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
     def remember(request: gr.Request, *values: Any) -> list[Any]:
@@ -203,17 +205,17 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
 
     @shows_errors
     def open_page(request: gr.Request, stored: str) -> list[Any]:
-        draft, lost = everybodys.of(request).fresh(), ""
+        draft, lost = handlers_of(request).fresh(), ""
         try:
             draft = from_json(stored) if stored else draft
         except StudioError as error:
             lost = _problem_card(f"{error} A new one is begun.")
-        model = gr.update(choices=everybodys.of(request).models(), value=draft.settings["model"])
+        model = gr.update(choices=handlers_of(request).models(), value=draft.settings["model"])
         values = _controls(replace(draft, settings=draft.settings | {"model": model}))
         # A run that the address names is opened by the panel itself.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
         seen, *columns = looked(request, draft)
-        return [*values, *remembered(request, draft), lost + seen, *columns, everybodys.of(request).ticket(), part]
+        return [*values, *remembered(request, draft), lost + seen, *columns, handlers_of(request).ticket(), part]
 
     @shows_errors
     def look(request: gr.Request, *values: Any) -> list[Any]:
@@ -232,12 +234,12 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
 
     @shows_errors
     def take(request: gr.Request, file: str, *values: Any) -> list[Any]:
-        draft = everybodys.of(request).upload(_draft(*values), Path(file))
+        draft = handlers_of(request).upload(_draft(*values), Path(file))
         return [*_controls(draft), *remembered(request, draft), *looked(request, draft)]
 
     @shows_errors
     def load(request: gr.Request, file: str, *values: Any) -> list[Any]:
-        draft, notice = everybodys.of(request).load(_draft(*values), file)
+        draft, notice = handlers_of(request).load(_draft(*values), file)
         if notice:
             gr.Warning(escape(notice))
         return [*_controls(draft), *remembered(request, draft), *looked(request, draft)]
@@ -246,21 +248,21 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, everybodys: Finetun
     def open_handed(request: gr.Request, handed: Any) -> list[Any]:
         """What another tab hands over, for the model that is loaded."""
         draft = read_handed(handed)
-        draft = replace(draft, settings=draft.settings | {"model": everybodys.of(request).fresh().settings["model"]})
+        draft = replace(draft, settings=draft.settings | {"model": handlers_of(request).fresh().settings["model"]})
         shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
         return [*_controls(draft), *remembered(request, draft), *looked(request, draft), *shown]
 
     @shows_errors
     def save(request: gr.Request, *values: Any) -> str:
-        return everybodys.of(request).saved(_draft(*values))
+        return handlers_of(request).saved(_draft(*values))
 
     @shows_errors
     def check(request: gr.Request, *values: Any) -> Iterator[str]:
-        yield from everybodys.of(request).check(_draft(*values))
+        yield from handlers_of(request).check(_draft(*values))
 
     @shows_errors
     def start(request: gr.Request, ticket: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-        handlers = everybodys.of(request)
+        handlers = handlers_of(request)
         run = handlers.start(_draft(*values), ticket)
         gr.Info(escape(handlers.queued(run)), title="Started")
         yield handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
@@ -319,13 +321,13 @@ class _Runs:
                     self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
 
 
-def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> None:
+def _wire_runs(runs: _Runs, parts: gr.Tabs, handlers_of: Callable[[gr.Request], FinetuneHandlers]) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
 
     @shows_errors
     def opened(request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
-        handlers = everybodys.of(request)
+        handlers = handlers_of(request)
         run = handlers.exportable(str(event._data.get("id", "")))
         title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
         form = handlers.pushable(run)
@@ -335,7 +337,7 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
 
     @shows_errors
     def act(request: gr.Request, event: gr.EventData) -> Iterator[None]:
-        handlers, action, run_id = everybodys.of(request), str(event._data.get("action")), str(event._data.get("id"))
+        handlers, action, run_id = handlers_of(request), str(event._data.get("action")), str(event._data.get("id"))
         gr.Info(escape(handlers.act(action, run_id)))
         yield
         if action == "resume":
@@ -344,11 +346,11 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
 
     @shows_errors
     def export(request: gr.Request, run_id: str, kind: str) -> Iterator[str]:
-        yield from everybodys.of(request).export(run_id, kind)
+        yield from handlers_of(request).export(run_id, kind)
 
     @shows_errors
     def look_at_push(request: gr.Request, run_id: str, repo: str) -> str:
-        return everybodys.of(request).arriving(run_id, repo or "") if run_id else ""
+        return handlers_of(request).arriving(run_id, repo or "") if run_id else ""
 
     @shows_errors
     def push(
@@ -356,7 +358,7 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, everybodys: FinetuneHandlers) -> Non
         run_id: str, repo: str, public: bool,
     ) -> Iterator[str]:  # fmt: skip
         account = account_of(owner_of(request), profile, token)
-        yield from everybodys.of(request).push(run_id, repo or "", public is True, account)
+        yield from handlers_of(request).push(run_id, repo or "", public is True, account)
 
     push_form = [runs.place, runs.form, runs.repo, runs.public, runs.arriving, runs.pushed]
     runs.panel.open(opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **at_once)

@@ -20,6 +20,6 @@ def mover(store: RunStore) -> Callable[[str, str], None]:
 
     def move(before: str, after: str) -> None:
         for each in (store, uploads, adapters, traces):
-            each.hand_over(before, after)
+            each.transfer_owner(before, after)
 
     return move

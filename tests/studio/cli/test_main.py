@@ -29,7 +29,7 @@ def studio(*arguments: str, typed: str | None = None) -> Result:
 
 
 def refused(*arguments: str) -> str:
-    """What is said about a command that a person can mend."""
+    """What is said about a command that a person can fix."""
     with pytest.raises(StudioError) as caught:
         studio(*arguments)
     return str(caught.value)

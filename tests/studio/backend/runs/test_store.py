@@ -99,7 +99,7 @@ def test_a_prefix_is_enough_where_only_one_run_has_it(store):
 @pytest.mark.parametrize("run_id", ["", "../..", "%", "_", "' OR 1=1 --", "A" * 8, "\0", "a" * 37, "abc\n", "éa"])
 def test_hostile_ids_are_refused(store, run_id):
     store.create(Recipe())
-    for act in (store.get, store.delete, store.request_cancel, store.requeue, store.mark_running, store.update):
+    for act in (store.get, store.delete, store.request_cancel, store.resume, store.mark_running, store.update):
         with pytest.raises(StudioError, match="is not the id of a run"):
             act(run_id)
     assert len(store.list()) == 1
@@ -171,14 +171,14 @@ def test_resume(store):
     store.mark_running(run.id)
     store.update(run.id, step=7)
     with pytest.raises(StudioError, match="only one that ended early"):
-        store.requeue(run.id)
+        store.resume(run.id)
     store.request_cancel(run.id)
     store.finish(run.id, "cancelled")
-    again = store.requeue(run.id)
+    again = store.resume(run.id)
     assert (again.state, again.step, again.ended, again.cancel_requested) == ("queued", 7, None, False)
     store.finish(run.id, "done")
     with pytest.raises(StudioError, match="only one that ended early"):
-        store.requeue(run.id)
+        store.resume(run.id)
 
 
 def test_delete(store):
@@ -198,7 +198,7 @@ def test_a_folder_deleted_by_hand_is_said_so_and_the_row_can_go(store):
     shutil.rmtree(run.folder)
     assert not store.get(run.id).folder_exists and not run.row()["folder_exists"]
     assert list(run.events.read()) == []
-    for act in (run.recipe, lambda: store.requeue(run.id)):
+    for act in (run.recipe, lambda: store.resume(run.id)):
         with pytest.raises(StudioError, match=r"files of run .* are gone"):
             act()
     store.delete(run.id)
@@ -249,16 +249,16 @@ def test_a_damaged_database_is_kept_aside_and_made_again_from_the_folders(store)
     before = store.get(alive.id)
     (store.home / "runs" / "not-a-run").mkdir()
     (waiting.folder / "run.json").write_text("{")
-    assert store.mend() == ""
+    assert store.repair() == ""
     store.path.write_bytes(b"not a database, " * 64)
-    assert "made again out of the folders of 3 runs" in store.mend()
+    assert "made again out of the folders of 3 runs" in store.repair()
     assert next(store.home.glob("runs.sqlite3.damaged-*")).read_bytes() == b"not a database, " * 64
     again = store.get(done.id)
     assert (again.name, again.state, again.step, again.best_eval_loss) == ("rank 1", "done", 7, 2.5)
     assert again.message == "Done after 7 of 7 steps." and again.recipe().r == 1
     assert store.get(alive.id) == replace(before, queued=0)
     assert store.get(waiting.id).state == "interrupted" and store.reconcile() == []
-    assert store.mend() == "" and store.create(Recipe()).queued == 1
+    assert store.repair() == "" and store.create(Recipe()).queued == 1
 
 
 def test_who_died_after_its_last_word_has_ended_as_it_said(store, child):
@@ -279,7 +279,7 @@ def test_the_queue_goes_by_who_asked_first_whatever_the_clock_says(store, monkey
     assert [run.id for run in store.list()] == [second.id, first.id]
     store.mark_running(first.id)
     store.finish(first.id, "failed")
-    store.requeue(first.id)
+    store.resume(first.id)
     assert [run.id for run in store.queue()] == [second.id, first.id]
 
 
@@ -287,7 +287,7 @@ def test_a_run_that_begins_here_is_never_in_the_queue(store):
     run = store.create(Recipe(), begin=True)
     assert (run.state, run.pid) == ("running", os.getpid()) and not store.queue()
     store.finish(run.id, "interrupted")
-    assert store.requeue(run.id, begin=True).state == "running"
+    assert store.resume(run.id, begin=True).state == "running"
 
 
 def test_a_database_of_the_first_version_gets_an_order(store):
@@ -327,7 +327,7 @@ def test_owners_outlive_a_damaged_database(store):
     run = store.create(Recipe(), "mine", owner="user:ada")
     store.share(run.id)
     store.path.write_bytes(b"no database at all" * 100)
-    assert store.mend()
+    assert store.repair()
     again = store.get(run.id, "user:ada")
     assert (again.name, again.owner, again.shared) == ("mine", "user:ada", True)
     assert not store.share(run.id, False).shared

@@ -159,7 +159,7 @@ def test_a_run_that_ended_is_read_no_more_until_its_row_changes(store, always, m
     for _ in range(5):
         assert views.events(toy.run.id)["run"]["state"] == "interrupted"
     assert toy.run.id not in READS
-    store.requeue(toy.run.id)
+    store.resume(toy.run.id)
     store.mark_running(toy.run.id)
     toy.log(6)
     assert views.events(toy.run.id)["events"][-1]["step"] == 6

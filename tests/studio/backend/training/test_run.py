@@ -113,13 +113,13 @@ def test_a_tensor_without_gradient_is_named(settings, monkeypatch):
     """An expert projection that no token reaches, as where a wrapper is bypassed."""
     from jetmoe import experts
 
-    real = experts.peel
+    real = experts.split_adapters
 
     def blind(module, dtype):
         layer, low_rank = real(module, dtype)
         return layer, None if getattr(layer, "weight", torch.empty(0)).shape == (4, 128, 64) else low_rank
 
-    monkeypatch.setattr(experts, "peel", blind)
+    monkeypatch.setattr(experts, "split_adapters", blind)
     run = started(settings, preset="experts")
     assert "4 of 8 trained tensors of the MLP experts had no gradient" in values(run, "warning")[0]["message"]
 
@@ -151,12 +151,12 @@ def test_balance_loss_enters_the_loss(settings, plain):
 
 
 def test_the_loss_of_the_base_is_not_the_best_of_the_run(settings, monkeypatch):
-    real = train.Watcher.on_evaluate
+    real = train.RunCallback.on_evaluate
 
     def worse(self, args, state, control, metrics=None, **kwargs):
         return real(self, args, state, control, {"eval_loss": 1.0 + state.global_step}, **kwargs)
 
-    monkeypatch.setattr(train.Watcher, "on_evaluate", worse)
+    monkeypatch.setattr(train.RunCallback, "on_evaluate", worse)
     run = started(settings)
     assert [each["eval_loss"] for each in values(run, "eval")] == [1, 3, 5, 7]
     assert run.best_eval_loss == figures(run.events.read())["best_eval_loss"] == 3
@@ -269,7 +269,7 @@ def test_resuming_asks_for_the_same_data(settings):
     with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run began"):
         train.resume(run.id)
     Path(settings["data"]).unlink()
-    RunStore().requeue(run.id)
+    RunStore().resume(run.id)
     with pytest.raises(StudioError, match="There is no file"):
         train.carry_out(run.id)
 
@@ -291,7 +291,7 @@ def test_cancelling_keeps_a_checkpoint(settings, monkeypatch):
     run = cancelled_run(settings)
     assert run.state == "cancelled" and run.step < 10
     assert train.last_checkpoint(run) is not None
-    assert RunStore().requeue(run.id).state == "queued"
+    assert RunStore().resume(run.id).state == "queued"
 
 
 def test_a_run_whose_end_alone_is_missing_is_only_ended(settings):

@@ -87,7 +87,7 @@ def test_a_cancel_in_the_last_moment_of_a_slice_counts(jobs, recipe):
     run = jobs.start(recipe)
     jobs.store.mark_running(run.id)
     jobs.cancel(run.id)
-    assert jobs.store.put_back(run.id).state == "cancelled"
+    assert jobs.store.requeue(run.id).state == "cancelled"
 
 
 def test_the_supervisor_leaves_such_runs_alone(jobs, recipe):
