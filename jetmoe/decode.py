@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM, StaticKV
+from jetmoe.attention import StaticKV
+from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jetmoe.modeling import JetMoePreTrainedModel
+from transformers import PreTrainedModel
 
 FORMAT = "jetmoe-routing-trace-1"
 
@@ -207,7 +205,7 @@ class RoutingRecorder:
         ValueError: another recorder is active on the model.
     """
 
-    def __init__(self, model: JetMoePreTrainedModel, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model: Any = model.base_model
         config = model.config
         device = next(model.parameters()).device

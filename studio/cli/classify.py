@@ -125,7 +125,8 @@ class _Chosen(NamedTuple):
 
     def check(self) -> None:
         """Raises StudioError: nothing says what the labels are, or two things do."""
-        from studio.backend.adapters.find import find, is_classifier
+        from jetmoe.adapters.files import is_classifier
+        from studio.backend.adapters.find import find
 
         if not self.labels and self.adapter is None:
             raise StudioError("Say which labels there are to choose from, as in --labels spam,ham.")

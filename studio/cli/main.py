@@ -261,7 +261,8 @@ def quantize(
     double: Annotated[bool, typer.Option(help="Quantize the scales too: experts 8 % smaller.")] = False,
 ) -> None:
     """Writes the 4-bit (NF4) checkpoint of a 16-bit one; started again, it goes on where it stopped."""
-    from jetmoe.loading import CheckpointError, convert
+    from jetmoe.loading.checkpoint import CheckpointError
+    from jetmoe.loading.convert import convert
     from studio.backend.system.wheel import reading
 
     if not source.is_dir():

@@ -50,7 +50,7 @@ def kernel_table() -> str:
     """Of each projection the time of our Triton kernel and of a gather with bitsandbytes' product."""
     from triton.testing import do_bench
 
-    from jetmoe import experts
+    from jetmoe.experts import experts
     from jetmoe.nf4 import tensor as nf4
     from jetmoe.nf4 import triton as nf4_triton
 

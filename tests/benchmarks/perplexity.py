@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.loading import load
+from jetmoe.loading.load import load
 from studio.backend.models import catalog
 
 HELD_OUT = Path(__file__).parents[1] / "data" / "held_out"

@@ -4,7 +4,7 @@ import bitsandbytes.functional as bnb
 import torch
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.loading import load
+from jetmoe.loading.load import load
 from jetmoe.nf4.tensor import NF4Tensor
 from tests.builders.toy_model import toy_model
 

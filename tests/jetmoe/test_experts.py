@@ -5,18 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jetmoe.experts import (
-    JetMoeExperts,
-    Routing,
-    chosen_linear,
-    combine,
-    dispatch,
-    dispatched_linear,
-    gated_linear,
-    permute,
-    sorted_linear,
-)
-from jetmoe.modeling import JetMoeRMSNorm
+from jetmoe.experts.assignments import Routing, combine, dispatch, permute
+from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, sorted_linear
+from jetmoe.feed_forward import JetMoeRMSNorm
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import tensor as nf4
 from tests.builders.experts import dumb

@@ -17,8 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, loading
-from jetmoe.experts import JetMoeExperts
-from jetmoe.loading import INDEX, CheckpointError, RunOn, convert, load, quantized_share
+from jetmoe.experts.experts import JetMoeExperts
+from jetmoe.loading.checkpoint import INDEX, CheckpointError
+from jetmoe.loading.convert import convert
+from jetmoe.loading.devices import RunOn
+from jetmoe.loading.load import load, quantized_share
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import parts as nf4
 from jetmoe.nf4.tensor import NF4Tensor, quantize
@@ -154,7 +157,7 @@ def test_the_released_shape_takes_at_most_5_2_gib():
     with torch.device("meta"):
         model = JetMoeForCausalLM(config).bfloat16()
     total = {"rows": 0, "tiles": 0}
-    for slot in loading._slots(model, True, False, torch.bfloat16):
+    for slot in loading.slots_of(model, True, False, torch.bfloat16):
         numbers = slot.shape.numel()
         if isinstance(slot.module, JetMoeExperts):
             sizes = {kind: nf4.empty(tuple(slot.shape), device="meta", tiled=kind == "tiles").nbytes for kind in total}

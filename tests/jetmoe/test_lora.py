@@ -21,20 +21,15 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
+from jetmoe.adapters.audit import audit
+from jetmoe.adapters.files import MAX_RANK
+from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
+from jetmoe.adapters.merge import merge
+from jetmoe.adapters.switching import Adapters
+from jetmoe.adapters.wrappers import wrappers
 from jetmoe.decode import compiled_step, step
-from jetmoe.loading import load
-from jetmoe.lora import (
-    MAX_RANK,
-    AdapterError,
-    Adapters,
-    audit,
-    hot_experts,
-    lora_config,
-    mask_gradients,
-    merge,
-    require_free_routers,
-    wrappers,
-)
+from jetmoe.loading.load import load
+from jetmoe.lora import AdapterError, lora_config, require_free_routers
 from jetmoe.low_rank import split_adapters, without_adapters
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.tensor import NF4Tensor, quantize

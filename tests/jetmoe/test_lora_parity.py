@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.experts import FEW_ASSIGNMENTS
-from jetmoe.loading import load
+from jetmoe.experts.assignments import FEW_ASSIGNMENTS
+from jetmoe.loading.load import load
 from jetmoe.lora import lora_config
 from tests.builders.four_bits import WIDE, dequantized
 from tests.builders.stock import run_stock

@@ -13,7 +13,8 @@ from torch import nn
 
 from jetmoe import c_library
 from jetmoe.decode import compiled_step, step
-from jetmoe.experts import JetMoeExperts, Routing, chosen_linear, dispatch, permute, project, sorted_linear
+from jetmoe.experts.assignments import Routing, dispatch, permute
+from jetmoe.experts.experts import JetMoeExperts, chosen_linear, project, sorted_linear
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import parts as nf4
 from jetmoe.nf4.tensor import NF4Tensor, quantize

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from jetmoe.lora import CONFIG, WEIGHTS
+from jetmoe.adapters.files import CONFIG, WEIGHTS
 from studio.backend.system.wheel import BLOCK, require_space
 from studio.errors import StudioError
 

@@ -25,9 +25,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from jetmoe import JetMoeForCausalLM, loading
-from jetmoe.loading import CheckpointError
-from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, check_weights, read_config
+from jetmoe import JetMoeForCausalLM
+from jetmoe.adapters.files import CONFIG, WEIGHTS, check_weights, is_classifier, read_config
+from jetmoe.loading.checkpoint import CheckpointError, read_model_config
+from jetmoe.lora import AdapterError
 from studio.backend.adapters.files import collect, require_finite
 from studio.backend.models import catalog
 from studio.backend.runs.store import Run, RunStore, checked_name
@@ -171,14 +172,6 @@ def _folder_of(model_id: str) -> Path:
     return folder.resolve()
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether the adapter in that folder has a classification head; one that can't be read has none."""
-    with suppress(OSError, ValueError, RecursionError):
-        stored = json.loads((folder / CONFIG).read_text())
-        return isinstance(stored, dict) and "score" in (stored.get("modules_to_save") or [])
-    return False
-
-
 def _task(folder: Path) -> str:
     return "classify" if is_classifier(folder) else "chat"
 
@@ -277,7 +270,7 @@ def _blank(model_id: str) -> JetMoeForCausalLM:
         raise StudioError(f"The model {model_id} is not here yet. Load it once, then upload its adapter.")
     try:
         with torch.device("meta"):
-            return JetMoeForCausalLM(loading.read_config(folder))
+            return JetMoeForCausalLM(read_model_config(folder))
     except CheckpointError as error:
         raise StudioError(str(error)) from error
 

@@ -67,7 +67,7 @@ def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
     from transformers import AutoTokenizer
 
     from jetmoe import JetMoeForSequenceClassification
-    from jetmoe.loading import load
+    from jetmoe.loading.load import load
     from studio.backend.classification.trained import Body, TrainedClassifier, always
     from studio.backend.data.labelled import Labels
 

@@ -42,7 +42,8 @@ def settings(shape: str) -> dict[str, Any]:
 def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
     """Our model of that shape, built as a checkpoint is loaded: slice by slice, quantized on the way."""
     from jetmoe import JetMoeConfig, JetMoeForCausalLM
-    from jetmoe.loading import Stored, build
+    from jetmoe.loading.checkpoint import Stored
+    from jetmoe.loading.load import build
 
     class Random(Stored):
         def read(self, index: int | None = None) -> Tensor:

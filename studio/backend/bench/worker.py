@@ -73,7 +73,7 @@ def stock_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, fl
 
 def our_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
     from jetmoe import JetMoeForCausalLM
-    from jetmoe.loading import load
+    from jetmoe.loading.load import load
 
     quantization: Any = "nf4" if four_bit else None
     start = time.perf_counter()

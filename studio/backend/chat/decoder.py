@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
 from jetmoe.decode import Step, compiled_step, step
-from jetmoe.loading import quantized_share
+from jetmoe.loading.load import quantized_share
 from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.system.home import home
 from studio.errors import StudioError

@@ -27,7 +27,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
-from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters
+from jetmoe.adapters.files import CONFIG, WEIGHTS
+from jetmoe.adapters.switching import Adapters
+from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, find_id, is_id, require_model
 from studio.backend.chat.decoder import Decoder, keep_all
 from studio.backend.chat.queue import Line

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from jetmoe import JetMoeForCausalLM, RoutingRecorder
-from jetmoe.experts import project
+from jetmoe.experts.experts import project
 from studio.backend.chat.decoder import PREFILL_TOKENS
 from studio.backend.classification.label_prompt import LabelPrompt
 

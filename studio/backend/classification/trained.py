@@ -24,7 +24,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jetmoe import JetMoeConfig, JetMoeForSequenceClassification, RoutingRecorder, RoutingTrace
-from jetmoe.lora import CONFIG, AdapterError, Adapters, read_head
+from jetmoe.adapters.files import CONFIG, read_head
+from jetmoe.adapters.switching import Adapters
+from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, is_same_model, require_model
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.classification.head import labels_of, probabilities

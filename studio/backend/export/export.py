@@ -30,9 +30,13 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
-from jetmoe.loading import CheckpointError, is_4bit, load, stored_tensors
-from jetmoe.lora import CONFIG, WEIGHTS, AdapterError, Adapters, merge, read_config, read_head
-from studio.backend.adapters.find import Found, find, is_classifier, require_model
+from jetmoe.adapters.files import CONFIG, WEIGHTS, is_classifier, read_config, read_head
+from jetmoe.adapters.merge import merge
+from jetmoe.adapters.switching import Adapters
+from jetmoe.loading.checkpoint import CheckpointError, is_4bit, stored_tensors
+from jetmoe.loading.load import load
+from jetmoe.lora import AdapterError
+from studio.backend.adapters.find import Found, find, require_model
 from studio.backend.classification.head import labels_of
 from studio.backend.classification.probe import MAX_TOKENS, TEXT
 from studio.backend.data.labelled import Labels

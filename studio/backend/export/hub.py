@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from jetmoe.lora import CONFIG, WEIGHTS
+from jetmoe.adapters.files import CONFIG, WEIGHTS
 from studio.backend.export.export import PLACE, PROOF
 from studio.backend.system.wheel import Progress
 from studio.errors import StudioError

@@ -13,7 +13,8 @@ import psutil
 import torch
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, single_query
-from jetmoe.loading import CheckpointError, load
+from jetmoe.loading.checkpoint import CheckpointError
+from jetmoe.loading.load import load
 from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.chat.decoder import Decoder
 from studio.backend.hosting import demo

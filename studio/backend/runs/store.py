@@ -7,7 +7,7 @@
     store.finish(run.id, "done")
 
 <home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
-log.txt, checkpoints/ and adapter/, from which `repair` makes the list again. Any number of threads and processes may use
+log.txt, checkpoints/ and adapter/, from which `repair` rebuilds the list. Any number of threads and processes may use
 one store. Where the home is mounted storage, the database lies on the local disk, and the home has a copy.
 
 Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty

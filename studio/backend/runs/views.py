@@ -28,8 +28,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from jetmoe.lora import CONFIG
-from studio.backend.adapters.find import is_classifier
+from jetmoe.adapters.files import CONFIG, is_classifier
 from studio.backend.recipe import Recipe
 from studio.backend.runs.comparison import differences, side_by_side
 from studio.backend.runs.events import TrainEvent, figures

@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from jetmoe.lora import AuditRow, audit
+from jetmoe.adapters.audit import AuditRow, audit
 from studio.backend.data.labelled import shown
 from studio.backend.data.rendering import Rendered, preview
 from studio.backend.training import fsdp

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from jetmoe.lora import part_of
+from jetmoe.adapters.audit import part_of
 from studio.backend.chat.decoder import Decoder
 from studio.backend.classification.probe import Probe
 from studio.backend.data.prompt import encode_chat

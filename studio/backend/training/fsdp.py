@@ -31,7 +31,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from jetmoe.loading import is_4bit, stored_tensors
+from jetmoe.loading.checkpoint import is_4bit, stored_tensors
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, RoutingRecorder
-from jetmoe.loading import CheckpointError, read_config
-from jetmoe.lora import AdapterError, hot_experts, lora_config, mask_gradients, require_free_routers
+from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
+from jetmoe.loading.checkpoint import CheckpointError, read_model_config
+from jetmoe.lora import AdapterError, lora_config, require_free_routers
 from studio.analysis.load import assignments
 from studio.backend.classification.head import LabelledCollator, configure, head_loss
 from studio.backend.data.dataset import Dataset, Example, read, settings_of
@@ -233,7 +234,7 @@ def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
         StudioError: there is none, or it is another family's.
     """
     try:
-        config = read_config(path)
+        config = read_model_config(path)
     except CheckpointError as error:
         raise StudioError(str(error)) from error
     configure(config, labels, pad)

@@ -32,7 +32,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
-from jetmoe.lora import WEIGHTS
+from jetmoe.adapters.files import WEIGHTS
 from jetmoe.losses import IGNORED
 from studio.backend.classification import evaluation
 from studio.backend.classification.head import LengthGrouped, head_loss, measure, probabilities

@@ -17,10 +17,9 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from studio.backend.hosting import demo
 from studio.errors import StudioError
+from studio.ui.common.longest_text import longest_text
 
-MAX_TEXT = 100_000
 """Characters of one message; the context of any model here is far smaller."""
 MAX_TURNS = 400
 MAX_STORED = 1_500_000
@@ -108,12 +107,6 @@ def checked_text(text: Any, name: str = "message") -> str:
             "again."
         )
     return text.encode("utf-8", "replace").decode()
-
-
-def longest_text() -> int:
-    """Characters that a person may send at once."""
-    limits = demo.limits()
-    return limits.text if limits else MAX_TEXT
 
 
 def append_user(conversation: Conversation, text: str) -> Conversation:

@@ -7,6 +7,7 @@ texts = split_texts("one\\ntwo", one_a_line=True)
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from studio.backend.classification.label_prompt import (
 )
 from studio.backend.classification.zero_shot import LabelTask
 from studio.errors import StudioError
-from studio.ui.chat.conversation import longest_text
+from studio.ui.common.longest_text import longest_text
 
 MAX_LABELS_TEXT = MOST_LABELS * (LONGEST_LABEL + 2)
 MAX_LINES = 200
@@ -84,6 +85,20 @@ class Form:
     def task(self) -> LabelTask:
         """Raises StudioError: labels or template can't be used."""
         return LabelTask(parse_labels(self.labels), self.template, self.calibrate)
+
+    def training_data(self) -> dict[str, Any]:
+        """Return the uploaded file and its columns, for Fine-tune to train a classifier on.
+
+        Raises:
+            StudioError: there is no file, or its text and label columns are not chosen.
+        """
+        if not self.upload:
+            raise StudioError("There is no file to train on. Upload one first.")
+        if not self.column or not self.true_column or self.column == self.true_column:
+            raise StudioError("Choose the column of the texts and that of the true labels first: training uses both.")
+        columns = {"text": self.column, "label": self.true_column}
+        # The time makes every click a change of the state, even with the same file.
+        return {"upload": self.upload, "file": self.file, "columns": columns, "at": time.time()}
 
 
 LONGEST = {

@@ -17,7 +17,7 @@ from studio.ui.classify.evaluation import view as evaluation_view
 from studio.ui.classify.form import EXAMPLES, OWN, PRESETS, Form, read_form, template_name
 from studio.ui.classify.handlers import ClassifyHandlers, FileShown, Shown, Taken
 from studio.ui.common import browser
-from studio.ui.common.handed_draft import for_classifier, handed_draft
+from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.picked_adapter import NONE, still_listed
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.routing.routing_panel import nothing, routing_panel
@@ -313,7 +313,7 @@ def _wire_file(page: _Page, handlers_of: Callable[[gr.Request], ClassifyHandlers
 
     @shows_errors
     def train(*values: Any) -> Any:
-        return for_classifier(_form(values))
+        return _form(values).training_data()
 
     page.file_go.click(
         classify_file, page.form(), [page.file_result, page.kept.result, page.quality, page.cancel], preprocess=False,

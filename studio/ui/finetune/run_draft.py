@@ -16,7 +16,7 @@ from typing import Any
 
 from studio.backend.data import uploads
 from studio.backend.data.dataset import SAMPLES
-from studio.backend.recipe import Recipe
+from studio.backend.recipe import LABELLED, Recipe
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import NAMES, form_values, read_form
 
@@ -24,6 +24,8 @@ OWN_FILE = "own"
 """The source that is not a sample."""
 BUNDLED = "starter/lora_experts"
 """Where a new draft begins."""
+CLASSIFIER = "starter/classify"
+"""The recipe that trains a classifier."""
 MAX_STORED = 200_000
 OF_DATA = ("model", "task", "problem", "class_weights", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
 """The settings on which it depends what is seen of the data."""
@@ -79,6 +81,16 @@ class Draft:
         if not self.upload:
             raise StudioError("Upload a file with your rows first, or choose a sample.")
         return str(uploads.find(self.upload, owner))
+
+
+def from_handed(handed: Any) -> Draft:
+    """Return a draft that trains a classifier on the file of `Form.training_data`.
+
+    Raises:
+        StudioError: as `from_json`.
+    """
+    draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"])
+    return from_json(draft.loaded(Recipe.load(CLASSIFIER)).to_json())
 
 
 def from_json(stored: Any) -> Draft:

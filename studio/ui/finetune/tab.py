@@ -14,8 +14,7 @@ from studio.backend.data.dataset import SAMPLES
 from studio.backend.recipe import recipes
 from studio.errors import StudioError
 from studio.ui.common import browser, card
-from studio.ui.common.handed_draft import CLASSIFIER, handed_draft
-from studio.ui.common.handed_draft import read as read_handed
+from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.finetune import audit_view, data_preview
 from studio.ui.finetune.export_view import TITLES
@@ -247,7 +246,7 @@ def _wire_new_run(
     @shows_errors
     def open_handed(request: gr.Request, handed: Any) -> list[Any]:
         """What another tab hands over, for the model that is loaded."""
-        draft = read_handed(handed)
+        draft = from_handed(handed)
         draft = replace(draft, settings=draft.settings | {"model": handlers_of(request).fresh().settings["model"]})
         shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
         return [*_controls(draft), *remembered(request, draft), *looked(request, draft), *shown]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.lora import CONFIG, MAX_RANK, WEIGHTS
+from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS
 from studio.backend.adapters import files as adapter_files
 from studio.backend.adapters.find import (
     Choice,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jetmoe.experts import JetMoeExperts
+from jetmoe.experts.experts import JetMoeExperts
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker

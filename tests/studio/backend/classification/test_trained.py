@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from jetmoe import JetMoeForSequenceClassification
-from jetmoe.lora import AdapterError, Adapters, read_config
+from jetmoe.adapters.files import read_config
+from jetmoe.adapters.switching import Adapters
+from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import choices, find, import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import trained

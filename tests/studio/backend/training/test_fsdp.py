@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.loading import load
+from jetmoe.loading.load import load
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.backend.training import fsdp

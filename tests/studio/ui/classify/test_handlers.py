@@ -24,14 +24,14 @@ from studio.backend.runs.store import RunStore
 from studio.backend.training import run as train
 from studio.errors import StudioError
 from studio.registry import discover
-from studio.ui.chat.conversation import MAX_TEXT
 from studio.ui.classify import view
 from studio.ui.classify.evaluation import view as evaluation_view
 from studio.ui.classify.form import EXAMPLES, MAX_LINES, OWN, PRESETS, Form, read_form, split_texts, template_name
 from studio.ui.classify.handlers import ALONE, ONE_BY_ONE, ClassifyHandlers
 from studio.ui.common import downloads
-from studio.ui.common.handed_draft import for_classifier, read
+from studio.ui.common.longest_text import MAX_TEXT
 from studio.ui.common.trace_store import traces
+from studio.ui.finetune.run_draft import from_handed
 from studio.ui.server.identity import Identity
 from tests.builders.toy_folder import toy_folder
 
@@ -321,13 +321,13 @@ def test_the_column_of_the_true_labels_is_found_or_none(handlers, tmp_path):
 
 def test_a_file_is_handed_over_to_be_trained_on(labelled):
     form = labelled(["sport", "science"] * 20)
-    draft = read(for_classifier(form))
+    draft = from_handed(form.training_data())
     assert (draft.upload, draft.columns) == (form.upload, {"text": "mail", "label": "kind"})
     recipe = draft.recipe(["starter"])
     assert (recipe.task, recipe.format) == ("classify", "labelled") and not preview(recipe).problem
     for changes in ({"upload": ""}, {"true_column": ""}, {"true_column": "mail"}):
         with pytest.raises(StudioError, match="first"):
-            for_classifier(Form(**{**form.kept(), **changes}))
+            Form(**{**form.kept(), **changes}).training_data()
 
 
 # --- trained classifiers

@@ -1,0 +1,88 @@
+"""What an adapter trains, counted by part of the model."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jetmoe.adapters.wrappers import wrappers
+from jetmoe.lora import MOA, MOE
+from jetmoe.nf4.tensor import NF4Tensor
+
+# The rows of an audit, by the end of a parameter's name without PEFT's parts; the first that fits.
+KINDS = {
+    "attention experts": tuple(f"self_attention.{name}" for name in MOA),
+    "MLP experts": MOE,
+    "kv_proj": ("kv_proj.weight",),
+    "routers": ("router.layer.weight",),
+    "norms and biases": ("norm.weight", "bias"),
+    "embeddings and head": ("embed_tokens.weight", "lm_head.weight"),
+    "score head": ("score.weight",),
+}
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One part of a model: how many of its parameters there are, how many train, and how they are stored."""
+
+    part: str
+    parameters: int
+    trained: int
+    """Numbers that an optimizer changes: of low-rank factors, or of the part itself."""
+    rank: int
+    """0 where no adapter is."""
+    dtype: str
+    """As loaded; "nf4" for 4 bits."""
+    four_bit: float
+    """The share of its parameters in 4 bits, 0 to 1."""
+
+
+def audit(model: nn.Module) -> list[AuditRow]:
+    """What will really train, part by part, counted in the model itself."""
+    rows = []
+    ranks, trained = _trained_by_part(model)
+    counts: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            counts[part_of(name)].append(_count_and_dtype(parameter))
+    for part, tensors in counts.items():
+        total = sum(count for count, _ in tensors)
+        four_bit = sum(count for count, dtype in tensors if dtype == "nf4")
+        dtypes = ", ".join(sorted({dtype for _, dtype in tensors}))
+        rows.append(AuditRow(part, total, trained[part], ranks[part], dtypes, four_bit / total))
+    return sorted(rows, key=lambda row: [*KINDS].index(row.part))
+
+
+def part_of(name: str) -> str:
+    """The part of the model, a key of `KINDS`, that a parameter or an adapter's factor belongs to."""
+    name = re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)(?=\.)", "", name)  # PEFT's parts
+    layer, factor, _ = name.partition(".lora_")
+    plain = f"{layer}.weight" if factor else layer
+    return next(part for part, endings in KINDS.items() if plain.endswith(endings))
+
+
+def _trained_by_part(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+    ranks: dict[str, int] = defaultdict(int)
+    trained: dict[str, int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            trained[part_of(name)] += parameter.numel()
+    for name, wrapper in wrappers(model):
+        part = part_of(f"{name}.lora_")
+        for adapter in [one for one in wrapper.active_adapters if one in wrapper.lora_A]:
+            factors = [wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight]
+            size = sum(factor.numel() for factor in factors if factor.requires_grad)
+            trained[part] += round(size * getattr(wrapper, "hot_share", 1.0))
+            ranks[part] = wrapper.r[adapter]
+    return ranks, trained
+
+
+def _count_and_dtype(parameter: Tensor) -> tuple[int, str]:
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose shape is not that of the weights
+    if state is not None:
+        return torch.Size(state.shape).numel(), "nf4"
+    return parameter.numel(), "nf4" if isinstance(parameter, NF4Tensor) else str(parameter.dtype).removeprefix("torch.")

@@ -1,0 +1,193 @@
+"""The files of an adapter, checked before PEFT reads them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from jetmoe.lora import MOA, MOE, PRESETS, AdapterError
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# What a foreign adapter's configuration may say, and what must be at its default; nothing else in it is looked at.
+KEPT = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
+AT_DEFAULT = (
+    "lora_dropout",
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "modules_to_save",
+    "alora_invocation_tokens",
+    "kasa_config",
+)
+MAX_RANK = 512
+# Of an adapter that classifies: what PEFT calls its head in `modules_to_save`, and the head among the weights.
+HEADS = {"score", "classifier"}
+HEAD = "base_model.model.score.weight"
+
+
+def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
+    """An adapter's configuration, rewritten to the settings that are known here.
+
+    Args:
+        with_head: whether it may have a classification head; without one it answers.
+
+    Raises:
+        AdapterError: there is none, it is not LoRA, or it asks for what is not supported.
+    """
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        raise AdapterError(f"{Path(folder).name} holds no {CONFIG}; give the folder of a PEFT adapter.")
+    try:
+        stored = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{CONFIG} is damaged ({error}); save or download the adapter again.") from error
+    if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
+        raise AdapterError(f"What {CONFIG} describes is not a LoRA adapter; only LoRA is supported.")
+    stored = {name: value for name, value in stored.items() if value is not None}
+    if _has_head(stored):
+        if not with_head:
+            raise AdapterError("This adapter has a classification head: it sorts texts by labels and answers nothing.")
+        del stored["modules_to_save"]
+    if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
+        raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
+    if odd := [name for name, value in stored.items() if not _is_sound(name, value)]:
+        raise AdapterError(f"{CONFIG} is damaged: {', '.join(odd)} can't be such; save or download the adapter again.")
+    modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
+    here = {*PRESETS["all"].modules, *PRESETS["router"].modules, *MOA, *MOE}
+    if foreign := {*modules, *parameters} - here:
+        raise AdapterError(f"The adapter changes {', '.join(sorted(foreign))[:99]}, which JetMoE doesn't have.")
+    ranks = [stored.get("r"), *(stored.get("rank_pattern") or {}).values()]
+    if not all(type(rank) is int and 1 <= rank <= MAX_RANK for rank in ranks):
+        raise AdapterError(f"The adapter's ranks must be whole numbers from 1 to {MAX_RANK}, not {str(ranks)[:99]}.")
+    kept = {name: stored[name] for name in KEPT if name in stored}
+    return peft.LoraConfig(target_modules=modules, target_parameters=parameters or None, **kept)
+
+
+def read_head(folder: Path | str) -> Tensor:
+    """The classification head of an adapter, fp32 `[labels, D]`.
+
+    Raises:
+        AdapterError: it has none, or its file is damaged.
+    """
+    shape = _stored_shapes(Path(folder)).get(HEAD)
+    if shape is None or len(shape) != 2:
+        raise AdapterError("This adapter has no classification head: it answers. Pick one that classifies.")
+    with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
+        return weights.get_tensor(HEAD).float()
+
+
+def _has_head(stored: dict[str, Any]) -> bool:
+    names = stored.get("modules_to_save")
+    return isinstance(names, list) and "score" in names and all(name in HEADS for name in names)
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a setting has a value that it can have."""
+    if name == "lora_alpha":
+        return _is_number(value)
+    if name == "use_rslora":
+        return isinstance(value, bool)
+    if name in ("rank_pattern", "alpha_pattern"):
+        # PEFT takes the names for regular expressions, of which some never end.
+        return isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", key) and _is_number(value[key]) for key in value)
+    if name in ("target_modules", "target_parameters"):
+        return isinstance(value, str | list) and all(isinstance(target, str) for target in value)
+    return name != "task_type" or value in list(peft.TaskType)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e12
+
+
+def _list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def widened_config(config: peft.LoraConfig) -> peft.LoraConfig:
+    """With all expert tensors as targets, because PEFT wants all adapters of a model to target the same; those that the
+    adapter lacks have rank 1, stay zero and are skipped."""
+    absent = absent_targets(config)
+    return peft.LoraConfig(
+        **{name: getattr(config, name) for name in KEPT if name != "rank_pattern"},
+        rank_pattern={**(config.rank_pattern or {}), **dict.fromkeys(absent, 1)},
+        target_modules=config.target_modules,
+        target_parameters=[*MOA, *MOE],
+        inference_mode=True,
+    )
+
+
+def absent_targets(config: peft.LoraConfig) -> list[str]:
+    return [name for name in (*MOA, *MOE) if name not in (config.target_parameters or [])]
+
+
+def is_classifier(folder: Path) -> bool:
+    """Return whether the adapter has a classification head; False if its configuration can't be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        stored = json.loads((folder / CONFIG).read_text())
+        return isinstance(stored, dict) and "score" in (stored.get("modules_to_save") or [])
+    return False
+
+
+def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module) -> None:
+    """Holds the tensors' names and shapes, as the file's header has them, against those of the configuration.
+
+    Args:
+        model: whose adapter it is to be; its weights are not looked at, and may be on the meta device.
+
+    Raises:
+        AdapterError: there is no sound file, or its tensors are others.
+    """
+    stored = _stored_shapes(Path(folder))
+    stored.pop(HEAD, None)
+    absent = tuple(name.removesuffix(".weight") for name in absent_targets(config))
+    needed = {
+        name: shape
+        for name, shape in _expected_shapes(config, model).items()
+        if not name.partition(".lora_")[0].endswith(absent)
+    }
+    wrong = sorted(needed.keys() ^ stored.keys())
+    wrong += [name for name in needed.keys() & stored.keys() if needed[name] != stored[name]]
+    if wrong:
+        raise AdapterError(
+            f"{len(wrong)} of the adapter's tensors are missing, surplus or of another shape than this model's, "
+            f"such as {wrong[0][:99]}. Pick the model that it was trained on."
+        )
+
+
+def _stored_shapes(folder: Path) -> dict[str, list[int]]:
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise AdapterError(f"{folder.name} holds no {WEIGHTS}; other formats can run code when opened. Save it again.")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(f"{WEIGHTS} is damaged ({error}); save or download the adapter again.") from error
+
+
+def _expected_shapes(config: peft.LoraConfig, model: Any) -> dict[str, list[int]]:
+    """PEFT itself says them, of a model like this one that takes no memory."""
+    with torch.device("meta"), quiet_peft():
+        blank = type(model)(copy.deepcopy(model.config))
+        adapted = peft.PeftModel(blank, widened_config(config))
+    return {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT follows these patterns for parameters too, but looks for them among modules and says it found none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The following rank_pattern keys")
+        yield

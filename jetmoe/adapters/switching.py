@@ -1,0 +1,94 @@
+"""Several LoRA adapters on one model, of which one is in use."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import load_file
+
+from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, quiet_peft, read_config, widened_config
+from jetmoe.adapters.wrappers import unwrap, wrappers
+from jetmoe.lora import AdapterError
+
+
+class Adapters:
+    """The adapters of one model, of which one or none is in use; switching loads nothing."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._adapted: peft.PeftModel | None = None
+        # PEFT makes module names of an adapter's name; these are fit for that, whatever a person calls it.
+        self._modules: dict[str, str] = {}
+        self._fresh = (f"adapter_{i}" for i in count())
+        self.used: str | None = None
+        self.classifiers: set[str] = set()
+        """The names of those that come with a classification head."""
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._modules)
+
+    def load(self, folder: Path | str, name: str) -> None:
+        """Reads PEFT's files; the adapter is not used yet. One of the same name is replaced. A classification head is
+        left out: `read_head` has it.
+
+        Raises:
+            AdapterError: it is no adapter, not of this model, or asks for what is not supported.
+        """
+        config = read_config(folder, with_head=True)
+        check_weights(folder, config, self._model)  # before anything of the sizes that it asks for is built
+        weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
+        has_head = weights.pop(HEAD, None) is not None
+        with quiet_peft():
+            if self._adapted is None:
+                self._adapted = peft.PeftModel(self._model, widened_config(config), adapter_name=module)
+            else:
+                self._adapted.add_adapter(module, widened_config(config))
+        peft.set_peft_model_state_dict(self._adapted, weights, adapter_name=module)
+        if name in self.names:
+            self.remove(name)
+        self._modules[name] = module
+        if has_head:
+            self.classifiers.add(name)
+        self.use(self.used)
+
+    def use(self, name: str | None) -> None:
+        """The adapter that answers from now on; None is the model alone.
+
+        Raises:
+            AdapterError: it is not loaded.
+        """
+        module = None if name is None else self._module(name)
+        for _, wrapper in wrappers(self._model):
+            wrapper.set_adapter([] if module is None else module)
+        self._model.requires_grad_(False)
+        self.used = name
+
+    def remove(self, name: str) -> None:
+        """Frees the adapter's memory.
+
+        Raises:
+            AdapterError: it is not loaded.
+        """
+        module = self._module(name)
+        self.used = None if self.used == name else self.used
+        del self._modules[name]
+        self.classifiers.discard(name)
+        self._delete(module)
+
+    def _module(self, name: str) -> str:
+        if name not in self.names:
+            raise AdapterError(f"The adapter {name!r} is not loaded; load it first.")
+        return self._modules[name]
+
+    def _delete(self, module: str) -> None:
+        assert self._adapted is not None
+        self.use(self.used)  # of an adapter in use PEFT would put another in its place
+        if len(self._adapted.peft_config) > 1:
+            self._adapted.delete_adapter(module)
+        else:
+            unwrap(self._model)
+            self._adapted = None

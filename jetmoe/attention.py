@@ -1,0 +1,213 @@
+"""Attention of JetMoE: a mixture of attention heads (MoA), rotary positions, and the kernels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from jetmoe import single_query
+from jetmoe.config import JetMoeConfig
+from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
+from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, project, sorted_linear
+from jetmoe.feed_forward import JetMoeRouter
+
+# Queries of one call of the CPU's attention kernel, which is a quarter slower on all of a prompt's at once.
+CAUSAL_BLOCK = 128
+
+
+class StaticKV:
+    """One layer's keys and values before the current position, for a graph that writes the `new` ones itself."""
+
+    def __init__(self, keys: Tensor, values: Tensor, length: Tensor) -> None:
+        self.keys, self.values = keys, values  # [B, H, size, C]
+        self.length = length  # [1], how many of them are there
+        self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
+
+
+class JetMoeAttention(nn.Module):
+    """Attention whose query and output projections are experts, over keys and values that all experts share."""
+
+    def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = True
+        self.heads = config.num_key_value_heads
+        self.head_dim = config.kv_channels
+        self.scaling = self.head_dim**-0.5
+        # Slots of one key-value head are neighbours in our head order, as every attention kernel expects of groups.
+        self.num_key_value_groups = config.num_experts_per_tok
+        self.experts = JetMoeMoA(config)
+        self.kv_proj = nn.Linear(config.hidden_size, 2 * self.heads * self.head_dim, bias=False)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        cache: Cache | StaticKV | None = None,
+        output_attentions: bool = False,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None, Routing]:
+        B, S, _ = hidden.shape
+        K, H, C = self.num_key_value_groups, self.heads, self.head_dim
+        query, routing = self.experts.map(hidden.flatten(0, 1))  # [T, K, H * C]
+        key, value = project(self.kv_proj, hidden).view(B, S, 2 * H, C).split(H, dim=2)  # [B, S, H, C]
+        # Queries and keys turn together: one pass of rotary arithmetic instead of two.
+        turned = rotate(torch.cat([query.view(B, S, K * H, C), key], dim=2), rotary)  # [B, S, K * H + H, C]
+        query, key = turned.split([K * H, H], dim=2)
+        query = query.view(B, S, K, H, C)
+        key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
+        if isinstance(cache, StaticKV):
+            cache.new = key, value
+            known = single_query.KVView(cache.keys, cache.values, cache.length, key, value)
+            attended, attentions = single_query.attend(query, known, mask, self.scaling), None  # [B, 1, K, H, C]
+        else:
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
+            attended, attentions = self._attend(query, key, value, mask, output_attentions, **kwargs)
+        return self.experts.reduce(attended.reshape(B * S * K, H * C), routing).view(B, S, -1), attentions, routing
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, output_attentions: bool, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        B, S, K, H, C = query.shape
+        implementation = self.config._attn_implementation
+        if output_attentions and implementation not in ("eager", "sdpa"):
+            raise ValueError(f"{implementation} attention has no weights to show; use 'eager'.")
+        implementation = "eager" if output_attentions else implementation
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if implementation == "sdpa" and S == 1:
+            # A single position sees the same keys from every slot, so slots stand as query rows: no repeated keys.
+            attended = F.scaled_dot_product_attention(
+                query.view(B, K, H, C).transpose(1, 2), key, value, attn_mask=mask, dropout_p=dropout
+            )  # [B, H, K, C]
+            return attended.transpose(1, 2).unsqueeze(1), None
+        grouped = query.permute(0, 3, 2, 1, 4).reshape(B, H * K, S, C)
+        reads = mask is None and not torch.is_grad_enabled()
+        if implementation == "sdpa" and reads and S >= 2 * CAUSAL_BLOCK and query.device.type == "cpu":
+            attended = blockwise_causal_attention(grouped, key, value, dropout)  # [B, H * K, S, C]
+            return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
+        if implementation == "sdpa":
+            attended = F.scaled_dot_product_attention(
+                grouped, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=K > 1
+            )  # [B, H * K, S, C]
+            return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        attended, weights = interface(
+            self, grouped, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )  # [B, S, H * K, C]
+        if weights is not None and output_attentions:
+            weights = weights.view(B, H, K, S, -1).transpose(1, 2).flatten(1, 2)  # [B, K * H, S, keys]
+        return attended.view(B, S, H, K, C).transpose(2, 3), weights
+
+
+class JetMoeMoA(nn.Module):
+    """Mixture of attention heads: E pairs of a query and an output projection."""
+
+    def __init__(self, config: JetMoeConfig) -> None:
+        super().__init__()
+        size = config.kv_channels * config.num_key_value_heads
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+        self.input_linear = JetMoeExperts(config.num_local_experts, config.hidden_size, size)
+        self.output_linear = JetMoeExperts(config.num_local_experts, size, config.hidden_size)
+        self.router = JetMoeRouter(config)
+
+    def map(self, tokens: Tensor) -> tuple[Tensor, Routing]:
+        """Query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
+        routing = self.router(tokens)
+        if few_tokens(routing):
+            rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
+        else:
+            rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, H * C]
+            rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
+        return rows.view(len(tokens), routing.top_k, -1), routing
+
+    def reduce(self, rows: Tensor, routing: Routing) -> Tensor:
+        """Output projections of the same experts, summed by gate: `[A, H * C]` -> `[T, D]`."""
+        if few_tokens(routing):
+            return combine(chosen_linear(self.output_linear, rows, routing), routing.gates) + self.bias
+        # Weighed before the product, so that its result need not be kept for the gradient of the gates.
+        rows = rows * routing.gates.flatten().unsqueeze(1)  # [A, H * C]
+        rows = permute(rows, routing.sorted().order, routing.sorted().inverse)
+        return collect(sorted_linear(self.output_linear, rows, routing), routing) + self.bias
+
+
+def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32."""
+    theta = config.rope_parameters["rope_theta"]  # type: ignore[index]
+    exponents = torch.arange(0, config.kv_channels, 2, device=position_ids.device).float() / config.kv_channels
+    angles = position_ids.unsqueeze(-1).float() * (1.0 / theta**exponents)  # [B, S, C / 2]
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)  # [B, S, 1, C]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of `[B, S, heads, C]`; the two halves of C are the two axes that turn."""
+    if heads.requires_grad and torch.is_grad_enabled():
+        return _Rotate.apply(heads, *rotary)
+    return _rotated(heads, *rotary)
+
+
+def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the gradient turned back."""
+
+    @staticmethod
+    def forward(ctx, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.rotary = cos, sin
+        return _rotated(heads, cos, sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        cos, sin = ctx.rotary
+        return _rotated(grad, cos, -sin), None, None
+
+
+def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Causal attention `[B, H * K, S, C]` over `[B, H, S, C]`, some queries at a time over the keys up to them."""
+    visible = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).tril()
+    parts = []
+    for start in range(0, query.shape[2], CAUSAL_BLOCK):
+        end = min(start + CAUSAL_BLOCK, query.shape[2])
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, :end],
+                value[:, :, :end],
+                attn_mask=visible[start:end, :end],
+                dropout_p=dropout,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def eager_attention(
+    module: JetMoeAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention with visible weights: `[B, H * K, S, C]` -> `[B, S, H * K, C]` and `[B, H * K, S, keys]`."""
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling  # [B, H * K, S, keys]
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    attended = F.dropout(weights, dropout, module.training) @ value
+    return attended.transpose(1, 2), weights

@@ -1,0 +1,258 @@
+"""The expert layer `[E, out, in]`: the one place where tokens meet expert weights.
+
+A router decides once per layer (`Routing`), and every expert product of that layer uses the same decision: either in
+token order with only the chosen experts' weights touched (a few tokens: decode), or sorted by expert (prefill,
+training). What LoRA adapters add (`low_rank.py`) is computed beside the product. Shape letters are declared in
+`jetmoe/routing.py`; `A = T * K` are the assignments of tokens to experts.
+
+Code for compiled steps asks `is_dynamo_compiling`, not `is_compiling`: the latter is one flag for all threads, and
+plain steps run in one thread while another compiles.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jetmoe.experts.assignments import Routing, dispatch
+from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear
+from jetmoe.low_rank import LowRank, split_adapters
+from jetmoe.nf4 import cpu as nf4_cpu
+from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
+from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
+
+# Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
+FEW_ROWS = 4
+# Off until a table in tests/benchmarks/results shows it right and faster on a card: JETMOE_TRITON=1 turns it on.
+USE_TRITON = os.environ.get("JETMOE_TRITON") == "1"
+
+
+class JetMoeExperts(nn.Module):
+    """E linear maps without bias. Parameters: `weight` `[E, out, in]`, an `NF4Tensor` where it is in 4 bits."""
+
+    def __init__(self, num_experts: int, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, output_size, input_size))
+        self._parts: Parts | None = None
+
+    def parts(self) -> Parts | None:
+        """The 4-bit weight as plain tensors; None where it is not in 4 bits."""
+        # A compiled graph must not see the parameter. The plain forward before it has left its parts here.
+        if not torch.compiler.is_dynamo_compiling():
+            self._parts = self.weight.parts if isinstance(self.weight, NF4Tensor) else None
+        return self._parts
+
+    def extra_repr(self) -> str:
+        experts, output_size, input_size = self.weight.shape
+        stored = f", nf4, {stored_bytes(self.weight) / 2**20:.1f} MiB" if isinstance(self.weight, NF4Tensor) else ""
+        return f"experts={experts}, in={input_size}, out={output_size}{stored}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.weight, NF4Tensor):
+            rows = self.weight.parts.untile()._asdict()
+            destination |= {f"{prefix}weight{SUFFIXES[k]}": part for k, part in rows.items() if part is not None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args) -> None:
+        names = {field: f"{prefix}weight{suffix}" for field, suffix in SUFFIXES.items()}
+        if names["absmax"] in state_dict:
+            parts = Parts(**{field: state_dict.pop(name, None) for field, name in names.items()})
+            state_dict[names["codes"]] = NF4Tensor(parts, self.weight.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> Tensor:
+    """Each token through its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
+    layer, low_rank = split_adapters(experts, tokens.dtype)
+    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # for one expert a token nothing is copied
+        return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
+    return sorted_linear(experts, dispatch(tokens, routing), routing)
+
+
+def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
+    """Sorted assignments through `before` and then their expert: `[A, *]` and `[A, 1]` -> `[A, out]`.
+
+    `before(rows, gates)` `[n, in]` is computed again for the gradient, so that its result need not be kept.
+    """
+    layer, low_rank = split_adapters(experts, rows.dtype)
+    if _expert_by_expert(layer, rows, low_rank):
+        A, B = low_rank or (None, None)
+        weight = layer.parts() or layer.weight
+        return GatedLinear.apply(rows, gates, A, B, weight, routing.sorted(), before)
+    return sorted_linear(experts, before(rows, gates), routing)
+
+
+def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+    """Each sorted assignment through its expert, with what adapters add: `[A, in]` -> `[A, out]`."""
+    layer, low_rank = split_adapters(experts, rows.dtype)
+    if _expert_by_expert(layer, rows, low_rank):
+        return _frozen_linear(layer, low_rank, rows, routing, 1)
+    result = _sorted_product(layer.parts() or layer.weight, rows, routing)
+    if low_rank is None:
+        return result
+    return result + _sorted_product(low_rank.B, _sorted_product(low_rank.A, rows, routing), routing)
+
+
+def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+    """Each assignment through its expert, with what adapters add, in token order: `[A, in]` -> `[A, out]`; reads only
+    the chosen weights."""
+    layer, low_rank = split_adapters(experts, rows.dtype)
+    result = _chosen_product(layer, rows, routing)
+    if low_rank is None:
+        return result
+    ids = routing.experts.flatten()  # [A]
+    inner = (low_rank.A[ids].float() * rows.float().unsqueeze(1)).sum(-1)  # [A, R]
+    return result + (low_rank.B[ids].float() * inner.unsqueeze(1)).sum(-1).to(result.dtype)  # [A, out]
+
+
+def project(linear: nn.Module, rows: Tensor) -> Tensor:
+    """`linear(rows)` with what adapters add, `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor
+    fuses with its neighbours."""
+    layer, low_rank = split_adapters(linear, rows.dtype)
+    result = _project(layer, rows)
+    return result if low_rank is None else result + product(low_rank.B[0], product(low_rank.A[0], rows))
+
+
+def _project(linear: nn.Module, rows: Tensor) -> Tensor:
+    if type(linear) is nn.Linear and linear.bias is None:
+        return product(linear.weight, rows)
+    tiles = getattr(linear, "tiles", None)
+    if tiles is None or rows.device.type != "cpu" or _needs_gradient(rows):
+        return linear(rows)
+    flat = rows.reshape(-1, rows.shape[-1])
+    if len(flat) <= FEW_ROWS:
+        result = nf4_cpu.chosen_linear(flat, torch.zeros(len(flat), dtype=torch.int64), tiles)
+    else:
+        result = nf4_cpu.sorted_linear(flat, torch.tensor([len(flat)]), tiles)
+    return result.view(*rows.shape[:-1], -1)
+
+
+def product(weight: Tensor, rows: Tensor) -> Tensor:
+    """`rows @ weight.T` for `[..., in]` rows and an `[out, in]` weight."""
+    if torch.compiler.is_dynamo_compiling() and rows.shape[:-1].numel() <= FEW_ROWS:
+        return (weight.float() * rows.float().unsqueeze(-2)).sum(-1).to(rows.dtype)
+    # Flat: of a slice with more dimensions, matmul would make a batch and copy the weight for it.
+    return F.linear(rows.reshape(-1, rows.shape[-1]), weight).view(*rows.shape[:-1], -1)
+
+
+def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
+    """Whether `FrozenLinear` is the way: not for weights that learn, nor where one call does all experts."""
+    if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
+        return False
+    if isinstance(layer.weight, NF4Tensor):
+        return torch.is_grad_enabled() and (rows.requires_grad or low_rank is not None)
+    return not (rows.is_cuda and rows.dtype == torch.bfloat16)
+
+
+def _frozen_linear(layer: Any, low_rank: LowRank | None, rows: Tensor, routing: Routing, top_k: int) -> Tensor:
+    A, B = low_rank or (None, None)
+    return FrozenLinear.apply(rows, A, B, layer.parts() or layer.weight, routing.sorted(), top_k)
+
+
+def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
+    """Each sorted row through its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
+    if isinstance(weight, Parts):
+        return _sorted_nf4_linear(weight, rows, routing)
+    if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
+        return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
+    if torch.compiler.is_dynamo_compiling():
+        return _every_expert_linear(weight, rows, routing.sorted().ends)
+    parts = rows.split(routing.sorted().sizes())
+    return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])
+
+
+def _unaligned(weight: Tensor) -> bool:
+    """Whether grouped_mm refuses it: strides must be multiples of 16 bytes."""
+    return any(size * weight.element_size() % 16 for size in weight.shape[1:])
+
+
+def _chosen_product(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
+    if parts := layer.parts():
+        return _chosen_nf4_linear(parts, rows, routing)
+    weight = layer.weight  # [E, out, in]
+    if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
+        # Views of the chosen weights: gathering them would copy more bytes than the product reads.
+        chosen = routing.chosen()
+        return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
+    # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
+    chosen_weight = weight[routing.experts.flatten()]  # [A, out, in]
+    return (chosen_weight.float() * rows.float().unsqueeze(1)).sum(-1).to(rows.dtype)  # [A, out]
+
+
+def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+    """`sorted_linear` without a size that depends on data: E products over all rows, each kept where it belongs."""
+    place = torch.arange(len(rows), device=rows.device)  # [A]
+    owner = torch.searchsorted(ends, place, right=True)  # [A]
+    result = rows.new_zeros(len(rows), weight.shape[1])  # [A, out]
+    for e in range(weight.shape[0]):
+        result = torch.where((owner == e).unsqueeze(1), F.linear(rows, weight[e]), result)
+    return result
+
+
+def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
+    if parts.tiled and not _needs_gradient(rows):
+        return nf4_cpu.sorted_linear(rows, routing.sorted().ends, parts)
+    experts = enumerate(rows.split(routing.sorted().sizes()))
+    return torch.cat([_NF4Linear.apply(part, parts.expert(e)) for e, part in experts])
+
+
+def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
+    experts = routing.experts.flatten()  # [A]
+    if parts.tiled and not _needs_gradient(rows):
+        return nf4_cpu.chosen_linear(rows, experts, parts)
+    if parts.codes.device.type == "cpu":
+        ids = enumerate(routing.chosen())
+        return torch.cat([_NF4Linear.apply(rows[a : a + 1], parts.expert(e)) for a, e in ids])
+    if USE_TRITON:
+        from jetmoe.nf4 import triton as nf4_triton
+
+        return nf4_triton.chosen_linear(rows, experts, parts)
+    return gathered_nf4_linear(rows, experts, parts)
+
+
+def gathered_nf4_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
+    """Each assignment through its expert: copies a few MiB of codes on the device instead of asking which they are."""
+    chosen = parts.map(lambda part: part[experts])
+    return torch.cat([_nf4_linear(rows[a : a + 1], chosen.expert(a)) for a in range(len(rows))])
+
+
+def _needs_gradient(rows: Tensor) -> bool:
+    return rows.requires_grad and torch.is_grad_enabled()
+
+
+def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
+    """Rows `[n, in]` through one 4-bit expert -> `[n, out]`."""
+    ops = require_bitsandbytes()
+    codes, shape = parts.codes.reshape(-1, 1), list(parts.shape[1:])
+    if parts.nested_absmax is None or parts.nested_offset is None:
+        return ops.gemm_4bit(rows, codes, shape, parts.absmax.flatten(), BLOCK, "nf4")
+    return ops.gemm_4bit(
+        rows,
+        codes,
+        shape,
+        parts.nested_absmax.flatten(),
+        BLOCK,
+        "nf4",
+        absmax_8bit=parts.absmax.flatten(),
+        absmax_code=nested_code(rows.device),
+        absmax_offset=parts.nested_offset.squeeze(0),
+    )
+
+
+class _NF4Linear(torch.autograd.Function):
+    """`_nf4_linear` with a gradient for the rows; the weights have none."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, parts: Parts) -> Tensor:
+        ctx.parts = parts
+        if not len(rows):
+            return rows.new_empty(0, parts.shape[1])
+        return _nf4_linear(rows, parts.untile())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad @ ctx.parts.dequantize(grad.dtype)[0], None

@@ -1,0 +1,158 @@
+"""The files of a checkpoint: tensors by name, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jetmoe.config import JetMoeConfig
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes of the whole checkpoint."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+INDEX = "model.safetensors.index.json"
+# A head may be new: the checkpoint of a language model has none for classification.
+HEADS = ("score.weight",)
+GIB = 2**30
+
+
+class CheckpointError(ValueError):
+    """The checkpoint can't be loaded; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a checkpoint."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    """The byte of the file where it begins."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    def read(self, index: int | None = None) -> Tensor:
+        """The tensor, or the `index`-th along its first dimension."""
+        # Not mapped into memory: the pages of a map count as memory of this process.
+        shape, size = (self.shape, self.nbytes) if index is None else (self.shape[1:], self.nbytes // self.shape[0])
+        data = bytearray(size)
+        with self.file.open("rb") as opened:
+            opened.seek(self.start + size * (index or 0))
+            opened.readinto(data)
+        return torch.frombuffer(data, dtype=self.dtype).view(shape)
+
+
+def read_model_config(folder: Path) -> JetMoeConfig:
+    """Raises CheckpointError: there is none, or it is another family's."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no config.json; give the folder of a whole checkpoint.")
+    family = json.loads(file.read_text()).get("model_type")
+    if family != JetMoeConfig.model_type:
+        raise CheckpointError(f"{folder.name} is a {family!r} checkpoint, not a JetMoE; pick a JetMoE model.")
+    return JetMoeConfig.from_pretrained(folder)
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint, by name; only headers are read.
+
+    Raises:
+        CheckpointError: no safetensors are there, or some are missing, damaged or cut off; all are named.
+    """
+    tensors: dict[str, Stored] = {}
+    problems = []
+    for file in _files(folder):
+        if not file.is_file():
+            problems.append(f"{file.name} is missing")
+            continue
+        header, start = _header(file)
+        if header is None:
+            problems.append(f"{file.name} is damaged")
+            continue
+        if unknown := sorted({entry["dtype"] for entry in header.values()} - set(DTYPES)):
+            raise CheckpointError(
+                f"{file.name} holds {', '.join(unknown)}; JetMoE checkpoints are in F32, BF16 or F16."
+            )
+        size = file.stat().st_size
+        cut = [name for name, entry in header.items() if start + entry["data_offsets"][1] > size]
+        if cut:
+            problems.append(f"{file.name} is cut off in {name_list(cut)}")
+        tensors |= {
+            name: Stored(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            for name, entry in header.items()
+        }
+    if problems:
+        raise CheckpointError(f"{folder.name} is not whole: {'; '.join(problems)}. Download these files again.")
+    return tensors
+
+
+def is_4bit(stored: dict[str, Stored]) -> bool:
+    return any(name.endswith(".weight.absmax") for name in stored)
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    files = sorted(folder.glob("model*.safetensors"))
+    if files:
+        return files
+    pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)]
+    if pickles:
+        raise CheckpointError(
+            f"{folder.name} holds pickle files ({', '.join(pickles)}), which can run code when opened, and no "
+            "safetensors. Use a revision with safetensors."
+        )
+    raise CheckpointError(f"{folder} holds no model.safetensors; give the folder of a whole checkpoint.")
+
+
+def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
+    """The header of a safetensors file and where its data starts; None where it can't be read."""
+    with file.open("rb") as opened:
+        length = opened.read(8)
+        size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+        if not 0 < size <= file.stat().st_size - 8:
+            return None, 0
+        try:
+            header = json.loads(opened.read(size))
+        except ValueError:
+            return None, 0
+    if not isinstance(header, dict):
+        return None, 0
+    header.pop("__metadata__", None)
+    return header, 8 + size
+
+
+def name_list(names: Sequence[str]) -> str:
+    """All the names, those of several layers in one: `model.layers.{12-23}.mlp.bias`."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        parts = name.split(".")
+        layer = next((part for part in parts if part.isdigit()), None)
+        numbers.setdefault(name if layer is None else name.replace(f".{layer}.", ".{}.", 1), []).append(int(layer or 0))
+    return ", ".join(pattern.replace("{}", _ranges(layers)) for pattern, layers in numbers.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    whole = sorted(numbers) == list(range(min(numbers), max(numbers) + 1))
+    return f"{{{min(numbers)}-{max(numbers)}}}" if whole else f"{{{','.join(map(str, sorted(numbers)))}}}"

@@ -1,0 +1,109 @@
+"""Converts a checkpoint to 4 bits on disk, layer by layer; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from jetmoe.loading.checkpoint import (
+    INDEX,
+    CheckpointError,
+    Progress,
+    Stored,
+    is_4bit,
+    read_model_config,
+    stored_tensors,
+)
+from jetmoe.loading.slots import check_slots, quantization_config, quantized_tensors, slots_of
+
+# What a conversion was begun with; lies beside its files.
+RECEIPT = "conversion.json"
+BESIDE_WEIGHTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+# Of each tensor, enough to tell two trainings of one model apart.
+SAMPLE_BYTES = 4096
+
+
+@torch.no_grad()
+def convert(
+    folder: Path | str,
+    to: Path | str,
+    *,
+    double_quantization: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Writes the 4-bit checkpoint of a 16-bit one, a file a decoder layer; started again, it goes on where it stopped.
+
+    Raises:
+        CheckpointError: as `load`, or `to` holds what was begun from another checkpoint or with other settings.
+    """
+    from jetmoe.modeling import JetMoeForCausalLM
+
+    folder, to = Path(folder), Path(to)
+    config, stored = read_model_config(folder), stored_tensors(folder)
+    if is_4bit(stored):
+        raise CheckpointError(f"{folder.name} is 4-bit already; give the folder of the 16-bit checkpoint.")
+    with torch.device("meta"):
+        model: Any = JetMoeForCausalLM(config)
+    model.to(torch.bfloat16)
+    slots = slots_of(model, True, double_quantization, torch.bfloat16)
+    check_slots(slots, stored, False, config)
+    _begin(to, {"double_quantization": double_quantization, "source_sha256": _fingerprint(stored)})
+    done, total = 0, sum(tensor.nbytes for tensor in stored.values())
+    weight_map: dict[str, str] = {}
+    for number, (_, layer) in enumerate(groupby(slots, key=lambda slot: slot.name.split(".")[:3])):
+        name, group = f"model-{number:05d}.safetensors", list(layer)
+        if not (to / name).is_file():
+            save_file(quantized_tensors(group, stored), to / f"{name}.part", metadata={"format": "pt"})
+            (to / f"{name}.part").rename(to / name)
+        with safe_open(to / name, framework="pt") as written:
+            weight_map |= dict.fromkeys(written.keys(), name)
+        done += sum(stored[slot.name].nbytes for slot in group if slot.name in stored)
+        progress(done, total)
+    config.quantization_config = quantization_config(double_quantization)
+    config.save_pretrained(to)
+    for file in folder.iterdir():
+        if file.name in BESIDE_WEIGHTS:
+            shutil.copyfile(file, to / file.name)
+    size = sum((to / file).stat().st_size for file in set(weight_map.values()))
+    (to / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=1))
+    progress(total, total)
+
+
+def _begin(to: Path, receipt: dict[str, Any]) -> None:
+    """Raises CheckpointError: other work than the receipt's has left files there."""
+    to.mkdir(parents=True, exist_ok=True)
+    file = to / RECEIPT
+    if not file.is_file() and not list(to.glob("*.safetensors")):
+        part = to / f"{RECEIPT}.part"
+        part.write_text(json.dumps(receipt, indent=1))
+        part.rename(file)
+    elif not file.is_file() or json.loads(file.read_text()) != receipt:
+        raise CheckpointError(
+            f"{to} holds weights of another checkpoint or of other settings than asked for now; convert to another "
+            "folder, or delete this one first."
+        )
+
+
+def _fingerprint(stored: dict[str, Stored]) -> str:
+    """Of names, shapes and the beginning of every tensor, wherever the files lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stored.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        with tensor.file.open("rb") as opened:
+            opened.seek(tensor.start)
+            digest.update(opened.read(min(SAMPLE_BYTES, tensor.nbytes)))
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""Which device holds what, and running layers where their weights lie."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
+from torch import nn
+
+from jetmoe.loading.checkpoint import GIB, CheckpointError
+from jetmoe.loading.slots import Slot
+
+
+def layer_devices(
+    model: nn.Module, slots: Sequence[Slot], device: torch.device, device_map: str | dict[str, Any] | None
+) -> dict[str, torch.device]:
+    """The device of each module; "" stands for the whole model.
+
+    Raises:
+        CheckpointError: there is no such device, or it is too small.
+    """
+    if device_map == "auto":
+        from accelerate import infer_auto_device_map
+        from accelerate.utils import CustomDtype
+
+        device_map = infer_auto_device_map(
+            model,
+            no_split_module_classes=["JetMoeDecoderLayer"],
+            special_dtypes={slot.name: CustomDtype.INT4 for slot in slots if slot.quantized},
+        )
+    if isinstance(device_map, dict):
+        if "disk" in device_map.values():
+            raise CheckpointError("The model does not fit into the memory of GPUs and CPU together; use 4-bit.")
+        places = {name: as_device(place) for name, place in device_map.items()}
+        if len(set(places.values())) == 1:
+            places = {"": next(iter(places.values()))}
+    else:
+        places = {"": device}
+    for gpu in {place for place in places.values() if place.type == "cuda"}:
+        there = [slot for slot in slots if device_of(places, slot.name) == gpu]
+        _check_gpu(gpu, sum(slot.final_bytes for slot in there), any(slot.quantized for slot in there))
+    return places
+
+
+def as_device(place: str | int | torch.device) -> torch.device:
+    # A number alone is an error on a machine without GPUs.
+    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def _check_gpu(device: torch.device, needed: int, quantized: bool) -> None:
+    if not torch.cuda.is_available():
+        raise CheckpointError("There is no CUDA device on this machine; load on the CPU with device='cpu'.")
+    free, total = torch.cuda.mem_get_info(device)
+    if needed > free:
+        remedy = "offload a part with device_map='auto'" if quantized else "use quantization='nf4'"
+        raise CheckpointError(
+            f"The weights need {needed / GIB:.1f} GiB and the GPU has {free / GIB:.1f} of {total / GIB:.1f} GiB free: "
+            f"{remedy}, or free memory there."
+        )
+
+
+def device_of(places: dict[str, torch.device], name: str) -> torch.device:
+    """The device of the longest prefix of the name."""
+    while name not in places and name:
+        name = name.rpartition(".")[0]
+    return places[name]
+
+
+def dispatch_model(model: nn.Module, places: dict[str, torch.device]) -> nn.Module:
+    """Lets every part run where its weights are; parts on the CPU lend theirs to the first accelerator."""
+    if len(places) == 1:
+        return model
+    main = next((device for device in places.values() if device.type != "cpu"), torch.device("cpu"))
+    for name, device in places.items():
+        module = model.get_submodule(name)
+        for part in module if isinstance(module, nn.ModuleList) else [module]:  # a list never runs itself
+            add_hook_to_module(part, RunOn(main if device.type == "cpu" else device))
+    return model
+
+
+class RunOn(ModelHook):
+    """accelerate's hook that runs a module on a device: inputs go there, and so do weights for as long as it runs."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.at_home: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def pre_forward(self, module: nn.Module, *args, **kwargs):
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.device != self.device:
+                    self.at_home.append((part, name, parameter))
+                    part._parameters[name] = _lent(parameter, self.device)
+        return send_to_device(args, self.device), send_to_device(kwargs, self.device, skip_keys="past_key_values")
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        for part, name, parameter in self.at_home:
+            part._parameters[name] = parameter
+        self.at_home = []
+        return output
+
+
+def _lent(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    if hasattr(parameter, "quant_state"):  # of bitsandbytes, which moves the scales in place
+        return copy.deepcopy(parameter).to(device)  # type: ignore[return-value]
+    return nn.Parameter(parameter.to(device), requires_grad=False)
