@@ -1,6 +1,6 @@
 """What LoRA adapters add to linear maps: `B (A x)` beside the product, never `W + B A`.
 
-    layer, low_rank = split_adapters(module, torch.bfloat16)   # the layer under PEFT's wrappers, and its active adapters
+    layer, low_rank = split_adapters(module, torch.bfloat16)    # the layer under PEFT's wrappers, its active adapters
 
 Adapters are PEFT's own modules and files; here their factors are read. `lora_A` is `[E * R, in]` with the expert
 slowest, `lora_B` `[out, R * E]` with the expert fastest. Several active adapters stand side by side along R. Shape

@@ -19,8 +19,8 @@ class FrozenLinear(torch.autograd.Function):
     """Sorted rows through E frozen maps and the factors beside them, one expert at a time.
 
     With `top_k` above 1 the rows are tokens `[T, in]`, gathered where they are needed: K copies of them would be kept
-    for the backward pass otherwise. An expert's rows are taken with padding behind them (`padded_spans`). What comes out
-    of the padding is overwritten by the next expert; where sums are made, the padding holds zeros.
+    for the backward pass otherwise. An expert's rows are taken with padding behind them (`padded_spans`). The result of
+    the padding is overwritten by the next expert; where sums are made, the padding holds zeros.
     """
 
     @staticmethod

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from studio.backend.runs.store import Run, RunStore
+    from studio.backend.runs.run import Run
+    from studio.backend.runs.store import RunStore
 
 runs_app = typer.Typer(no_args_is_help=True, help="Training runs: list, show, cancel and compare them.")
 

@@ -18,7 +18,7 @@ from studio.cli.runs import Json, RunId
 
 if TYPE_CHECKING:
     from studio.backend.runs.events import TrainEvent
-    from studio.backend.runs.store import Run
+    from studio.backend.runs.run import Run
 
 EVALUATED = {
     "eval_loss": "loss", "eval_accuracy": "accuracy", "eval_macro_f1": "macro-F1",

@@ -24,7 +24,7 @@ from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.system.home import home
 from studio.backend.training import run as train
 from studio.errors import StudioError

@@ -8,7 +8,8 @@ import torch
 from jetmoe import JetMoeForCausalLM
 from jetmoe.lora import lora_config
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 
 
 def make_adapter(base: Path, folder: Path, seed: int, preset: str = "all", std: float = 0.2) -> Path:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 
 HOSTILE = ("<img src=x onerror=window.__p=1>", "${window.__p=1}", "{{constructor.constructor('window.__p=1')()}}")
 SENTENCE = (

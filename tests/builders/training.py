@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.training import run as train
 from tests.builders.toy_folder import toy_folder, toy_rows
 

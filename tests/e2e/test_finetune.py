@@ -18,7 +18,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.backend.bench.viewers import viewers
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import RunStore, is_alive
+from studio.backend.runs.run import is_alive
+from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 from tests.builders.adapters import make_adapter
 from tests.builders.fake_hub import REPO, FakeHub, serving_hub

@@ -31,7 +31,8 @@ from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.files import collect, require_finite
 from studio.backend.models import catalog
-from studio.backend.runs.store import Run, RunStore, checked_name
+from studio.backend.runs.run import Run, checked_name
+from studio.backend.runs.store import RunStore
 from studio.backend.system.home import home
 from studio.backend.system.wheel import sha256
 from studio.errors import StudioError

@@ -35,7 +35,8 @@ import psutil
 from studio.backend.bench.report import Report, machine
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.system.home import home
 from studio.errors import StudioError
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,19 +25,20 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from jetmoe import JetMoeForCausalLM, RoutingTrace
+from jetmoe import RoutingTrace
 from jetmoe.adapters.files import CONFIG, WEIGHTS
 from jetmoe.adapters.switching import Adapters
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, find_id, is_id, require_model
+from studio.backend.chat.answer import Answer
 from studio.backend.chat.decoder import Decoder, keep_all
-from studio.backend.chat.queue import Line
-from studio.backend.chat.sampling import Sampler, Sampling
-from studio.backend.chat.text_stream import StopTexts, TokenTexts, token_texts
-from studio.backend.data.prompt import Messages, Prompt, fit_prompt
+from studio.backend.chat.events import TokenEvent
+from studio.backend.chat.queue import Queue
+from studio.backend.chat.sampling import Sampling
+from studio.backend.chat.text_stream import token_texts
+from studio.backend.data.prompt import Messages, fit_prompt
 from studio.backend.models import catalog, placement
 from studio.backend.models.placement import Placement, Precision
-from studio.backend.runs.events import Timing, TokenEvent
 from studio.backend.system.wheel import Progress, reading
 from studio.errors import StudioError
 
@@ -85,7 +85,7 @@ class Engine:
 
     def __init__(self, compile_steps: bool = True) -> None:
         self.compile_steps = compile_steps
-        self._line = Line()
+        self._queue = Queue()
         self._status = EngineStatus()
         self._decoder: Decoder | None = None
         self._adapters: Adapters | None = None
@@ -100,7 +100,7 @@ class Engine:
         decoder = self._decoder
         if decoder is None or self._status.state != "ready":
             return self._status
-        return replace(self._status, speed=decoder.compiled.text, memory=placement.line(decoder))
+        return replace(self._status, speed=decoder.compiled.text, memory=memory_text(decoder))
 
     def start_loading(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
         """Loads in the background; `status` tells how far it is, and so does `progress`.
@@ -151,7 +151,7 @@ class Engine:
             StudioError: no model is ready, there is no such adapter, or it is of another model.
         """
         found = find(run_or_folder)
-        with self._line.join() as ticket:  # no answer is changed while it is written
+        with self._queue.join() as ticket:  # no answer is changed while it is written
             for _ in ticket.wait():
                 pass
             self._ready()
@@ -166,7 +166,7 @@ class Engine:
         Raises:
             StudioError: no model is ready, there is no such adapter, or it is of another model.
         """
-        with self._line.join() as ticket:
+        with self._queue.join() as ticket:
             for _ in ticket.wait():
                 pass
             self._ready()
@@ -174,7 +174,7 @@ class Engine:
 
     def remove_adapter(self, name: str) -> None:
         """Frees the memory of an adapter; one that is not loaded is none to free."""
-        with self._line.join() as ticket:
+        with self._queue.join() as ticket:
             for _ in ticket.wait():
                 pass
             self._drop(name)
@@ -199,7 +199,7 @@ class Engine:
             StudioError: no model is ready, the adapter can't be had, or the messages can't be answered.
         """
         cancel = cancel or threading.Event()
-        with self._line.join() as ticket:
+        with self._queue.join() as ticket:
             for ahead in ticket.wait(cancel.is_set):
                 yield TokenEvent("queued", place=ahead)
             if cancel.is_set():
@@ -213,7 +213,7 @@ class Engine:
         Raises:
             StudioError: no model is ready, the adapter can't be had, or the tokens are not of its vocabulary.
         """
-        with self._line.join() as ticket:
+        with self._queue.join() as ticket:
             for _ in ticket.wait():
                 pass
             return self._trace(list(token_ids), prompt_tokens, adapter)
@@ -226,7 +226,7 @@ class Engine:
         Raises:
             StudioError: no model is ready, or the adapter can't be had; adapters as of `generate`.
         """
-        with self._line.join() as ticket:
+        with self._queue.join() as ticket:
             for _ in ticket.wait(cancelled):
                 pass
             if cancelled():
@@ -251,7 +251,7 @@ class Engine:
         yield from self._switch(adapter)
         self._require_answers(adapter)
         with placement.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
-            yield from _Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
+            yield from Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
 
     def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
         decoder, tokenizer = self._ready()
@@ -335,14 +335,14 @@ class Engine:
 
         try:
             path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
-            with self._line.join() as ticket:  # an answer that is being written is finished first
+            with self._queue.join() as ticket:  # an answer that is being written is finished first
                 for _ in ticket.wait():
                     pass
                 report("loading", 0.0, "Loading the weights …")
                 self._unload()
                 place = placement.placement(catalog.entry(model_id), precision)
                 read = reading(lambda fraction, text: report("loading", fraction, text))
-                self._decoder, self._tokenizer = _load_decoder(path, place, read)
+                self._decoder, self._tokenizer = load_decoder(path, place, read)
                 self._adapters = Adapters(self._decoder.model)
                 self._status = self._ready_status(model_id, place)
             keep_all()
@@ -383,78 +383,16 @@ class Engine:
                 torch.cuda.empty_cache()
 
 
-class _Answer:
-    """One answer while it is written."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer: PreTrainedTokenizerFast,
-        prompt: Prompt,
-        sampling: Sampling,
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self.decoder = decoder
-        self.tokenizer = tokenizer
-        self.prompt = prompt
-        self.cancelled = cancelled
-        self.seeded = sampling.seed is not None
-        self.sampler = Sampler(sampling)
-        self.limit = min(sampling.max_new_tokens, decoder.context_size - len(prompt.token_ids))
-        self.stop_texts = StopTexts(sampling.stop)
-        self.ends = _end_tokens(decoder.model)
-        self.started = time.perf_counter()
-        self.first_at = 0.0
-        self.count = 0
-
-    def events(self) -> Iterator[TokenEvent]:
-        for notice in self.prompt.notices:
-            yield TokenEvent("notice", notice)
-        # A seed promises the same answer again, down to the last bit of the logits that are sampled from.
-        logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled, reuse=not self.seeded)
-        prompt_tokens = len(self.prompt.token_ids)
-        texts = token_texts(self.tokenizer, self.decoder.token_ids)
-        yield TokenEvent("prompt", trace=self.decoder.trace(texts, prompt_tokens), timing=self._timing())
-        finish: Literal["stop", "length", "cancelled"] = "cancelled"
-        texts_of_answer = TokenTexts(self.tokenizer)
-        while not self.cancelled():
-            if self.count >= self.limit:
-                finish = "length"
-                break
-            seen = torch.tensor([self.decoder.token_ids])
-            token_id, logprob = self.sampler.choose(logits, seen)
-            if token_id in self.ends:
-                finish = "stop"
-                break
-            logits = self.decoder.step(token_id)
-            self._count_token()
-            text = texts_of_answer.push(token_id)
-            trace = self.decoder.trace([text], prompt_tokens, start=len(self.decoder.token_ids) - 1)
-            yield TokenEvent("token", self.stop_texts.push(text), token_id, logprob, trace, self._timing())
-            if self.stop_texts.reached:
-                finish = "stop"
-                break
-        if finish == "length":
-            yield TokenEvent("notice", f"The answer was cut at {self.count} tokens; raise max_new_tokens for more.")
-        yield TokenEvent("done", self.stop_texts.rest(), timing=self._timing(), finish=finish)
-
-    def _count_token(self) -> None:
-        self.count += 1
-        if self.count == 1:
-            self.first_at = time.perf_counter()
-
-    def _timing(self) -> Timing:
-        since_first = time.perf_counter() - self.first_at
-        return Timing(
-            prompt_tokens=len(self.prompt.token_ids),
-            new_tokens=self.count,
-            context_size=self.decoder.context_size,
-            ttft_s=self.first_at - self.started if self.count else 0.0,
-            decode_tok_s=(self.count - 1) / since_first if self.count > 1 else 0.0,
-        )
+def memory_text(decoder: Decoder) -> str:
+    """Return such as "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
+    parts = [f"weights {decoder.weight_bytes / placement.GIB:.2f} GiB"]
+    if decoder.cache_bytes:
+        parts.append(f"cache {decoder.cache_bytes / placement.GIB:.2f} GiB")
+    share = decoder.quantized_share
+    return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
 
-def _load_decoder(
+def load_decoder(
     path: Path, place: Placement, progress: Callable[[int, int], None]
 ) -> tuple[Decoder, PreTrainedTokenizerFast]:
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -469,10 +407,3 @@ def _state(folder: Path) -> tuple[int, ...]:
     """Other numbers once an adapter's files are other ones."""
     files = [(folder / name).stat() for name in (CONFIG, WEIGHTS) if (folder / name).is_file()]
     return tuple(number for file in files for number in (file.st_ino, file.st_mtime_ns, file.st_size))
-
-
-def _end_tokens(model: JetMoeForCausalLM) -> set[int]:
-    ends: set[int] = set()
-    for end in (model.config.eos_token_id, model.generation_config.eos_token_id):
-        ends.update([end] if isinstance(end, int) else end or [])
-    return ends

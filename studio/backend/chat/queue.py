@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Line:
+class Queue:
     """`with line.join() as ticket: for place in ticket.wait(): ...` holds the model from the end of `wait` on."""
 
     def __init__(self) -> None:

@@ -20,9 +20,9 @@ import torch
 from jetmoe import RoutingTrace
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.engine import Engine, EngineStatus
+from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.sampling import Sampling
 from studio.backend.data.prompt import Messages, fit_prompt
-from studio.backend.runs.events import TokenEvent
 from studio.backend.system import zero_gpu
 from studio.errors import StudioError
 

@@ -28,7 +28,8 @@ from studio.backend.classification.text_routing import expert_counts
 from studio.backend.data.formats.labelled import labels as names_of
 from studio.backend.data.labelled import Target, Truth, target_of
 from studio.backend.data.rows import BadRow, Problem
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 
 FILE = "evaluation.json"

@@ -43,7 +43,7 @@ from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import pad_id
 from studio.backend.data.prompt import encode_plain
 from studio.backend.models import catalog, placement
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.system.wheel import Progress, reading, require_space
 from studio.backend.training.prepare import labelled_config
 from studio.backend.training.run import DATA

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.export.export import PROOF, export
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.system.process import run_json
 from studio.errors import StudioError
 

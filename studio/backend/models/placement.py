@@ -16,7 +16,6 @@ from jetmoe import JetMoeConfig, JetMoeForCausalLM, single_query
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.loading.load import load
 from jetmoe.nf4 import cpu as nf4_cpu
-from studio.backend.chat.decoder import Decoder
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.models.catalog import ModelEntry
@@ -104,15 +103,6 @@ def default_dtype(device: str) -> torch.dtype:
     if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
-
-
-def line(decoder: Decoder) -> str:
-    """ "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
-    parts = [f"weights {decoder.weight_bytes / GIB:.2f} GiB"]
-    if decoder.cache_bytes:
-        parts.append(f"cache {decoder.cache_bytes / GIB:.2f} GiB")
-    share = decoder.quantized_share
-    return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import figures
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.errors import StudioError
 
 

@@ -1,6 +1,4 @@
-"""The events of an answer and of a training run: the page, the command line and the API all consume these.
-
-for event in engine.generate(messages, sampling): ...     # TokenEvent
+"""The events of a training run, one JSON line each.
 
 log = EventLog(run.folder / "events.jsonl")
 log.append("log", step=10, values={"loss": 2.5})
@@ -15,50 +13,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:  # reading the events of a run must not wait for torch
-    from jetmoe.routing import RoutingTrace
+from typing import IO, Any, Literal
 
 BLOCK = 64 * 1024
 TrainKind = Literal[
     "log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "resumed", "done", "failed", "cancelled"
 ]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Measured by the engine; seconds, tokens and tokens per second."""
-
-    prompt_tokens: int
-    new_tokens: int
-    context_size: int
-    ttft_s: float
-    """From the start of the prefill to the first token."""
-    decode_tok_s: float
-    """Tokens after the first, per second; 0.0 while there is only one."""
-
-
-@dataclass(frozen=True)
-class TokenEvent:
-    """One step of an answer.
-
-    kind:
-        queued: another answer is being written; `place` is 1 for the next in line. May come several times.
-        notice: `text` is a sentence for the person (older turns were dropped, answer cut at the limit ...).
-        prompt: the prompt has been read; `trace` holds the rows of all its tokens.
-        token: `text` is what the token adds (may be ""), `trace` holds its one row.
-        done: the answer is complete; `text` is what was held back, `finish` says why it ended.
-    """
-
-    kind: Literal["queued", "notice", "prompt", "token", "done"]
-    text: str = ""
-    token_id: int | None = None
-    logprob: float | None = None
-    trace: RoutingTrace | None = None
-    timing: Timing | None = None
-    place: int = 0
-    finish: Literal["", "stop", "length", "cancelled"] = ""
 
 
 @dataclass(frozen=True)

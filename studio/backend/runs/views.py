@@ -32,7 +32,8 @@ from jetmoe.adapters.files import CONFIG, is_classifier
 from studio.backend.recipe import Recipe
 from studio.backend.runs.comparison import differences, side_by_side
 from studio.backend.runs.events import TrainEvent, figures
-from studio.backend.runs.store import Run, RunStore, in_queue
+from studio.backend.runs.run import Run, in_queue
+from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 
 READ_EVERY_S = 1.0

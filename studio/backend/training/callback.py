@@ -20,7 +20,8 @@ from studio.backend.chat.decoder import Decoder
 from studio.backend.classification.probe import Probe
 from studio.backend.data.prompt import encode_chat
 from studio.backend.runs.events import TrainEvent, TrainKind
-from studio.backend.runs.store import Ending, Run, RunStore
+from studio.backend.runs.run import Ending, Run
+from studio.backend.runs.store import RunStore
 from studio.backend.training import fsdp
 from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError

@@ -27,7 +27,9 @@ from filelock import FileLock, Timeout
 from studio.backend.data.uploads import clean
 from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import DamagedStore, Ending, Run, RunStore, recorded_outcome
+from studio.backend.runs.database import DamagedStore
+from studio.backend.runs.run import Ending, Run, recorded_outcome
+from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
 from studio.backend.system.wheel import require_space

@@ -41,7 +41,8 @@ from studio.backend.data.packing import pad_id
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
-from studio.backend.runs.store import Ending, Run, RunStore
+from studio.backend.runs.run import Ending, Run
+from studio.backend.runs.store import RunStore
 from studio.backend.system.wheel import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 import torch
 
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.system import zero_gpu
 from studio.backend.training.queue import Jobs
 from studio.backend.training.run import carry_out

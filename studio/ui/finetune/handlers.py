@@ -28,7 +28,7 @@ from studio.backend.export import hub, kept
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.system.process import run_json
 from studio.backend.training.queue import name_for
 from studio.errors import StudioError

@@ -21,7 +21,7 @@ from studio.ui.finetune.export_view import TITLES
 from studio.ui.finetune.handlers import FIELDS, FORMATS, Column, FinetuneHandlers
 from studio.ui.finetune.pushing import account_of
 from studio.ui.finetune.recipe_form import NAMES, RecipeForm
-from studio.ui.finetune.run_draft import BUNDLED, OWN_FILE, Draft, from_json
+from studio.ui.finetune.run_draft import BUNDLED, CLASSIFIER, OWN_FILE, Draft, from_handed, from_json
 from studio.ui.finetune.runs.runs_panel import opened as show_run
 from studio.ui.finetune.runs.runs_panel import runs_panel
 from studio.ui.server.identity import owner_of

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from studio.backend.bench import report as bench
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.cli.main import app
 from studio.errors import StudioError
 from tests.builders.adapters import finished_run

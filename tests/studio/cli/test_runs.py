@@ -44,7 +44,7 @@ def test_a_dead_run_is_not_listed_as_running(store, monkeypatch):
     run = store.create(Recipe())
     store.mark_running(run.id)
     assert json.loads(runs("list", "--json"))[0]["state"] == "running"
-    monkeypatch.setattr("studio.backend.runs.store._began", lambda pid: None)
+    monkeypatch.setattr("studio.backend.runs.run.process_created", lambda pid: None)
     assert json.loads(runs("list", "--json"))[0]["state"] == "interrupted"
 
 

@@ -23,7 +23,7 @@ from studio.backend.data.labelled import encode
 from studio.backend.export import export as exporting
 from studio.backend.export.export import export
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
 from studio.errors import StudioError

@@ -19,7 +19,8 @@ from jetmoe.loading.load import load, quantized_share
 from studio.backend.export import export as exporting
 from studio.backend.export.export import export, prove
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 from tests.builders.adapters import finished_run, make_adapter
 from tests.builders.stock import run_stock

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import RunStore, is_alive
+from studio.backend.runs.run import is_alive
+from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.training import queue as jobs
 from studio.backend.training.queue import Jobs

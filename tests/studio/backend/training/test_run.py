@@ -26,7 +26,8 @@ from jetmoe import JetMoeForCausalLM
 from studio.backend.data.packing import Collator
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import figures
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from jetmoe import JetMoeForCausalLM
 from studio.backend.data.packing import Collator
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
 from tests.builders.toy_folder import toy_folder

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run
+from studio.backend.runs.run import Run
 from studio.backend.training import run as train
 from studio.backend.training import zero_gpu_slices
 from studio.backend.training.queue import Jobs

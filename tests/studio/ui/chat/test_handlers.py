@@ -12,8 +12,8 @@ import pytest
 
 from studio.analysis.flips import flips
 from studio.backend.chat.engine import Engine, Sampling
+from studio.backend.chat.events import TokenEvent
 from studio.backend.recipe import Recipe
-from studio.backend.runs.events import TokenEvent
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 from studio.ui.chat import answering

@@ -22,7 +22,8 @@ from studio.backend.data import uploads
 from studio.backend.export import kept
 from studio.backend.hosting.exposure import AUTH, Exposure
 from studio.backend.recipe import Recipe
-from studio.backend.runs.store import Run, RunStore
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
 from studio.backend.training.queue import Jobs
 from studio.ui.common.trace_store import traces
 from studio.ui.finetune import handlers

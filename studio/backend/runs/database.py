@@ -1,0 +1,170 @@
+"""The sqlite3 file of the runs: schema, migrations, connections, and what its errors mean."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from studio.backend.system.home import local
+from studio.errors import StudioError
+
+DATABASE = "runs.sqlite3"
+BUSY_S = 15.0
+SWITCHES = 100
+SCHEMA = 3
+TABLE = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
+    created REAL NOT NULL, started REAL, ended REAL, pid INTEGER, pid_created REAL,
+    step INTEGER NOT NULL DEFAULT 0, best_eval_loss REAL, message TEXT NOT NULL DEFAULT '',
+    cancel_requested INTEGER NOT NULL DEFAULT 0, queued INTEGER NOT NULL DEFAULT 0,
+    owner TEXT NOT NULL DEFAULT '', shared INTEGER NOT NULL DEFAULT 0
+);
+PRAGMA user_version = 3;
+COMMIT;
+"""
+# What each version lacks: the first had no order of its own in the queue, the second nobody whose the runs are.
+CHANGES = {
+    1: ("ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0", "UPDATE runs SET queued = rowid"),
+    2: (
+        "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE runs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0",
+    ),
+}
+
+
+class DamagedStore(StudioError):
+    """The database can't be read as one; `recovery.repair` makes a new one."""
+
+
+class Database:
+    """The database of one home: in the home itself, or, where that is mounted storage, on the local disk with a copy in
+    the home.
+
+    Args:
+        busy_s: seconds to wait for others who write.
+    """
+
+    def __init__(self, path: Path, copy: Path | None, busy_s: float) -> None:
+        self.path = path
+        self.copy = copy
+        self.busy_s = busy_s
+        self._copied: tuple[int, ...] = ()
+
+    @classmethod
+    def of_home(cls, home: Path, busy_s: float = BUSY_S) -> Database:
+        path = local(home) / DATABASE
+        return cls(path, home / DATABASE if path.parent != home else None, busy_s)
+
+    @contextmanager
+    def open(self) -> Iterator[sqlite3.Connection]:
+        """Open one connection and one transaction: threads and processes never share one.
+
+        Raises:
+            StudioError: the database is locked, damaged or can't be written.
+        """
+        make_folder(self.path.parent)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=self.busy_s)) as db, db:
+                db.row_factory = sqlite3.Row
+                prepare(db)
+                yield db
+        except sqlite3.Error as error:
+            if code_of(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DamagedStore(
+                    f"{self.path} is damaged. An open studio makes the list of runs again out of their folders, and so "
+                    "does `python -m studio runs list`; the damaged file is kept. Try again in a moment."
+                ) from error
+            if sentence := sentence_of(error, self.path):
+                raise StudioError(sentence) from error
+            raise
+
+    def beside(self) -> Database:
+        """Return a new database in the same folder, to take the place of this one or of its copy."""
+        return Database(self.path.with_name(f"{uuid.uuid4().hex}.sqlite3"), None, self.busy_s)
+
+    def keep_copy(self) -> None:
+        """Copy the database into a home of mounted storage, if it has changed since the last copy.
+
+        Raises:
+            StudioError: the home can't be written.
+        """
+        if self.copy is None or not self.path.exists():
+            return
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        now = tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+        if now == self._copied:
+            return
+        whole, part = self.beside().path, self.copy.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+        try:
+            with self.open() as db, closing(sqlite3.connect(whole)) as target:
+                db.backup(target)
+            shutil.copyfile(whole, part)
+            part.replace(self.copy)
+            self._copied = now
+        except OSError as error:
+            raise StudioError(f"{self.copy} can't be written ({error.strerror}). Check the mounted storage.") from error
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "Check its permissions and the disk, or set STUDIO_HOME to another folder."
+        raise StudioError(f"{folder} can't be made ({error.strerror}). {remedy}") from error
+
+
+def prepare(db: sqlite3.Connection) -> None:
+    version = _version(db)
+    if version > SCHEMA:
+        raise StudioError("The list of runs was written by a newer studio. Update this one.")
+    if not version:
+        _write_ahead(db)
+        db.executescript(TABLE)
+    elif version < SCHEMA:
+        db.execute("BEGIN IMMEDIATE")
+        for each in range(_version(db), SCHEMA):  # anew: another process may have come first
+            for statement in CHANGES[each]:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.commit()
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself for another process that switches the same new database."""
+    for left in reversed(range(SWITCHES)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not left or code_of(error) != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(0.05)
+
+
+def sentence_of(error: sqlite3.Error, path: Path) -> str:
+    """What a person can do about it; empty where nothing, because it is a bug."""
+    code = code_of(error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"Another program keeps {path} locked. Close it, or try again in a moment."
+    if code == sqlite3.SQLITE_FULL:
+        return f"The disk is full, so {path} can't be written. Free some space."
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        return f"{path} can't be read and written. Check the permissions of it and its folder, and the disk."
+    return ""
+
+
+def code_of(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the number only tells variants apart
