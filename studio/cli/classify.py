@@ -28,7 +28,7 @@ from studio.errors import StudioError
 if TYPE_CHECKING:
     from studio.backend.classification.files import LabelledRow, Predict
     from studio.backend.classification.zero_shot import Prediction
-    from studio.backend.system.wheel import Progress
+    from studio.backend.system.progress import Progress
 
 classify_app = typer.Typer(no_args_is_help=True, help="Classification of texts, without training or by a trained head.")
 

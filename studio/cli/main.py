@@ -263,7 +263,7 @@ def quantize(
     """Writes the 4-bit (NF4) checkpoint of a 16-bit one; started again, it goes on where it stopped."""
     from jetmoe.loading.checkpoint import CheckpointError
     from jetmoe.loading.convert import convert
-    from studio.backend.system.wheel import reading
+    from studio.backend.system.progress import reading
 
     if not source.is_dir():
         raise StudioError(f"There is no folder {source}. Check the spelling.")

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS
-from studio.backend.system.wheel import BLOCK, require_space
+from studio.backend.system.files import BLOCK, require_space
 from studio.errors import StudioError
 
 MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 4 << 30}

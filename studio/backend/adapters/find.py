@@ -33,8 +33,8 @@ from studio.backend.adapters.files import collect, require_finite
 from studio.backend.models import catalog
 from studio.backend.runs.run import Run, checked_name
 from studio.backend.runs.store import RunStore
+from studio.backend.system.files import atomic_write, sha256
 from studio.backend.system.home import home
-from studio.backend.system.wheel import sha256
 from studio.errors import StudioError
 
 ABOUT = "about.json"
@@ -240,9 +240,7 @@ def transfer_owner(before: str, after: str) -> None:
     try:
         for upload in _list_uploads():
             if upload.owner == before:
-                fresh = upload.folder / f"{ABOUT}.part"
-                fresh.write_text(_about(replace(upload, owner=after)))
-                fresh.replace(upload.folder / ABOUT)
+                atomic_write(upload.folder / ABOUT, _about(replace(upload, owner=after)))
     except OSError as error:
         raise _unwritable(error) from error
 

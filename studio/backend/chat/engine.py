@@ -39,7 +39,7 @@ from studio.backend.chat.text_stream import token_texts
 from studio.backend.data.prompt import Messages, fit_prompt
 from studio.backend.models import catalog, placement
 from studio.backend.models.placement import Placement, Precision
-from studio.backend.system.wheel import Progress, reading
+from studio.backend.system.progress import Progress, reading
 from studio.errors import StudioError
 
 __all__ = ["Engine", "EngineStatus", "Sampling"]

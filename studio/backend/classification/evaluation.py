@@ -30,6 +30,7 @@ from studio.backend.data.labelled import Target, Truth, target_of
 from studio.backend.data.rows import BadRow, Problem
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
+from studio.backend.system.files import atomic_write
 from studio.errors import StudioError
 
 FILE = "evaluation.json"
@@ -66,7 +67,7 @@ def of_run(run: Run | str) -> Report | None:
 def write(report: Report, run: Run) -> None:
     """Raises StudioError: the disk is full."""
     try:
-        (run.folder / FILE).write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        atomic_write(run.folder / FILE, json.dumps(report, ensure_ascii=False))
     except OSError as error:
         raise StudioError(
             f"{run.folder / FILE} can't be written ({error.strerror}). Free some space and resume the run: its last "

@@ -27,7 +27,7 @@ from studio.backend.classification.zero_shot import Prediction
 from studio.backend.data.formats import needed_text
 from studio.backend.data.formats.labelled import FORMAT as LABELLED
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
-from studio.backend.system.wheel import Progress
+from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
 Predict = Callable[[list[str]], Iterable[Prediction]]

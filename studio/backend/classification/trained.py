@@ -34,7 +34,7 @@ from studio.backend.data.labelled import Labels, encode
 from studio.backend.data.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.data.prompt import check_text
 from studio.backend.models import catalog, placement
-from studio.backend.system.wheel import Progress, reading
+from studio.backend.system.progress import Progress, reading
 from studio.errors import StudioError
 
 if TYPE_CHECKING:

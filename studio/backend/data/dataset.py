@@ -21,7 +21,7 @@ from pathlib import Path
 from studio.backend.data.formats import Format, Messages
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
 from studio.backend.recipe import Recipe
-from studio.backend.system.wheel import sha256
+from studio.backend.system.files import sha256
 from studio.errors import StudioError
 from studio.registry import discover
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
 from studio.backend.runs.store import RunStore
+from studio.backend.system.files import atomic_write, require_space
 from studio.backend.system.home import home
-from studio.backend.system.wheel import require_space
 from studio.errors import StudioError
 
 OWNER = ".owner"
@@ -91,7 +91,7 @@ def transfer_owner(before: str, after: str) -> None:
     try:
         for folder in _folder().glob("*"):
             if _owner_of(folder) == before:
-                (folder / OWNER).write_text(after, encoding="utf-8")
+                atomic_write(folder / OWNER, after)
     except OSError as error:
         raise _full(error) from error
 

@@ -44,7 +44,8 @@ from studio.backend.data.packing import pad_id
 from studio.backend.data.prompt import encode_plain
 from studio.backend.models import catalog, placement
 from studio.backend.runs.run import Run
-from studio.backend.system.wheel import Progress, reading, require_space
+from studio.backend.system.files import require_space
+from studio.backend.system.progress import Progress, reading
 from studio.backend.training.prepare import labelled_config
 from studio.backend.training.run import DATA
 from studio.errors import StudioError

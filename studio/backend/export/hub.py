@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS
 from studio.backend.export.export import PLACE, PROOF
-from studio.backend.system.wheel import Progress
+from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
 CARD = "README.md"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from studio.backend.system.files import atomic_write
 from studio.errors import StudioError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
@@ -137,11 +138,8 @@ class _Change:
             self.lock.release()
 
     def _write(self) -> None:
-        file = self.accounts.file
-        part = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as output:
-            output.writelines(f"{name}:{line}\n" for name, line in self.hashes.items())
-        part.replace(file)
+        lines = (f"{name}:{line}\n" for name, line in self.hashes.items())
+        atomic_write(self.accounts.file, "".join(lines), mode=0o600)
 
 
 def hashed(password: str) -> str:

@@ -21,8 +21,9 @@ from huggingface_hub.errors import (
 
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.models import starter
+from studio.backend.system.files import require_space
 from studio.backend.system.home import home as home
-from studio.backend.system.wheel import Progress, require_space
+from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
 SAFE_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "special_tokens_map.json",

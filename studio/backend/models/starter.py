@@ -27,8 +27,9 @@ from transformers import PreTrainedTokenizerBase
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from jetmoe.routers import CHUNK
 from jetmoe.upcycle import fit_routers, load_dense, upcycle
+from studio.backend.system.files import require_space
 from studio.backend.system.home import home, local
-from studio.backend.system.wheel import Pin, fetch_wheel, require_space
+from studio.backend.system.wheel import Pin, fetch_wheel
 from studio.errors import StudioError
 
 WHEEL = Pin(

@@ -44,6 +44,7 @@ from studio.backend.runs.run import (
     process_created,
     recorded_outcome,
 )
+from studio.backend.system.files import atomic_write
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -306,7 +307,7 @@ class RunStore:
         run = self.get(run_id)
         record = {name: getattr(run, name) for name in RECORDED}
         if run.folder_exists:
-            _write_whole(run.folder / RECORD, json.dumps(record))
+            _write_file(run.folder / RECORD, json.dumps(record))
         return run
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> int:
@@ -345,11 +346,9 @@ def _tell(run: Run, kind: TrainKind) -> None:
         raise StudioError(f"{run.folder} can't be written ({error.strerror}). Free some disk space.") from error
 
 
-def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+def _write_file(path: Path, text: str) -> None:
     try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
+        atomic_write(path, text)
     except OSError as error:
         raise StudioError(f"{path} can't be written ({error.strerror}). Free some disk space.") from error
 
@@ -362,4 +361,4 @@ def _anchored(recipe: Recipe) -> Recipe:
 
 def _make_folder(folder: Path, recipe: Recipe) -> None:
     make_folder(folder)
-    _write_whole(folder / "recipe.yaml", recipe.to_yaml())
+    _write_file(folder / "recipe.yaml", recipe.to_yaml())

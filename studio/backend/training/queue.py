@@ -32,7 +32,7 @@ from studio.backend.runs.run import Ending, Run, recorded_outcome
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
-from studio.backend.system.wheel import require_space
+from studio.backend.system.files import require_space
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)

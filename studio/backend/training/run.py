@@ -43,7 +43,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
 from studio.backend.runs.run import Ending, Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.wheel import Progress
+from studio.backend.system.progress import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback

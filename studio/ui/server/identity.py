@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
 import re
 import secrets
 import time
@@ -33,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.backend.hosting import demo
 from studio.backend.hosting.exposure import Exposure
+from studio.backend.system.files import atomic_write
 from studio.backend.system.home import local
 from studio.errors import StudioError
 from studio.ui.server import sign_in
@@ -88,7 +88,7 @@ def secret(home: Path) -> bytes:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not file.exists():
-                _write_private(file, secrets.token_bytes(SECRET_BYTES))
+                atomic_write(file, secrets.token_bytes(SECRET_BYTES), mode=0o600)
         key = file.read_bytes()
     except OSError as error:
         raise StudioError(f"{file} can't be read and written ({error.strerror}). Check its permissions.") from error
@@ -213,11 +213,3 @@ def _cookies(scope: Scope) -> dict[str, str]:
         return HTTPConnection(scope).cookies
     except CookieError:
         return {}
-
-
-def _write_private(file: Path, data: bytes) -> None:
-    """Whole or not at all, and never readable by others."""
-    fresh = file.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
-        target.write(data)
-    fresh.replace(file)

@@ -376,7 +376,7 @@ def test_an_uploaded_adapter_answers(engine, folder, tmp_path, home, packed):
 
 
 def adapter_sha256(folder: Path) -> str:
-    from studio.backend.system.wheel import sha256
+    from studio.backend.system.files import sha256
 
     return sha256(folder / WEIGHTS)
 

@@ -11,7 +11,8 @@ from threading import Thread
 import pytest
 
 from studio.backend.system import wheel as download
-from studio.backend.system.wheel import Pin, fetch_wheel, require_space
+from studio.backend.system.files import require_space
+from studio.backend.system.wheel import Pin, fetch_wheel
 from studio.errors import StudioError
 
 CONTENT = bytes(range(256)) * 20_000

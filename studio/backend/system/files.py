@@ -1,0 +1,47 @@
+"""Files: free space, checksums, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from studio.errors import StudioError
+
+BLOCK = 1 << 20
+
+
+def require_space(folder: Path, need_bytes: int) -> None:
+    """Raises StudioError when the disk under `folder` has less than `need_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise StudioError(
+            f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "
+            "are free. Free some space, or set STUDIO_HOME to a folder on another disk."
+        )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, data: str | bytes, mode: int = 0o644) -> None:
+    """Write a file that readers see either as it was or whole.
+
+    Args:
+        mode: permissions of a new file; 0o600 for secrets, which no other account may read even for a moment.
+
+    Raises:
+        OSError: the folder can't be written, or the disk is full; the file is as it was.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
