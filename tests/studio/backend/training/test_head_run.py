@@ -18,6 +18,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
+from studio.backend.training.trainer import last_checkpoint
 from studio.cli.main import app
 from studio.errors import StudioError
 from tests.builders.toy_labels import classifier_settings, labelled_file
@@ -152,7 +153,7 @@ def test_a_head_that_sees_large_numbers_takes_small_steps(settings):
     assert float(ready.base.score.weight.std()) == pytest.approx(0.1 / 8, rel=0.2)
     run = started(settings, max_steps=24, eval_steps=8, save_steps=8)
     assert values(run, "eval")[-1]["eval_accuracy"] > 0.9
-    state = torch.load(train.last_checkpoint(run) / "scheduler.pt")
+    state = torch.load(last_checkpoint(run) / "scheduler.pt")
     assert state["base_lrs"][-1] == pytest.approx(state["base_lrs"][0] / 8)
 
 
@@ -185,7 +186,7 @@ def test_a_cancelled_run_goes_on_exactly(settings, monkeypatch):
     store = RunStore()
     run = store.create(Recipe.from_settings({**settings, "max_steps": 16}))
     ended = train.carry_out(run.id, show=lambda event: event.step == 5 and store.request_cancel(run.id))
-    assert ended.state == "cancelled" and 5 <= ended.step < 8 and train.last_checkpoint(run) is not None
+    assert ended.state == "cancelled" and 5 <= ended.step < 8 and last_checkpoint(run) is not None
     resumed = train.resume(run.id)
     assert losses(run) == losses(undisturbed)
     assert resumed.message == undisturbed.message and resumed.best_eval_loss == undisturbed.best_eval_loss

@@ -31,6 +31,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
+from studio.backend.training.trainer import WHOLE, Patience, last_checkpoint
 from studio.cli.main import app
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
@@ -201,7 +202,7 @@ def test_a_killed_run_goes_on_exactly(settings):
     store = RunStore()
     run = store.create(Recipe.from_settings({**settings, "max_steps": 16}))
     process = child(run.id)
-    until(lambda: train.last_checkpoint(run) or process.poll() is not None)
+    until(lambda: last_checkpoint(run) or process.poll() is not None)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -218,9 +219,9 @@ def test_a_killed_run_goes_on_exactly(settings):
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(settings):
     run = started(settings)
-    newest = train.last_checkpoint(run)
-    (newest / train.WHOLE).unlink()
-    assert train.last_checkpoint(run) != newest
+    newest = last_checkpoint(run)
+    (newest / WHOLE).unlink()
+    assert last_checkpoint(run) != newest
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(settings, monkeypatch):
@@ -238,7 +239,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(settings, monkeypat
         "The checkpoint at step 4 can",
         "The checkpoint at step 6 can",
     ]
-    assert train.last_checkpoint(run).name == "checkpoint-2"
+    assert last_checkpoint(run).name == "checkpoint-2"
 
 
 @pytest.fixture
@@ -291,7 +292,7 @@ def test_cancelling_keeps_a_checkpoint(settings, monkeypatch):
     monkeypatch.setattr("studio.backend.training.callback.CANCEL_POLL_S", 0.0)
     run = cancelled_run(settings)
     assert run.state == "cancelled" and run.step < 10
-    assert train.last_checkpoint(run) is not None
+    assert last_checkpoint(run) is not None
     assert RunStore().resume(run.id).state == "queued"
 
 
@@ -313,7 +314,7 @@ def test_patience_is_counted_on_after_a_resume(settings):
     arguments = SimpleNamespace(
         metric_for_best_model="eval_loss", eval_strategy=IntervalStrategy.STEPS, load_best_model_at_end=True
     )
-    patience = train.Patience(3)
+    patience = Patience(3)
     patience.on_train_begin(arguments, state, None)
     assert patience.early_stopping_patience_counter == 2
 
@@ -357,7 +358,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(settings, monkeypatch):
     (run,) = RunStore().list()
     assert run.state == "failed" and "learning_rate" in run.message
     assert values(run, "failed")[0]["message"] == run.message
-    assert train.last_checkpoint(run).name == "checkpoint-2"
+    assert last_checkpoint(run).name == "checkpoint-2"
 
 
 def test_a_loss_that_explodes_ends_the_run(settings):

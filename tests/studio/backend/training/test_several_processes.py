@@ -16,8 +16,8 @@ from jetmoe import JetMoeForCausalLM
 from studio.backend.data.packing import Collator
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
-from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
+from studio.backend.training.trainer import last_checkpoint
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_labels import classifier_settings
 from tests.builders.training import (
@@ -100,7 +100,7 @@ def test_a_model_in_parts_gives_the_curve_of_a_whole_one(in_parts):
 def test_the_adapter_of_a_model_in_parts_is_a_whole_one(in_parts):
     one, two = in_parts["chat"]
     ours, theirs = load_file(two.adapter / NAME), load_file(one.adapter / NAME)
-    assert ours.keys() == theirs.keys() and load_file(train.last_checkpoint(two) / NAME).keys() == ours.keys()
+    assert ours.keys() == theirs.keys() and load_file(last_checkpoint(two) / NAME).keys() == ours.keys()
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in theirs)
     adapted = peft.PeftModel.from_pretrained(JetMoeForCausalLM.from_pretrained(two.model), str(two.adapter))
     with torch.no_grad():
