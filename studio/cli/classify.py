@@ -26,8 +26,8 @@ from studio.cli.runs import Json
 from studio.errors import StudioError
 
 if TYPE_CHECKING:
-    from studio.backend.classification.files import LabelledRow, Predict
-    from studio.backend.classification.zero_shot import Prediction
+    from studio.backend.classification.files import Predict
+    from studio.backend.classification.prediction import LabelledRow, Prediction
     from studio.backend.system.progress import Progress
 
 classify_app = typer.Typer(no_args_is_help=True, help="Classification of texts, without training or by a trained head.")
@@ -66,7 +66,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Labels a text, or every row of a file: by labels that need no training, or by a trained head."""
-    from studio.cli.main import progress_bar
+    from studio.cli.output import progress_bar
 
     with progress_bar() as progress:
         chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
@@ -101,7 +101,7 @@ def evaluate(
 ) -> None:
     """Measures a classifier: rates of each label, calibration, and plain methods on the same rows."""
     from studio.backend.classification import evaluation
-    from studio.cli.main import progress_bar
+    from studio.cli.output import progress_bar
 
     with progress_bar() as progress:
         chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
@@ -160,7 +160,7 @@ def _held_out(chosen: _Chosen) -> dict[str, Any]:
 
 
 def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict[str, Any]:
-    from studio.backend.classification.evaluation import FileTest
+    from studio.backend.classification.file_evaluation import FileTest
     from studio.backend.classification.files import predict_file
     from studio.backend.data.dataset import column_names
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from studio.analysis.measures import Measures, measure, reliability
-from studio.backend.classification.zero_shot import Prediction
+from studio.backend.classification.prediction import Prediction
 
 SEED = 0
 MOST_CHARACTERS = 2000

@@ -22,12 +22,9 @@ import numpy as np
 
 from studio.analysis import measures
 from studio.analysis.class_profile import ClassProfile
-from studio.backend.classification.files import LabelledRow
 from studio.backend.classification.head import THRESHOLD, LabelledFeature
 from studio.backend.classification.text_routing import expert_counts
-from studio.backend.data.formats.labelled import labels as names_of
-from studio.backend.data.labelled import Target, Truth, target_of
-from studio.backend.data.rows import BadRow, Problem
+from studio.backend.data.labelled import Truth
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.backend.system.files import atomic_write
@@ -167,9 +164,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-# --- one label a text
-
-
 def _single(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     names, true = truth.names, np.asarray(truth.targets, np.int64)  # [T]
     true_names = [names[i] for i in true]
@@ -239,9 +233,6 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return found
 
 
-# --- several labels a text
-
-
 def _multi(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     true, found = _sets(truth), scores >= THRESHOLD  # [T, C]
 
@@ -287,9 +278,6 @@ def _indices(sets: np.ndarray) -> list[list[int]]:
     return [np.flatnonzero(row).tolist() for row in sets]
 
 
-# --- numbers
-
-
 def _numbers(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Truth) -> Report:
     true, found = np.asarray(truth.targets, np.float64), scores[:, 0]  # [T]
     systems = [{"name": OURS, **measures.measure_numbers(true, found)}]
@@ -303,9 +291,6 @@ def _numbers(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: 
         {"text": truth.texts[i][:SHOWN_TEXT], "true": true[i], "found": found[i], "confidence": None} for i in worst
     ]
     return {"systems": systems, "texts": texts, "texts_left_out": len(true) - len(texts)}
-
-
-# --- pieces
 
 
 def _curve(found: measures.Reliability) -> dict[str, Any]:
@@ -331,72 +316,3 @@ def _texts(
             text, sure = texts[i][:SHOWN_TEXT], float(confidence[i])
             kept.append({"text": text, "true": true[i], "found": found[i], "confidence": sure})
     return {"texts": kept, "texts_left_out": len(texts) - len(kept)}
-
-
-# --- a labelled file
-
-
-class FileTest:
-    """Collects the rows of a file that say what their label is."""
-
-    def __init__(self, problem: str, names: Sequence[str], column: str) -> None:
-        self.problem, self.names, self.column = problem, tuple(names), column
-        self.texts: list[str] = []
-        self.targets: list[Target] = []
-        self.scores: list[list[float]] = []
-        self.unknown: Counter[str] = Counter()
-        self.bad: list[BadRow] = []
-        self.more = 0
-
-    def add(self, row: LabelledRow) -> None:
-        if row.prediction is None:
-            return
-        if len(self.texts) == MOST_ROWS:
-            self.more += 1
-            return
-        try:
-            target = target_of(names_of({"label": row.cells.get(self.column)}), self.problem, self.names, self.column)
-        except Problem as problem:
-            self.bad.append(BadRow(row.line, self.column, problem.reason, problem.remedy))
-            return
-        if isinstance(target, str):
-            self.unknown[target] += 1
-            return
-        self.texts.append(row.prediction.text)
-        self.targets.append(target)
-        self.scores.append([row.prediction.scores[name] for name in self.names])
-
-    def report(self, name: str) -> Report:
-        """Raises StudioError: no row says what its label is, or all say what is none of the classifier's labels."""
-        if not self.texts:
-            raise StudioError(self._nothing())
-        rows = f"{len(self.texts):,} row{'s' if len(self.texts) > 1 else ''}"
-        truth = Truth(self.problem, self.names, self.texts, self.targets)
-        report = evaluate(truth, np.asarray(self.scores), f"{rows} of {name}")
-        report["temperature"] = None  # that of a classifier is fitted on what its training held out
-        report["notices"] = [*self._left_out(), *report["notices"]]
-        return report
-
-    def _nothing(self) -> str:
-        if self.unknown:
-            label, count = self.unknown.most_common(1)[0]
-            return (
-                f"No row of {self.column!r} has a label that the classifier knows; {label!r} is in {count:,}. It knows "
-                f"{', '.join(map(repr, self.names[:10]))}: choose the right column, or write these labels."
-            )
-        reason = f"; line {self.bad[0].line} {self.bad[0].reason}" if self.bad else ""
-        return f"No row has a label in {self.column!r} to measure by{reason}. Choose the column of the true labels."
-
-    def _left_out(self) -> list[str]:
-        notices = []
-        if self.unknown:
-            label, count = self.unknown.most_common(1)[0]
-            notices.append(
-                f"Rows whose label the classifier does not know: {self.unknown.total():,}, most often {label!r} "
-                f"({count:,}). They are not measured."
-            )
-        if self.bad:
-            notices.append(f"Rows without a label that can be read: {len(self.bad):,}. The first: {self.bad[0]}")
-        if self.more:
-            notices.append(f"The first {MOST_ROWS:,} labelled rows are measured; {self.more:,} more are not.")
-        return notices

@@ -23,7 +23,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from studio.backend.classification.zero_shot import Prediction
+from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.backend.data.formats import needed_text
 from studio.backend.data.formats.labelled import FORMAT as LABELLED
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
@@ -37,14 +37,6 @@ SHOWN_BAD_ROWS = 20
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """With these a spreadsheet takes a cell for a formula."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-
-
-class LabelledRow(NamedTuple):
-    line: int
-    cells: dict[str, Any]
-    """As they were; empty where the row can't be read."""
-    prediction: Prediction | None
-    problem: BadRow | None = None
 
 
 @dataclass
@@ -207,9 +199,6 @@ def _keep_finished(report: FileReport) -> str:
         return f" {report.finished}"
     report.out.unlink(missing_ok=True)
     return ""
-
-
-# --- the new file
 
 
 class _Columns(NamedTuple):

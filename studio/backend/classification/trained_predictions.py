@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from studio.backend.classification.head import THRESHOLD
+from studio.backend.classification.prediction import Prediction
 from studio.backend.classification.trained import Predictions, TrainedClassifier
-from studio.backend.classification.zero_shot import Prediction
 
 BATCH = 64
 

@@ -11,7 +11,6 @@ them. Calibration (contextual, arXiv 2102.09690) divides by what the labels get 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from studio.backend.classification.label_prompt import (
     resolve_template,
 )
 from studio.backend.classification.label_scores import LabelScorer, like_lengths
+from studio.backend.classification.prediction import Prediction
 from studio.backend.data.prompt import check_text
 from studio.backend.models import placement
 from studio.errors import StudioError
@@ -64,27 +64,6 @@ class LabelTask:
         object.__setattr__(self, "labels", check_labels(self.labels))
         object.__setattr__(self, "template", resolve_template(self.template))
         check_cut(self.cut)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    text: str
-    label: str
-    confidence: float
-    """Of the label, 0 to 1; NaN where none is known, as of a number."""
-    scores: dict[str, float]
-    """The confidence of every label; they sum to 1 where one label excludes the others."""
-    notices: tuple[str, ...] = ()
-    """Sentences for the person; `cut` is one of them."""
-    cut: str = ""
-    """That the text was too long, and what was left out."""
-    trace: RoutingTrace | None = None
-    """The routing of the text's tokens, where it was asked for."""
-
-    def row(self) -> dict[str, object]:
-        """As `classify predict --json` prints it."""
-        confidence = None if math.isnan(self.confidence) else self.confidence
-        return {"text": self.text, "label": self.label, "confidence": confidence, "scores": self.scores}
 
 
 class ZeroShot:

@@ -18,7 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS
-from studio.backend.export.export import PLACE, PROOF
+from studio.backend.export.base import PROOF
+from studio.backend.export.model_card import PLACE
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 

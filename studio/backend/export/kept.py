@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from studio.backend.export.export import PROOF, export
+from studio.backend.export.base import PROOF
+from studio.backend.export.export import export
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.backend.system.process import run_json

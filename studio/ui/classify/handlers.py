@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from studio.backend.adapters import find as adapters
 from studio.backend.classification import evaluation
-from studio.backend.classification.files import FileReport, LabelledRow, predict_file
+from studio.backend.classification.file_evaluation import FileTest
+from studio.backend.classification.files import FileReport, predict_file
+from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
-from studio.backend.classification.zero_shot import Prediction, ZeroShot
+from studio.backend.classification.zero_shot import ZeroShot
 from studio.backend.data import uploads
 from studio.backend.data.dataset import column_names
 from studio.backend.data.formats.labelled import FORMAT as LABELLED
@@ -252,11 +254,11 @@ def _named_like(field: str, columns: Sequence[str]) -> str | None:
     return next((known[name] for name in LABELLED.fields[field] if name in known), None)
 
 
-def _test(classifier: _Labels | TrainedHead, column: str) -> evaluation.FileTest | None:
+def _test(classifier: _Labels | TrainedHead, column: str) -> FileTest | None:
     if not column:
         return None
     problem = classifier.classifier.problem if isinstance(classifier, TrainedHead) else "single_label"
-    return evaluation.FileTest(problem, classifier.labels, column)
+    return FileTest(problem, classifier.labels, column)
 
 
 def _routing(done: list[Prediction], owner: str) -> str | None:
@@ -274,7 +276,7 @@ class _FileJob:
     out: Path
     column: str
     cancel: threading.Event
-    test: evaluation.FileTest | None = None
+    test: FileTest | None = None
     """Where the file has true labels."""
     first: list[LabelledRow] = field(default_factory=list)
     """The first rows that are finished."""

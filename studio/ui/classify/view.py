@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from studio.backend.classification.files import FileReport, LabelledRow
-from studio.backend.classification.zero_shot import Prediction
+from studio.backend.classification.files import FileReport
+from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.ui.common import card
 from studio.ui.common.downloads import labelled_address
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from studio.backend.classification import evaluation
-from studio.backend.classification.evaluation import MAJORITY, MEAN, OURS, RIDGE, TFIDF, FileTest, evaluate, table
-from studio.backend.classification.files import LabelledRow
-from studio.backend.classification.zero_shot import Prediction
+from studio.backend.classification.evaluation import MAJORITY, MEAN, OURS, RIDGE, TFIDF, evaluate, table
+from studio.backend.classification.file_evaluation import FileTest
+from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.backend.data.labelled import Truth
 from studio.errors import StudioError
 

@@ -11,7 +11,8 @@ import pytest
 
 from studio.backend.chat.engine import Engine
 from studio.backend.classification.files import BATCH, SHOWN_BAD_ROWS, predict_file
-from studio.backend.classification.zero_shot import LabelTask, Prediction, ZeroShot
+from studio.backend.classification.prediction import Prediction
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
 

@@ -20,8 +20,8 @@ from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import trained
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.data.labelled import encode
-from studio.backend.export import export as exporting
 from studio.backend.export.export import export
+from studio.backend.export.merge import TOLERANCE
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.training import run as train
@@ -125,7 +125,7 @@ def test_a_merged_model_has_the_head_and_its_proof(run, tmp_path):
 
 def test_a_head_is_merged_into_four_bits(run, tmp_path, monkeypatch):
     """Of so small a model the rounding is a large part of the change."""
-    monkeypatch.setitem(exporting.TOLERANCE, "nf4", 1.0)
+    monkeypatch.setitem(TOLERANCE, "nf4", 1.0)
     exported = export(run.id, tmp_path / "out", merge=True, four_bit=True)
     assert exported.proof["precision"] == "nf4" and exported.proof["rounding_loss"]["MLP experts"] > 0.01
     assert TrainedClassifier.load(exported.folder).predict(TEXTS).probabilities.shape == (4, 2)

@@ -17,7 +17,10 @@ from transformers import AutoTokenizer
 from jetmoe import JetMoeForCausalLM
 from jetmoe.loading.load import load, quantized_share
 from studio.backend.export import export as exporting
-from studio.backend.export.export import export, prove
+from studio.backend.export.base import Base
+from studio.backend.export.export import export
+from studio.backend.export.merge import prove
+from studio.backend.export.model_card import model_card
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
@@ -225,8 +228,8 @@ def test_the_card_of_a_known_model_has_its_licence(toy):
     from studio.backend.adapters.find import Found
     from studio.backend.models import catalog
 
-    base = exporting._Base("starter", catalog.STARTER)
-    card = ModelCard(exporting._card(Found(Path("pirate"), None), base, None))
+    base = Base("starter", catalog.STARTER)
+    card = ModelCard(model_card(Found(Path("pirate"), None), base, None))
     assert card.data.license == "apache-2.0" and card.data.base_model == "starter"
 
 
@@ -243,7 +246,7 @@ def test_what_people_wrote_stays_text(tmp_path):
     object.__setattr__(run, "name", f"{EVIL} `x` [link](javascript:alert(1)) ![i](x)\n# one")
     (run.folder / "data.json").write_text(json.dumps({"file": data, "fingerprint": EVIL}))
     found = exporting.find(run.adapter)._replace(run=run)
-    text = exporting._card(found, exporting._Base.of(found, None), None)
+    text = model_card(found, Base.of(found, None), None)
     card = ModelCard(text)
     assert "license" not in card.data.to_dict() and card.data.base_model == model.name
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)

@@ -16,7 +16,8 @@ from studio.backend.chat.engine import Engine
 from studio.backend.classification import evaluation
 from studio.backend.classification.files import FileReport
 from studio.backend.classification.label_prompt import MOST_LABELS, TEMPLATES
-from studio.backend.classification.zero_shot import LabelTask, Prediction, ZeroShot
+from studio.backend.classification.prediction import Prediction
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 from studio.backend.data import uploads
 from studio.backend.data.preview import preview
 from studio.backend.recipe import Recipe

@@ -1,0 +1,81 @@
+"""Evaluation of a classified file whose rows have true labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from studio.backend.classification.evaluation import MOST_ROWS, Report, evaluate
+from studio.backend.classification.prediction import LabelledRow
+from studio.backend.data.formats.labelled import labels as names_of
+from studio.backend.data.labelled import Target, Truth, target_of
+from studio.backend.data.rows import BadRow, Problem
+from studio.errors import StudioError
+
+
+class FileTest:
+    """Collects the rows of a file that say what their label is."""
+
+    def __init__(self, problem: str, names: Sequence[str], column: str) -> None:
+        self.problem, self.names, self.column = problem, tuple(names), column
+        self.texts: list[str] = []
+        self.targets: list[Target] = []
+        self.scores: list[list[float]] = []
+        self.unknown: Counter[str] = Counter()
+        self.bad: list[BadRow] = []
+        self.more = 0
+
+    def add(self, row: LabelledRow) -> None:
+        if row.prediction is None:
+            return
+        if len(self.texts) == MOST_ROWS:
+            self.more += 1
+            return
+        try:
+            target = target_of(names_of({"label": row.cells.get(self.column)}), self.problem, self.names, self.column)
+        except Problem as problem:
+            self.bad.append(BadRow(row.line, self.column, problem.reason, problem.remedy))
+            return
+        if isinstance(target, str):
+            self.unknown[target] += 1
+            return
+        self.texts.append(row.prediction.text)
+        self.targets.append(target)
+        self.scores.append([row.prediction.scores[name] for name in self.names])
+
+    def report(self, name: str) -> Report:
+        """Raises StudioError: no row says what its label is, or all say what is none of the classifier's labels."""
+        if not self.texts:
+            raise StudioError(self._nothing())
+        rows = f"{len(self.texts):,} row{'s' if len(self.texts) > 1 else ''}"
+        truth = Truth(self.problem, self.names, self.texts, self.targets)
+        report = evaluate(truth, np.asarray(self.scores), f"{rows} of {name}")
+        report["temperature"] = None  # that of a classifier is fitted on what its training held out
+        report["notices"] = [*self._left_out(), *report["notices"]]
+        return report
+
+    def _nothing(self) -> str:
+        if self.unknown:
+            label, count = self.unknown.most_common(1)[0]
+            return (
+                f"No row of {self.column!r} has a label that the classifier knows; {label!r} is in {count:,}. It knows "
+                f"{', '.join(map(repr, self.names[:10]))}: choose the right column, or write these labels."
+            )
+        reason = f"; line {self.bad[0].line} {self.bad[0].reason}" if self.bad else ""
+        return f"No row has a label in {self.column!r} to measure by{reason}. Choose the column of the true labels."
+
+    def _left_out(self) -> list[str]:
+        notices = []
+        if self.unknown:
+            label, count = self.unknown.most_common(1)[0]
+            notices.append(
+                f"Rows whose label the classifier does not know: {self.unknown.total():,}, most often {label!r} "
+                f"({count:,}). They are not measured."
+            )
+        if self.bad:
+            notices.append(f"Rows without a label that can be read: {len(self.bad):,}. The first: {self.bad[0]}")
+        if self.more:
+            notices.append(f"The first {MOST_ROWS:,} labelled rows are measured; {self.more:,} more are not.")
+        return notices

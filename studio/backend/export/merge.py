@@ -1,0 +1,137 @@
+"""Merges an adapter into its base model, and proves that the merged model gives the same logits."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
+from jetmoe.adapters.files import read_head
+from jetmoe.adapters.merge import merge
+from jetmoe.adapters.switching import Adapters
+from jetmoe.loading.checkpoint import is_4bit, stored_tensors
+from jetmoe.loading.load import load
+from studio.backend.classification.probe import MAX_TOKENS, TEXT
+from studio.backend.data.labelled import Labels
+from studio.backend.data.packing import pad_id
+from studio.backend.data.prompt import encode_plain
+from studio.backend.export.base import PROOF, Base, writing
+from studio.backend.models import catalog, placement
+from studio.backend.system.progress import Progress, reading
+from studio.backend.training.prepare import labelled_config
+from studio.errors import StudioError
+
+# How far from base and adapter a merged model may be, in parts of the change that the adapter makes. Rounding to the
+# stored precision is in it; below one half, it is nearer to base and adapter than to the base.
+TOLERANCE = {"bf16": 0.25, "nf4": 0.5}
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Base and adapter on their way to merged files."""
+
+    adapter: Path
+    base: Base
+    precision: Literal["bf16", "nf4"]
+    progress: Progress
+    labels: Labels | None = None
+    """Of a classifier."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """The proof. Raises AdapterError, CheckpointError, StudioError: it can't be merged or written, or it fails."""
+        path = catalog.prepare(self.base.model, self.progress)
+        if self.precision != "nf4" and is_4bit(stored_tensors(path)):
+            raise StudioError(f"{self.base.entry.id} is in 4 bits: merge in 4 bits (--four-bit), or name a 16-bit one.")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = encode_plain(tokenizer, TEXT)[:MAX_TOKENS]
+        config = None if self.labels is None else labelled_config(path, self.labels, pad_id(tokenizer))
+        alone, tuned, lost = self._merged(self._load(path, config), folder, ids)
+        gc.collect()  # what was written is read back into the memory of what wrote it
+        torch.cuda.empty_cache()
+        proof = prove(alone, tuned, _logits(self._load(folder), ids), self.precision) | {"rounding_loss": lost}
+        if self.labels is not None:
+            proof["same_label"] = proof.pop("same_next_token")
+        with writing(folder):
+            tokenizer.save_pretrained(folder)
+            (folder / PROOF).write_text(json.dumps(proof, indent=2))
+        return proof
+
+    def _merged(self, model: Any, folder: Path, ids: list[int]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Writes the merged weights; logits of the base and with the adapter, and what rounding lost. The base has the
+        trained head, too, as its own knows nothing."""
+        adapters = Adapters(model)
+        if self.labels is not None:
+            model.score.weight.data.copy_(read_head(self.adapter))
+        alone = _logits(model, ids)
+        adapters.load(self.adapter, "tuned")
+        adapters.use("tuned")
+        tuned = _logits(model, ids)
+        self.progress(1.0, "Merging and writing …")
+        lost = merge(model)
+        with writing(folder):
+            model.save_pretrained(folder)
+        return alone, tuned, lost
+
+    def _load(self, path: Path, config: JetMoeConfig | None = None) -> Any:
+        model_class: Any = JetMoeForCausalLM if self.labels is None else JetMoeForSequenceClassification
+        with placement.shortage("while merging: close other programs, or merge in 4 bits"):
+            return load(
+                model_class,
+                path,
+                quantization="nf4" if self.precision == "nf4" else None,
+                dtype=torch.bfloat16,  # also where it is emulated: this is what is written
+                device=placement.placement(self.base.entry, self.precision).device,
+                config=config,
+                progress=reading(self.progress),
+            )
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: list[int]) -> Tensor:
+    """Of every token; of a classifier, what it says of the text up to there."""
+    hidden = model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
+    head = model.score if isinstance(model, JetMoeForSequenceClassification) else model.lm_head
+    return head(hidden).float().cpu()  # [T, vocabulary or labels]
+
+
+def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[str, Any]:
+    """That a merged model answers as base and adapter do, and not as the base alone, by their logits on one text.
+
+    Returns:
+        change: how far the adapter moves the logits, relative to those of the base;
+        error, from_base: how far the merged ones are from base and adapter, and from the base, relative to that change.
+
+    Raises:
+        StudioError: it does not, or the adapter changes nothing.
+    """
+    change = (tuned - alone).norm()
+    if not change > 0:
+        raise StudioError("The adapter changes nothing on the probe text: there is nothing to merge. Train it first.")
+    error, from_base = float((merged - tuned).norm() / change), float((merged - alone).norm() / change)
+    if not error <= TOLERANCE[precision]:
+        raise StudioError(_failure(error, precision))
+    return {
+        "precision": precision,
+        "tokens": len(merged),
+        "change": float(change / alone.norm()),
+        "error": error,
+        "tolerance": TOLERANCE[precision],
+        "from_base": from_base,
+        "same_next_token": float((merged.argmax(-1) == tuned.argmax(-1)).float().mean()),
+    }
+
+
+def _failure(error: float, precision: str) -> str:
+    cause = "4 bits are too coarse for so small a change" if precision == "nf4" else "its change is lost in rounding"
+    remedy = "merge in 16 bits, or export the adapter" if precision == "nf4" else "export the adapter without merging"
+    return (
+        f"The merged model does not answer as base and adapter do: it is off by {error:.2f} of the change that the "
+        f"adapter makes, and {TOLERANCE[precision]} are allowed; {cause}. Nothing was written: {remedy}."
+    )

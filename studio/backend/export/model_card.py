@@ -1,0 +1,199 @@
+"""The model card of an export: usage, training, figures, routing drift and the merge proof."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.backend.adapters.find import Found
+from studio.backend.data.labelled import Labels
+from studio.backend.export.base import Base, labels_of_adapter
+from studio.backend.models import catalog
+from studio.backend.runs.run import Run
+from studio.backend.training.run import DATA
+
+# Measures of a classifier of which more is better.
+HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2": "held-out R²"}
+LARGEST_CARD = 1 << 20
+# Where the card's examples load from, until it is known.
+PLACE = "THIS FOLDER"
+
+
+def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
+    """Text that people wrote is escaped or fenced, so that it can change neither front matter nor page."""
+    run, labels = found.run, labels_of_adapter(found.folder)
+    what = ("A merged model" if proof else "A LoRA adapter") + (" with a classification head" if labels else "")
+    parts = [
+        f"---\n{yaml.safe_dump(_front_matter(base, proof, labels), sort_keys=False, allow_unicode=True)}---",
+        f"# {_escaped(found.name)}",
+        f"{what} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
+        "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof)),
+        *([] if labels is None else ["## Labels\n\n" + _labels_text(labels, run)]),
+        *([] if run is None else _training(run, base)),
+        *([] if proof is None else ["## Merge proof\n\n" + _proof_text(proof)]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(base: Base, proof: dict[str, Any] | None, labels: Labels | None) -> dict[str, Any]:
+    known = base.entry in (catalog.STARTER, *catalog.RELEASED)
+    return {
+        "base_model": base.entry.id,
+        "base_model_relation": "finetune" if proof else "adapter",
+        "library_name": "transformers" if proof else "peft",
+        "pipeline_tag": "text-generation" if labels is None else "text-classification",
+        **({"license": "apache-2.0"} if known else {}),
+        "tags": ["jetmoe", "mixture-of-experts", "lora"],
+    }
+
+
+def _usage(base: Base, proof: dict[str, Any] | None) -> str:
+    four_bit = proof is not None and proof["precision"] == "nf4"
+    need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
+    lines = [f"import jetmoe  # {need}", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if proof:
+        lines.append(f'model = AutoModelForCausalLM.from_pretrained("{PLACE}")')
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}")')
+        return _fenced("\n".join(lines), "python")
+    lines.insert(1, "from peft import PeftModel")
+    lines.append(f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.entry.id)})")
+    lines.append(f'model = PeftModel.from_pretrained(base, "{PLACE}")')
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})")
+    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
+
+
+def _labelled_usage(base: Base, proof: dict[str, Any] | None) -> str:
+    four_bit = proof is not None and proof["precision"] == "nf4"
+    need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
+    lines = [f"import jetmoe  # {need}"]
+    if proof:
+        lines += [
+            "from transformers import pipeline",
+            "",
+            f'classify = pipeline("text-classification", model="{PLACE}")',
+        ]
+        return _fenced("\n".join([*lines, 'print(classify("A text", top_k=None))']), "python")
+    lines += [
+        "from peft import PeftModel",
+        "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        f'config = AutoConfig.from_pretrained("{PLACE}")  # names the labels',
+        f"base = AutoModelForSequenceClassification.from_pretrained({json.dumps(base.entry.id)}, config=config)",
+        f'model = PeftModel.from_pretrained(base, "{PLACE}").eval()',
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})",
+        'logits = model(**tokenizer("A text", return_tensors="pt")).logits',
+    ]
+    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
+
+
+def _labels_text(labels: Labels, run: Run | None) -> str:
+    if labels.problem == "regression":
+        return f"The head estimates a number: {_escaped(labels.names[0])}."
+    counts = _report(run).get("labels", {}) if run else {}
+    several = "A text may have several of these." if labels.problem == "multi_label" else "A text has one of these."
+    rows = {name: [counts[name]] if name in counts else [""] for name in labels.names}
+    return f"{several}\n\n" + _table(["label", "rows trained on"], rows)
+
+
+def _training(run: Run, base: Base) -> list[str]:
+    recipe = run.recipe()
+    # Whose machine it was, and where the files lay there, is nobody's business.
+    shown = replace(recipe, model=base.entry.id, data=Path(recipe.data).name)
+    sections = {"Training": _metrics(run), "Data": _data(run), "Routing": _drift(run)}
+    texts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return [*texts, "## Recipe\n\n" + _fenced(shown.to_yaml(), "yaml")]
+
+
+def _metrics(run: Run) -> str:
+    lower = {"loss": _series(run, "log", "loss"), "held-out loss": _series(run, "eval", "eval_loss")}
+    lower["held-out mean absolute error"] = _series(run, "eval", "eval_mean_absolute_error")
+    higher = {title: _series(run, "eval", f"eval_{name}") for name, title in HIGHER.items()}
+    rows = {name: [curve[0], curve[-1], min(curve)] for name, curve in lower.items() if curve}
+    rows |= {name: [curve[0], curve[-1], max(curve)] for name, curve in higher.items() if curve}
+    return _table(["", "first", "last", "best"], rows)
+
+
+def _series(run: Run, kind: str, name: str) -> list[float]:
+    values = [event.values.get(name) for event in run.events.read() if event.kind == kind]
+    return [value for value in values if isinstance(value, int | float)]
+
+
+def _report(run: Run) -> dict[str, Any]:
+    file = run.folder / DATA
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _data(run: Run) -> str:
+    report = _report(run)
+    names = ("file", "format", "examples", "train_rows", "held_out_rows", "fingerprint")
+    return _table(["", ""], {name.replace("_", " "): [report[name]] for name in names if name in report})
+
+
+def _drift(run: Run) -> str:
+    """Against the base, on the studio's probe text or the recipe's."""
+    titles = {
+        "flip_rate": "tokens whose strongest expert changed",
+        "overlap": "chosen experts that stayed",
+        "js": "Jensen-Shannon divergence of the routers, in nats",
+        "load_shift": "load that moved to other experts",
+    }
+    # The adapter is the best checkpoint's, so its drift is what was measured there.
+    evaluations = [(each.values, each.step) for each in run.events.read() if each.kind == "eval" and each.step]
+    worse = [
+        (values["eval_loss"] if values.get("eval_macro_f1") is None else -values["eval_macro_f1"], step)
+        for values, step in evaluations
+        if values.get("eval_loss") is not None
+    ]
+    best = min(worse, default=(None, None))[1]
+    measured = [each for each in run.events.read() if each.kind == "routing" and best in (None, each.step)]
+    values = measured[-1].values if measured else {}
+    return _table(["", "0 to 1"], {title: [values[name]] for name, title in titles.items() if name in values})
+
+
+def _proof_text(proof: dict[str, Any]) -> str:
+    titles = {
+        "change": "how far the adapter moves the logits",
+        "error": "merged model from base and adapter, in parts of that",
+        "tolerance": "of which are allowed",
+        "from_base": "merged model from the base, in parts of that",
+        "same_next_token": "tokens after which both predict the same",
+        "same_label": "beginnings of the text to which both give the same label",
+    }
+    rows = {title: [proof[name]] for name, title in titles.items() if name in proof}
+    rows |= {f"rounding of the {part}, relative to its change": [loss] for part, loss in proof["rounding_loss"].items()}
+    text = (
+        f"The written files were read back in {proof['precision']} and compared on a text of {proof['tokens']} tokens."
+    )
+    return f"{text}\n\n{_table(['', ''], rows)}"
+
+
+def _table(head: list[str], rows: dict[str, list[Any]]) -> str:
+    """Empty without rows."""
+    cells = [[name, *map(_shown, row)] for name, row in rows.items()]
+    lines = [head, ["---"] * len(head), *(list(map(_escaped, row)) for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    """One line without Markdown and HTML."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _fenced(text: str, language: str) -> str:
+    """In a fence that nothing in the text can close."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{textwrap.dedent(text).strip()}\n{fence}"

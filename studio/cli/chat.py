@@ -1,0 +1,120 @@
+"""`python -m studio chat`: one answer, or a conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from studio.cli.runs import Json
+from studio.errors import StudioError
+
+if TYPE_CHECKING:
+    from jetmoe import RoutingTrace
+    from studio.backend.chat.engine import Engine, Sampling
+from studio.cli.output import Adapter, Precision, progress_bar
+
+
+def chat(
+    model: Annotated[
+        str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")
+    ] = None,
+    adapter: Adapter = None,
+    precision: Precision = "auto",
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it, a conversation.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    top_k: int = 50,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.1,
+    seed: int | None = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Chats with a model; its answers stream."""
+    from studio.backend.adapters.find import find
+    from studio.backend.chat.engine import Engine, Sampling
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
+    if as_json and prompt is None:
+        raise StudioError("--json answers one message: give it with --prompt.")
+    trained = None if adapter is None else find(adapter).model
+    # One answer is over before a compiler would have paid for itself, and a switch would wait for one that runs.
+    engine = Engine(compile_steps=prompt is None and adapter is None)
+    with progress_bar() as progress:
+        engine.load(model or trained or "starter", progress, cast(Any, precision))
+    if adapter is not None:
+        engine.load_adapter(adapter, adapter)
+        engine.compile_steps = prompt is None
+    messages = [{"role": "system", "content": system}] if system else []
+    if prompt is None:
+        converse(engine, messages, sampling, adapter)
+        return
+    messages.append({"role": "user", "content": prompt})
+    answer = write_answer(engine, messages, sampling, adapter, show=not as_json)
+    if as_json:
+        print(json.dumps(answer))
+
+
+def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None) -> None:
+    """Questions from the terminal until an empty line or the end of input."""
+    print(f"{engine.status().text} An empty line ends the conversation.", file=sys.stderr)
+    while question := read_line():
+        messages.append({"role": "user", "content": question})
+        answer = write_answer(engine, messages, sampling, adapter, show=True)
+        messages.append({"role": "assistant", "content": answer["text"]})
+
+
+def write_answer(
+    engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None, show: bool
+) -> dict[str, Any]:
+    """The answer as the document that `chat --json` prints; streams it to stdout where `show`."""
+    from jetmoe import RoutingTrace
+
+    text, token_ids, traces, timing = "", [], [], None
+    for event in engine.generate(messages, sampling, adapter=adapter):
+        if event.kind == "notice":
+            print(event.text, file=sys.stderr)
+            continue
+        text += event.text
+        timing = event.timing or timing
+        if event.token_id is not None:
+            token_ids.append(event.token_id)
+        if event.trace is not None:
+            traces.append(event.trace)
+        if show:
+            print(event.text, end="", flush=True)
+    assert timing is not None
+    if show:
+        print()
+        print(
+            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} a second, the first after {timing.ttft_s:.2f} s",
+            file=sys.stderr,
+        )
+    return {
+        "text": text,
+        "adapter": adapter,
+        "token_ids": token_ids,
+        "prompt_tokens": timing.prompt_tokens,
+        "ttft_s": round(timing.ttft_s, 4),
+        "decode_tok_s": round(timing.decode_tok_s, 2),
+        "routing": routing_summary(RoutingTrace.concatenate(traces)),
+    }
+
+
+def routing_summary(trace: RoutingTrace) -> dict[str, Any]:
+    """Shape `[L, N, T, K]` of a trace, and the load of each expert `[L, N, E]`."""
+    from studio.analysis.load import load
+
+    return {"shape": list(trace.experts.shape), "load": load(trace, "expert").round(5).tolist()}
+
+
+def read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

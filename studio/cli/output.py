@@ -1,0 +1,30 @@
+"""What the commands share: options, and progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+Precision = Annotated[
+    str, typer.Option(help="nf4 (4-bit), bf16 or fp32; auto: 4-bit on a GPU, on a CPU what suits the model.")
+]
+Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
+Adapter = Annotated[str | None, typer.Option(help="Answer with it: a run's id, or the folder of a PEFT adapter.")]
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr, for people only: silent where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, bar_format="{l_bar}{bar}| {n:.0f} %", leave=False, disable=None) as bar:
+
+        def progress(fraction: float, text: str) -> None:
+            bar.set_description_str(text, refresh=False)
+            bar.n = 100 * fraction
+            bar.refresh()
+
+        yield progress
