@@ -1,61 +1,116 @@
 """The shape of the repository: imports point one way, and files are named for what they hold."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What each part may not import; app.py stands above all of them.
-FORBIDDEN = {
-    "jetmoe": ("studio", "gradio", "app"),
-    "studio/backend": ("gradio", "studio.ui", "studio.cli.main", "app"),
-    "studio/analysis": ("gradio", "studio.ui", "studio.backend", "studio.cli.main", "app"),
-    "studio/ui": ("app", "studio.cli.main"),
-}
+# Each line may import from the lines above it, never from its own neighbours; lazy imports count.
+ORDER = """
+errors registry
+jetmoe
+analysis
+backend.system backend.recipe
+backend.hosting
+backend.models backend.runs
+backend.adapters backend.data
+backend.chat
+backend.classification
+backend.training
+backend.export
+backend.bench backend.doctor
+cli ui.server
+ui.common
+ui.routing
+ui.chat ui.classify ui.finetune
+ui.page
+"""
+RANK = {part: rank for rank, line in enumerate(ORDER.strip().splitlines()) for part in line.split()}
+# What stands beside each other in the order, and must not meet all the same.
+APART = {"jetmoe": ("errors", "registry"), "cli": ("ui",), "ui": ("cli",)}
 UNNAMED = {"utils.py", "helpers.py", "manager.py", "misc.py"}
+LONGEST_FILE = 410
+LONGEST_FUNCTION = 60
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
+@cache
+def modules() -> dict[str, Path]:
+    files = [path for folder in ("jetmoe", "studio") for path in sorted((ROOT / folder).rglob("*.py"))]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    return dict(zip(names, files, strict=True))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Our modules that a file imports anywhere in it."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inside & modules().keys()) or {node.module}
+    return frozenset(names)
 
 
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
+def part(module: str) -> str:
+    """`studio.backend.runs.store` -> `backend.runs`."""
+    names = module.removeprefix("studio.").split(".")
+    return ".".join(names[:2] if names[0] in ("backend", "ui") else names[:1])
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_imports_point_one_way(part):
-    files = list((ROOT / part).rglob("*.py"))
-    assert files
-    upward = {
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in files
-        for name in imports(path)
-        if any(within(name, package) for package in FORBIDDEN[part])
+@pytest.mark.parametrize("module", [name for name in modules() if part(name) in RANK])
+def test_imports_point_one_way(module):
+    here = part(module)
+    for name in imports(modules()[module]) & modules().keys():
+        there = part(name)
+        if there not in RANK or there == here:
+            continue
+        assert RANK[there] < RANK[here], f"{module} imports {name}"
+        assert there.split(".")[0] not in APART.get(here.split(".")[0], ()), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"), [("jetmoe", "gradio"), ("studio/backend", "gradio"), ("studio", "app")]
+)
+def test_libraries_stay_in_their_part(folder, forbidden):
+    found = {
+        path for path in (ROOT / folder).rglob("*.py") if forbidden in {name.split(".")[0] for name in imports(path)}
     }
-    assert not upward
+    assert not found
 
 
-def test_only_the_app_imports_the_page():
-    others = [path for folder in ("jetmoe", "studio") for path in (ROOT / folder).rglob("*.py")]
-    outside = [path for path in others if not path.is_relative_to(ROOT / "studio" / "ui")]
-    assert not [path for path in outside if any(within(name, "studio.ui") for name in imports(path))]
+def test_every_module_has_a_place_in_the_order():
+    inner = {"studio", "studio.__main__", "studio.backend", "studio.ui"}
+    assert {part(name) for name in modules() if name not in inner} == RANK.keys()
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {name: imports(path) & modules().keys() - {name} for name, path in modules().items()}
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, f"a circle in {sorted(graph)}"
 
 
 def test_no_file_is_named_for_nothing():
     assert not [path for path in ROOT.rglob("*.py") if path.name in UNNAMED and ".venv" not in path.parts]
 
 
+@pytest.mark.parametrize("module", modules())
+def test_files_and_functions_stay_short(module):
+    """Signatures with one argument a line, as of commands and of a model's forward, do not count."""
+    text = modules()[module].read_text()
+    assert text.count("\n") <= LONGEST_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.body:
+            assert node.body[-1].end_lineno - node.body[0].lineno < LONGEST_FUNCTION, node.name
+
+
 def test_nothing_unsafe_is_called():
     """Checkpoints are safetensors, configurations are data, child processes get lists."""
     calls = ("torch.load(", "pickle.load", "trust_remote_code=True", "shell=True", "yaml.load(")
-    sources = [path for folder in ("jetmoe", "studio") for path in (ROOT / folder).rglob("*.py")] + [ROOT / "app.py"]
+    sources = [*modules().values(), ROOT / "app.py"]
     found = {f"{path.name}: {call}" for path in sources for call in calls if call in path.read_text()}
     assert not found

@@ -16,13 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
-import torch
 from packaging.requirements import Requirement
 
-from studio.backend.chat.decoder import cpp_compiler
 from studio.backend.hosting.exposure import Exposure
 from studio.backend.models import starter
-from studio.backend.models.placement import default_dtype
+from studio.backend.system.compiler import cpp_compiler
 from studio.backend.system.home import home
 from studio.backend.system.process import ROOT, run_json
 from studio.errors import StudioError
@@ -47,14 +45,14 @@ def examine(exposure: Exposure, deep: bool = False, model: str = "starter") -> d
     """`{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`; `ok` is whether all checks are.
 
     Args:
-        deep: also answer and train with `model`, which takes a minute or so.
+        deep: also load torch, build the page, answer and train with `model`, which takes a minute or so.
     """
     checks: list[Callable[[], Check]] = [
-        _python, _versions, _torch, _memory, _disk, _starter, _compiler, _bf16,
-        lambda: _exposure(exposure), lambda: _secrets(exposure), _opened, _page,
+        _python, _versions, _memory, _disk, _starter, _compiler,
+        lambda: _exposure(exposure), lambda: _secrets(exposure), _opened,
     ]  # fmt: skip
     if deep:
-        checks += [lambda: _answers(model), lambda: _trains(model)]
+        checks += [_torch, _bf16, _page, lambda: _answers(model), lambda: _trains(model)]
     done = [check() for check in checks]
     return {"ok": all(check.ok for check in done), "checks": [asdict(check) for check in done]}
 
@@ -85,6 +83,8 @@ def _installed(name: str) -> str:
 
 
 def _torch() -> Check:
+    import torch
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     return Check("torch", True, f"{version('torch')} on {device}")
 
@@ -112,6 +112,10 @@ def _compiler() -> Check:
 
 
 def _bf16() -> Check:
+    import torch
+
+    from studio.backend.models.placement import default_dtype
+
     native = default_dtype("cpu") == torch.bfloat16
     return Check("bf16", True, "native" if native else "not native here: models run in fp32, at twice the memory")
 

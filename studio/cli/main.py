@@ -118,7 +118,9 @@ def quantize(
 
 @app.command()
 def doctor(
-    deep: Annotated[bool, typer.Option("--deep", help="Also answer and train a little.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Load torch and the page too, answer and train a little.")
+    ] = False,
     model: Model = "starter",
     host: Annotated[str | None, typer.Option(help="As for app.py, as are the next three.")] = None,
     auth: Annotated[Path | None, typer.Option(help="File of those who may log in.")] = None,

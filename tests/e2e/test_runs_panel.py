@@ -13,7 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from starlette.middleware import Middleware
 
-from studio.backend.runs.store import RunStore, views
+from studio.backend.runs import views
+from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
 from studio.ui.finetune.runs.runs_panel import opened, runs_panel
 from studio.ui.page.theme import css, theme

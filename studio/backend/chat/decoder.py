@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
 from jetmoe.decode import Step, compiled_step, step
 from jetmoe.loading.load import quantized_share
 from jetmoe.nf4 import cpu as nf4_cpu
+from studio.backend.system.compiler import cpp_compiler
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -302,10 +302,6 @@ def _short_turns() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(usual)
-
-
-def cpp_compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def cache_size(length: int, context_size: int) -> int:

@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.models import starter
 from studio.backend.system.files import require_space
 from studio.backend.system.home import home as home
@@ -31,6 +30,9 @@ SAFE_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "toke
 CHAT_8B = "jetmoe/jetmoe-8b-chat"
 UNSAFE_FILES = ["*.bin", "*.pt", "*.pth", "*.py", "*.pkl"]
 GIB = 2**30
+
+# As `jetmoe.nf4.parts.BYTES_PER_WEIGHT`, which can't be read without waiting for torch.
+NF4_BYTES = 0.5 + 4 / 64
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,7 @@ def _local(folder: Path) -> ModelEntry:
     config = json.loads((folder / "config.json").read_text())
     four_bit = "quantization_config" in config
     item = (
-        BYTES_PER_WEIGHT
-        if four_bit
-        else {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
+        NF4_BYTES if four_bit else {"float32": 4, "float64": 8}.get(config.get("dtype") or config.get("torch_dtype"), 2)
     )
     parameters = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / item
     return ModelEntry(

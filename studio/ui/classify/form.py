@@ -31,6 +31,8 @@ TOPIC = "sport, science, politics, business, arts"
 SPAM = "spam, a normal message"
 REQUEST = "a question, a complaint, praise, an order"
 LANGUAGE = "English, French, Spanish, German"
+NO_COLUMN = ("none", "")
+"""The choice of a column that leaves it out."""
 OWN = "my own"
 """The template's name where its text is none of `TEMPLATES`."""
 
@@ -101,6 +103,7 @@ class Form:
         return {"upload": self.upload, "file": self.file, "columns": columns, "at": time.time()}
 
 
+NAMES = [field.name for field in fields(Form)]
 LONGEST = {
     "labels": MAX_LABELS_TEXT, "template": LONGEST_TEMPLATE, "by": MAX_NAME, "upload": MAX_NAME, "file": MAX_NAME,
     "column": 10_000, "true_column": 10_000,

@@ -24,12 +24,6 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(doctor, "run_json", run_json)
 
 
-@pytest.fixture
-def no_page(monkeypatch):
-    """The page is asked in one test, because it takes seconds to be there."""
-    monkeypatch.setattr(doctor, "_page", lambda: doctor.Check("page", True, ""))
-
-
 def examined(*flags: str) -> tuple[int, dict[str, dict]]:
     result = CliRunner().invoke(app, ["doctor", "--json", *flags])
     report = json.loads(result.stdout)
@@ -38,21 +32,23 @@ def examined(*flags: str) -> tuple[int, dict[str, dict]]:
     return result.exit_code, {check["name"]: check for check in report["checks"]}
 
 
-def test_the_page_is_asked_itself():
-    _, checks = examined()
+def test_the_page_is_asked_itself(monkeypatch):
+    for name in ("_answers", "_trains"):
+        monkeypatch.setattr(doctor, name, lambda model: doctor.Check("left out", True, ""))
+    _, checks = examined("--deep")
     assert checks["page"]["ok"] and "monitoring, run history" in checks["page"]["detail"], checks["page"]
     assert checks["versions"]["ok"] and "gradio 6." in checks["versions"]["detail"]
     assert checks["exposure"]["ok"] and "this machine alone" in checks["exposure"]["detail"]
 
 
-def test_a_missing_compiler_is_named(no_page, monkeypatch, tmp_path):
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     code, checks = examined()
     assert code == 2 and not checks["C++ compiler"]["ok"] and "Install g++" in checks["C++ compiler"]["remedy"]
 
 
-def test_a_public_page_without_a_login_is_a_finding(no_page, monkeypatch, tmp_path):
+def test_a_public_page_without_a_login_is_a_finding(monkeypatch, tmp_path):
     code, checks = examined("--host", "0.0.0.0")
     assert code == 2 and not checks["exposure"]["ok"] and "--auth FILE" in checks["exposure"]["remedy"]
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
@@ -65,7 +61,7 @@ def test_a_public_page_without_a_login_is_a_finding(no_page, monkeypatch, tmp_pa
     assert "chmod 600" in examined("--auth", str(file))[1]["exposure"]["remedy"]
 
 
-def test_secrets_are_named_and_never_shown(no_page, monkeypatch):
+def test_secrets_are_named_and_never_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     _, checks = examined("--host", "0.0.0.0", "--public")
     assert not checks["secrets"]["ok"] and "HF_TOKEN" in checks["secrets"]["detail"]
@@ -74,20 +70,20 @@ def test_secrets_are_named_and_never_shown(no_page, monkeypatch):
 
 
 @pytest.mark.parametrize("name", doctor.OPENING)
-def test_variables_that_open_the_page_are_findings(no_page, monkeypatch, name):
+def test_variables_that_open_the_page_are_findings(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     code, checks = examined()
     assert code == 2 and name in checks["gradio's variables"]["remedy"]
 
 
-def test_other_versions_are_findings(no_page, monkeypatch):
+def test_other_versions_are_findings(monkeypatch):
     monkeypatch.setattr(doctor, "_installed", lambda name: "" if name == "peft" else "1.0")
     _, checks = examined()
     assert not checks["versions"]["ok"] and "peft is missing, not ==" in checks["versions"]["detail"]
     assert "gradio 1.0, not ==" in checks["versions"]["detail"]
 
 
-def test_a_model_answers_and_trains(no_page, tmp_path):
+def test_a_model_answers_and_trains(tmp_path):
     _, checks = examined("--deep", "--model", str(toy_folder(tmp_path / "toy")))
     assert checks["answering"]["ok"] and "tokens, " in checks["answering"]["detail"], checks["answering"]
     assert checks["training"]["ok"], checks["training"]

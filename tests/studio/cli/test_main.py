@@ -171,3 +171,12 @@ def test_export_writes_adapter_and_merged_model(run, tmp_path):
     assert document["merged"] and document["proof"]["error"] <= document["proof"]["tolerance"]
     assert document["proof"] == json.loads((tmp_path / "b/merge_proof.json").read_text())
     assert "is not empty" in refused("export", run.id, "--to", str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("command", ["models", "doctor", "runs list", "export --help", "classify predict --help"])
+def test_quick_commands_do_not_import_torch(command):
+    """Importing torch takes seconds; without it a command takes about half a second."""
+    code = "import sys; sys.argv[1:] = sys.argv[1].split(); from studio.cli.main import app"
+    code += "\ntry: app()\nfinally: sys.exit(3 if {'torch', 'transformers', 'gradio'} & {*sys.modules} else 0)"
+    done = subprocess.run([sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -155,8 +155,8 @@ def test_a_wheel_that_is_not_the_pinned_one(empty_home):
 
 def test_fitting_needs_text(empty_home, tokenizer, tmp_path):
     with pytest.raises(StudioError, match=r"needs \.txt files of at least 512 tokens"):
-        starter.domain_tokens(tmp_path, tokenizer)
-    tokens = starter.domain_tokens(HELD_OUT, tokenizer)
+        starter.domain_tokens(tmp_path, tokenizer, 512)
+    tokens = starter.domain_tokens(HELD_OUT, tokenizer, 512)
     assert len({len(ids) for ids in tokens.values()}) == 1 and len(tokens["python"]) % 512 == 0
 
 

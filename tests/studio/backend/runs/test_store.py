@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from studio.backend.recipe import Recipe
+from studio.backend.runs import store as runs
 from studio.backend.runs.comparison import compare, differences
 from studio.backend.runs.events import TrainEvent, figures
 from studio.backend.runs.store import RunStore
-from studio.backend.runs.store import store as runs
 from studio.errors import StudioError
 from tests.builders.waiting import until
 

@@ -1,0 +1,162 @@
+"""The events of the chat tab: values of the page in, values of the page out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.backend.adapters import find as adapters
+from studio.backend.hosting import demo
+from studio.errors import StudioError
+from studio.ui.chat.handlers import ChatHandlers
+from studio.ui.common import browser
+from studio.ui.common.markdown import as_text
+from studio.ui.common.offered_models import offered as offered_models
+from studio.ui.common.picked_adapter import Picked, offered, read_picked, still_listed
+from studio.ui.common.shown_errors import shows_errors
+from studio.ui.server.identity import owner_of
+
+if TYPE_CHECKING:
+    from studio.backend.chat.engine import Engine
+
+
+class ChatEvents:
+    """The Gradio functions of the chat tab: each works for the owner and the session of its request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.handlers = ChatHandlers(engine)
+
+    @shows_errors
+    def send(
+        self, request: gr.Request, text: str, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        handlers, session = self.handlers.of(request), browser.session(request)
+        for values in handlers.send(text, stored, system, session, list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def send_example(
+        self, request: gr.Request, example: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        text = example.value.get("text") if isinstance(example.value, dict) else ""
+        handlers, session = self.handlers.of(request), browser.session(request)
+        for values in handlers.send(text or "", stored, system, session, list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def retry(
+        self, request: gr.Request, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        handlers, session = self.handlers.of(request), browser.session(request)
+        for values in handlers.retry(stored, system, session, list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def edit(
+        self, request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        text = as_text(edited.value) if isinstance(edited.value, str) else ""
+        handlers, session = self.handlers.of(request), browser.session(request)
+        for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
+            yield values.values()
+
+    @shows_errors
+    def undo(self, request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).undo(stored, browser.session(request), picked).values()
+
+    @shows_errors
+    def clear(self, request: gr.Request, picked: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).clear(browser.session(request), picked).values()
+
+    @shows_errors
+    def stop(self, request: gr.Request) -> None:
+        self.handlers.of(request).stop(browser.session(request))
+
+    @shows_errors
+    def open_page(self, request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+        wanted = request.query_params.get("adapter")
+        picked, choices = self.handlers.of(request).pick(kept, wanted)
+        shown = self.handlers.of(request).open_page(stored, picked.kept())
+        if wanted and wanted != picked.adapter:
+            shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
+        return (*shown.values(), *_picker(picked, choices), self.engine.status().model_id)
+
+    @shows_errors
+    def tell(self, notice: str) -> None:
+        if notice:
+            gr.Warning(escape(notice))
+
+    @shows_errors
+    def refresh(self, request: gr.Request, kept: Any) -> tuple[Any, ...]:
+        return _picker(*self.handlers.of(request).pick(kept))
+
+    @shows_errors
+    def open_list(self, request: gr.Request, listed: list[tuple[str, str]]) -> Any:
+        choices = still_listed(offered(self.engine.status().model_id, owner_of(request)), listed)
+        return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
+
+    @shows_errors
+    def arrange(self, request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+        picked = read_picked(kept)
+        # A switch that was turned on meanwhile stays on.
+        switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
+        return (*self.handlers.of(request).arrange(stored, kept).values(), switch)
+
+    @shows_errors
+    def upload(self, request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
+        model_id = self.engine.status().model_id
+        if model_id is None:
+            raise StudioError("An adapter needs its model. Load one first, under Advanced.")
+        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
+        gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
+        return (*_picker(*self.handlers.of(request).pick(None, choice.id)), "")
+
+    @shows_errors
+    def export(self, request: gr.Request, stored: str) -> str:
+        return self.handlers.of(request).export_file(stored, browser.session(request))
+
+    @shows_errors
+    def load(self, request: gr.Request, data: bytes, picked: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).import_file(data, browser.session(request), picked).values()
+
+    @shows_errors
+    def select(self, request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return self.handlers.of(request).show_message(stored, _index(chosen.index)).values()
+
+    @shows_errors
+    def select_base(self, request: gr.Request, stored: str, chosen: gr.SelectData) -> tuple[Any, ...]:
+        return self.handlers.of(request).show_message(stored, _index(chosen.index), on_base_side=True).values()
+
+    @shows_errors
+    def compare(self, request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return self.handlers.of(request).compare(stored, chosen._data.get("answer")).values()
+
+    @shows_errors
+    def pick(self, request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        return self.handlers.of(request).show_routing(stored, chosen._data.get("answer")).values()
+
+    @shows_errors
+    def choose_model(self, model_id: str, precision: Any) -> None:
+        if model_id not in offered_models(self.engine):
+            raise StudioError("This model is not in the list. Reload the page and pick again.")
+        if limits := demo.limits():
+            limits.refuse_another_model()
+        self.engine.start_loading(model_id, precision=precision)
+
+
+def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
+    """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
+    switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
+    return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
+
+
+def _index(index: Any) -> int:
+    first = index[0] if isinstance(index, list | tuple) and index else index
+    if type(first) is not int:
+        raise StudioError("This message can't be found. Reload the page.")
+    return first

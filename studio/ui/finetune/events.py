@@ -1,0 +1,192 @@
+"""The events of the fine-tuning tab: values of the page in, values of the page out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.ui.common import card
+from studio.ui.common.shown_errors import shows_errors
+from studio.ui.finetune import audit_view, data_preview
+from studio.ui.finetune.handlers import FIELDS, Column, FinetuneHandlers
+from studio.ui.finetune.pushing import account_of
+from studio.ui.finetune.recipe_form import NAMES
+from studio.ui.finetune.run_draft import CLASSIFIER, Draft, from_handed, from_json
+from studio.ui.finetune.runs.runs_panel import opened as show_run
+from studio.ui.server.identity import owner_of
+
+if TYPE_CHECKING:
+    from studio.backend.chat.engine import Engine
+    from studio.backend.training.queue import Jobs
+
+HINT = "Check, and what will really train appears here, with the memory and the time that it takes."
+
+
+class FinetuneEvents:
+    """The Gradio functions of the fine-tuning tab: each works for the owner of its request."""
+
+    def __init__(self, engine: Engine, jobs: Jobs) -> None:
+        self.handlers = FinetuneHandlers(engine, jobs)
+
+    def looked(self, request: gr.Request, draft: Draft, sent: dict[str, str] | None = None) -> list[Any]:
+        """The preview and the columns; what can't be read is said where the data would be.
+
+        Args:
+            sent: columns as they were chosen on the page, where by now others may be chosen.
+        """
+        try:
+            seen = self.handlers.of(request).look(draft)
+        except StudioError as error:
+            return [_problem_card(str(error)), *(gr.skip() for _ in FIELDS)]
+        return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
+
+    def remembered(self, request: gr.Request, draft: Draft) -> list[Any]:
+        """For the browser, the command, and instead of a check, which was of other settings."""
+        return [draft.to_json(), self.handlers.of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
+
+    @shows_errors
+    def remember(self, request: gr.Request, *values: Any) -> list[Any]:
+        return self.remembered(request, _draft(*values))
+
+    @shows_errors
+    def leave(self, request: gr.Request, *values: Any) -> list[Any]:
+        return self.remembered(request, _draft(*values))[:2]
+
+    @shows_errors
+    def open_page(self, request: gr.Request, stored: str) -> list[Any]:
+        draft, lost = self.handlers.of(request).fresh(), ""
+        try:
+            draft = from_json(stored) if stored else draft
+        except StudioError as error:
+            lost = _problem_card(f"{error} A new one is begun.")
+        model = gr.update(choices=self.handlers.of(request).models(), value=draft.settings["model"])
+        values = _controls(replace(draft, settings=draft.settings | {"model": model}))
+        # A run that the address names is opened by the panel itself.
+        part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
+        seen, *columns = self.looked(request, draft)
+        return [
+            *values,
+            *self.remembered(request, draft),
+            lost + seen,
+            *columns,
+            self.handlers.of(request).ticket(),
+            part,
+        ]
+
+    @shows_errors
+    def look(self, request: gr.Request, *values: Any) -> list[Any]:
+        draft = _draft(*values)
+        return self.looked(request, draft, draft.columns)
+
+    @shows_errors
+    def look_anew(self, request: gr.Request, *values: Any) -> list[Any]:
+        draft = replace(_draft(*values), columns={})
+        return [*self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def look_elsewhere(self, request: gr.Request, *values: Any) -> list[Any]:
+        draft = replace(_draft(*values), columns={}, format="auto")
+        return ["auto", *self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def take(self, request: gr.Request, file: str, *values: Any) -> list[Any]:
+        draft = self.handlers.of(request).upload(_draft(*values), Path(file))
+        return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def load(self, request: gr.Request, file: str, *values: Any) -> list[Any]:
+        draft, notice = self.handlers.of(request).load(_draft(*values), file)
+        if notice:
+            gr.Warning(escape(notice))
+        return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def open_handed(self, request: gr.Request, handed: Any) -> list[Any]:
+        """What another tab hands over, for the model that is loaded."""
+        draft = from_handed(handed)
+        draft = replace(draft, settings=draft.settings | {"model": self.handlers.of(request).fresh().settings["model"]})
+        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
+        return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft), *shown]
+
+    @shows_errors
+    def save(self, request: gr.Request, *values: Any) -> str:
+        return self.handlers.of(request).saved(_draft(*values))
+
+    @shows_errors
+    def check(self, request: gr.Request, *values: Any) -> Iterator[str]:
+        yield from self.handlers.of(request).check(_draft(*values))
+
+    @shows_errors
+    def start(self, request: gr.Request, ticket: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        handlers = self.handlers.of(request)
+        run = handlers.start(_draft(*values), ticket)
+        gr.Info(escape(handlers.queued(run)), title="Started")
+        yield handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
+        for _ in handlers.accompany(run.id):
+            yield gr.skip(), gr.skip(), gr.skip()
+
+    @shows_errors
+    def opened(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
+        handlers = self.handlers.of(request)
+        run = handlers.exportable(str(event._data.get("id", "")))
+        title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
+        form = handlers.pushable(run)
+        arriving = handlers.arriving(run.id, form.repo) if run else ""
+        box = [run.id if run else "", gr.update(visible=run is not None), title, ""]
+        return *box, form.html, gr.update(visible=form.offered), form.repo, False, arriving, ""
+
+    @shows_errors
+    def act(self, request: gr.Request, event: gr.EventData) -> Iterator[None]:
+        handlers, action, run_id = self.handlers.of(request), str(event._data.get("action")), str(event._data.get("id"))
+        gr.Info(escape(handlers.act(action, run_id)))
+        yield
+        if action == "resume":
+            for _ in handlers.accompany(run_id):
+                yield
+
+    @shows_errors
+    def export(self, request: gr.Request, run_id: str, kind: str) -> Iterator[str]:
+        yield from self.handlers.of(request).export(run_id, kind)
+
+    @shows_errors
+    def look_at_push(self, request: gr.Request, run_id: str, repo: str) -> str:
+        return self.handlers.of(request).arriving(run_id, repo or "") if run_id else ""
+
+    @shows_errors
+    def push(
+        self, request: gr.Request, profile: gr.OAuthProfile | None, token: gr.OAuthToken | None,
+        run_id: str, repo: str, public: bool,
+    ) -> Iterator[str]:  # fmt: skip
+        account = account_of(owner_of(request), profile, token)
+        yield from self.handlers.of(request).push(run_id, repo or "", public is True, account)
+
+
+def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
+    """Leaves a choice alone that is as it was sent: meanwhile the person may have made another."""
+    needed = "needed" if column.needed else "optional"
+    choices = column.choices if column.needed else [("none", ""), *column.choices]
+    is_same = sent is not None and sent.get(field, "") == (column.value or "")
+    value = {} if is_same else {"value": column.value}
+    return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
+
+
+def _draft(upload: str, file: str, source: str, format: str, name: str, *values: Any) -> Draft:
+    columns = dict(zip(FIELDS, values, strict=False))
+    settings = dict(zip(NAMES, values[len(FIELDS) :], strict=True))
+    chosen = {field: column for field, column in columns.items() if column}
+    return Draft(source or "", upload or "", file or "", format or "auto", chosen, settings, name or "")
+
+
+def _controls(draft: Draft) -> list[Any]:
+    """New values of the controls that hold a draft, but for the columns, which come with the data."""
+    return [draft.upload, draft.file, draft.source, draft.format, draft.name, *(draft.settings[name] for name in NAMES)]
+
+
+def _problem_card(text: str) -> str:
+    return card.card(data_preview.NAME, card.problem(text))
