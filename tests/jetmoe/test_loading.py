@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, loading
+from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.experts.experts import JetMoeExperts
-from jetmoe.loading.checkpoint import INDEX, CheckpointError
+from jetmoe.loading import devices
+from jetmoe.loading.checkpoint import INDEX, CheckpointError, Stored, stored_tensors
 from jetmoe.loading.convert import convert
 from jetmoe.loading.devices import RunOn
 from jetmoe.loading.load import load, quantized_share
+from jetmoe.loading.slots import slots_of
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import parts as nf4
 from jetmoe.nf4.tensor import NF4Tensor, quantize
@@ -62,7 +64,7 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def broken(shards, tmp_path, monkeypatch):
     """A copy of the shards to break, of which no weight may be read."""
-    monkeypatch.setattr(loading.Stored, "read", lambda *args: pytest.fail("a weight was read"))
+    monkeypatch.setattr(Stored, "read", lambda *args: pytest.fail("a weight was read"))
     return shutil.copytree(shards, tmp_path / "broken")
 
 
@@ -157,7 +159,7 @@ def test_the_released_shape_takes_at_most_5_2_gib():
     with torch.device("meta"):
         model = JetMoeForCausalLM(config).bfloat16()
     total = {"rows": 0, "tiles": 0}
-    for slot in loading.slots_of(model, True, False, torch.bfloat16):
+    for slot in slots_of(model, True, False, torch.bfloat16):
         numbers = slot.shape.numel()
         if isinstance(slot.module, JetMoeExperts):
             sizes = {kind: nf4.empty(tuple(slot.shape), device="meta", tiled=kind == "tiles").nbytes for kind in total}
@@ -186,7 +188,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from jetmoe import JetMoeForCausalLM
-from jetmoe.loading import load
+from jetmoe.loading.load import load
 
 def kib(name):
     return next(int(row.split()[1]) for row in open("/proc/self/status") if row.startswith(name))
@@ -280,7 +282,7 @@ def test_saved_in_4_bits_it_comes_back_bit_for_bit(whole, tmp_path, double, dtyp
     assert torch.equal(logits(again), expected)
     assert again.get_memory_footprint() == model.get_memory_footprint()
     assert again.config.quantization_config["bnb_4bit_use_double_quant"] is double
-    stored = loading.stored_tensors(tmp_path)
+    stored = stored_tensors(tmp_path)
     size = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
     assert size < 0.6 * (whole / "model.safetensors").stat().st_size and stored[f"{LAYER}.mlp.bias"].dtype == dtype
 
@@ -434,8 +436,8 @@ def test_cuda_that_is_not_there(broken, monkeypatch, arguments):
 def test_a_gpu_that_is_too_small(broken, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**10, 80 * 2**10))
-    monkeypatch.setattr(loading, "GIB", 2**10)  # a toy's gibibyte
-    sizes = {name: tensor.nbytes for name, tensor in loading.stored_tensors(broken).items()}
+    monkeypatch.setattr(devices, "GIB", 2**10)  # a toy's gibibyte
+    sizes = {name: tensor.nbytes for name, tensor in stored_tensors(broken).items()}
     needed = sum(sizes.values())
     message = refusal(broken, device="cuda")
     assert f"need {needed / 2**10:.1f} GiB and the GPU has 10.0 of 80.0 GiB free: use quantization='nf4'" in message

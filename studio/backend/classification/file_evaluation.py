@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from studio.backend.classification.evaluation import MOST_ROWS, Report, evaluate
+from studio.backend.classification.evaluation import Report, evaluate
 from studio.backend.classification.prediction import LabelledRow
 from studio.backend.data.formats.labelled import labels as names_of
 from studio.backend.data.labelled import Target, Truth, target_of
 from studio.backend.data.rows import BadRow, Problem
 from studio.errors import StudioError
+
+MOST_ROWS = 20_000
 
 
 class FileTest:

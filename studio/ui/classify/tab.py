@@ -200,8 +200,8 @@ def _wire_texts(page: _Page, events: ClassifyEvents) -> None:
 
 def _wire_file(page: _Page, events: ClassifyEvents) -> None:
     page.file_go.click(
-        events.classify_file, page.form(), [page.file_result, page.kept.result, page.quality, page.cancel], preprocess=False,
-        concurrency_limit=4, concurrency_id="classify-file", **QUIET,
+        events.classify_file, page.form(), [page.file_result, page.kept.result, page.quality, page.cancel],
+        preprocess=False, concurrency_limit=4, concurrency_id="classify-file", **QUIET,
     ).then(lambda: gr.update(interactive=False), None, page.cancel, **AT_ONCE)  # fmt: skip
     page.cancel.click(events.cancel, None, None, **AT_ONCE)
     page.column.input(events.choose_column, page.form(), page.true_column, preprocess=False, **AT_ONCE)

@@ -126,7 +126,7 @@ def test_an_answer_is_never_changed_under_way(engine, folder):
         if len(tokens) == 3 and event.kind == "token":
             for thread in others:
                 thread.start()
-            until(lambda: len(engine._line) == 3)
+            until(lambda: len(engine._queue) == 3)
             assert engine.adapters() == ["one"] and not other
     for thread in others:
         thread.join()

@@ -5,9 +5,11 @@ import threading
 import numpy as np
 import pytest
 
-from jetmoe import RoutingTrace
-from studio.backend.chat.engine import Engine, Sampling
+from jetmoe import JetMoeForCausalLM, RoutingTrace
+from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.engine import Engine, Sampling, memory_text
 from studio.errors import StudioError
+from tests.builders.toy_model import toy_model
 from tests.builders.waiting import until
 
 GREEDY = Sampling(max_new_tokens=24, temperature=0.0, repetition_penalty=1.0)
@@ -123,7 +125,7 @@ def test_others_wait_in_line_and_see_their_place(engine):
     people = [threading.Thread(target=ask, args=(person,)) for person in range(3)]
     for number, person in enumerate(people, start=1):
         person.start()
-        until(lambda number=number: len(engine._line) == number)
+        until(lambda number=number: len(engine._queue) == number)
     for person in people:
         person.join()
     assert order == [0, 1, 2]
@@ -213,3 +215,13 @@ def test_model_that_is_not_there_is_a_sentence():
         engine.load("no-such-model")
     with pytest.raises(StudioError, match="isn't ready"):
         answer(engine)
+
+
+def test_the_status_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
+    toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
+    plain = JetMoeForCausalLM.from_pretrained(tmp_path)
+    assert "4-bit" not in memory_text(Decoder(plain, 64))
+    decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
+    assert memory_text(decoder).startswith("weights 0.00 GiB, ") and memory_text(decoder).endswith(" in 4-bit")
+    decoder.prefill([3, 4, 5], room=2)
+    assert "cache 0.00 GiB" in memory_text(decoder) and decoder.cache_bytes > 0

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from studio.backend.classification import evaluation
+from studio.backend.classification import evaluation, file_evaluation
 from studio.backend.classification.evaluation import MAJORITY, MEAN, OURS, RIDGE, TFIDF, evaluate, table
 from studio.backend.classification.file_evaluation import FileTest
 from studio.backend.classification.prediction import LabelledRow, Prediction
@@ -148,7 +148,7 @@ def test_a_file_that_says_nothing_is_refused_with_what_to_do(cells, words):
 
 
 def test_memory_does_not_grow_with_a_file(monkeypatch):
-    monkeypatch.setattr(evaluation, "MOST_ROWS", 3)
+    monkeypatch.setattr(file_evaluation, "MOST_ROWS", 3)
     test = FileTest("single_label", NAMES, "kind")
     for line in range(10):
         test.add(row(line, "ham"))

@@ -26,6 +26,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
+from studio.backend.training.trainer import load_adapter
 from studio.errors import StudioError
 from tests.builders.stock import run_stock
 from tests.builders.toy_folder import toy_folder, toy_tokenizer
@@ -85,7 +86,7 @@ def stock_logits(tmp_path: Path, folder: Path, base: Path | str = "") -> torch.T
 def our_logits(run: Run) -> torch.Tensor:
     """In the model that was trained, each text alone."""
     ready = prepare(run.recipe())
-    train._load_adapter(ready.model, run.adapter)
+    load_adapter(ready.model, run.adapter)
     ids = [encode(ready.tokenizer, text, 64)[0] for text in TEXTS]
     return torch.cat([ready.model.eval()(input_ids=torch.tensor([each])).logits for each in ids])
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from jetmoe import JetMoeForCausalLM
 from jetmoe.loading.load import load, quantized_share
 from studio.backend.export import export as exporting
+from studio.backend.export import merge as merging
 from studio.backend.export.base import Base
 from studio.backend.export.export import export
 from studio.backend.export.merge import prove
@@ -165,7 +166,7 @@ def test_a_merged_model_is_a_model_of_the_studio(run, tmp_path):
 def test_a_merge_that_changed_nothing_fails(run, tmp_path, monkeypatch):
     from jetmoe.adapters import wrappers as lora
 
-    monkeypatch.setattr(exporting, "merge", lambda model: lora.unwrap(model) or {})
+    monkeypatch.setattr(merging, "merge", lambda model: lora.unwrap(model) or {})
     with pytest.raises(StudioError, match=r"does not answer as base and adapter do: it is off by (1\.0|0\.9)"):
         export(run.id, tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists() and not parts_left(tmp_path)
@@ -308,7 +309,7 @@ def test_unknown_runs_pickles_and_other_models(run, toy, tmp_path):
 def test_too_little_space_is_said_before_anything_is_loaded(run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr(exporting, "load", None)
+    monkeypatch.setattr(merging, "load", None)
     for merge in (False, True):
         with pytest.raises(StudioError, match="disk is too full"):
             export(run.id, tmp_path / "out", merge)

@@ -8,11 +8,9 @@ import torch
 
 from jetmoe import single_query
 from jetmoe.nf4 import cpu as nf4_cpu
-from studio.backend.chat.decoder import Decoder
 from studio.backend.models import catalog, placement
 from studio.backend.system import zero_gpu
 from studio.errors import StudioError
-from tests.builders.toy_model import toy_model
 
 STARTER = catalog.entry("starter")
 LARGE = catalog.entry("jetmoe/jetmoe-8b")
@@ -84,18 +82,6 @@ def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
         with pytest.raises(StudioError, match=f"needs {needed} GiB of memory and 10.0 GiB are free: load it in nf4"):
             placement.placement(LARGE, "bf16")
-
-
-def test_the_line_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
-    from jetmoe import JetMoeForCausalLM
-
-    toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
-    plain = JetMoeForCausalLM.from_pretrained(tmp_path)
-    assert "4-bit" not in placement.line(Decoder(plain, 64))
-    decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
-    assert placement.line(decoder).startswith("weights 0.00 GiB, ") and placement.line(decoder).endswith(" in 4-bit")
-    decoder.prefill([3, 4, 5], room=2)
-    assert "cache 0.00 GiB" in placement.line(decoder) and decoder.cache_bytes > 0
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_damaged_copy_is_made_up_for_by_the_folders(mount, tmp_path, monkeypat
     store = RunStore(mount / "home")
     store.create(RECIPE, "kept")
     store.keep_copy()
-    store.copy.write_bytes(b"no database" * 100)
+    store.database.copy.write_bytes(b"no database" * 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     assert [run.name for run in RunStore(mount / "home").list()] == ["kept"]
 
@@ -87,12 +87,12 @@ def test_the_supervisor_copies_what_has_changed(mount, monkeypatch):
     jobs = Jobs(RunStore(mount / "home"), begins=False)
     jobs.store.create(RECIPE, "first")
     jobs._tick()
-    before = jobs.store.copy.stat().st_mtime_ns
+    before = jobs.store.database.copy.stat().st_mtime_ns
     jobs._tick()
-    assert jobs.store.copy.stat().st_mtime_ns == before
+    assert jobs.store.database.copy.stat().st_mtime_ns == before
     jobs.store.create(RECIPE, "second")
     jobs._tick()
-    assert jobs.store.copy.stat().st_mtime_ns > before
+    assert jobs.store.database.copy.stat().st_mtime_ns > before
     jobs.close()
 
 

@@ -15,7 +15,7 @@ from studio.backend.classification import evaluation
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
-from studio.backend.training import audit
+from studio.backend.training import audit, head_trainer
 from studio.backend.training import run as train
 from studio.backend.training.prepare import prepare
 from studio.backend.training.trainer import last_checkpoint
@@ -168,7 +168,7 @@ def test_accumulation_and_the_seed_change_nothing(settings):
 def test_the_best_checkpoint_is_that_of_the_best_macro_f1(settings, monkeypatch):
     """However low the loss of another is; and training ends where it is not found again."""
     figures = iter([0.1, 0.9, 0.5, 0.5, 0.5])
-    monkeypatch.setattr(train, "measure", lambda *args: {"accuracy": 0.5, "macro_f1": next(figures)})
+    monkeypatch.setattr(head_trainer, "measure", lambda *args: {"accuracy": 0.5, "macro_f1": next(figures)})
     run = started(settings, max_steps=40, early_stopping=2)
     assert run.step == 6 and "macro-F1 is 0.900" in run.message
     name = "adapter_model.safetensors"

@@ -19,7 +19,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import IntervalStrategy
+from transformers import IntervalStrategy, Trainer
 from typer.testing import CliRunner
 
 from jetmoe import JetMoeForCausalLM
@@ -113,7 +113,7 @@ def test_every_trained_tensor_gets_a_gradient_and_the_audit_says_so(plain):
 
 def test_a_tensor_without_gradient_is_named(settings, monkeypatch):
     """An expert projection that no token reaches, as where a wrapper is bypassed."""
-    from jetmoe import experts
+    from jetmoe.experts import experts
 
     real = experts.split_adapters
 
@@ -225,14 +225,14 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(settings):
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(settings, monkeypatch):
-    real = train.Trainer._save_checkpoint
+    real = Trainer._save_checkpoint
 
     def full(self, model, trial):
         real(self, model, trial)
         if self.state.global_step >= 4:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Trainer, "_save_checkpoint", full)
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
     run = started(settings)
     assert run.state == "done"
     assert [each["message"][:28] for each in values(run, "warning")] == [
@@ -337,7 +337,7 @@ def test_other_errors_are_not_called_a_lack_of_memory(settings, monkeypatch):
     def broken(self, *args):
         raise NotImplementedError("no such kernel")
 
-    monkeypatch.setattr(train.Trainer, "training_step", broken)
+    monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(NotImplementedError):
         started(settings)
     assert RunStore().list()[0].message == "NotImplementedError: no such kernel"
@@ -347,12 +347,12 @@ def test_other_errors_are_not_called_a_lack_of_memory(settings, monkeypatch):
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(settings, monkeypatch):
-    real = train.Trainer.training_step
+    real = Trainer.training_step
 
     def broken(self, *args):
         return real(self, *args) * (float("nan") if self.state.global_step == 3 else 1)
 
-    monkeypatch.setattr(train.Trainer, "training_step", broken)
+    monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(StudioError, match=r"not a number any more at step 4: lower learning_rate"):
         started(settings)
     (run,) = RunStore().list()
@@ -372,7 +372,7 @@ def test_running_out_of_memory_ends_the_run_with_what_to_lower(settings, monkeyp
     def full(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train.Trainer, "training_step", full)
+    monkeypatch.setattr(Trainer, "training_step", full)
     with pytest.raises(StudioError, match="ran out of memory while training: lower batch_size"):
         started(settings)
     assert RunStore().list()[0].state == "failed"
