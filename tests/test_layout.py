@@ -12,7 +12,8 @@ ORDER = """
 errors registry
 jetmoe
 analysis
-backend.system backend.recipe
+backend.system backend.recipe_file
+backend.recipe
 backend.hosting
 backend.models backend.runs
 backend.adapters backend.data
@@ -100,12 +101,13 @@ def test_no_file_is_named_for_nothing():
 
 @pytest.mark.parametrize("module", modules())
 def test_files_and_functions_stay_short(module):
-    """Signatures with one argument a line, as of commands and of a model's forward, do not count."""
+    """Signatures and docstrings do not count: those of commands and of a model's forward have an argument a line."""
     text = modules()[module].read_text()
     assert text.count("\n") <= LONGEST_FILE
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and node.body:
-            assert node.body[-1].end_lineno - node.body[0].lineno < LONGEST_FUNCTION, node.name
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or body[-1].end_lineno - body[0].lineno < LONGEST_FUNCTION, node.name
 
 
 def test_nothing_unsafe_is_called():

@@ -14,7 +14,6 @@ import inspect
 import itertools
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -24,11 +23,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from studio.backend.recipe_file import parse_yaml, find_recipe, read_yaml
 from studio.errors import StudioError
 
-FOLDER = Path(__file__).parents[2] / "recipes"
-# Holds the largest recipe that `to_yaml` writes; YAML takes seconds to read more.
-LARGEST_FILE = 256 * 1024
 # Titles of the sections, by their first field; the form, `to_yaml` and the bundled files keep this order.
 SECTIONS = {
     "model": "Model",
@@ -133,7 +130,7 @@ class Recipe:
             StudioError: no such file, not a recipe, or bad settings.
         """
         _refuse([f"{_shown(text)} must read setting=value" for text in overrides if "=" not in text])
-        return cls.from_settings(_read(_find(path)) | dict(map(_override, overrides)))
+        return cls.from_settings(read_yaml(find_recipe(path)) | dict(map(_override, overrides)))
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
@@ -214,7 +211,6 @@ RANGES = {
 LONGEST = {"model": 1000, "data": 1000, "format": 50, "probe_text": 10_000}
 MOST_PROMPTS, LONGEST_PROMPT = 16, 1000
 MOST_COLUMNS, LONGEST_COLUMN = 20, 100
-
 # Settings that are fine alone but not together: which, when, and the remedy.
 CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     (
@@ -258,12 +254,6 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
         "class_weights has no meaning for numbers: set it to none, or problem to single_label",
     ),
 ]
-
-
-def recipes() -> dict[str, Path]:
-    """The bundled recipes by name; not accelerate's files, which say on what they run."""
-    files = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
-    return {name: path for name, path in files.items() if not name.startswith("accelerate/")}
 
 
 def sections() -> dict[str, list[str]]:
@@ -412,59 +402,6 @@ def _override(text: str) -> tuple[str, Any]:
     if isinstance(DEFAULTS.get(name), str):
         return name, value
     try:
-        return name, _parse(value)
+        return name, parse_yaml(value)
     except (yaml.YAMLError, ValueError):
         return name, value
-
-
-def _find(path: str | Path) -> Path:
-    """Any file of that path; else the bundled recipe, from whatever folder the studio was started in."""
-    with suppress(OSError):  # longer than a file's name can be
-        if Path(path).suffix in (".yaml", ".yml") and Path(path).is_file():
-            return Path(path)
-    name = str(path).removeprefix("recipes/").removesuffix(".yaml")
-    if name in recipes():
-        return recipes()[name]
-    raise StudioError(f"There is no recipe {str(path)[:200]!r}. Name a .yaml file or one of {', '.join(recipes())}.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise StudioError(f"{path} can't be read ({error.strerror}). Check its permissions.") from error
-    if len(text) > LARGEST_FILE:
-        raise StudioError(f"{path} is no recipe: it is larger than {LARGEST_FILE // 1024} KiB.")
-    try:
-        settings = _parse(text.decode("utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise StudioError(f"{path} can't be read as YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(settings, dict):
-        raise StudioError(f"{path} is no recipe: write one `setting: value` a line.")
-    return settings
-
-
-def _parse(text: str) -> Any:
-    """YAML as plain data.
-
-    Raises:
-        yaml.YAMLError, ValueError: broken, or with what a recipe has no use for and an attack has.
-    """
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ValueError("anchors and aliases (& and *) are not allowed")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > 3:
-            raise ValueError("it is nested too deeply")
-    _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-    return yaml.safe_load(text)
-
-
-def _refuse_twice(document: yaml.Node | None) -> None:
-    """YAML itself lets the last one win, unseen."""
-    if isinstance(document, yaml.MappingNode):
-        names = Counter(key.value for key, _ in document.value if isinstance(key, yaml.ScalarNode))
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"{', '.join(twice)} is set twice")

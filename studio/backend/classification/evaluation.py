@@ -42,7 +42,6 @@ SHOWN_TEXT = 500
 FEWEST_TO_SCALE = 50
 """Rows below which a temperature says more of chance than of the classifier."""
 PROFILED_TEXTS = 400
-"""Rows of a file that are measured."""
 Report = dict[str, Any]
 
 

@@ -15,6 +15,7 @@ from studio.backend.data.rows import BadRow, Problem
 from studio.errors import StudioError
 
 MOST_ROWS = 20_000
+"""Rows of a file that are measured."""
 
 
 class FileTest:

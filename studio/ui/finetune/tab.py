@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.data.dataset import SAMPLES
-from studio.backend.recipe import recipes
+from studio.backend.recipe_file import recipes
 from studio.ui.common import browser, card
 from studio.ui.common.handed_draft import handed_draft
 from studio.ui.finetune import audit_view, data_preview

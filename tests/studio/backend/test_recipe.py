@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.backend.recipe import DEFAULTS, FOLDER, RANGES, Recipe, field_help, recipes, sections
+from studio.backend.recipe import DEFAULTS, RANGES, Recipe, field_help, sections
+from studio.backend.recipe_file import FOLDER, recipes
 from studio.errors import StudioError
 
 FILES = sorted(FOLDER.rglob("*.y*ml"))

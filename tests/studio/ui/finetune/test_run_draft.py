@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from studio.backend.data import uploads
-from studio.backend.recipe import DEFAULTS, Recipe, recipes
+from studio.backend.recipe import DEFAULTS, Recipe
+from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import ELSEWHERE, NAMES, form_values, read_form
 from studio.ui.finetune.run_draft import OWN_FILE, Draft, from_json

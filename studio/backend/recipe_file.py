@@ -1,0 +1,75 @@
+"""Recipe files: where they are, and reading YAML that says each setting once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studio.errors import StudioError
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+# Holds the largest recipe that `to_yaml` writes; YAML takes seconds to read more.
+LARGEST_FILE = 256 * 1024
+
+
+def recipes() -> dict[str, Path]:
+    """The bundled recipes by name; not accelerate's files, which say on what they run."""
+    files = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
+    return {name: path for name, path in files.items() if not name.startswith("accelerate/")}
+
+
+def find_recipe(path: str | Path) -> Path:
+    """Any file of that path; else the bundled recipe, from whatever folder the studio was started in."""
+    with suppress(OSError):  # longer than a file's name can be
+        if Path(path).suffix in (".yaml", ".yml") and Path(path).is_file():
+            return Path(path)
+    name = str(path).removeprefix("recipes/").removesuffix(".yaml")
+    if name in recipes():
+        return recipes()[name]
+    raise StudioError(f"There is no recipe {str(path)[:200]!r}. Name a .yaml file or one of {', '.join(recipes())}.")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise StudioError(f"{path} can't be read ({error.strerror}). Check its permissions.") from error
+    if len(text) > LARGEST_FILE:
+        raise StudioError(f"{path} is no recipe: it is larger than {LARGEST_FILE // 1024} KiB.")
+    try:
+        settings = parse_yaml(text.decode("utf-8-sig"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise StudioError(f"{path} can't be read as YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(settings, dict):
+        raise StudioError(f"{path} is no recipe: write one `setting: value` a line.")
+    return settings
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as plain data.
+
+    Raises:
+        yaml.YAMLError, ValueError: broken, or with what a recipe has no use for and an attack has.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("anchors and aliases (& and *) are not allowed")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 3:
+            raise ValueError("it is nested too deeply")
+    _refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+    return yaml.safe_load(text)
+
+
+def _refuse_twice(document: yaml.Node | None) -> None:
+    """YAML itself lets the last one win, unseen."""
+    if isinstance(document, yaml.MappingNode):
+        names = Counter(key.value for key, _ in document.value if isinstance(key, yaml.ScalarNode))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"{', '.join(twice)} is set twice")
