@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from studio.backend.recipe_file import parse_yaml, find_recipe, read_yaml
+from studio.backend.recipe_file import find_recipe, parse_yaml, read_yaml
 from studio.errors import StudioError
 
 # Titles of the sections, by their first field; the form, `to_yaml` and the bundled files keep this order.

@@ -280,6 +280,14 @@ def test_an_uploaded_adapter_is_picked(chat: AdapterPage, tuned: Tuned, tmp_path
     expect(chat.beside).to_be_enabled()
     chat.ask_and_wait(QUESTION)
     expect(chat.page.locator("#stats")).to_contain_text("Mine <i>")
+    chat.page.once("dialog", lambda dialog: dialog.dismiss())
+    delete = chat.page.get_by_role("button", name="Delete the picked adapter")
+    delete.click()
+    expect(chat.picker).to_have_value("Mine <i>")
+    chat.page.once("dialog", lambda dialog: dialog.accept())
+    delete.click()
+    expect(chat.toast.last).to_contain_text("Mine <i> was deleted", timeout=SLOW)
+    expect(chat.picker).to_have_value("No adapter (base model)")
 
 
 def upload(chat: AdapterPage, files: list[Path]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from studio.backend.adapters.find import import_adapter
+from studio.backend.adapters.uploads import import_adapter
 from studio.backend.recipe import Recipe
 from studio.backend.training import run as train
 from studio.ui.server.identity import Visitors, secret

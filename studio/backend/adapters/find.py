@@ -12,58 +12,26 @@ an owner is named, only their runs and uploads are found; the empty one finds al
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import time
-import uuid
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-
-from jetmoe import JetMoeForCausalLM
-from jetmoe.adapters.files import CONFIG, WEIGHTS, check_weights, is_classifier, read_config
-from jetmoe.loading.checkpoint import CheckpointError, read_model_config
-from jetmoe.lora import AdapterError
-from studio.backend.adapters.files import collect, require_finite
+from jetmoe.adapters.files import CONFIG, is_classifier
+from studio.backend.adapters.uploads import (
+    RUN_ID,
+    UPLOAD_ID,
+    Choice,
+    Upload,
+    is_complete,
+    list_uploads,
+    read_upload,
+    upload_in,
+)
 from studio.backend.models import catalog
-from studio.backend.runs.run import Run, checked_name
+from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, sha256
-from studio.backend.system.home import home
 from studio.errors import StudioError
-
-ABOUT = "about.json"
-RUN_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-UPLOAD_ID = "[0-9a-f]{32}"
-
-
-class Choice(NamedTuple):
-    id: str
-    """Of a run, or of an uploaded adapter."""
-    title: str
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded adapter: what about.json holds, and its id."""
-
-    id: str
-    name: str
-    model: str
-    created: float
-    """Seconds since 1970."""
-    sha256: str
-    """Of the weights."""
-    owner: str = ""
-
-    @property
-    def folder(self) -> Path:
-        return _uploads() / self.id
 
 
 class Found(NamedTuple):
@@ -87,8 +55,8 @@ class Found(NamedTuple):
 def choices(model_id: str, task: Literal["chat", "classify"] = "chat", owner: str = "") -> list[Choice]:
     """An owner's adapters of a task that fit the model: those of runs, the latest first, then the uploaded ones, which
     all chat, the latest first."""
-    runs = [run for run in RunStore().list(owner) if _is_there(run.adapter)]
-    uploads = [upload for upload in _list_uploads() if owner in ("", upload.owner)]
+    runs = [run for run in RunStore().list(owner) if is_complete(run.adapter)]
+    uploads = [upload for upload in list_uploads() if owner in ("", upload.owner)]
     models = {run.model for run in runs} | {upload.model for upload in uploads}
     fits = {model: is_same_model(model, model_id) for model in models}
     return [
@@ -111,7 +79,7 @@ def find(run_or_folder: str | Path) -> Found:
     folder, store, text = Path(run_or_folder), RunStore(), str(run_or_folder)[:200]
     with suppress(OSError):  # longer than a file's name can be
         if (folder / CONFIG).is_file():
-            return Found(folder, _run_in(store, folder.resolve()), _upload_in(folder.resolve()))
+            return Found(folder, _run_in(store, folder.resolve()), upload_in(folder.resolve()))
         if folder.is_dir() and (run := _run_in(store, folder.resolve())):
             return _of_run(run)
     if re.fullmatch(UPLOAD_ID, text):
@@ -137,7 +105,7 @@ def find_id(adapter_id: str, owner: str = "") -> Found:
     """
     if re.fullmatch(RUN_ID, adapter_id):
         return _of_run(RunStore().get(adapter_id, owner))
-    upload = _read_about(adapter_id) if re.fullmatch(UPLOAD_ID, adapter_id) else None
+    upload = read_upload(adapter_id) if re.fullmatch(UPLOAD_ID, adapter_id) else None
     if upload is None or owner not in ("", upload.owner):
         raise StudioError(f"There is no adapter {adapter_id[:40]!r}: it may have been deleted. Pick another.")
     return Found(upload.folder, None, upload)
@@ -177,10 +145,6 @@ def _task(folder: Path) -> str:
     return "classify" if is_classifier(folder) else "chat"
 
 
-def _is_there(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
-
-
 def _of_run(run: Run) -> Found:
     if not (run.adapter / CONFIG).is_file():
         raise StudioError(
@@ -194,112 +158,3 @@ def _run_in(store: RunStore, folder: Path) -> Run | None:
     runs = (store.home / "runs").resolve()
     name = folder.relative_to(runs).parts[:1] if folder.is_relative_to(runs) else ()
     return next((run for run in store.list() if (run.id,) == name), None)
-
-
-# --- uploaded ones
-
-
-def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str = "") -> Choice:
-    """Keeps an uploaded adapter, once everything in it is checked; the model need not be loaded.
-
-    Args:
-        files: adapter_config.json and adapter_model.safetensors, or one .zip of the two.
-        name: how it is called in `choices`; an empty one becomes "adapter" and the beginning of its id.
-        model_id: what it was trained on.
-
-    Raises:
-        StudioError: these are not the files of a LoRA adapter of that model, that isn't here, the name is none, or the
-            disk is full; nothing is left behind then.
-    """
-    upload_id = uuid.uuid4().hex
-    name = checked_name(name, "An adapter's") or f"adapter {upload_id[:8]}"
-    blank = _blank(model_id)
-    work = _uploads() / f".{upload_id}.part"
-    try:
-        work.mkdir(parents=True)
-        collect(files, work)
-        config = read_config(work)
-        check_weights(work, config, blank)
-        require_finite(work)
-        config.base_model_name_or_path = catalog.entry(model_id).id
-        config.save_pretrained(str(work))  # in place of a file that may say anything
-        upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
-        (work / ABOUT).write_text(_about(upload))
-        work.rename(upload.folder)
-    except AdapterError as error:
-        raise StudioError(str(error)) from error
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return Choice(upload_id, name)
-
-
-def transfer_owner(before: str, after: str) -> None:
-    """All uploads of one owner become another's. Raises StudioError: the disk can't be written."""
-    try:
-        for upload in _list_uploads():
-            if upload.owner == before:
-                atomic_write(upload.folder / ABOUT, _about(replace(upload, owner=after)))
-    except OSError as error:
-        raise _unwritable(error) from error
-
-
-def delete_import(upload_id: str, owner: str = "") -> None:
-    """Deletes an uploaded adapter.
-
-    Raises:
-        StudioError: the owner has none of that id, or it can't be deleted.
-    """
-    upload = find_id(upload_id, owner).upload
-    if upload is None:
-        raise StudioError("This is the adapter of a run, not an uploaded one. Delete the run.")
-    gone = upload.folder.with_name(f".{upload.id}.part")  # so that it is never there in part
-    try:
-        upload.folder.rename(gone)
-        shutil.rmtree(gone)
-    except OSError as error:
-        raise StudioError(f"{upload.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
-
-
-def _blank(model_id: str) -> JetMoeForCausalLM:
-    """A model of the same shapes that takes no memory."""
-    folder = catalog.path(model_id) if catalog.ready(model_id) else None
-    if folder is None:
-        raise StudioError(f"The model {model_id} is not here yet. Load it once, then upload its adapter.")
-    try:
-        with torch.device("meta"):
-            return JetMoeForCausalLM(read_model_config(folder))
-    except CheckpointError as error:
-        raise StudioError(str(error)) from error
-
-
-def _unwritable(error: OSError) -> StudioError:
-    return StudioError(f"{_uploads()} can't be written ({error.strerror}). Check the disk and try again.")
-
-
-def _about(upload: Upload) -> str:
-    return json.dumps({key: value for key, value in asdict(upload).items() if key != "id"})
-
-
-def _uploads() -> Path:
-    return home() / "adapters"
-
-
-def _list_uploads() -> list[Upload]:
-    """The latest first."""
-    found = [_read_about(folder.name) for folder in _uploads().glob("*") if re.fullmatch(UPLOAD_ID, folder.name)]
-    return sorted((each for each in found if each is not None), key=lambda each: -each.created)
-
-
-def _upload_in(folder: Path) -> Upload | None:
-    is_one = folder.parent == _uploads().resolve() and re.fullmatch(UPLOAD_ID, folder.name)
-    return _read_about(folder.name) if is_one else None
-
-
-def _read_about(upload_id: str) -> Upload | None:
-    """None where no whole upload is."""
-    folder = _uploads() / upload_id
-    if not (_is_there(folder) and (folder / ABOUT).is_file()):
-        return None
-    return Upload(upload_id, **json.loads((folder / ABOUT).read_text()))

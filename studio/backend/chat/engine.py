@@ -173,7 +173,7 @@ class Engine:
             self._ensure(adapter_id, self._missing(adapter_id))
 
     def remove_adapter(self, name: str) -> None:
-        """Frees the memory of an adapter; one that is not loaded is none to free."""
+        """Free the memory of an adapter; a no-op if it is not loaded."""
         with self._queue.join() as ticket:
             for _ in ticket.wait():
                 pass

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from studio.backend.adapters.find import Choice
+from studio.backend.adapters.uploads import Choice
 from studio.backend.chat.events import TokenEvent
 from studio.ui.chat.conversation import Answer, Conversation
 from studio.ui.common.trace_store import traces

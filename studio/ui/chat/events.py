@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from studio.backend.adapters import find as adapters
+from studio.backend.adapters.uploads import import_adapter
 from studio.backend.hosting import demo
 from studio.errors import StudioError
 from studio.ui.chat.handlers import ChatHandlers
@@ -112,9 +112,17 @@ class ChatEvents:
         model_id = self.engine.status().model_id
         if model_id is None:
             raise StudioError("An adapter needs its model. Load one first, under Advanced.")
-        choice = adapters.import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
+        choice = import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
         gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
         return (*_picker(*self.handlers.of(request).pick(None, choice.id)), "")
+
+    @shows_errors
+    def delete(self, request: gr.Request, kept: Any, confirmed: str) -> tuple[Any, ...]:
+        if confirmed != "yes":
+            return tuple(gr.skip() for _ in range(4))
+        picked, choices, title = self.handlers.of(request).delete_adapter(kept)
+        gr.Info(f"{escape(title)} was deleted.", title="Adapter deleted")
+        return _picker(picked, choices)
 
     @shows_errors
     def export(self, request: gr.Request, stored: str) -> str:

@@ -18,7 +18,8 @@ import gradio as gr
 
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flips
-from studio.backend.adapters.find import Choice
+from studio.backend.adapters.find import find_id
+from studio.backend.adapters.uploads import Choice, delete_upload
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
@@ -175,6 +176,20 @@ class ChatHandlers(Owned):
         if wanted and wanted in fit:
             return replace(picked, adapter=wanted), choices
         return (picked if picked.adapter in fit else Picked()), choices
+
+    def delete_adapter(self, stored: Any) -> tuple[Picked, list[tuple[str, str]], str]:
+        """Delete the uploaded adapter that is picked; return the new pick, the picker's choices and its name.
+
+        Raises:
+            StudioError: none is picked, or it belongs to a run.
+        """
+        adapter = read_picked(stored).adapter
+        if not adapter:
+            raise StudioError("The base model can't be deleted. Pick an uploaded adapter first.")
+        title = find_id(adapter, self.owner).name
+        delete_upload(adapter, self.owner)
+        self.engine.remove_adapter(adapter)
+        return *self.pick(None), title
 
     def arrange(self, stored: str, picked: Any) -> Shown:
         """One conversation or two beside each other, after what is picked has changed."""

@@ -44,6 +44,8 @@ FORGET_ADDRESS = browser.forgetting("adapter")
 TO_BOX = (
     "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
 )
+CONFIRM_DELETE = """(picked) =>
+  [picked, confirm("Delete the picked adapter? An uploaded adapter can't be restored.") ? "yes" : ""]"""
 UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
 
 
@@ -72,6 +74,7 @@ class _Page:
         self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
         self.notice = gr.Textbox(visible="hidden", elem_id="notice")
+        self.confirmed = gr.Textbox(visible="hidden")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=6, min_width=320, elem_id="talk"):
                 self._talk()
@@ -121,6 +124,9 @@ class _Page:
                 "Upload an adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
                 type="filepath", size="sm", elem_id="adapter-upload", scale=0, min_width=150,
             )  # fmt: skip
+            self.delete = gr.Button(
+                "Delete the picked adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150
+            )
 
     def _settings(self) -> None:
         models = offered_models(self.engine).items()
@@ -180,6 +186,9 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     ).then(**arranging)
     page.adapter.focus(events.open_list, page.listed, [page.adapter, page.listed], **at_once)
     page.upload.upload(events.upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
+    page.delete.click(events.delete, [page.picked, page.confirmed], picking, js=CONFIRM_DELETE, **quiet).success(
+        **arranging
+    )
     gr.on(
         [page.model.input, page.precision.input], events.choose_model, [page.model, page.precision], None, **at_once
     ).success(events.refresh, page.picked, picking, **at_once).success(**arranging)

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from studio.backend.adapters import find as adapters
+from studio.backend.adapters.find import choices as adapter_choices
+from studio.backend.adapters.uploads import Choice
 from studio.backend.classification import evaluation
 from studio.backend.classification.file_evaluation import FileTest
 from studio.backend.classification.files import FileReport, predict_file
@@ -104,9 +105,9 @@ class ClassifyHandlers(Owned):
         """Whether its labels were learned."""
         return chosen in [choice.id for choice in self._trained()]
 
-    def _trained(self) -> list[adapters.Choice]:
+    def _trained(self) -> list[Choice]:
         model_id = self.engine.status().model_id
-        return [] if model_id is None else adapters.choices(model_id, "classify", self.owner)
+        return [] if model_id is None else adapter_choices(model_id, "classify", self.owner)
 
     def _classifier(self, form: Form) -> _Labels | TrainedHead:
         """Raises StudioError: labels or template can't be used, or what is chosen is gone."""

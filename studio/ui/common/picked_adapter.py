@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from studio.backend.adapters import find as adapters
-from studio.backend.adapters.find import Choice
+from studio.backend.adapters.find import choices as adapter_choices
+from studio.backend.adapters.uploads import Choice
 from studio.errors import StudioError
 
 GONE = " – no longer there"
@@ -39,7 +39,7 @@ def read_picked(stored: Any) -> Picked:
 
 def offered(model_id: str | None, owner: str = "") -> list[tuple[str, str]]:
     """The picker's choices for an owner: title and id, the base first."""
-    fit = [] if model_id is None else adapters.choices(model_id, owner=owner)
+    fit = [] if model_id is None else adapter_choices(model_id, owner=owner)
     return [(choice.title, choice.id) for choice in (NONE, *fit)]
 
 

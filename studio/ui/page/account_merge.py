@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from studio.backend.adapters import find as adapters
+from studio.backend.adapters import uploads as adapters
 from studio.backend.data import uploads
 from studio.backend.runs.store import RunStore
 from studio.ui.common.trace_store import traces

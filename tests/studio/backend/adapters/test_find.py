@@ -19,16 +19,8 @@ from safetensors.torch import load_file, save_file
 from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS
 from studio.backend.adapters import files as adapter_files
-from studio.backend.adapters.find import (
-    Choice,
-    adapter_folder,
-    choices,
-    delete_import,
-    find,
-    find_id,
-    import_adapter,
-    require_model,
-)
+from studio.backend.adapters.find import adapter_folder, choices, find, find_id, require_model
+from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
 from studio.backend.chat.engine import MAX_ENSURED, Engine, Sampling
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
@@ -369,10 +361,10 @@ def test_an_uploaded_adapter_answers(engine, folder, tmp_path, home, packed):
     assert found.folder == home / "adapters" / choice.id and found.model == str(folder / "toy")
     assert {path.name for path in found.folder.iterdir()} == {CONFIG, WEIGHTS, "about.json"}
     assert found.upload.sha256 == adapter_sha256(folder / "one") == adapter_sha256(found.folder)
-    delete_import(choice.id)
+    delete_upload(choice.id)
     assert uploads(home) == [] and choices(str(folder / "toy")) == []
     with pytest.raises(StudioError, match="There is no adapter"):
-        delete_import(choice.id)
+        delete_upload(choice.id)
 
 
 def adapter_sha256(folder: Path) -> str:
@@ -599,5 +591,5 @@ def test_a_full_disk(folder, home, monkeypatch):
 def test_a_run_is_not_deleted_as_an_upload(folder):
     run = finished_run(folder / "toy")
     with pytest.raises(StudioError, match="is the adapter of a run"):
-        delete_import(run.id)
+        delete_upload(run.id)
     assert run.adapter.is_dir()

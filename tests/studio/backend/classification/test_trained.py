@@ -15,7 +15,8 @@ from jetmoe import JetMoeForSequenceClassification
 from jetmoe.adapters.files import read_config
 from jetmoe.adapters.switching import Adapters
 from jetmoe.lora import AdapterError
-from studio.backend.adapters.find import choices, find, import_adapter
+from studio.backend.adapters.find import choices, find
+from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import trained
 from studio.backend.classification.trained import TrainedClassifier

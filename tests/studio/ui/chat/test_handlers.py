@@ -4,13 +4,16 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from jetmoe.adapters.files import CONFIG, WEIGHTS
 from studio.analysis.flips import flips
+from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.chat.events import TokenEvent
 from studio.backend.recipe import Recipe
@@ -253,6 +256,25 @@ def made(toy_home) -> Iterator[Toy]:
 def toy(made, toy_home, monkeypatch) -> Toy:
     monkeypatch.setenv("STUDIO_HOME", str(toy_home / "home"))
     return made
+
+
+def test_an_uploaded_adapter_is_deleted_by_its_owner_alone(toy):
+    handlers, files = copy(toy.handlers), [toy.runs[0].adapter / name for name in (CONFIG, WEIGHTS)]
+    model = handlers.engine.status().model_id
+    choice = import_adapter(files, "mine", model, owner="me")
+    handlers.owner = "me"
+    list(handlers.send("Hi", "", "", "session", settings(max_new_tokens=2), {"adapter": choice.id}))
+    assert choice.id in handlers.engine.adapters()
+    for picked, problem in (({}, "base model"), ({"adapter": toy.runs[0].id}, "no run")):
+        with pytest.raises(StudioError, match=problem):
+            handlers.delete_adapter(picked)
+    handlers.owner = "somebody else"
+    with pytest.raises(StudioError, match="There is no adapter"):
+        handlers.delete_adapter({"adapter": choice.id})
+    handlers.owner = "me"
+    picked, choices, name = handlers.delete_adapter({"adapter": choice.id})
+    assert (picked.adapter, name) == ("", "mine") and choice.id not in [identity for _, identity in choices]
+    assert choice.id not in handlers.engine.adapters()
 
 
 def answer_turn(shown: dict) -> talk.Turn:
