@@ -35,7 +35,7 @@ ROWS = "".join(
     for i in range(40)
 ).encode()
 TOKEN = "hf_S3cretOfThisMachine"
-LONG = {"max_steps": 5000, "eval_steps": 25, "save_steps": 25, "max_length": 64, "sample_tokens": 2}
+LONG = {"max_steps": 5000, "eval_steps": 15, "save_steps": 15, "max_length": 64, "sample_tokens": 2}
 
 
 class Place:
@@ -148,19 +148,19 @@ def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, br
     tuning.upload("rows.jsonl", ROWS)
     expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
     run_id = tuning.begin(**LONG)
-    tuning.until_step(52)
+    tuning.until_step(32)
     tuning.page.goto("about:blank")
 
     other = browser.new_context(viewport={"width": 390, "height": 844})
     phone = FinetunePage(other.new_page(), place.server.url).open(f"?run={run_id}")
-    phone.until_step(55)
+    phone.until_step(35)
     assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     os.kill(place.store.get(run_id).pid, signal.SIGKILL)
     phone.until_state("Interrupted")
     expect(phone.run.locator(".rn-message")).to_contain_text("memory runs out")
     phone.act("Resume")
     phone.until_state("Running")
-    phone.until_step(60)
+    phone.until_step(40)
 
     chat = StudioPage(other.new_page(), place.server.url).open()
     chat.set_length(12)

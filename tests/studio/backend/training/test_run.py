@@ -128,14 +128,15 @@ def test_a_tensor_without_gradient_is_named(settings, monkeypatch):
 
 @pytest.mark.parametrize("changes", [{"packing": False}, {"gradient_checkpointing": True}, {"precision": "nf4"}])
 def test_variants_learn_too(settings, changes):
-    run = started(settings, max_steps=30, eval_steps=10, save_steps=10, **changes)
+    run = started(settings, max_steps=30, eval_steps=15, save_steps=15, **changes)
     evaluations = [each["eval_loss"] for each in values(run, "eval")]
     assert run.best_eval_loss < 0.9 * evaluations[0]
 
 
 def test_checkpointing_and_accumulation_change_nothing(settings, plain):
-    assert losses(started(settings, gradient_checkpointing=True)) == pytest.approx(losses(plain), rel=1e-5)
-    accumulated = started(settings, batch_size=1, gradient_accumulation=2)
+    once = {**settings, "eval_steps": 6, "save_steps": 6}
+    assert losses(started(once, gradient_checkpointing=True)) == pytest.approx(losses(plain), rel=1e-5)
+    accumulated = started(once, batch_size=1, gradient_accumulation=2)
     assert losses(accumulated) == pytest.approx(losses(plain), rel=1e-4)
 
 
@@ -435,6 +436,7 @@ def test_the_trial_trains_nothing(settings):
 
 def test_steps_are_foreseen(settings):
     recipe = {**settings, "max_steps": 0, "epochs": 2.5, "batch_size": 2, "gradient_accumulation": 2}
+    recipe |= {"eval_steps": 100, "save_steps": 100}
     ready = prepare(Recipe.from_settings(recipe))
     assert audit.total_steps(ready) == started(recipe).step
 
