@@ -108,19 +108,19 @@ def fake_upcycle(source, directory, *rest, progress=quiet):
 
 def test_half_a_build_is_repaired(empty_home, starter_path, monkeypatch):
     monkeypatch.setattr(starter, "dense_gguf", _fake_gguf)
-    monkeypatch.setattr(starter, "upcycle", _stop)
+    monkeypatch.setattr("jetmoe.upcycle.upcycle", _stop)
     with pytest.raises(KeyboardInterrupt):
         starter.build(quiet)
     assert not starter.ready() and not starter.path().exists()
     (empty_home / "models" / ".starter.partial").mkdir()
-    monkeypatch.setattr(starter, "upcycle", fake_upcycle)
+    monkeypatch.setattr("jetmoe.upcycle.upcycle", fake_upcycle)
     assert starter.build(quiet) == empty_home / "models" / "starter" and starter.ready()
     assert not (empty_home / "models" / ".starter.partial").exists()
 
 
 def test_other_router_rows_make_it_anew(empty_home, monkeypatch):
     monkeypatch.setattr(starter, "dense_gguf", _fake_gguf)
-    monkeypatch.setattr(starter, "upcycle", fake_upcycle)
+    monkeypatch.setattr("jetmoe.upcycle.upcycle", fake_upcycle)
     folder = starter.build(quiet)
     (folder / starter.RECEIPT).write_text(json.dumps({"wheel": "x", "routers": "y"}))
     assert not starter.ready()
@@ -140,7 +140,7 @@ def test_full_disk_while_building(empty_home, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(starter, "dense_gguf", _fake_gguf)
-    monkeypatch.setattr(starter, "upcycle", full)
+    monkeypatch.setattr("jetmoe.upcycle.upcycle", full)
     with pytest.raises(StudioError, match=r"can't be written to .*starter: .*No space left"):
         starter.build(quiet)
     assert not starter.path().exists()
