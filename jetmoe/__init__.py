@@ -1,4 +1,4 @@
-"""JetMoE for PyTorch and transformers. Importing this package makes the Auto classes return these classes."""
+"""JetMoE for PyTorch and transformers. Importing this package registers its classes with the Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""Attention of JetMoE: a mixture of attention heads (MoA), rotary positions, and the kernels."""
+"""JetMoE attention: a mixture of attention heads (MoA), rotary position embeddings, and the attention kernels."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, pe
 from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, project, sorted_linear
 from jetmoe.feed_forward import JetMoeRouter
 
-# Queries of one call of the CPU's attention kernel, which is a quarter slower on all of a prompt's at once.
+# Queries per call of the CPU attention kernel. A single call for a whole prompt is a quarter slower.
 CAUSAL_BLOCK = 128
 
 
 class StaticKV:
-    """One layer's keys and values before the current position, for a graph that writes the `new` ones itself."""
+    """Keys and values of one layer before the current position. The caller adds the `new` ones to the cache."""
 
     def __init__(self, keys: Tensor, values: Tensor, length: Tensor) -> None:
         self.keys, self.values = keys, values  # [B, H, size, C]
-        self.length = length  # [1], how many of them are there
+        self.length = length  # [1], number of positions that are filled
         self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
 
 
 class JetMoeAttention(nn.Module):
-    """Attention whose query and output projections are experts, over keys and values that all experts share."""
+    """Attention with experts as query and output projections. All experts share the keys and values."""
 
     def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class JetMoeAttention(nn.Module):
         self.heads = config.num_key_value_heads
         self.head_dim = config.kv_channels
         self.scaling = self.head_dim**-0.5
-        # Slots of one key-value head are neighbours in our head order, as every attention kernel expects of groups.
+        # Slots of one key-value head are adjacent in our head order, as attention kernels expect for grouped queries.
         self.num_key_value_groups = config.num_experts_per_tok
         self.experts = JetMoeMoA(config)
         self.kv_proj = nn.Linear(config.hidden_size, 2 * self.heads * self.head_dim, bias=False)
@@ -56,7 +56,7 @@ class JetMoeAttention(nn.Module):
         K, H, C = self.num_key_value_groups, self.heads, self.head_dim
         query, routing = self.experts.map(hidden.flatten(0, 1))  # [T, K, H * C]
         key, value = project(self.kv_proj, hidden).view(B, S, 2 * H, C).split(H, dim=2)  # [B, S, H, C]
-        # Queries and keys turn together: one pass of rotary arithmetic instead of two.
+        # Rotate queries and keys together: one pass instead of two.
         turned = rotate(torch.cat([query.view(B, S, K * H, C), key], dim=2), rotary)  # [B, S, K * H + H, C]
         query, key = turned.split([K * H, H], dim=2)
         query = query.view(B, S, K, H, C)
@@ -77,11 +77,11 @@ class JetMoeAttention(nn.Module):
         B, S, K, H, C = query.shape
         implementation = self.config._attn_implementation
         if output_attentions and implementation not in ("eager", "sdpa"):
-            raise ValueError(f"{implementation} attention has no weights to show; use 'eager'.")
+            raise ValueError(f"{implementation} attention returns no weights. Use attn_implementation='eager'.")
         implementation = "eager" if output_attentions else implementation
         dropout = self.config.attention_dropout if self.training else 0.0
         if implementation == "sdpa" and S == 1:
-            # A single position sees the same keys from every slot, so slots stand as query rows: no repeated keys.
+            # At a single position, all slots attend to the same keys. As query rows they need no repeated keys.
             attended = F.scaled_dot_product_attention(
                 query.view(B, K, H, C).transpose(1, 2), key, value, attn_mask=mask, dropout_p=dropout
             )  # [B, H, K, C]
@@ -106,7 +106,7 @@ class JetMoeAttention(nn.Module):
 
 
 class JetMoeMoA(nn.Module):
-    """Mixture of attention heads: E pairs of a query and an output projection."""
+    """Mixture of attention heads: E pairs of query and output projections."""
 
     def __init__(self, config: JetMoeConfig) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class JetMoeMoA(nn.Module):
         self.router = JetMoeRouter(config)
 
     def map(self, tokens: Tensor) -> tuple[Tensor, Routing]:
-        """Query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
+        """Apply the query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
         routing = self.router(tokens)
         if few_tokens(routing):
             rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
@@ -127,17 +127,17 @@ class JetMoeMoA(nn.Module):
         return rows.view(len(tokens), routing.top_k, -1), routing
 
     def reduce(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Output projections of the same experts, summed by gate: `[A, H * C]` -> `[T, D]`."""
+        """Apply the output projections of the same experts and sum them by gate: `[A, H * C]` -> `[T, D]`."""
         if few_tokens(routing):
             return combine(chosen_linear(self.output_linear, rows, routing), routing.gates) + self.bias
-        # Weighed before the product, so that its result need not be kept for the gradient of the gates.
+        # Apply gates before the product, so that its result need not be saved for the gradient of the gates.
         rows = rows * routing.gates.flatten().unsqueeze(1)  # [A, H * C]
         rows = permute(rows, routing.sorted().order, routing.sorted().inverse)
         return collect(sorted_linear(self.output_linear, rows, routing), routing) + self.bias
 
 
 def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32."""
+    """Return cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32."""
     theta = config.rope_parameters["rope_theta"]  # type: ignore[index]
     exponents = torch.arange(0, config.kv_channels, 2, device=position_ids.device).float() / config.kv_channels
     angles = position_ids.unsqueeze(-1).float() * (1.0 / theta**exponents)  # [B, S, C / 2]
@@ -146,7 +146,7 @@ def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dt
 
 
 def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding of `[B, S, heads, C]`; the two halves of C are the two axes that turn."""
+    """Apply rotary embeddings to `[B, S, heads, C]`; channel i of the first half of C pairs with i of the second."""
     if heads.requires_grad and torch.is_grad_enabled():
         return _Rotate.apply(heads, *rotary)
     return _rotated(heads, *rotary)
@@ -158,7 +158,7 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Its gradient is the gradient turned back."""
+    """Rotary embedding whose backward pass rotates the gradient back."""
 
     @staticmethod
     def forward(ctx, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """Causal attention `[B, H * K, S, C]` over `[B, H, S, C]`, some queries at a time over the keys up to them."""
+    """Compute causal attention `[B, H * K, S, C]` over `[B, H, S, C]` in blocks of queries with the keys up to them."""
     visible = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).tril()
     parts = []
     for start in range(0, query.shape[2], CAUSAL_BLOCK):
@@ -200,7 +200,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention with visible weights: `[B, H * K, S, C]` -> `[B, S, H * K, C]` and `[B, H * K, S, keys]`."""
+    """Return attention and its weights: `[B, H * K, S, C]` -> `[B, S, H * K, C]` and `[B, H * K, S, keys]`."""
     groups = module.num_key_value_groups
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling  # [B, H * K, S, keys]

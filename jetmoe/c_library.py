@@ -1,8 +1,8 @@
-"""C files of this package, compiled for this very processor when they are first needed (half a second each).
+"""C files of this package, compiled for the local processor on first use (half a second each).
 
-    library, problem = built(Path("nf4_cpu.c"))      # problem: a sentence where there is no library, else ""
+    library, problem = built(Path("nf4/cpu.c"))      # problem: a message if there is no library, else ""
 
-Whoever calls has another, slower way; that it is taken is said once, as a warning and in the log of `jetmoe`.
+Callers have a slower fallback. Its use is reported once, as a warning and in the log of `jetmoe`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def c_compiler() -> str | None:
 
 @cache
 def built(source: Path) -> tuple[ctypes.CDLL | None, str]:
-    """The library of a C file and, where it can't be built, a sentence why and what to do."""
+    """Compile a C file; return the library and "", or None and a message with the reason and the fix."""
     compiler = c_compiler()
     if compiler is None:
-        return None, _announced("No C compiler was found; install gcc for faster answers on this processor.")
-    # In a folder of our own that is gone once the library is loaded: nobody can put another in its place.
+        return None, _announced("No C compiler was found; install gcc for faster generation on this CPU.")
+    # A private folder, deleted once the library is loaded, so that the file can't be replaced.
     with tempfile.TemporaryDirectory(prefix="jetmoe-") as folder:
         library = Path(folder) / source.with_suffix(".so").name
         command = [compiler, *FLAGS, str(source), "-lm", "-o", str(library)]
@@ -42,20 +42,20 @@ def built(source: Path) -> tuple[ctypes.CDLL | None, str]:
         except (OSError, subprocess.CalledProcessError) as error:
             logger.warning("%s failed: %s", " ".join(command), getattr(error, "stderr", "") or error)
     return None, _announced(
-        f"The C compiler {compiler} can't build {source.name} (the log says why), so answers are slower: "
-        "install gcc with its OpenMP, or set CC to a compiler that works."
+        f"The C compiler {compiler} can't build {source.name} (see the log), so generation is slower. "
+        "Install gcc with OpenMP, or set CC to a working compiler."
     )
 
 
 def function(source: Path, name: str, arguments: list) -> tuple[Callable[..., None] | None, str]:
-    """A function of a C file that returns nothing, by the ctypes of its arguments; and the problem, as of `built`."""
+    """Return a C function without a result, given the ctypes of its arguments, and the problem as in `built`."""
     library, problem = built(source)
     if library is None:
         return None, problem
-    # Compiled for a processor that the compiler does not know, a file may lack what needs that processor.
+    # If the compiler does not support this processor, functions that need its instructions are left out.
     found = getattr(library, name, None)
     if found is None:
-        return None, _announced("The C compiler is too old for this processor; install a newer gcc for faster answers.")
+        return None, _announced("The C compiler is too old for this CPU; install a newer gcc for faster generation.")
     found.argtypes, found.restype = arguments, None
     return found, ""
 

@@ -1,7 +1,7 @@
-"""`JetMoeConfig`: every documented field, the names that released checkpoints use, and validation.
+"""`JetMoeConfig`: every documented field, the field names of released checkpoints, and validation.
 
 The released `config.json` files predate transformers' own class and use other names (`moe_num_experts`, `moe_top_k`,
-`ffn_hidden_size`, `n_positions` ...). They are honoured here, never silently replaced by a default.
+`ffn_hidden_size`, `n_positions` ...). Their values are mapped to the current names, never replaced by a default.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LEGACY_NAMES = {
     "n_head": "num_attention_heads",
     "activation": "activation_function",
 }
-# What the architecture is, so that a checkpoint that says otherwise is another model.
+# Fixed by the architecture. A checkpoint with other values is a different model.
 FIXED = {"glu": True, "rotary_percent": 1.0}
-# Written by others into config.json and without effect here.
+# Fields that other software writes into config.json. They cause no warning: only the base class may read them.
 WITHOUT_EFFECT = {
     "layer_norm_epsilon", "apply_residual_connection_post_layernorm", "auto_map", "bias_dropout_fusion", "bias_linear",
     "conv_kernel", "gate_type", "gating_size", "hidden_dropout", "initializer_method", "n_inner", "num_experts",
@@ -45,7 +45,7 @@ COUNTS = (
 
 
 def reads_legacy_names(config_class: Any) -> Any:
-    """Wraps the generated `__init__`, the only place that sees which of two names was really given."""
+    """Make the generated `__init__` accept legacy names. Afterwards, a given value looks like a default."""
     generated = config_class.__init__
 
     @wraps(generated)
@@ -58,36 +58,37 @@ def reads_legacy_names(config_class: Any) -> Any:
 
 @reads_legacy_names
 class JetMoeConfig(PreTrainedConfig):
-    """Configuration of a JetMoE model; the defaults are those of transformers' class (JetMoE-4B).
+    """Configuration of a JetMoE model. The defaults are those of transformers' class (JetMoE-4B).
 
     Args:
-        vocab_size: number of tokens.
+        vocab_size: vocabulary size.
         hidden_size: width of the residual stream, D.
         num_hidden_layers: number of blocks, L.
-        num_key_value_heads: heads of the shared keys and values; every attention expert has as many query heads.
-        kv_channels: width of a head.
+        num_key_value_heads: number of key-value heads, which all experts share; each attention expert has as many
+            query heads.
+        kv_channels: dimension of a head.
         intermediate_size: width inside a feed-forward expert.
-        max_position_embeddings: longest sequence the model is meant for, in tokens.
+        max_position_embeddings: maximum sequence length, in tokens.
         activation_function: activation of the gate half of a feed-forward expert.
-        num_local_experts: experts of each MoA and each MoE layer, E.
-        num_experts_per_tok: experts that each router picks for a token, K.
-        output_router_logits: return the router logits, and with them the auxiliary loss.
+        num_local_experts: number of experts in each MoA and each MoE layer, E.
+        num_experts_per_tok: number of experts that each router selects per token, K.
+        output_router_logits: return the router logits and the auxiliary loss.
         aux_loss_coef: weight of the load-balancing loss in the loss.
-        z_loss_coef: weight of the router z-loss in the loss (0.001 in the JetMoE paper, section 4.2); 0 is off.
-        use_cache: return keys and values for the next step.
-        tie_word_embeddings: the head is the transposed embedding.
+        z_loss_coef: weight of the router z-loss in the loss (0.001 in the JetMoE paper, section 4.2); 0 disables it.
+        use_cache: return the key-value cache.
+        tie_word_embeddings: use the transposed embedding as the head.
         rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}`; a plain `rope_theta` is accepted.
-        rms_norm_eps: epsilon of the final norm ONLY. The norms inside blocks use 1e-6, as the released models were
-            trained and as transformers does.
-        initializer_range: standard deviation of new weights.
-        attention_dropout: dropout of attention probabilities while training.
-        expert_groups: `[E]`, the group of each expert where a model ties experts (see `jetmoe.upcycle`); None means
-            that every expert is a group of its own.
-        score_temperature: of a classifier with one label a text: its logits divided by this give confidences that are
-            right as often as they say (arXiv 1706.04599); the model itself does not use it.
+        rms_norm_eps: epsilon of the final norm ONLY. The norms inside blocks use 1e-6, like the released models and
+            transformers.
+        initializer_range: standard deviation of initial weights.
+        attention_dropout: dropout of attention probabilities during training.
+        expert_groups: `[E]`, the group of each expert in a model with tied experts (see `jetmoe.upcycle`); None means
+            that no experts are tied.
+        score_temperature: temperature of a classifier with one label per text. Dividing the logits by it calibrates
+            the confidence (arXiv 1706.04599). The model itself does not use it.
 
     Raises:
-        ValueError: fields contradict each other; the message names them and the remedy.
+        ValueError: fields contradict each other; the message names them and the fix.
     """
 
     model_type = "jetmoe"
@@ -133,16 +134,16 @@ class JetMoeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":
-            raise ValueError(f"rope_type is {rope_type}; JetMoE has plain rotary embeddings only. Set it to default.")
+            raise ValueError(f"rope_type is {rope_type}; JetMoE supports only 'default'. Set rope_type to 'default'.")
 
     def _check(self) -> None:
         problems = [
-            f"{name} is {getattr(self, name)!r}, it must be a whole number of at least 1"
+            f"{name} is {getattr(self, name)!r}, it must be an integer of at least 1"
             for name in COUNTS
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
         ]
         if problems:
-            raise ValueError("The JetMoE configuration is not usable: " + "; ".join(problems) + ".")
+            raise ValueError("The JetMoE configuration is invalid: " + "; ".join(problems) + ".")
         if not self.score_temperature > 0:
             problems.append(f"score_temperature is {self.score_temperature}, it must be above 0")
         if self.num_experts_per_tok > self.num_local_experts:
@@ -151,25 +152,25 @@ class JetMoeConfig(PreTrainedConfig):
                 "num_local_experts"
             )
         if self.num_local_experts > 256:
-            problems.append(f"num_local_experts is {self.num_local_experts}, more than the 256 that a trace can name")
+            problems.append(f"num_local_experts is {self.num_local_experts}; routing traces allow at most 256")
         if self.kv_channels % 2:
             problems.append(f"kv_channels is {self.kv_channels}, rotary embeddings need an even number")
         if self.expert_groups is not None and len(self.expert_groups) != self.num_local_experts:
             problems.append(f"expert_groups has {len(self.expert_groups)} entries for {self.num_local_experts} experts")
         if problems:
-            raise ValueError("The JetMoE configuration contradicts itself: " + "; ".join(problems) + ".")
+            raise ValueError("The JetMoE configuration is inconsistent: " + "; ".join(problems) + ".")
 
     @property
     def groups(self) -> list[int]:
-        """The group of each expert, `[E]`."""
+        """Group of each expert, `[E]`."""
         return self.expert_groups or list(range(self.num_local_experts))
 
 
 def _modern_names(kwargs: dict, fields: set[str]) -> dict:
-    """Renames legacy fields, and refuses two names of one field that disagree.
+    """Rename legacy fields and warn about unknown ones.
 
     Raises:
-        ValueError: an old and a new name disagree, or a field describes another architecture.
+        ValueError: a legacy and a current name have different values, or a field describes another architecture.
     """
     kwargs = dict(kwargs)
     for old, new in LEGACY_NAMES.items():
@@ -178,12 +179,12 @@ def _modern_names(kwargs: dict, fields: set[str]) -> dict:
         value = kwargs.pop(old)
         if kwargs.setdefault(new, value) != value:
             raise ValueError(
-                f"The configuration gives {old}={value} and {new}={kwargs[new]}, which mean the same field. "
-                f"Keep the right one of the two."
+                f"The configuration sets both {old}={value} and {new}={kwargs[new]}, two names of the same field. "
+                f"Remove the wrong one."
             )
     for name, value in FIXED.items():
         if kwargs.pop(name, value) != value:
-            raise ValueError(f"The configuration asks for another {name} than {value}; JetMoE has no such variant.")
+            raise ValueError(f"JetMoE supports only {name}={value}. Use a checkpoint with that value.")
     _warn_of_unknown(kwargs, fields)
     return kwargs
 
@@ -192,5 +193,5 @@ def _warn_of_unknown(kwargs: dict, fields: set[str]) -> None:
     known = fields | WITHOUT_EFFECT | {"num_attention_heads"}
     for name in sorted(name for name in kwargs if name not in known and not name.startswith("_")):
         close = get_close_matches(name, [*fields, *LEGACY_NAMES], n=1)
-        hint = f" Did you mean {close[0]}?" if close else " It has no effect; remove it or check its spelling."
-        logger.warning_once(f"JetMoeConfig does not know the field {name}.{hint}")
+        hint = f" Did you mean {close[0]}?" if close else " It is ignored: remove it or check its spelling."
+        logger.warning_once(f"JetMoeConfig has no field {name}.{hint}")

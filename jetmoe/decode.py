@@ -1,7 +1,7 @@
 """One decoding step compiled to a single graph: `step = compiled_step(model); logits = step(token, position, cache)`.
 
-The graph has no data-dependent branch and no break; layers are marked as one region, so Inductor compiles one layer
-and stamps it out L times (a fifth of the compile time of the whole graph, the same speed).
+The graph has no data-dependent branches and no graph breaks. Layers are marked as one region, so Inductor compiles one
+layer and reuses it L times: a fifth of the compile time of the whole graph at the same speed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]
-# Elements of a loop for each thread below which it stays in one. A token takes many such loops, and where cores are
-# busy with something else, every handing out waits for its turn there.
+# Minimum loop elements per thread; smaller loops run on one thread. A token takes many such loops, and on busy cores
+# each parallel loop waits to be scheduled.
 SMALLEST_SHARE = 16384
 
 
@@ -31,22 +31,22 @@ def step(
     cache: Cache,
     recorder: RoutingRecorder | None = None,
 ) -> Tensor:
-    """The fp32 logits `[B, vocabulary]` after one more token.
+    """Process one more token and return the fp32 logits `[B, vocabulary]` after it.
 
     Args:
         token, position: `[B, 1]`.
-        cache: a static one; grows by the token, in place.
-        recorder: gets the token's routing.
+        cache: a static cache; the token is added in place.
+        recorder: records the token's routing.
     """
     output = model(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True, recorder=recorder)
     return output.logits[:, -1].float()
 
 
 def compiled_step(model: JetMoeForCausalLM) -> Step:
-    """`step` for this model, compiled at its first call and again for every other cache length or batch size.
+    """Return `step` for this model, compiled at the first call and again for each new cache length or batch size.
 
-    Guards on the model's own attributes are skipped, because checking them costs a tenth of a step: after a change of
-    the model (adapters, dtype), call `torch.compiler.reset()` and take a new step.
+    Guards on the model's attributes are skipped, because checking them costs a tenth of a step. After a change of the
+    model (adapters, dtype), call `torch.compiler.reset()` and create a new step.
     """
     model.model.call_layer = _call_layer
     compiled = torch.compile(
@@ -65,7 +65,7 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
 def _layer_region(layer: JetMoeDecoderLayer, hidden: Tensor, mask: Tensor, rotary: tuple, *stored: Tensor) -> tuple:
     past = StaticKV(*stored)
     output = layer(hidden, mask, rotary, past)
-    # One tensor of its own: of views, the graph around the region would assume other strides.
+    # Return a new tensor: for views, the outer graph would assume other strides.
     return *output, torch.stack(past.new)
 
 
@@ -78,12 +78,12 @@ def _call_layer(
     output_attentions: bool = False,
     **kwargs,
 ) -> tuple:
-    # Plain forwards stay plain: a region outside of a graph would be compiled on its own.
+    # Eager calls skip the region, which would be compiled separately outside a graph.
     attention = layer.self_attention
     fits = hidden.shape[1] == 1 and not output_attentions and attention.config._attn_implementation == "sdpa"
     if not (torch.compiler.is_dynamo_compiling() and fits and past_key_values is not None):
         return layer(hidden, mask, rotary, past_key_values, output_attentions, **kwargs)
-    # A region that wrote keys and values would copy all of them in and out; so it reads the past and hands out the new.
+    # A region that updates the cache would copy all of it in and out, so it only reads it and returns the new entries.
     stored = past_key_values.layers[attention.layer_idx]
     past = stored.keys, stored.values, stored.cumulative_length
     *output, new = _layer_region(layer, hidden, mask, rotary, *past)

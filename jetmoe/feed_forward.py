@@ -12,7 +12,7 @@ from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, pe
 from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, product
 from jetmoe.low_rank import split_adapters
 
-# The norms inside blocks, whatever config.rms_norm_eps says: so the released models were trained.
+# For the norms inside blocks, regardless of config.rms_norm_eps: the released models were trained with it.
 BLOCK_NORM_EPS = 1e-6
 
 
@@ -28,7 +28,7 @@ class JetMoeMoE(nn.Module):
         self.router = JetMoeRouter(config)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Routing]:
-        """`[B, S, D]` -> `[B, S, D]` and the routing of its B * S tokens."""
+        """Return the output, `[B, S, D]` -> `[B, S, D]`, and the routing of the B * S tokens."""
         tokens = hidden.flatten(0, 1)  # [T, D]
         routing = self.router(tokens)
         if few_tokens(routing):
@@ -42,17 +42,17 @@ class JetMoeMoE(nn.Module):
         return (result + self.bias).view_as(hidden), routing
 
     def _weighed(self, rows: Tensor, gates: Tensor) -> Tensor:
-        """Weighed before the last product, whose result then need not be kept: `[A, 2 * I]`, `[A, 1]` -> `[A, I]`."""
+        """Apply the gates here, so that the last product need not be saved: `[A, 2 * I]`, `[A, 1]` -> `[A, I]`."""
         return self._gated(rows) * gates
 
     def _gated(self, rows: Tensor) -> Tensor:
-        """`[A, 2 * I]` -> `[A, I]`."""
+        """Apply the gated activation: `[A, 2 * I]` -> `[A, I]`."""
         gate, up = rows.chunk(2, dim=-1)
         return self.activation(gate) * up
 
 
 class JetMoeRouter(nn.Module):
-    """Picks K of E experts; the gates are a softmax over the picked logits only."""
+    """Select K of E experts. The gates are a softmax over the selected logits only."""
 
     def __init__(self, config: JetMoeConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class JetMoeRouter(nn.Module):
         self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> Routing:
-        # In fp32 whatever the model's dtype: bf16 logits let ties between an upcycled model's slots break.
+        # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
         layer, low_rank = split_adapters(self.layer, torch.float32)
         logits = product(layer.weight.float(), tokens.float())  # [T, E]
         if low_rank is not None:
@@ -85,7 +85,7 @@ class JetMoeRMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`F.rms_norm`, which keeps two copies in fp32 for its backward pass; here the input is kept, as it is."""
+    """`F.rms_norm` that saves only its input for the backward pass, instead of two copies in fp32."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""The tokenizer that a .gguf file describes, as a transformers tokenizer with its chat template.
+"""Convert the tokenizer of a .gguf file to a transformers tokenizer with its chat template.
 
     tokenizer_from_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf")).save_pretrained(directory)
 
-transformers' own reading of byte-pair vocabularies ignores `tokenizer.ggml.pre`, the name of the rule that cuts text
-before the merges apply, so that "2024" would become other tokens than the model was trained on.
+For byte-pair vocabularies, transformers ignores `tokenizer.ggml.pre`, the name of the pre-tokenizer that splits text
+before the merges. "2024" would then become other tokens than those that the model was trained on.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ FIELDS = ("model", "pre", "tokens", "merges", "token_type", "bos_token_id", "eos
 
 
 def tokenizer_from_gguf(path: Path) -> PreTrainedTokenizerFast:
-    """Builds the tokenizer.
+    """Build the tokenizer.
 
     Raises:
-        ValueError: the file describes a tokenizer of another kind.
+        ValueError: the file contains an unsupported tokenizer.
     """
     metadata = _metadata(path)
     if metadata["model"] != "gpt2" or metadata["pre"] not in PRE_TOKENIZERS:
         raise ValueError(
-            f"{path.name} has a {metadata['model']!r} tokenizer with the {metadata['pre']!r} rule; known are 'gpt2' "
-            f"with {', '.join(PRE_TOKENIZERS)}. Use the model's Hugging Face folder instead."
+            f"{path.name} has a {metadata['model']!r} tokenizer with pre-tokenizer {metadata['pre']!r}; only 'gpt2' "
+            f"with {', '.join(PRE_TOKENIZERS)} is supported. Use the model's Hugging Face folder instead."
         )
     tokens = metadata["tokens"]
     special = [token for token, kind in zip(tokens, metadata["token_type"], strict=True) if kind == CONTROL]

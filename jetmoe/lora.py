@@ -1,4 +1,4 @@
-"""LoRA configurations for JetMoE, by preset; `peft.get_peft_model(model, lora_config("all"))` does the rest."""
+"""LoRA presets for JetMoE: `peft.get_peft_model(model, lora_config("all"))` adds an adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Targets(NamedTuple):
     parameters: tuple[str, ...] = ()
 
 
-# Both kinds of experts have an input_linear and an output_linear; what stands before them tells them apart.
+# MoA and MoE experts both have an input_linear and an output_linear; the prefix distinguishes them.
 MOA = ("experts.input_linear.weight", "experts.output_linear.weight")
 MOE = ("mlp.input_linear.weight", "mlp.output_linear.weight")
 PRESETS = {
@@ -20,26 +20,26 @@ PRESETS = {
     "experts": Targets((), MOE),
     "moa": Targets((), MOA),
     "all": Targets(("kv_proj",), (*MOA, *MOE)),
-    "hot": Targets(("kv_proj",), (*MOA, *MOE)),  # with `mask_gradients`
+    "hot": Targets(("kv_proj",), (*MOA, *MOE)),  # use with `mask_gradients`
     "router": Targets(("router.layer",), ()),
 }
 
 
 class AdapterError(ValueError):
-    """The adapter can't be made, loaded or merged; the message says why and what to do."""
+    """The adapter can't be created, loaded or merged. The message gives the reason and the fix."""
 
 
 def lora_config(preset: str, r: int = 16, lora_alpha: float = 32, task_type: str = "CAUSAL_LM") -> peft.LoraConfig:
-    """The PEFT configuration of a preset of `PRESETS`, or of several joined by "+".
+    """Return the PEFT configuration of a preset in `PRESETS`, or of several joined by "+".
 
-    With task_type "SEQ_CLS" the head of a JetMoeForSequenceClassification is trained whole and saved with the adapter.
+    With task_type "SEQ_CLS", all weights of the classification head are trained and saved with the adapter.
 
     Raises:
-        AdapterError: no such preset.
+        AdapterError: the preset does not exist.
     """
     names = preset.split("+")
     if unknown := [name for name in names if name not in PRESETS]:
-        raise AdapterError(f"There is no preset {', '.join(unknown)}; pick of {', '.join(PRESETS)}, joined by '+'.")
+        raise AdapterError(f"There is no preset {', '.join(unknown)}; choose from {', '.join(PRESETS)}, joined by '+'.")
     modules = {module for name in names for module in PRESETS[name].modules}
     parameters = {parameter for name in names for parameter in PRESETS[name].parameters}
     return peft.LoraConfig(
@@ -53,9 +53,9 @@ def lora_config(preset: str, r: int = 16, lora_alpha: float = 32, task_type: str
 
 
 def require_free_routers(config: Any, preset: str, insist: bool = False) -> None:
-    """Raises AdapterError: the preset trains routers whose rows the model ties, which breaks its exactness."""
+    """Raise AdapterError if the preset trains tied router rows, which ends the equivalence to the dense model."""
     if "router" in preset.split("+") and config.expert_groups is not None and not insist:
         raise AdapterError(
-            "This model ties its router rows, so that each token gets one whole copy of the dense layer; training its "
-            "routers unties them and costs that exactness. Leave out 'router', or insist on it."
+            "This model ties its router rows so that each token uses one complete copy of the dense layer. Training "
+            "the routers unties them, and the copies are no longer complete. Leave out 'router', or set insist."
         )

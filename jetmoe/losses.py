@@ -1,7 +1,7 @@
-"""Losses: of the routers, per layer and per router kind, and of next tokens without all logits at once.
+"""Router losses, and a next-token loss that never holds all logits in memory.
 
-The routers' losses are computed for each router on its own and then averaged, so that two layers that collapse onto
-different experts can't cancel out in a pooled count.
+The router losses are computed per layer and router kind and then averaged. In a pooled count, two layers that collapse
+onto different experts would cancel out.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-# Bytes of the fp32 logits that exist at once.
+# Memory for the fp32 logits of one chunk, in bytes.
 CHUNK_BYTES = 2**25
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """The summed cross-entropy of next tokens, fp32, from hidden states; a part of the logits exists at a time.
+    """Return the summed next-token cross-entropy of hidden states in fp32, computed in chunks of logits.
 
-    Only rows with a label are multiplied with the head, and gradients are made in the same pass.
+    Only rows with a label are multiplied by the head. The forward pass also computes the gradients.
 
     Args:
         hidden: `[T, D]`.
         head: `[V, D]`.
-        labels: int64 `[T]`, already shifted; -100 where no loss is wanted.
+        labels: int64 `[T]`, already shifted; -100 is ignored.
     """
     labelled = (labels != IGNORED).nonzero().squeeze(1)  # [n]
     return _ChunkedCrossEntropy.apply(hidden.index_select(0, labelled), head, labels[labelled])
 
 
 def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, attention_mask: Tensor | None = None) -> Tensor:
-    """Mean over routers of `E * sum_e f_e * P_e` (Switch Transformer, arXiv 2101.03961, equations 4 to 6).
+    """Return the mean of `E * sum_e f_e * P_e` over routers (Switch Transformer, arXiv 2101.03961, equations 4 to 6).
 
-    `f_e` is the share of tokens that picked expert e and `P_e` its mean probability. With `top_k` picks a token the
-    `f_e` add up to `top_k`, so perfect balance reads `top_k`, and collapse onto `top_k` experts reads up to `E`.
+    `f_e` is the share of tokens routed to expert e, and `P_e` is its mean probability. Each token has `top_k` experts,
+    so the `f_e` sum to `top_k`. The loss is `top_k` at perfect balance and up to `E` at collapse onto `top_k` experts.
 
     Args:
         router_logits: one `[T, E]` per router.
-        top_k: experts picked per token, K.
+        top_k: number of experts per token, K.
         attention_mask: `[B, S]` with B * S = T, 0 at padding.
     """
     weights = _token_weights(router_logits[0], attention_mask)  # [T, 1]
@@ -54,7 +54,7 @@ def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, attention_m
 
 
 def router_z_loss(router_logits: Sequence[Tensor], attention_mask: Tensor | None = None) -> Tensor:
-    """Mean over routers and tokens of `logsumexp(logits)^2` (ST-MoE, arXiv 2202.08906, equation 5)."""
+    """Return the mean of `logsumexp(logits)^2` over routers and tokens (ST-MoE, arXiv 2202.08906, equation 5)."""
     weights = _token_weights(router_logits[0], attention_mask)  # [T, 1]
     losses = [
         (logits.float().logsumexp(dim=-1, keepdim=True).square() * weights.to(logits.device)).sum()
@@ -64,7 +64,7 @@ def router_z_loss(router_logits: Sequence[Tensor], attention_mask: Tensor | None
 
 
 def _token_weights(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """`[T, 1]`, adds up to 1 over the tokens that are not padding."""
+    """Return weights `[T, 1]` that are 0 at padding and sum to 1."""
     if attention_mask is None or attention_mask.dim() != 2:
         return logits.new_full((len(logits), 1), 1 / len(logits), dtype=torch.float32)
     kept = attention_mask.reshape(-1, 1).to(logits.device, torch.float32)  # [T, 1]

@@ -1,10 +1,10 @@
-"""What LoRA adapters add to linear maps: `B (A x)` beside the product, never `W + B A`.
+"""LoRA adapters on linear maps: `B (A x)` is added to the product, `W + B A` is never formed.
 
     layer, low_rank = split_adapters(module, torch.bfloat16)    # the layer under PEFT's wrappers, its active adapters
 
-Adapters are PEFT's own modules and files; here their factors are read. `lora_A` is `[E * R, in]` with the expert
-slowest, `lora_B` `[out, R * E]` with the expert fastest. Several active adapters stand side by side along R. Shape
-letters are declared in `jetmoe/routing.py`; a plain linear layer is a stack of one expert, E = 1.
+Adapters are PEFT's modules and files; this module reads their factors. The expert index varies slowest in `lora_A`
+`[E * R, in]` and fastest in `lora_B` `[out, R * E]`. Several active adapters are concatenated along R. Shape letters
+are declared in `jetmoe/routing.py`; a plain linear layer is a stack of one expert, E = 1.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 
 class LowRank(NamedTuple):
-    """The factors of the active adapters of E linear maps, scaling included."""
+    """Factors of the active adapters of E linear maps, including the scaling."""
 
     A: Tensor  # [E, R, in]
     B: Tensor  # [E, out, R]
 
 
 def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank | None]:
-    """The layer under PEFT's wrappers, and what its active adapters add, in `dtype`; None where that is nothing."""
+    """Return the layer under PEFT's wrappers and its active adapters in `dtype`, or None if they add nothing."""
     layer: Any = module
     adapters = []
     while hasattr(layer, "base_layer"):
@@ -33,21 +33,21 @@ def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank 
             adapters += [(layer, name) for name in layer.active_adapters if name in layer.lora_A]
         layer = layer.base_layer
     if torch.compiler.is_dynamo_compiling():
-        # A compiled graph must not see the wrappers. The plain forward before it has left the factors here.
+        # Keep the wrappers out of a compiled graph: an earlier eager forward pass has stored the factors here.
         return layer, getattr(layer, "low_rank", None)
     if not adapters:
         if hasattr(layer, "low_rank"):
             layer.low_rank, layer.low_rank_state = None, []
         return layer, None
     if torch.is_grad_enabled():
-        # A fused optimizer changes the factors without raising their version.
+        # Don't cache: a fused optimizer changes the factors without incrementing their version.
         layer.low_rank_state = []
         return layer, _side_by_side([_factors(*adapter, dtype) for adapter in adapters])
     return layer, _kept(layer, adapters, dtype)
 
 
 def _kept(layer: Any, adapters: list[tuple[Any, str]], dtype: torch.dtype) -> LowRank | None:
-    """Factors laid out for answering, made once and again after a change; adapters that add nothing cost nothing."""
+    """Return contiguous factors for inference, cached until they change; skip adapters that are zero."""
     weights = [part[name].weight for wrapper, name in adapters for part in (wrapper.lora_A, wrapper.lora_B)]
     scaling = [wrapper.scaling[name] for wrapper, name in adapters]
     state = [(weight, weight._version, weight.data_ptr(), scaling, dtype) for weight in weights]
@@ -78,7 +78,7 @@ def _side_by_side(factors: list[LowRank]) -> LowRank:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """The model alone inside the block, whatever adapters it has."""
+    """Disable all adapters of the model inside the block."""
     wrappers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
     before = [wrapper._disable_adapters for wrapper in wrappers]
     for wrapper in wrappers:

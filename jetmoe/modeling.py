@@ -1,8 +1,8 @@
 """The JetMoE model: decoder of L blocks, each a mixture of attention heads (MoA) and a mixture of experts (MoE).
 
-Module and parameter names are those of the released checkpoints, so weights load in both directions: released to ours,
-ours to transformers' JetMoE. Shape letters are declared in `jetmoe/routing.py`; H heads, C channels of a head, and
-A = T * K assignments of tokens to experts. Paper: arXiv 2404.07413.
+Module and parameter names match the released checkpoints: released weights load here, and weights saved here load into
+transformers' JetMoE. Shape letters are declared in `jetmoe/routing.py`; H heads, C channels per head, and A = T * K
+assignments of tokens to experts. Paper: arXiv 2404.07413.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ class JetMoePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization: str | None = None, **kwargs):
-        """As in transformers, and in 4 bits with `quantization="nf4"`, which is what `BitsAndBytesConfig(load_in_4bit=
-        True)` means here: experts and key-value projections in NF4, everything else in `dtype`. A checkpoint that was
-        saved in 4 bits loads in 4 bits; see `jetmoe.loading.load.load` for the devices.
+        """Load as in transformers, or in 4 bits with `quantization="nf4"` or `BitsAndBytesConfig(load_in_4bit=True)`.
+
+        In 4 bits, experts and key-value projections are in NF4, everything else in `dtype`. A checkpoint saved in
+        4 bits loads in 4 bits. See `jetmoe.loading.load.load` for devices.
 
         Raises:
-            CheckpointError: the files are missing, damaged or another family's, or the GPU is too small.
+            CheckpointError: files are missing, damaged or of another model family, or the GPU is too small.
         """
         from jetmoe.loading.load import asked_for_4bit, load_pretrained
 
@@ -61,7 +62,7 @@ class JetMoePreTrainedModel(PreTrainedModel):
         return load_pretrained(cls, pretrained_model_name_or_path, asked, **kwargs)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all weights as they are stored, 4-bit ones with their scales."""
+        """Return the bytes of all weights as stored, including the scales of 4-bit weights."""
         buffers = sum(buffer.nbytes for buffer in self.buffers()) if return_buffers else 0
         tiles = [getattr(module, "tiles", None) for module in self.modules()]
         copies = sum(one.nbytes for one in tiles if one is not None)
@@ -79,10 +80,10 @@ class JetMoePreTrainedModel(PreTrainedModel):
 
 
 class JetMoeModel(JetMoePreTrainedModel):
-    """The bare decoder. `recorder`, when set by `RoutingRecorder`, sees the routing of every forward."""
+    """The bare decoder. `recorder`, if set by `RoutingRecorder`, records the routing of every forward pass."""
 
     recorder: RoutingRecorder | None = None
-    # How a layer is called; `jetmoe.decode` marks it as a region, so that one layer is compiled instead of L.
+    # Calls a layer. `jetmoe.decode` replaces it with a compile region: one layer is compiled instead of L.
     call_layer: Callable = staticmethod(lambda layer, *args, **kwargs: layer(*args, **kwargs))
 
     def __init__(self, config: JetMoeConfig) -> None:
@@ -109,25 +110,25 @@ class JetMoeModel(JetMoePreTrainedModel):
         recorder: RoutingRecorder | None = None,
         **kwargs,
     ) -> MoeModelOutputWithPast | tuple:
-        """Runs the decoder.
+        """Run the decoder.
 
         Args:
-            input_ids: `[B, S]`; or give `inputs_embeds` `[B, S, D]`.
+            input_ids: `[B, S]`; or pass `inputs_embeds` `[B, S, D]`.
             attention_mask: `[B, length so far]`, 0 at padding.
-            position_ids: `[B, S]`; `cache_position` `[S]` stands in for it where only that is given.
+            position_ids: `[B, S]`; defaults to `cache_position` `[S]`, if given.
             past_key_values: the cache of earlier tokens.
-            recorder: sees the routing of this forward; otherwise the one whose `with` block is open, if any.
+            recorder: records the routing of this forward pass; defaults to the recorder of an open `with` block.
 
         Returns:
-            last_hidden_state `[B, S, D]`; past_key_values; and if asked for: hidden_states, L + 1 of `[B, S, D]`, the
-            last one normed; attentions, L of `[B, K * H, S, keys]` where head `t * H + h` belongs to the t-th ranked
+            last_hidden_state `[B, S, D]`; past_key_values; and if requested: hidden_states, L + 1 of `[B, S, D]`, the
+            last one normed; attentions, L of `[B, K * H, S, keys]`, where head `t * H + h` belongs to the t-th ranked
             expert of each query token; router_logits, exactly two per layer, MoA then MoE, `[B * S, E]` each.
 
         Raises:
-            ValueError: both or neither of input_ids and inputs_embeds.
+            ValueError: both or neither of input_ids and inputs_embeds are given.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         output_attentions = _default(output_attentions, getattr(self.config, "output_attentions", False))
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         output_router_logits = _default(output_router_logits, self.config.output_router_logits)
@@ -221,20 +222,19 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         token_mask: Tensor | None = None,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast | tuple:
-        """Runs the decoder and the head; the arguments beyond these are those of `JetMoeModel.forward`.
+        """Run the decoder and the head; for the other arguments, see `JetMoeModel.forward`.
 
         Args:
-            labels: `[B, S]`, -100 where no loss is wanted; shifted here.
-            logits_to_keep: how many last positions get logits (0: all), or the positions themselves;
-                `num_logits_to_keep` is its old name.
-            skip_logits: give the loss of the labels alone, computed in chunks; for training on large vocabularies.
-            token_mask: `[B, S]`, 0 where the routers' losses don't look, such as padding; attention_mask stands in
-                for it.
+            labels: `[B, S]`, -100 is ignored; shifted inside this method.
+            logits_to_keep: number of last positions to compute logits for (0: all), or the positions themselves;
+                `num_logits_to_keep` is its legacy name.
+            skip_logits: compute only the loss, in chunks of logits; for training with large vocabularies.
+            token_mask: `[B, S]`, 0 at tokens that the router losses ignore; defaults to attention_mask.
 
         Returns:
-            logits `[B, S or kept, vocabulary]`, None where skipped; loss where labels are given; aux_loss where
-            output_router_logits: `load_balancing_loss` as it is, which enters the loss times aux_loss_coef, with the
-            z-loss times z_loss_coef beside it; and everything that the decoder returns.
+            logits `[B, S or kept, vocabulary]`, None if skipped; loss, if labels are given; aux_loss, the unweighted
+            `load_balancing_loss`, with output_router_logits; and everything that the decoder returns. loss includes
+            aux_loss times aux_loss_coef, and the z-loss times z_loss_coef.
         """
         output_router_logits = _default(output_router_logits, self.config.output_router_logits)
         outputs = self.model(
@@ -286,14 +286,14 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
 
     def _chunked_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
-        """The loss that `loss_function` gives: the mean over labels, or their sum over `count` of a whole batch."""
+        """Return the same loss as `loss_function`: the mean over labels, or the sum divided by the batch's `count`."""
         labels = labels[:, 1:].to(hidden.device)  # [B, S - 1]
         total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels.flatten())
         return total / ((labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
 
 
 class JetMoeForSequenceClassification(JetMoePreTrainedModel):
-    """JetMoE with a linear head on the last token that is not padding; regression when num_labels is 1."""
+    """JetMoE with a linear head on the last token that is not padding; regression if num_labels is 1."""
 
     def __init__(self, config: JetMoeConfig) -> None:
         super().__init__(config)
@@ -316,13 +316,16 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast | tuple:
-        """Args beyond those of the decoder: labels `[B]`, class ids or (num_labels 1) numbers, or `[B, num_labels]`.
+        """Run the decoder and the classification head; for the other arguments, see `JetMoeModel.forward`.
+
+        Args:
+            labels: `[B]`, class ids or (num_labels 1) numbers; or `[B, num_labels]`.
 
         Returns:
-            logits `[B, num_labels]` and, where labels are given, the loss.
+            logits `[B, num_labels]` and, if labels are given, the loss.
 
         Raises:
-            ValueError: a batch of several rows with neither attention_mask nor pad_token_id in the configuration.
+            ValueError: a batch of several rows without attention_mask and without pad_token_id in the configuration.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -338,7 +341,7 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         )
         hidden = outputs.last_hidden_state  # [B, S, D]
         last = self._last_token(input_ids, attention_mask, hidden)  # [B]
-        # A head that is being trained is in fp32, whatever the decoder is in.
+        # A head in training is in fp32, whatever the dtype of the decoder.
         pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].to(self.score.weight.dtype)  # [B, D]
         logits = self.score(pooled)  # [B, labels]
         loss = None
@@ -354,13 +357,13 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
 
     def _last_token(self, input_ids: Tensor | None, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """Index of each row's last token that is not padding `[B]`: by the mask; without one by its id, which must then
-        be no token of a text's end; of its last one where ids are unknown."""
+        """Return the index `[B]` of each row's last token that is not padding: by the mask, else by pad_token_id (which
+        must then not be the last token of a text), else the last position."""
         batch, length = hidden.shape[:2]
         if mask is not None and mask.ndim == 2:
             return (torch.arange(length, device=hidden.device) * (mask[:, -length:] != 0)).argmax(-1)
         if self.config.pad_token_id is None and batch > 1:
-            raise ValueError("Classifying several rows at once needs pad_token_id in the configuration; set it.")
+            raise ValueError("To classify several rows, pass attention_mask or set pad_token_id in the configuration.")
         if self.config.pad_token_id is None or input_ids is None:
             return torch.full((batch,), length - 1, device=hidden.device)
         positions = torch.arange(length, device=hidden.device)
@@ -368,7 +371,7 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
 
 
 class LayerOutput(NamedTuple):
-    # Flat tensors, because gradient checkpointing only follows tensors in a tuple.
+    # Flat, because gradient checkpointing only tracks tensors at the top level of a tuple.
     hidden_states: Tensor  # [B, S, D]
     attentions: Tensor | None  # [B, K * H, S, keys]
     moa_logits: Tensor  # [T, E]

@@ -1,10 +1,10 @@
-"""Fits router rows to text without gradients through the model.
+"""Fit router rows to text without backpropagation through the model.
 
     inputs = collect_router_inputs(dense_model, token_ids)              # [L, 2, T, D]
     rows = fit_router_rows(inputs[0, 1], replicas=4)                    # [m, D]
 
-The inputs of a JetMoE router are the norm outputs of the dense model's blocks. They are clustered (spherical k-means on
-standardized inputs, balanced by Sinkhorn), then a softmax regression without bias learns to name the cluster.
+The inputs of the upcycled model's routers are the norm outputs of the dense model's blocks. Spherical k-means clusters
+the standardized inputs, balanced by Sinkhorn. A softmax regression without bias then learns to predict the cluster.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 CHUNK = 512
-"""Tokens that the dense model reads at once; also how much context the router inputs have."""
+"""Tokens per forward pass of the dense model, and thus the context length of the router inputs."""
 
 
 @torch.inference_mode()
 def collect_router_inputs(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
-    """What the routers of the upcycled twin see, `[L, 2, T, D]` float16, MoA then MoE."""
+    """Return the inputs of the upcycled model's routers, `[L, 2, T, D]` float16, MoA then MoE."""
     seen: list[Tensor] = []
     norms = [norm for layer in model.model.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
     hooks = [norm.register_forward_hook(lambda module, args, out: seen.append(out[0].half())) for norm in norms]
@@ -37,16 +37,16 @@ def collect_router_inputs(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
 
 def fit_router_rows(inputs: Tensor, replicas: int, seed: int = 0) -> Tensor:
-    """Router rows `[m, D]` whose argmax splits inputs `[T, D]` into m balanced clusters."""
+    """Return router rows `[m, D]` whose argmax splits inputs `[T, D]` into m balanced clusters."""
     inputs = inputs.float()
     return softmax_regression(inputs, balanced_clusters(inputs, replicas, seed), replicas)
 
 
 def balanced_clusters(inputs: Tensor, count: int, seed: int = 0, starts: int = 4) -> Tensor:
-    """Cluster ids `[T]` of inputs `[T, D]`, T / count in each; the best of some starts of spherical k-means.
+    """Return cluster ids `[T]` of inputs `[T, D]`, T / count per cluster; the best of several spherical k-means runs.
 
-    Inputs are standardized first. Else the few channels with outlier activations decide alone, and in the middle
-    layers the clusters tell nothing about the text.
+    Inputs are standardized first. Otherwise a few channels with outlier activations determine the clusters, which in
+    the middle layers are then unrelated to the text.
     """
     centred = inputs - inputs.mean(0)
     points = F.normalize(centred / _spread(inputs), dim=-1)  # [T, D]
@@ -63,7 +63,7 @@ def _spherical_k_means(points: Tensor, count: int, generator: torch.Generator, s
 
 
 def _balanced_argmax(scores: Tensor, steps: int = 150) -> Tensor:
-    """The best cluster of each row of scores `[T, m]`, after each cluster has paid for being too popular."""
+    """Return the best cluster of each row of scores `[T, m]`, with a penalty on clusters that are too large."""
     T, m = scores.shape
     price = torch.zeros(m)
     for step in range(steps):
@@ -73,7 +73,7 @@ def _balanced_argmax(scores: Tensor, steps: int = 150) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, temperature: float = 0.05, steps: int = 20) -> Tensor:
-    """Soft assignments `[T, m]`: rows sum to 1, columns to T / m."""
+    """Return soft assignments `[T, m]`: rows sum to 1, columns to T / m."""
     kernel = (scores / temperature).exp()
     share = scores.shape[0] / scores.shape[1]
     rows = torch.ones(len(scores))  # [T]
@@ -84,7 +84,7 @@ def sinkhorn(scores: Tensor, temperature: float = 0.05, steps: int = 20) -> Tens
 
 
 def softmax_regression(inputs: Tensor, labels: Tensor, count: int, decay: float = 1e-2, steps: int = 30) -> Tensor:
-    """Weights `[m, D]`, no bias, of a softmax regression from inputs `[T, D]` to labels `[T]`."""
+    """Fit a softmax regression without bias from inputs `[T, D]` to labels `[T]`; return its weights `[m, D]`."""
     spread = _spread(inputs)
     scaled = inputs / spread
     weights = torch.zeros(count, inputs.shape[1], requires_grad=True)  # [m, D]
@@ -101,6 +101,6 @@ def softmax_regression(inputs: Tensor, labels: Tensor, count: int, decay: float 
 
 
 def _spread(inputs: Tensor) -> Tensor:
-    """Standard deviation `[D]` of each channel; the floor keeps dead channels from being blown up."""
+    """Return the standard deviation `[D]` of each channel, with a floor so that dead channels are not amplified."""
     spread = inputs.std(0)
     return spread.clamp_min(0.1 * spread.median().item())

@@ -1,4 +1,4 @@
-"""What the routers decided: `RoutingRecorder` writes it in the model, `RoutingTrace` is what everybody else sees.
+"""Router decisions: a `RoutingRecorder` records them in the model, a `RoutingTrace` stores them.
 
     with RoutingRecorder(model, capacity=4096) as recorder:
         model(input_ids)
@@ -29,19 +29,19 @@ FORMAT = "jetmoe-routing-trace-1"
 
 @dataclass(frozen=True, eq=False)
 class RoutingTrace:
-    """The routing of T tokens through L layers of N routers, as immutable numpy arrays; padding is never in it.
+    """The routing of T tokens through L layers of N routers, as immutable numpy arrays without padding.
 
     Attributes:
         token_ids: int32 `[T]`.
-        texts: T strings, the text each token adds; joined they are the whole text. A token that ends inside a
-            character adds "" and the token that completes it adds the character.
+        texts: T strings, the text that each token adds; joined, they are the whole text. A token that ends inside a
+            character adds "", and the token that completes the character adds it.
         is_prompt: bool `[T]`.
         experts: uint8 `[L, N, T, K]`, the selected experts, strongest first.
         gates: float16 `[L, N, T, K]`, their mixing weights.
-        entropy: float16 `[L, N, T]`, of the softmax over all E experts, in nats.
+        entropy: float16 `[L, N, T]`, the entropy of the softmax over all E experts, in nats.
         kinds: the N router kinds in order, `("MoA", "MoE")` for JetMoE.
-        groups: uint8 `[E]`, the group that each expert belongs to (the identity unless the model ties experts).
-        probs: float16 `[L, N, T, E]`, the softmax over all experts, or None where it was not asked for.
+        groups: uint8 `[E]`, the group of each expert (the identity unless the model ties experts).
+        probs: float16 `[L, N, T, E]`, the softmax over all experts, or None if it was not recorded.
     """
 
     token_ids: np.ndarray
@@ -57,13 +57,13 @@ class RoutingTrace:
     def __post_init__(self) -> None:
         L, N, T, K = self.experts.shape
         if not (len(self.texts) == len(self.token_ids) == len(self.is_prompt) == T):
-            raise ValueError(f"the trace has {T} tokens of experts but {len(self.texts)} texts")
+            raise ValueError(f"the trace has experts for {T} tokens but {len(self.texts)} texts")
         if self.gates.shape != (L, N, T, K) or self.entropy.shape != (L, N, T) or len(self.kinds) != N:
             raise ValueError("experts, gates, entropy and kinds of the trace disagree in shape")
         if self.probs is not None and self.probs.shape != (L, N, T, self.num_experts):
             raise ValueError(f"probs of the trace must have shape {(L, N, T, self.num_experts)}")
         if T and int(self.experts.max()) >= self.num_experts:
-            raise ValueError(f"the trace names expert {int(self.experts.max())} of {self.num_experts}")
+            raise ValueError(f"the trace has expert {int(self.experts.max())} but only {self.num_experts} experts")
         for array in (self.token_ids, self.is_prompt, self.experts, self.gates, self.entropy, self.groups, self.probs):
             if array is not None:
                 array.flags.writeable = False
@@ -72,7 +72,7 @@ class RoutingTrace:
         return len(self.texts)
 
     def __getitem__(self, tokens: slice) -> RoutingTrace:
-        """The trace of a slice of its tokens; arrays are views."""
+        """Return the trace of a slice of tokens; its arrays are views."""
         return replace(
             self,
             token_ids=self.token_ids[tokens],
@@ -94,12 +94,12 @@ class RoutingTrace:
 
     @property
     def is_tied(self) -> bool:
-        """Whether several experts share a group, so that views should show groups."""
+        """Whether several experts share a group. Plots should then show groups."""
         return self.num_groups < self.num_experts
 
     @classmethod
     def concatenate(cls, traces: Sequence[RoutingTrace]) -> RoutingTrace:
-        """One trace of all tokens in order. The traces must come from the same model."""
+        """Concatenate traces of the same model along the tokens."""
         first = traces[0]
         probs = [trace.probs for trace in traces if trace.probs is not None]
         return replace(
@@ -114,7 +114,7 @@ class RoutingTrace:
         )
 
     def to_bytes(self) -> bytes:
-        """One safetensors file. Texts travel as UTF-8 bytes with their lengths."""
+        """Serialize to one safetensors file. Texts are stored as UTF-8 bytes with their lengths."""
         encoded = [text.encode() for text in self.texts]
         arrays = {
             "token_ids": self.token_ids,
@@ -133,10 +133,10 @@ class RoutingTrace:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RoutingTrace:
-        """Reads what `to_bytes` wrote.
+        """Load a trace that `to_bytes` serialized.
 
         Raises:
-            ValueError: the bytes are not a trace, or its parts contradict each other.
+            ValueError: the bytes are not a trace, or its arrays contradict each other.
         """
         try:
             arrays = load_arrays(data)
@@ -184,22 +184,22 @@ def _check_dtypes(trace: RoutingTrace) -> None:
 
 
 def _strongest_first(logits: Tensor, experts: Tensor) -> Tensor:
-    """The selected experts by falling logit; topk leaves the order of ties open, here the lowest id comes first."""
+    """Sort the selected experts by descending logit, ties by ascending id; topk leaves the order of ties open."""
     experts = experts.sort(dim=-1).values  # [T, L * N, K]
     by_logit = logits.gather(-1, experts).argsort(dim=-1, descending=True, stable=True)  # [T, L * N, K]
     return experts.gather(-1, by_logit)
 
 
 class RoutingRecorder:
-    """Records the routing of every forward inside its `with` block, on the model's device and without a sync.
+    """Record the routing of every forward pass inside its `with` block, on the model's device and without a sync.
 
-    The model hands over the routers' logits and selected experts once per forward; they land in preallocated buffers,
-    so recording adds four operations to a step and nothing where it is off. Gates and entropies are computed from the
-    logits when the trace is taken.
+    The model passes the routers' logits and selected experts once per forward pass. They are copied to preallocated
+    buffers: recording adds four operations to a step, and none when it is off. `trace` computes gates and entropies
+    from the logits.
 
     Args:
         model: a JetMoE model with or without a head.
-        capacity: tokens that the buffers hold; sequences of one batch follow each other.
+        capacity: size of the buffers in tokens; the sequences of a batch are stored one after another.
 
     Raises:
         ValueError: another recorder is active on the model.
@@ -221,7 +221,7 @@ class RoutingRecorder:
 
     def __enter__(self) -> RoutingRecorder:
         if self.model.recorder is not None:
-            raise ValueError("This model is already being recorded; leave the other recorder first.")
+            raise ValueError("This model is already being recorded; exit the other recorder first.")
         self.model.recorder = self
         return self
 
@@ -229,7 +229,7 @@ class RoutingRecorder:
         self.model.recorder = None
 
     def write(self, logits: list[Tensor], experts: list[Tensor]) -> None:
-        """Called by the model: one `[T, E]` and one `[T, K]` per router, in the order L, N."""
+        """Append a forward pass: one `[T, E]` and one `[T, K]` per router, in the order L, N. Called by the model."""
         stacked = torch.stack(logits, dim=1).detach()  # [T, L * N, E]
         rows = torch.arange(len(stacked), device=stacked.device) + self.length  # [T]
         self.logits.index_copy_(0, rows, stacked)
@@ -245,13 +245,13 @@ class RoutingRecorder:
         keep: np.ndarray | None = None,
         with_probs: bool = False,
     ) -> RoutingTrace:
-        """The trace of the recorded tokens from `start` on.
+        """Return the trace of the recorded tokens from `start` on.
 
         Args:
-            token_ids, texts, is_prompt: of these tokens; see `RoutingTrace`.
-            start: first recorded token.
-            keep: bool over the recorded tokens from `start` on, False at padding.
-            with_probs: keep the full probabilities too.
+            token_ids, texts, is_prompt: arrays for these tokens; see `RoutingTrace`.
+            start: index of the first recorded token.
+            keep: bool for each recorded token from `start` on, False at padding.
+            with_probs: include the full probabilities.
         """
         count = len(token_ids) if keep is None else len(keep)
         logits = self.logits[start : start + count].cpu()  # [T, L * N, E]

@@ -1,6 +1,7 @@
-/* Attention of one position over the keys and values before it and its own. Built and called by single_query.py.
+/* Attention of a single position over the cached keys and values and its own. Built and called by single_query.py.
  *
- * bf16 in and out, sums in fp32. Reads only what is there of a buffer, every key and value once for all slots. */
+ * bf16 input and output, fp32 sums. Reads only the filled part of the cache, and each key and value once for all
+ * slots. */
 
 #include <math.h>
 #include <stdint.h>
@@ -37,7 +38,7 @@ static void add(float *total, float weight, const uint16_t *value, long channels
         total[c] += weight * widen(value[c]);
 }
 
-/* Scores [length + 1], the last one of the position itself, to weights that sum to 1. */
+/* Turns scores [length + 1] into weights that sum to 1. The last score is that of the position itself. */
 static void softmax(float *scores, const uint8_t *visible, long length)
 {
     float highest = scores[length], sum = 0.0f;
@@ -52,9 +53,9 @@ static void softmax(float *scores, const uint8_t *visible, long length)
         scores[j] /= sum;
 }
 
-/* query, result [batch, slots, heads, channels]; keys, values [batch, heads, size, channels], `length` of them there;
- * key, value [batch, heads, channels], the position's own; visible [batch, size]; scores, for scratch,
- * [batch, heads, slots, size + 1]. */
+/* query, result [batch, slots, heads, channels]; keys, values [batch, heads, size, channels] with `length` filled
+ * positions; key, value [batch, heads, channels] of the position itself; visible [batch, size]; scores [batch, heads,
+ * slots, size + 1] is scratch memory. */
 void jetmoe_attend(const uint16_t *query, const uint16_t *keys, const uint16_t *values, const uint16_t *key,
                    const uint16_t *value, const uint8_t *visible, float *scores, uint16_t *result, long batch,
                    long slots, long heads, long size, long channels, long length, float scaling)

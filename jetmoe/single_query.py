@@ -1,8 +1,8 @@
-"""Attention of one position over the keys and values before it and its own: what a decoding step does.
+"""Attention of a single position over the cached keys and values and its own, for decoding.
 
-On a CPU in bf16 it runs `single_query.c`, an operation that a compiled graph can hold. It reads only the keys that are
-there, where a graph of fixed shapes reads the whole buffer: a third of a step of JetMoE-8B in 4 bits. Shape letters are
-declared in `jetmoe/routing.py`; H heads, C channels of a head.
+On a CPU in bf16 it runs `single_query.c`, a custom op that a compiled graph can contain. The op reads only the filled
+part of the cache. A graph of fixed shapes reads the whole buffer, which takes a third of a step of JetMoE-8B in 4 bits.
+Shape letters are declared in `jetmoe/routing.py`; H heads, C channels per head.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 class KVView(NamedTuple):
-    """What a position sees."""
+    """Keys and values that a position attends to."""
 
     keys: Tensor  # [B, H, size, C]
     values: Tensor  # [B, H, size, C]
-    length: Tensor  # [], how many of them are there
-    key: Tensor  # [B, H, 1, C], its own
+    length: Tensor  # [], number of positions that are filled
+    key: Tensor  # [B, H, 1, C], of the position itself
     value: Tensor  # [B, H, 1, C]
 
 
 def attend(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) -> Tensor:
-    """`[B, 1, K, H, C]` -> `[B, 1, K, H, C]`.
+    """Compute attention, `[B, 1, K, H, C]` -> `[B, 1, K, H, C]`.
 
     Args:
-        mask: bool `[B or 1, 1, 1, size]`, False where a key is not to be seen.
+        mask: bool `[B or 1, 1, 1, size]`, False at masked keys.
     """
     if query.device.type == "cpu" and query.dtype == known.keys.dtype == torch.bfloat16:
         return torch.ops.jetmoe.single_query_attention(query, *known, mask, scaling)
@@ -43,8 +43,10 @@ def attend(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) ->
 
 
 def sums(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) -> Tensor:
-    """`attend` written as sums, which Inductor fuses into few loops: setting up an attention kernel costs more than the
-    attention of one position."""
+    """Compute `attend` with sums, which Inductor fuses into few loops.
+
+    For a single position, the setup of an attention kernel takes longer than the attention itself.
+    """
     key, value = known.key.float(), known.value.float()  # [B, H, 1, C]
     heads = query.squeeze(1).transpose(1, 2).float() * scaling  # [B, H, K, C]
     scores = (heads.unsqueeze(3) * known.keys.float().unsqueeze(2)).sum(-1)  # [B, H, K, size]
@@ -59,7 +61,7 @@ def sums(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) -> T
 
 
 def problem() -> str:
-    """A sentence where the C file can't be compiled and the sums run in its place, else ""."""
+    """Return a message if the C file can't be compiled and `sums` is the fallback, else ""."""
     return _kernel()[1]
 
 

@@ -1,14 +1,16 @@
-"""Turns a dense Llama-architecture checkpoint into a JetMoE checkpoint that computes the same function.
+"""Convert a dense Llama-architecture checkpoint to a JetMoE checkpoint that computes the same function.
 
     upcycle("SmolLM2-135M-Instruct", "smollm2-jetmoe", replicas=4)     # a Hugging Face folder or a .gguf file
 
-The G query heads that share a key/value head, and G slices of the feed-forward layer, become G slots; m replicas of
-every slot give E = G * m experts, expert `e = slot * m + replica`, and K = G. All slots of a replica have the same
-router row, so the best replica wins all G places with gates of 1/G each, and the factor G that is folded into the
-output projections cancels them. So ANY router rows preserve the function; `fit_router_rows` finds some that mean
-something. JetMoE's block norms use eps 1e-6: with s^2 = 1e-6 / eps of the source, a residual stream that is s times
-as large is normed exactly as before, so everything that writes into it is scaled by s. Shape letters: routing.py; V
-vocabulary, G slots, m replicas, C channels of a head, H key/value heads, I feed-forward width.
+The G query heads that share a key/value head become G slots, and so do G slices of the feed-forward layer. Each slot
+has m replicas, which gives E = G * m experts, expert `e = slot * m + replica`, and K = G. All slots of a replica have
+the same router row, so the best replica takes all G places with gates of 1/G each. The output projections contain a
+factor of G, which cancels the gates. ANY router rows thus preserve the function; `fit_router_rows` finds meaningful
+ones.
+
+JetMoE's block norms use eps 1e-6. With s^2 = 1e-6 / eps of the source, a residual stream scaled by s is normed exactly
+as before, so all weights that write into it are scaled by s. Shape letters: routing.py; V vocabulary, G slots,
+m replicas, C channels per head, H key/value heads, I feed-forward width.
 """
 
 from __future__ import annotations
@@ -55,18 +57,18 @@ def upcycle(
     token_ids: Tensor | None = None,
     progress: Progress = lambda fraction, text: None,
 ) -> Path:
-    """Writes the JetMoE twin of a dense checkpoint, in 32-bit safetensors, with its tokenizer.
+    """Write the JetMoE version of a dense checkpoint as 32-bit safetensors, with its tokenizer.
 
     Args:
-        source: a folder as `save_pretrained` writes it, or a .gguf file (it is dequantized).
-        directory: where to write; made if it isn't there.
-        replicas: m, how many copies of each slot there are.
+        source: a folder written by `save_pretrained`, or a .gguf file, which is dequantized.
+        directory: output folder; created if missing.
+        replicas: m, number of copies of each slot.
         router_rows: `[L, 2, m, D]`, MoA then MoE; e.g. those that ship with the starter model.
-        token_ids: `[T]`, text to fit the rows on where none are given. Without either they are random.
-        progress: called with the share done and a sentence.
+        token_ids: `[T]`, text to fit the rows on if none are given. Without both, the rows are random.
+        progress: called with the completed share and a message.
 
     Raises:
-        ValueError: the checkpoint can't be read, or its shape doesn't fit; the message names what was found.
+        ValueError: the checkpoint can't be read, or its shape is not supported; the message names the problem.
     """
     source, directory = Path(source), Path(directory)
     progress(0.0, f"Reading {source.name}")
@@ -91,17 +93,17 @@ def upcycle(
 def dense_to_jetmoe(
     state_dict: dict[str, Tensor], config: LlamaConfig, router_rows: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The JetMoE state dict and config.json of a dense model in memory; `router_rows` is `[L, 2, m, D]`."""
+    """Return the JetMoE state dict and config.json of a dense model in memory; `router_rows` is `[L, 2, m, D]`."""
     replicas = router_rows.shape[2]
     check_llama(config, replicas)
     return dict(jetmoe_tensors(state_dict, config, router_rows)), jetmoe_config(config, replicas)
 
 
 def load_dense(source: Path) -> PreTrainedModel:
-    """The dense model in fp32.
+    """Load the dense model in fp32.
 
     Raises:
-        ValueError: there is no readable checkpoint at `source`.
+        ValueError: `source` contains no readable checkpoint.
     """
     is_gguf = source.suffix == ".gguf"
     if not (source.is_file() if is_gguf else (source / "config.json").is_file()):
@@ -109,7 +111,7 @@ def load_dense(source: Path) -> PreTrainedModel:
     folder = source.parent if is_gguf else source
     options: dict[str, Any] = {"gguf_file": source.name} if is_gguf else {"use_safetensors": True}
     options |= {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
-    bars = StringIO()  # transformers' own; `progress` reports instead
+    bars = StringIO()  # hides the bars of transformers; `progress` reports instead
     try:
         with redirect_stderr(bars):
             loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -123,10 +125,10 @@ def load_dense(source: Path) -> PreTrainedModel:
 
 
 def check_llama(config: PreTrainedConfig, replicas: int) -> LlamaConfig:
-    """The same config, known to be upcycled exactly.
+    """Return the config if it can be upcycled exactly.
 
     Raises:
-        ValueError: it can't be; the message names everything that is in the way.
+        ValueError: it can't be upcycled; the message lists every reason.
     """
     if not isinstance(config, LlamaConfig):
         raise ValueError(f"The checkpoint's architecture is {config.model_type}; upcycling needs llama.")
@@ -144,12 +146,12 @@ def check_llama(config: PreTrainedConfig, replicas: int) -> LlamaConfig:
     }
     found = [sentence for sentence, applies in wrong.items() if applies]
     if found:
-        raise ValueError("The dense model can't become a JetMoE: " + "; ".join(found) + ".")
+        raise ValueError("The dense model can't be converted to JetMoE: " + "; ".join(found) + ".")
     return config
 
 
 def jetmoe_config(config: LlamaConfig, replicas: int) -> dict[str, Any]:
-    """The config.json, in the names of transformers' JetMoeConfig."""
+    """Return the content of config.json, with the field names of transformers' JetMoeConfig."""
     slots = config.num_attention_heads // _kv_heads(config)
     same = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads", "max_position_embeddings",
@@ -172,7 +174,7 @@ def jetmoe_config(config: LlamaConfig, replicas: int) -> dict[str, Any]:
 
 
 def jetmoe_tensors(state_dict: dict[str, Tensor], config: LlamaConfig, router_rows: Tensor) -> Iterator:
-    """Name and tensor, layer by layer, so that no more than one layer is held twice."""
+    """Yield names and tensors layer by layer, so that at most one layer is in memory twice."""
     scale = (BLOCK_NORM_EPS / config.rms_norm_eps) ** 0.5
     norm = state_dict["model.norm.weight"]
     yield "model.embed_tokens.weight", state_dict["model.embed_tokens.weight"] * scale  # [V, D]
@@ -223,22 +225,22 @@ def _channels(config: LlamaConfig) -> int:
 
 
 def random_rows(config: LlamaConfig, replicas: int, seed: int = 0) -> Tensor:
-    """Router rows `[L, 2, m, D]` that mean nothing."""
+    """Return random router rows `[L, 2, m, D]`."""
     shape = (config.num_hidden_layers, 2, replicas, config.hidden_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * config.hidden_size**-0.5
 
 
 def fit_routers(model: PreTrainedModel, token_ids: Tensor, replicas: int) -> Tensor:
-    """Router rows `[L, 2, m, D]` fitted to what each router of the twin will see on these tokens."""
+    """Return router rows `[L, 2, m, D]`, each fitted to the inputs of its router on these tokens."""
     inputs = collect_router_inputs(model, token_ids)  # [L, 2, T, D]
     return torch.stack([torch.stack([fit_router_rows(x, replicas) for x in layer]) for layer in inputs])
 
 
 def fitting_tokens(source: str | Path, texts: list[Path]) -> Tensor:
-    """Token ids `[T]` of text files, for `upcycle(token_ids=...)`.
+    """Return the token ids `[T]` of text files, for `upcycle(token_ids=...)`.
 
     Raises:
-        ValueError: the checkpoint has no tokenizer that can be read.
+        ValueError: the checkpoint has no readable tokenizer.
     """
     source = Path(source)
     tokenizer = tokenizer_from_gguf(source) if source.suffix == ".gguf" else _tokenizer(source)
@@ -249,11 +251,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} has no tokenizer to read the texts with: {error}") from error
+        raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
 
 
 def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], None], layers: int) -> None:
-    """Safetensors files of about SHARD_BYTES with their index; one shard is in memory at a time."""
+    """Write safetensors files of about SHARD_BYTES and their index, with one shard in memory at a time."""
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     total = 0
@@ -279,7 +281,7 @@ def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], 
 
 
 def save_tokenizer(source: Path, directory: Path) -> None:
-    """The source's own tokenizer files, or for a .gguf the tokenizer that its metadata describes."""
+    """Save the tokenizer files of the source, or the tokenizer in the metadata of a .gguf file."""
     if source.suffix == ".gguf":
         tokenizer_from_gguf(source).save_pretrained(directory)
         return

@@ -1,4 +1,4 @@
-"""What an adapter trains, counted by part of the model."""
+"""Count the parameters that an adapter trains, by part of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jetmoe.adapters.wrappers import wrappers
 from jetmoe.lora import MOA, MOE
 from jetmoe.nf4.tensor import NF4Tensor
 
-# The rows of an audit, by the end of a parameter's name without PEFT's parts; the first that fits.
+# Parts of a model by the end of a parameter's name without PEFT's components; the first match applies.
 KINDS = {
     "attention experts": tuple(f"self_attention.{name}" for name in MOA),
     "MLP experts": MOE,
@@ -27,22 +27,22 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One part of a model: how many of its parameters there are, how many train, and how they are stored."""
+    """One part of a model: its number of parameters, how many are trained, and how they are stored."""
 
     part: str
     parameters: int
     trained: int
-    """Numbers that an optimizer changes: of low-rank factors, or of the part itself."""
+    """Numbers that an optimizer updates, in LoRA factors or in the part itself."""
     rank: int
-    """0 where no adapter is."""
+    """LoRA rank; 0 without an adapter."""
     dtype: str
-    """As loaded; "nf4" for 4 bits."""
+    """As loaded; "nf4" if in 4 bits."""
     four_bit: float
-    """The share of its parameters in 4 bits, 0 to 1."""
+    """Share of the parameters in 4 bits, 0 to 1."""
 
 
 def audit(model: nn.Module) -> list[AuditRow]:
-    """What will really train, part by part, counted in the model itself."""
+    """Count what will be trained, part by part, in the model itself."""
     rows = []
     ranks, trained = _trained_by_part(model)
     counts: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -58,8 +58,8 @@ def audit(model: nn.Module) -> list[AuditRow]:
 
 
 def part_of(name: str) -> str:
-    """The part of the model, a key of `KINDS`, that a parameter or an adapter's factor belongs to."""
-    name = re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)(?=\.)", "", name)  # PEFT's parts
+    """Return the part of the model, a key of `KINDS`, that a parameter or a LoRA factor belongs to."""
+    name = re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)(?=\.)", "", name)  # PEFT's components
     layer, factor, _ = name.partition(".lora_")
     plain = f"{layer}.weight" if factor else layer
     return next(part for part, endings in KINDS.items() if plain.endswith(endings))
@@ -82,7 +82,7 @@ def _trained_by_part(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _count_and_dtype(parameter: Tensor) -> tuple[int, str]:
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose shape is not that of the weights
+    state = getattr(parameter, "quant_state", None)  # bitsandbytes packs the weights
     if state is not None:
         return torch.Size(state.shape).numel(), "nf4"
     return parameter.numel(), "nf4" if isinstance(parameter, NF4Tensor) else str(parameter.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""The files of an adapter, checked before PEFT reads them."""
+"""Check the files of an adapter before PEFT loads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jetmoe.lora import MOA, MOE, PRESETS, AdapterError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What a foreign adapter's configuration may say, and what must be at its default; nothing else in it is looked at.
+# Settings that are read from a foreign adapter, and settings that must be at their default. Others are ignored.
 KEPT = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
 AT_DEFAULT = (
     "lora_dropout",
@@ -32,19 +32,19 @@ AT_DEFAULT = (
     "kasa_config",
 )
 MAX_RANK = 512
-# Of an adapter that classifies: what PEFT calls its head in `modules_to_save`, and the head among the weights.
+# Names of a classification head in PEFT's `modules_to_save`, and its name in the weights file.
 HEADS = {"score", "classifier"}
 HEAD = "base_model.model.score.weight"
 
 
 def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
-    """An adapter's configuration, rewritten to the settings that are known here.
+    """Load an adapter's configuration, reduced to the supported settings.
 
     Args:
-        with_head: whether it may have a classification head; without one it answers.
+        with_head: accept a classification head. Without a head, the adapter generates text.
 
     Raises:
-        AdapterError: there is none, it is not LoRA, or it asks for what is not supported.
+        AdapterError: the file is missing or damaged, the adapter is not LoRA, or a setting is not supported.
     """
     file = Path(folder) / CONFIG
     if not file.is_file():
@@ -54,16 +54,16 @@ def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{CONFIG} is damaged ({error}); save or download the adapter again.") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
-        raise AdapterError(f"What {CONFIG} describes is not a LoRA adapter; only LoRA is supported.")
+        raise AdapterError(f"The adapter in {CONFIG} is not a LoRA adapter; only LoRA is supported.")
     stored = {name: value for name, value in stored.items() if value is not None}
     if _has_head(stored):
         if not with_head:
-            raise AdapterError("This adapter has a classification head: it sorts texts by labels and answers nothing.")
+            raise AdapterError("This adapter has a classification head and generates no text. Pick one without a head.")
         del stored["modules_to_save"]
     if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
         raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
     if odd := [name for name, value in stored.items() if not _is_sound(name, value)]:
-        raise AdapterError(f"{CONFIG} is damaged: {', '.join(odd)} can't be such; save or download the adapter again.")
+        raise AdapterError(f"{CONFIG} has an invalid value for {', '.join(odd)}; save or download the adapter again.")
     modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
     here = {*PRESETS["all"].modules, *PRESETS["router"].modules, *MOA, *MOE}
     if foreign := {*modules, *parameters} - here:
@@ -76,14 +76,14 @@ def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
 
 
 def read_head(folder: Path | str) -> Tensor:
-    """The classification head of an adapter, fp32 `[labels, D]`.
+    """Load the classification head of an adapter, fp32 `[labels, D]`.
 
     Raises:
-        AdapterError: it has none, or its file is damaged.
+        AdapterError: the adapter has no head, or the file is missing or damaged.
     """
     shape = _stored_shapes(Path(folder)).get(HEAD)
     if shape is None or len(shape) != 2:
-        raise AdapterError("This adapter has no classification head: it answers. Pick one that classifies.")
+        raise AdapterError("This adapter generates text and has no classification head. Pick one that classifies.")
     with safe_open(Path(folder) / WEIGHTS, framework="pt") as weights:
         return weights.get_tensor(HEAD).float()
 
@@ -94,13 +94,13 @@ def _has_head(stored: dict[str, Any]) -> bool:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    """Whether a setting has a value that it can have."""
+    """Return whether the value is valid for this setting."""
     if name == "lora_alpha":
         return _is_number(value)
     if name == "use_rslora":
         return isinstance(value, bool)
     if name in ("rank_pattern", "alpha_pattern"):
-        # PEFT takes the names for regular expressions, of which some never end.
+        # PEFT uses the names as regular expressions, and some of those never terminate.
         return isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", key) and _is_number(value[key]) for key in value)
     if name in ("target_modules", "target_parameters"):
         return isinstance(value, str | list) and all(isinstance(target, str) for target in value)
@@ -116,8 +116,11 @@ def _list(value: Any) -> list[str]:
 
 
 def widened_config(config: peft.LoraConfig) -> peft.LoraConfig:
-    """With all expert tensors as targets, because PEFT wants all adapters of a model to target the same; those that the
-    adapter lacks have rank 1, stay zero and are skipped."""
+    """Return the configuration with all expert tensors as targets.
+
+    PEFT requires the same target parameters for all adapters of a model. Those that the adapter lacks have rank 1, stay
+    zero and are skipped.
+    """
     absent = absent_targets(config)
     return peft.LoraConfig(
         **{name: getattr(config, name) for name in KEPT if name != "rank_pattern"},
@@ -141,13 +144,13 @@ def is_classifier(folder: Path) -> bool:
 
 
 def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module) -> None:
-    """Holds the tensors' names and shapes, as the file's header has them, against those of the configuration.
+    """Compare the tensor names and shapes in the file's header with those that the configuration implies.
 
     Args:
-        model: whose adapter it is to be; its weights are not looked at, and may be on the meta device.
+        model: the adapter's base model. Its weights are not read and can be on the meta device.
 
     Raises:
-        AdapterError: there is no sound file, or its tensors are others.
+        AdapterError: the file is missing or damaged, or its tensors don't match.
     """
     stored = _stored_shapes(Path(folder))
     stored.pop(HEAD, None)
@@ -161,15 +164,17 @@ def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module)
     wrong += [name for name in needed.keys() & stored.keys() if needed[name] != stored[name]]
     if wrong:
         raise AdapterError(
-            f"{len(wrong)} of the adapter's tensors are missing, surplus or of another shape than this model's, "
-            f"such as {wrong[0][:99]}. Pick the model that it was trained on."
+            f"{len(wrong)} of the adapter's tensors are missing, unexpected or of another shape than this model's, "
+            f"such as {wrong[0][:99]}. Pick the model that the adapter was trained on."
         )
 
 
 def _stored_shapes(folder: Path) -> dict[str, list[int]]:
     file = folder / WEIGHTS
     if not file.is_file():
-        raise AdapterError(f"{folder.name} holds no {WEIGHTS}; other formats can run code when opened. Save it again.")
+        raise AdapterError(
+            f"{folder.name} holds no {WEIGHTS}; other formats can run code when opened. Save it as safetensors."
+        )
     try:
         with safe_open(file, framework="pt") as weights:
             return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
@@ -178,7 +183,7 @@ def _stored_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _expected_shapes(config: peft.LoraConfig, model: Any) -> dict[str, list[int]]:
-    """PEFT itself says them, of a model like this one that takes no memory."""
+    """Return the shapes that PEFT creates on a copy of the model on the meta device."""
     with torch.device("meta"), quiet_peft():
         blank = type(model)(copy.deepcopy(model.config))
         adapted = peft.PeftModel(blank, widened_config(config))
@@ -187,7 +192,7 @@ def _expected_shapes(config: peft.LoraConfig, model: Any) -> dict[str, list[int]
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT follows these patterns for parameters too, but looks for them among modules and says it found none."""
+    """Hide a wrong warning: PEFT also applies rank_pattern to parameters, but looks for its keys among modules only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The following rank_pattern keys")
         yield

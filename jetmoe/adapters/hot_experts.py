@@ -13,10 +13,10 @@ from jetmoe.experts.experts import JetMoeExperts
 
 
 def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
-    """The smallest set of experts of each router that covers a share of its routing (ESFT, arXiv 2407.01906, eq. 6).
+    """Return each router's smallest set of experts that covers a share of its routing (ESFT, arXiv 2407.01906, eq. 6).
 
     Args:
-        load: `[L, N, E]`, each expert's share of the assignments, or of any other measure of use.
+        load: `[L, N, E]`, each expert's share of the assignments or of another measure of use.
         share: above 0, up to 1.
 
     Returns:
@@ -26,7 +26,7 @@ def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
     order = np.argsort(-load, axis=-1, kind="stable")  # [L, N, E]
     falling = np.take_along_axis(load, order, axis=-1)
     before = np.cumsum(falling, axis=-1) - falling
-    # A hair less than asked: rounding must not take in one more expert.
+    # Slightly below the share, so that rounding does not add another expert.
     needed = (before < share * (1 - 1e-6) * load.sum(axis=-1, keepdims=True)) & (falling > 0)
     hot = np.zeros_like(needed)
     np.put_along_axis(hot, order, needed, axis=-1)
@@ -34,10 +34,10 @@ def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
 
 
 def mask_gradients(model: nn.Module, hot: np.ndarray) -> None:
-    """Lets only hot experts learn: bool `[L, N, E]`, N = MoA, MoE.
+    """Train only the hot experts: bool `[L, N, E]`, N = MoA, MoE.
 
-    `lora_B` of the others starts at zero and gets no gradient. So their change stays exactly zero, and with it the
-    gradient of their `lora_A`; the tensors keep PEFT's shapes.
+    `lora_B` of the others starts at zero and gets no gradient, so their update stays exactly zero. The gradient of
+    their `lora_A` is then zero too. The tensors keep PEFT's shapes.
     """
     for name, wrapper in wrappers(model):
         if not isinstance(wrapper.get_base_layer(), JetMoeExperts):

@@ -1,4 +1,4 @@
-"""Merging an adapter into the weights, 16-bit or 4-bit."""
+"""Merge an adapter into 16-bit or 4-bit weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from jetmoe.nf4.tensor import copy_into, quantize
 
 @torch.no_grad()
 def merge(model: nn.Module) -> dict[str, float]:
-    """Adds the active adapters to the weights and removes them.
+    """Add the active adapters to the weights and remove them.
 
-    4-bit weights are dequantized, changed and quantized again, which rounds away a part of so small a change.
+    4-bit weights are dequantized, changed and quantized again. The change is small, and rounding loses a part of it.
 
     Returns:
-        For each part what rounding lost, relative to the change: `|stored - exact| / |change|`.
+        The rounding error of each part of the model, relative to the change: `|stored - exact| / |change|`.
     """
     lost: dict[str, list[Tensor]] = defaultdict(lambda: [torch.zeros(2)])
     for name, wrapper in wrappers(model):
@@ -36,7 +36,7 @@ def merge(model: nn.Module) -> dict[str, float]:
 
 
 def _add(layer: Any, low_rank: LowRank) -> Tensor:
-    """Adds `B A` to a layer's weights; `[2]`, the squared norms of what rounding lost and of the change."""
+    """Add `B A` to a layer's weights; return `[2]`, the squared norms of the rounding error and of the change."""
     sums = torch.zeros(2)
     for e in range(len(low_rank.B)):
         change = low_rank.B[e] @ low_rank.A[e]  # [out, in]
@@ -47,7 +47,7 @@ def _add(layer: Any, low_rank: LowRank) -> Tensor:
 
 
 def _read(layer: Any, expert: int) -> Tensor:
-    """One expert's weight `[out, in]` in fp32."""
+    """Return one expert's weight `[out, in]` in fp32."""
     state = getattr(layer.weight, "quant_state", None)
     if state is not None:
         require_bitsandbytes()
@@ -61,7 +61,7 @@ def _read(layer: Any, expert: int) -> Tensor:
 
 
 def _write(layer: Any, expert: int, weight: Tensor) -> None:
-    """Stores one expert's weight `[out, in]` as the layer stores its own."""
+    """Store one expert's weight `[out, in]` in the format of the layer."""
     if getattr(layer.weight, "quant_state", None) is not None:
         _write_linear_4bit(layer, weight)
     elif isinstance(layer, nn.Linear):

@@ -1,4 +1,4 @@
-"""Several LoRA adapters on one model, of which one is in use."""
+"""Several LoRA adapters on one model, at most one of them active."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from jetmoe.lora import AdapterError
 
 
 class Adapters:
-    """The adapters of one model, of which one or none is in use; switching loads nothing."""
+    """The adapters of one model. At most one is active, and switching loads no files."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._adapted: peft.PeftModel | None = None
-        # PEFT makes module names of an adapter's name; these are fit for that, whatever a person calls it.
+        # PEFT uses adapter names as module names. These generated names are always valid there.
         self._modules: dict[str, str] = {}
         self._fresh = (f"adapter_{i}" for i in count())
         self.used: str | None = None
         self.classifiers: set[str] = set()
-        """The names of those that come with a classification head."""
+        """Names of the adapters with a classification head."""
 
     @property
     def names(self) -> list[str]:
         return list(self._modules)
 
     def load(self, folder: Path | str, name: str) -> None:
-        """Reads PEFT's files; the adapter is not used yet. One of the same name is replaced. A classification head is
-        left out: `read_head` has it.
+        """Load an adapter without activating it; replace one of the same name.
+
+        A classification head is not loaded; use `read_head` for it.
 
         Raises:
-            AdapterError: it is no adapter, not of this model, or asks for what is not supported.
+            AdapterError: the files are not an adapter of this model, or a setting is not supported.
         """
         config = read_config(folder, with_head=True)
-        check_weights(folder, config, self._model)  # before anything of the sizes that it asks for is built
+        check_weights(folder, config, self._model)  # before tensors of the stored sizes are created
         weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
         has_head = weights.pop(HEAD, None) is not None
         with quiet_peft():
@@ -56,10 +57,10 @@ class Adapters:
         self.use(self.used)
 
     def use(self, name: str | None) -> None:
-        """The adapter that answers from now on; None is the model alone.
+        """Activate an adapter; None activates the base model alone.
 
         Raises:
-            AdapterError: it is not loaded.
+            AdapterError: the adapter is not loaded.
         """
         module = None if name is None else self._module(name)
         for _, wrapper in wrappers(self._model):
@@ -68,10 +69,10 @@ class Adapters:
         self.used = name
 
     def remove(self, name: str) -> None:
-        """Frees the adapter's memory.
+        """Remove an adapter and free its memory.
 
         Raises:
-            AdapterError: it is not loaded.
+            AdapterError: the adapter is not loaded.
         """
         module = self._module(name)
         self.used = None if self.used == name else self.used
@@ -86,7 +87,7 @@ class Adapters:
 
     def _delete(self, module: str) -> None:
         assert self._adapted is not None
-        self.use(self.used)  # of an adapter in use PEFT would put another in its place
+        self.use(self.used)  # PEFT activates another adapter when the active one is deleted
         if len(self._adapted.peft_config) > 1:
             self._adapted.delete_adapter(module)
         else:

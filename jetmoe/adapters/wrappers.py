@@ -1,4 +1,4 @@
-"""PEFT's LoRA wrappers on a model: find them, take them off."""
+"""Find and remove PEFT's LoRA wrappers on a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 def wrappers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """PEFT's wrappers with their names, the outermost where they are nested."""
+    """Yield the names and modules of PEFT's wrappers; only the outermost of nested ones."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer) and ".base_layer" not in name:
             yield name, module
@@ -24,4 +24,4 @@ def unwrap(model: nn.Module) -> None:
         model.set_submodule(name, layer)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            vars(module).pop("peft_config", None)  # else PEFT takes the adapters for being there still
+            vars(module).pop("peft_config", None)  # otherwise PEFT assumes that the adapters still exist

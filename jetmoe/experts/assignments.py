@@ -1,4 +1,4 @@
-"""Which tokens go to which experts, and the permutations of rows that follow from it."""
+"""Assignments of tokens to experts, and the permutations of rows that they require."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Up to this many assignments the chosen experts' weights are read row by row instead of sorting tokens by expert.
+# Up to this many assignments, products run row by row in token order; above it, tokens are sorted by expert.
 FEW_ASSIGNMENTS = 16
 
 
@@ -26,13 +26,13 @@ class Routing:
         return self.experts.shape[1]
 
     def chosen(self) -> list[int]:
-        """The expert of each assignment, on the host. Only for the CPU, where reading it costs nothing."""
+        """Return the expert of each assignment, on the host. For CPU tensors only, which need no sync."""
         if self._chosen is None:
             self._chosen = self.experts.flatten().tolist()
         return self._chosen
 
     def sorted(self) -> SortedAssignments:
-        """The assignments sorted by expert; computed once and reused by every product of the layer."""
+        """Return the assignments sorted by expert, computed once and reused by every product of the layer."""
         if self._sorted is None:
             self._sorted = SortedAssignments.of(self)
         return self._sorted
@@ -55,7 +55,7 @@ class SortedAssignments:
         return cls(order, inverse, ends)
 
     def sizes(self) -> list[int]:
-        """Assignments of each expert, on the host (a device sync on accelerators)."""
+        """Return the number of assignments per expert, on the host (a device sync on accelerators)."""
         if self._sizes is None:
             ends = self.ends.tolist()
             self._sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -63,12 +63,12 @@ class SortedAssignments:
 
 
 def few_tokens(routing: Routing) -> bool:
-    """Whether the products of this routing touch only the chosen experts' weights, in token order."""
+    """Return whether products read only the chosen experts' weights, in token order."""
     return routing.experts.numel() <= FEW_ASSIGNMENTS and not routing.logits.requires_grad
 
 
 def dispatch(tokens: Tensor, routing: Routing) -> Tensor:
-    """The input row of each sorted assignment: `[T, in]` -> `[A, in]`."""
+    """Gather the input row of each sorted assignment: `[T, in]` -> `[A, in]`."""
     assignments = routing.sorted()
     if tokens.requires_grad and torch.is_grad_enabled():
         return _Dispatch.apply(tokens, assignments, routing.top_k)
@@ -76,19 +76,19 @@ def dispatch(tokens: Tensor, routing: Routing) -> Tensor:
 
 
 def repeat_tokens(tokens: Tensor, routing: Routing) -> Tensor:
-    """A row for each assignment, in token order: `[T, D]` -> `[A, D]`."""
+    """Repeat each token's row for its assignments, in token order: `[T, D]` -> `[A, D]`."""
     return tokens.unsqueeze(1).expand(-1, routing.top_k, -1).reshape(-1, tokens.shape[-1])
 
 
 def permute(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-    """`rows[index]` for a permutation, `[A, *]` -> `[A, *]`; its gradient is a gather too, not an accumulation."""
+    """Return `rows[index]` for a permutation, `[A, *]` -> `[A, *]`. The gradient is a gather, not an accumulation."""
     if rows.requires_grad and torch.is_grad_enabled():
         return _Permute.apply(rows, index, inverse)
     return rows.index_select(0, index)
 
 
 def combine(rows: Tensor, gates: Tensor) -> Tensor:
-    """The gate-weighted sum over a token's experts: `[A, out]` and `[T, K]` -> `[T, out]`."""
+    """Sum each token's experts, weighted by its gates: `[A, out]` and `[T, K]` -> `[T, out]`."""
     rows = rows.view(*gates.shape, -1)  # [T, K, out]
     total = rows[:, 0] * gates[:, :1]  # [T, out]
     for k in range(1, gates.shape[1]):
@@ -97,17 +97,17 @@ def combine(rows: Tensor, gates: Tensor) -> Tensor:
 
 
 def collect(rows: Tensor, routing: Routing) -> Tensor:
-    """The sum over a token's experts of sorted rows, which its gates have weighed already: `[A, out]` -> `[T, out]`."""
+    """Sum sorted rows, already weighted by the gates, over each token's experts: `[A, out]` -> `[T, out]`."""
     if rows.requires_grad and torch.is_grad_enabled():
         return _Collect.apply(rows, routing.sorted(), routing.top_k)
     return sum_by_token(rows, routing.sorted(), routing.top_k)
 
 
 def sum_by_token(rows: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
-    """The sum of each token's sorted assignments: `[A, *]` -> `[T, *]`."""
+    """Sum the sorted assignments of each token: `[A, *]` -> `[T, *]`."""
     in_order = rows.index_select(0, assignments.inverse).view(-1, top_k, rows.shape[-1])  # [T, K, *]
     total = in_order[:, 0]
-    for k in range(1, top_k):  # a sum over K would take three times as long
+    for k in range(1, top_k):  # `sum(1)` takes three times as long
         total = total + in_order[:, k]
     return total
 

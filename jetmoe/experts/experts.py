@@ -1,12 +1,12 @@
-"""The expert layer `[E, out, in]`: the one place where tokens meet expert weights.
+"""The expert layer `[E, out, in]`, the only place where tokens are multiplied by expert weights.
 
-A router decides once per layer (`Routing`), and every expert product of that layer uses the same decision: either in
-token order with only the chosen experts' weights touched (a few tokens: decode), or sorted by expert (prefill,
-training). What LoRA adapters add (`low_rank.py`) is computed beside the product. Shape letters are declared in
-`jetmoe/routing.py`; `A = T * K` are the assignments of tokens to experts.
+A router decides once per layer (`Routing`), and all expert products of the layer use this decision. For a few tokens
+(decode), products run in token order and read only the chosen experts' weights. For more tokens (prefill, training),
+they are sorted by expert. LoRA adapters (`low_rank.py`) are computed separately and added to the product. Shape letters
+are declared in `jetmoe/routing.py`; `A = T * K` assignments of tokens to experts.
 
-Code for compiled steps asks `is_dynamo_compiling`, not `is_compiling`: the latter is one flag for all threads, and
-plain steps run in one thread while another compiles.
+Code for compiled steps checks `is_dynamo_compiling`, not `is_compiling`. The latter is one flag for all threads, and
+eager steps can run in one thread while another thread compiles.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
 
-# Up to this many rows a compiled product is a loop of its own instead of a call into a matrix library.
+# Up to this many rows, a compiled product is a generated loop instead of a call into a matrix library.
 FEW_ROWS = 4
-# Off until a table in tests/benchmarks/results shows it right and faster on a card: JETMOE_TRITON=1 turns it on.
+# Off until a table in tests/benchmarks/results shows it correct and faster on a GPU. JETMOE_TRITON=1 enables it.
 USE_TRITON = os.environ.get("JETMOE_TRITON") == "1"
 
 
 class JetMoeExperts(nn.Module):
-    """E linear maps without bias. Parameters: `weight` `[E, out, in]`, an `NF4Tensor` where it is in 4 bits."""
+    """E linear maps without bias. `weight` is `[E, out, in]`, an `NF4Tensor` if it is in 4 bits."""
 
     def __init__(self, num_experts: int, input_size: int, output_size: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class JetMoeExperts(nn.Module):
         self._parts: Parts | None = None
 
     def parts(self) -> Parts | None:
-        """The 4-bit weight as plain tensors; None where it is not in 4 bits."""
-        # A compiled graph must not see the parameter. The plain forward before it has left its parts here.
+        """Return the 4-bit weight as plain tensors, or None if it is not in 4 bits."""
+        # Keep the parameter out of a compiled graph: an earlier eager forward pass has stored its parts here.
         if not torch.compiler.is_dynamo_compiling():
             self._parts = self.weight.parts if isinstance(self.weight, NF4Tensor) else None
         return self._parts
@@ -66,17 +66,17 @@ class JetMoeExperts(nn.Module):
 
 
 def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> Tensor:
-    """Each token through its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
+    """Multiply each token by its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
     layer, low_rank = split_adapters(experts, tokens.dtype)
-    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # for one expert a token nothing is copied
+    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # with top_k 1, dispatch makes no copies
         return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
     return sorted_linear(experts, dispatch(tokens, routing), routing)
 
 
 def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
-    """Sorted assignments through `before` and then their expert: `[A, *]` and `[A, 1]` -> `[A, out]`.
+    """Apply `before` to sorted assignments, then multiply them by their expert: `[A, *]` and `[A, 1]` -> `[A, out]`.
 
-    `before(rows, gates)` `[n, in]` is computed again for the gradient, so that its result need not be kept.
+    The backward pass recomputes `before(rows, gates)` `[n, in]`, so that its result need not be saved.
     """
     layer, low_rank = split_adapters(experts, rows.dtype)
     if _expert_by_expert(layer, rows, low_rank):
@@ -87,7 +87,7 @@ def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routi
 
 
 def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-    """Each sorted assignment through its expert, with what adapters add: `[A, in]` -> `[A, out]`."""
+    """Multiply each sorted assignment by its expert and add the adapters: `[A, in]` -> `[A, out]`."""
     layer, low_rank = split_adapters(experts, rows.dtype)
     if _expert_by_expert(layer, rows, low_rank):
         return _frozen_linear(layer, low_rank, rows, routing, 1)
@@ -98,8 +98,10 @@ def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
 
 
 def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-    """Each assignment through its expert, with what adapters add, in token order: `[A, in]` -> `[A, out]`; reads only
-    the chosen weights."""
+    """Multiply each assignment by its expert and add the adapters, in token order: `[A, in]` -> `[A, out]`.
+
+    Reads only the chosen weights.
+    """
     layer, low_rank = split_adapters(experts, rows.dtype)
     result = _chosen_product(layer, rows, routing)
     if low_rank is None:
@@ -110,8 +112,10 @@ def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
 
 
 def project(linear: nn.Module, rows: Tensor) -> Tensor:
-    """`linear(rows)` with what adapters add, `[..., in]` -> `[..., out]`; compiled for a few rows, a loop that Inductor
-    fuses with its neighbours."""
+    """Return `linear(rows)` plus the adapters, `[..., in]` -> `[..., out]`.
+
+    Compiled for a few rows, it is a loop that Inductor fuses with its neighbours.
+    """
     layer, low_rank = split_adapters(linear, rows.dtype)
     result = _project(layer, rows)
     return result if low_rank is None else result + product(low_rank.B[0], product(low_rank.A[0], rows))
@@ -132,15 +136,15 @@ def _project(linear: nn.Module, rows: Tensor) -> Tensor:
 
 
 def product(weight: Tensor, rows: Tensor) -> Tensor:
-    """`rows @ weight.T` for `[..., in]` rows and an `[out, in]` weight."""
+    """Return `rows @ weight.T` for `[..., in]` rows and an `[out, in]` weight."""
     if torch.compiler.is_dynamo_compiling() and rows.shape[:-1].numel() <= FEW_ROWS:
         return (weight.float() * rows.float().unsqueeze(-2)).sum(-1).to(rows.dtype)
-    # Flat: of a slice with more dimensions, matmul would make a batch and copy the weight for it.
+    # Flatten first: for a slice with more dimensions, matmul makes a batch and copies the weight.
     return F.linear(rows.reshape(-1, rows.shape[-1]), weight).view(*rows.shape[:-1], -1)
 
 
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
-    """Whether `FrozenLinear` is the way: not for weights that learn, nor where one call does all experts."""
+    """Return whether to use `FrozenLinear`: not for trainable weights, nor if one call computes all experts."""
     if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
         return False
     if isinstance(layer.weight, NF4Tensor):
@@ -154,7 +158,7 @@ def _frozen_linear(layer: Any, low_rank: LowRank | None, rows: Tensor, routing: 
 
 
 def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
-    """Each sorted row through its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
+    """Multiply each sorted row by its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
     if isinstance(weight, Parts):
         return _sorted_nf4_linear(weight, rows, routing)
     if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
@@ -166,7 +170,7 @@ def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> T
 
 
 def _unaligned(weight: Tensor) -> bool:
-    """Whether grouped_mm refuses it: strides must be multiples of 16 bytes."""
+    """Return whether grouped_mm rejects the weight: strides must be multiples of 16 bytes."""
     return any(size * weight.element_size() % 16 for size in weight.shape[1:])
 
 
@@ -175,7 +179,7 @@ def _chosen_product(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
         return _chosen_nf4_linear(parts, rows, routing)
     weight = layer.weight  # [E, out, in]
     if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
-        # Views of the chosen weights: gathering them would copy more bytes than the product reads.
+        # Use views: gathering the chosen weights would copy more bytes than the product reads.
         chosen = routing.chosen()
         return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
     # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
@@ -184,7 +188,7 @@ def _chosen_product(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
 
 
 def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
-    """`sorted_linear` without a size that depends on data: E products over all rows, each kept where it belongs."""
+    """Compute `sorted_linear` without data-dependent sizes: E products over all rows, masked by expert."""
     place = torch.arange(len(rows), device=rows.device)  # [A]
     owner = torch.searchsorted(ends, place, right=True)  # [A]
     result = rows.new_zeros(len(rows), weight.shape[1])  # [A, out]
@@ -215,7 +219,7 @@ def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
 
 
 def gathered_nf4_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
-    """Each assignment through its expert: copies a few MiB of codes on the device instead of asking which they are."""
+    """Multiply each assignment by its expert; copies a few MiB of codes on the device to avoid a sync for the ids."""
     chosen = parts.map(lambda part: part[experts])
     return torch.cat([_nf4_linear(rows[a : a + 1], chosen.expert(a)) for a in range(len(rows))])
 
@@ -225,7 +229,7 @@ def _needs_gradient(rows: Tensor) -> bool:
 
 
 def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
-    """Rows `[n, in]` through one 4-bit expert -> `[n, out]`."""
+    """Multiply rows by one 4-bit expert: `[n, in]` -> `[n, out]`."""
     ops = require_bitsandbytes()
     codes, shape = parts.codes.reshape(-1, 1), list(parts.shape[1:])
     if parts.nested_absmax is None or parts.nested_offset is None:
@@ -244,7 +248,7 @@ def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
 
 
 class _NF4Linear(torch.autograd.Function):
-    """`_nf4_linear` with a gradient for the rows; the weights have none."""
+    """`_nf4_linear` with a gradient for the rows but not for the weights."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, parts: Parts) -> Tensor:

@@ -16,11 +16,11 @@ Before = Callable[[Tensor, Tensor], Tensor]
 
 
 class FrozenLinear(torch.autograd.Function):
-    """Sorted rows through E frozen maps and the factors beside them, one expert at a time.
+    """Multiply sorted rows by E frozen maps and their LoRA factors, one expert at a time.
 
-    With `top_k` above 1 the rows are tokens `[T, in]`, gathered where they are needed: K copies of them would be kept
-    for the backward pass otherwise. An expert's rows are taken with padding behind them (`padded_spans`). The result of
-    the padding is overwritten by the next expert; where sums are made, the padding holds zeros.
+    With `top_k` above 1, the rows are tokens `[T, in]` and are gathered on use. Otherwise K copies of them would be
+    saved for the backward pass. An expert's rows are followed by padding (`padded_spans`). The next expert overwrites
+    the result of the padding. In sums over rows, the padding is zero.
     """
 
     @staticmethod
@@ -35,12 +35,12 @@ class FrozenLinear(torch.autograd.Function):
     ) -> Tensor:
         spans = padded_spans(assignments, rows)
         size = max((span.end for span in spans), default=0)
-        result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and room, out]
+        result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and padding, out]
         inner = []  # [n, R] of each span
         for span in spans:
             part = _gathered(rows, assignments, span, top_k, zeros=False)  # [n, in]
             inner.append(_product_of_span(part, span, weight, A, B, result[span.start : span.end]))
-        # Rows are only needed for the gradient of A.
+        # Save the rows only for the gradient of A.
         ctx.save_for_backward(None if A is None else rows, A, B, *(one for one in inner if one is not None))
         ctx.weight, ctx.assignments, ctx.top_k, ctx.spans = weight, assignments, top_k, spans
         return result[: len(rows) * top_k]
@@ -52,7 +52,7 @@ class FrozenLinear(torch.autograd.Function):
         grad_A, grad_B = (None, None) if A is None else (torch.zeros_like(A), torch.zeros_like(B))
         grad_rows = None
         if ctx.needs_input_grad[0]:
-            grad_rows = grad.new_empty(max(size, len(grad)), ctx.weight.shape[2])  # [A and room, in]
+            grad_rows = grad.new_empty(max(size, len(grad)), ctx.weight.shape[2])  # [A and padding, in]
         for i, span in enumerate(ctx.spans):
             part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
             if grad_rows is not None:
@@ -72,7 +72,7 @@ class FrozenLinear(torch.autograd.Function):
 
 
 class GatedLinear(torch.autograd.Function):
-    """`FrozenLinear` of what `before` makes of the rows, of which the rows alone are kept."""
+    """Apply `FrozenLinear` to `before(rows, gates)`, which is recomputed in the backward pass instead of saved."""
 
     @staticmethod
     def forward(
@@ -87,7 +87,7 @@ class GatedLinear(torch.autograd.Function):
     ) -> Tensor:
         spans = padded_spans(assignments, rows)
         size = max((span.end for span in spans), default=0)
-        result = rows.new_empty(max(size, len(rows)), weight.shape[1])  # [A and room, out]
+        result = rows.new_empty(max(size, len(rows)), weight.shape[1])  # [A and padding, out]
         inner = []  # [n, R] of each span
         for span in spans:
             part = before(*(_gathered(one, assignments, span, 1, zeros=False) for one in (rows, gates)))  # [n, in]
@@ -121,8 +121,11 @@ class GatedLinear(torch.autograd.Function):
 def _product_of_span(
     part: Tensor, span: _Span, weight: Tensor | Parts, A: Tensor | None, B: Tensor | None, place: Tensor
 ) -> Tensor | None:
-    """An expert's rows `[n, in]` through its map, with what adapters add, into `place` `[n, out]`; `[n, R]` of the
-    factors, zero beyond the expert's own."""
+    """Write the product of an expert's rows `[n, in]`, including adapters, to `place` `[n, out]`.
+
+    Returns:
+        The rows times A, `[n, R]`, zero in the padding; None without adapters.
+    """
     torch.mm(part, _matrix(weight, span.expert, part.dtype).t(), out=place)
     if A is None or B is None:
         return None
@@ -133,20 +136,20 @@ def _product_of_span(
 
 
 class _Span(NamedTuple):
-    """An expert's sorted assignments and the room behind them."""
+    """An expert's sorted assignments and the padding after them."""
 
     expert: int
     start: int
     end: int
     own: int
-    """How many of them are the expert's."""
+    """Number of assignments without the padding."""
 
 
 def padded_spans(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
-    """The experts that have assignments; on a CPU in bf16 with room, so that few different sizes occur.
+    """Return a span for each expert with assignments. On a CPU in bf16, spans are padded to a few different sizes.
 
-    oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes), and every
-    expert of every layer has another number of rows. Room makes 8 sizes for each power of two.
+    oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes), and the
+    number of rows varies by expert and layer. Padding leaves 8 sizes for each power of two.
     """
     spans, start = [], 0
     for e, count in enumerate(assignments.sizes()):
@@ -162,12 +165,12 @@ def _compiles_shapes(rows: Tensor) -> bool:
 
 
 def _matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
-    """One expert's `[out, in]`."""
+    """Return one expert's `[out, in]`."""
     return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert]
 
 
 def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int, zeros: bool = True) -> Tensor:
-    """The rows of the span's assignments, and in its room zeros, or whatever follows where `zeros` need not be."""
+    """Return the rows of the span's assignments; the padding is zero, or arbitrary rows if `zeros` is False."""
     own = slice(span.start, span.start + span.own)
     room = span.end - own.stop
     if top_k == 1:

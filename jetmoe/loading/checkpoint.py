@@ -1,4 +1,4 @@
-"""The files of a checkpoint: tensors by name, and everything that can be wrong with them."""
+"""Read the tensors of a checkpoint by name, and report all problems with its files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from jetmoe.config import JetMoeConfig
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes of the whole checkpoint."""
+"""Called with the bytes read so far and the bytes of the entire checkpoint."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -25,13 +25,13 @@ DTYPES = {
     "U8": torch.uint8,
 }
 INDEX = "model.safetensors.index.json"
-# A head may be new: the checkpoint of a language model has none for classification.
+# These weights can be missing: the checkpoint of a language model has no classification head.
 HEADS = ("score.weight",)
 GIB = 2**30
 
 
 class CheckpointError(ValueError):
-    """The checkpoint can't be loaded; the message says what is wrong and what to do."""
+    """The checkpoint can't be loaded. The message gives the reason and the fix."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Stored:
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """The byte of the file where it begins."""
+    """Offset of the tensor in the file, in bytes."""
 
     @property
     def nbytes(self) -> int:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
     def read(self, index: int | None = None) -> Tensor:
-        """The tensor, or the `index`-th along its first dimension."""
-        # Not mapped into memory: the pages of a map count as memory of this process.
+        """Return the tensor, or its `index`-th slice along the first dimension."""
+        # Not memory-mapped: mapped pages count as memory of this process.
         shape, size = (self.shape, self.nbytes) if index is None else (self.shape[1:], self.nbytes // self.shape[0])
         data = bytearray(size)
         with self.file.open("rb") as opened:
@@ -61,10 +61,10 @@ class Stored:
 
 
 def read_model_config(folder: Path) -> JetMoeConfig:
-    """Raises CheckpointError: there is none, or it is another family's."""
+    """Load the configuration; raise CheckpointError if it is missing or of another model family."""
     file = folder / "config.json"
     if not file.is_file():
-        raise CheckpointError(f"{folder} holds no config.json; give the folder of a whole checkpoint.")
+        raise CheckpointError(f"{folder} holds no config.json; use the folder of a complete checkpoint.")
     family = json.loads(file.read_text()).get("model_type")
     if family != JetMoeConfig.model_type:
         raise CheckpointError(f"{folder.name} is a {family!r} checkpoint, not a JetMoE; pick a JetMoE model.")
@@ -72,10 +72,10 @@ def read_model_config(folder: Path) -> JetMoeConfig:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint, by name; only headers are read.
+    """Return every tensor of a checkpoint by name, reading only the headers.
 
     Raises:
-        CheckpointError: no safetensors are there, or some are missing, damaged or cut off; all are named.
+        CheckpointError: no safetensors are found, or files are missing, damaged or truncated; all are named.
     """
     tensors: dict[str, Stored] = {}
     problems = []
@@ -94,13 +94,13 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         size = file.stat().st_size
         cut = [name for name, entry in header.items() if start + entry["data_offsets"][1] > size]
         if cut:
-            problems.append(f"{file.name} is cut off in {name_list(cut)}")
+            problems.append(f"{file.name} is truncated in {name_list(cut)}")
         tensors |= {
             name: Stored(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
             for name, entry in header.items()
         }
     if problems:
-        raise CheckpointError(f"{folder.name} is not whole: {'; '.join(problems)}. Download these files again.")
+        raise CheckpointError(f"{folder.name} is incomplete: {'; '.join(problems)}. Download these files again.")
     return tensors
 
 
@@ -121,11 +121,11 @@ def _files(folder: Path) -> list[Path]:
             f"{folder.name} holds pickle files ({', '.join(pickles)}), which can run code when opened, and no "
             "safetensors. Use a revision with safetensors."
         )
-    raise CheckpointError(f"{folder} holds no model.safetensors; give the folder of a whole checkpoint.")
+    raise CheckpointError(f"{folder} holds no model.safetensors; use the folder of a complete checkpoint.")
 
 
 def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
-    """The header of a safetensors file and where its data starts; None where it can't be read."""
+    """Return the header of a safetensors file, or None if it can't be read, and the offset of the data."""
     with file.open("rb") as opened:
         length = opened.read(8)
         size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
@@ -142,7 +142,7 @@ def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
 
 
 def name_list(names: Sequence[str]) -> str:
-    """All the names, those of several layers in one: `model.layers.{12-23}.mlp.bias`."""
+    """Join names, with one entry for several layers: `model.layers.{12-23}.mlp.bias`."""
     numbers: dict[str, list[int]] = {}
     for name in names:
         parts = name.split(".")

@@ -1,4 +1,4 @@
-"""Converts a checkpoint to 4 bits on disk, layer by layer; resumable."""
+"""Convert a checkpoint to 4 bits on disk, layer by layer; resumable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jetmoe.loading.checkpoint import (
 )
 from jetmoe.loading.slots import check_slots, quantization_config, quantized_tensors, slots_of
 
-# What a conversion was begun with; lies beside its files.
+# Stores the source and the settings of a conversion, in the output folder.
 RECEIPT = "conversion.json"
 BESIDE_WEIGHTS = (
     "tokenizer.json",
@@ -33,7 +33,7 @@ BESIDE_WEIGHTS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# Of each tensor, enough to tell two trainings of one model apart.
+# Bytes per tensor for the fingerprint; enough to distinguish two trainings of one model.
 SAMPLE_BYTES = 4096
 
 
@@ -45,17 +45,17 @@ def convert(
     double_quantization: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes the 4-bit checkpoint of a 16-bit one, a file a decoder layer; started again, it goes on where it stopped.
+    """Write a 4-bit copy of a 16-bit checkpoint, one file per decoder layer; a second call resumes the conversion.
 
     Raises:
-        CheckpointError: as `load`, or `to` holds what was begun from another checkpoint or with other settings.
+        CheckpointError: as in `load`, or `to` contains weights from another checkpoint or with other settings.
     """
     from jetmoe.modeling import JetMoeForCausalLM
 
     folder, to = Path(folder), Path(to)
     config, stored = read_model_config(folder), stored_tensors(folder)
     if is_4bit(stored):
-        raise CheckpointError(f"{folder.name} is 4-bit already; give the folder of the 16-bit checkpoint.")
+        raise CheckpointError(f"{folder.name} is already 4-bit; use the folder of the 16-bit checkpoint.")
     with torch.device("meta"):
         model: Any = JetMoeForCausalLM(config)
     model.to(torch.bfloat16)
@@ -84,7 +84,7 @@ def convert(
 
 
 def _begin(to: Path, receipt: dict[str, Any]) -> None:
-    """Raises CheckpointError: other work than the receipt's has left files there."""
+    """Write the receipt, or raise CheckpointError if the folder holds weights that don't match it."""
     to.mkdir(parents=True, exist_ok=True)
     file = to / RECEIPT
     if not file.is_file() and not list(to.glob("*.safetensors")):
@@ -93,13 +93,13 @@ def _begin(to: Path, receipt: dict[str, Any]) -> None:
         part.rename(file)
     elif not file.is_file() or json.loads(file.read_text()) != receipt:
         raise CheckpointError(
-            f"{to} holds weights of another checkpoint or of other settings than asked for now; convert to another "
-            "folder, or delete this one first."
+            f"{to} holds weights from another checkpoint or with other settings. Convert to another folder, or "
+            "delete this one first."
         )
 
 
 def _fingerprint(stored: dict[str, Stored]) -> str:
-    """Of names, shapes and the beginning of every tensor, wherever the files lie."""
+    """Return a hash of the name, dtype, shape and first bytes of every tensor, independent of the location."""
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())

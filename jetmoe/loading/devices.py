@@ -1,4 +1,4 @@
-"""Which device holds what, and running layers where their weights lie."""
+"""Place modules on devices, and run layers on the device of their weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jetmoe.loading.slots import Slot
 def layer_devices(
     model: nn.Module, slots: Sequence[Slot], device: torch.device, device_map: str | dict[str, Any] | None
 ) -> dict[str, torch.device]:
-    """The device of each module; "" stands for the whole model.
+    """Return the device of each module; "" stands for the whole model.
 
     Raises:
-        CheckpointError: there is no such device, or it is too small.
+        CheckpointError: the device does not exist, or it is too small.
     """
     if device_map == "auto":
         from accelerate import infer_auto_device_map
@@ -34,7 +34,7 @@ def layer_devices(
         )
     if isinstance(device_map, dict):
         if "disk" in device_map.values():
-            raise CheckpointError("The model does not fit into the memory of GPUs and CPU together; use 4-bit.")
+            raise CheckpointError("The model does not fit into the memory of GPUs and CPU together; use 4-bit weights.")
         places = {name: as_device(place) for name, place in device_map.items()}
         if len(set(places.values())) == 1:
             places = {"": next(iter(places.values()))}
@@ -47,7 +47,7 @@ def layer_devices(
 
 
 def as_device(place: str | int | torch.device) -> torch.device:
-    # A number alone is an error on a machine without GPUs.
+    # torch.device(0) fails on a machine without GPUs.
     return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
 
 
@@ -59,31 +59,31 @@ def _check_gpu(device: torch.device, needed: int, quantized: bool) -> None:
         remedy = "offload a part with device_map='auto'" if quantized else "use quantization='nf4'"
         raise CheckpointError(
             f"The weights need {needed / GIB:.1f} GiB and the GPU has {free / GIB:.1f} of {total / GIB:.1f} GiB free: "
-            f"{remedy}, or free memory there."
+            f"{remedy}, or free GPU memory."
         )
 
 
 def device_of(places: dict[str, torch.device], name: str) -> torch.device:
-    """The device of the longest prefix of the name."""
+    """Return the device of the longest prefix of the name."""
     while name not in places and name:
         name = name.rpartition(".")[0]
     return places[name]
 
 
 def dispatch_model(model: nn.Module, places: dict[str, torch.device]) -> nn.Module:
-    """Lets every part run where its weights are; parts on the CPU lend theirs to the first accelerator."""
+    """Run each part on the device of its weights; parts on the CPU are copied to the first accelerator to run."""
     if len(places) == 1:
         return model
     main = next((device for device in places.values() if device.type != "cpu"), torch.device("cpu"))
     for name, device in places.items():
         module = model.get_submodule(name)
-        for part in module if isinstance(module, nn.ModuleList) else [module]:  # a list never runs itself
+        for part in module if isinstance(module, nn.ModuleList) else [module]:  # a list has no forward
             add_hook_to_module(part, RunOn(main if device.type == "cpu" else device))
     return model
 
 
 class RunOn(ModelHook):
-    """accelerate's hook that runs a module on a device: inputs go there, and so do weights for as long as it runs."""
+    """accelerate hook that runs a module on a device: inputs move there, and weights for the duration of the call."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -105,6 +105,6 @@ class RunOn(ModelHook):
 
 
 def _lent(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
-    if hasattr(parameter, "quant_state"):  # of bitsandbytes, which moves the scales in place
+    if hasattr(parameter, "quant_state"):  # bitsandbytes moves the scales in place
         return copy.deepcopy(parameter).to(device)  # type: ignore[return-value]
     return nn.Parameter(parameter.to(device), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Where each tensor of a checkpoint goes: a parameter, its final type and its device."""
+"""Slots: the target of each tensor of a checkpoint, with its parameter, final dtype and device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jetmoe.nf4.tensor import NF4Tensor, copy_into, quantize
 
 
 def quantization_config(double: bool) -> dict[str, Any]:
-    """What config.json of a 4-bit checkpoint says, in the words of transformers' BitsAndBytesConfig."""
+    """Return the quantization_config of a 4-bit checkpoint, with the fields of transformers' BitsAndBytesConfig."""
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
@@ -29,7 +29,7 @@ def quantization_config(double: bool) -> dict[str, Any]:
 
 @dataclass
 class Slot:
-    """A parameter of the model, empty on the meta device until `fill`."""
+    """A parameter of the model, on the meta device until `fill`."""
 
     name: str
     module: Any
@@ -39,11 +39,11 @@ class Slot:
     double: bool
 
     def expected(self, stored_4bit: bool) -> dict[str, tuple[int, ...]]:
-        """Names and shapes that a file should hold for it."""
+        """Return the names and shapes of its tensors in a checkpoint."""
         if not (self.quantized and stored_4bit):
             return {self.name: tuple(self.shape)}
         if not isinstance(self.module, JetMoeExperts):
-            rows, columns = self.shape  # as bitsandbytes' Linear4bit saves itself
+            rows, columns = self.shape  # the format of bitsandbytes' Linear4bit
             return {self.name: (rows * columns // 2, 1), f"{self.name}.absmax": (rows * columns // BLOCK,)}
         parts = empty(tuple(self.shape), self.double, "meta")._asdict()  # type: ignore[arg-type]
         return {f"{self.name}{SUFFIXES[k]}": tuple(part.shape) for k, part in parts.items() if part is not None}
@@ -54,7 +54,7 @@ class Slot:
         return int(numbers * BYTES_PER_WEIGHT) if self.quantized else numbers * self.dtype.itemsize
 
     def fill(self, stored: dict[str, Stored], device: torch.device, tiles: bool = True) -> Iterator[int]:
-        """Reads and converts it on the device; yields the bytes read, slice by slice."""
+        """Read the parameter and convert it on the device; yield the bytes read, slice by slice."""
         if self.name not in stored:  # a new head
             weight = torch.empty(self.shape, dtype=self.dtype, device=device)
             self._put(nn.init.normal_(weight, std=0.01))
@@ -103,7 +103,7 @@ class Slot:
 
 
 def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype) -> list[Slot]:
-    """The model's parameters; with `quantized`, key-value projections become bitsandbytes' Linear4bit first."""
+    """Return a slot per parameter; with `quantized`, replace key-value projections with bitsandbytes' Linear4bit."""
     if quantized:
         require_bitsandbytes()
         from bitsandbytes.nn import Linear4bit
@@ -118,10 +118,10 @@ def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype
             if name.endswith(".kv_proj"):
                 rows, columns = module.weight.shape
                 linear = Linear4bit(columns, rows, False, dtype, double, "nf4", device="meta")
-                linear.support_avx512bf16_for_cpu = False  # else it packs itself, see nf4_cpu.tile_linear
+                linear.support_avx512bf16_for_cpu = False  # otherwise it packs its weight, see nf4_cpu.tile_linear
                 model.set_submodule(name, linear)
     slots = []
-    for name, parameter in model.named_parameters():  # tied ones once
+    for name, parameter in model.named_parameters():  # lists tied parameters once
         module = model.get_submodule(name.rpartition(".")[0])
         four_bit = quantized and (isinstance(module, JetMoeExperts) or name.endswith(".kv_proj.weight"))
         slots.append(Slot(name, module, parameter.shape, dtype, four_bit, double))
@@ -129,7 +129,7 @@ def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype
 
 
 def quantized_tensors(slots: Sequence[Slot], stored: dict[str, Stored]) -> dict[str, Tensor]:
-    """What a 4-bit file holds for these parameters; they are emptied again."""
+    """Return the tensors of a 4-bit file for these parameters, and free the parameters."""
     tensors: dict[str, Tensor] = {}
     for slot in slots:
         for _ in slot.fill(stored, torch.device("cpu"), tiles=False):
@@ -145,7 +145,7 @@ def quantized_tensors(slots: Sequence[Slot], stored: dict[str, Stored]) -> dict[
 
 
 def check_slots(slots: Sequence[Slot], stored: dict[str, Stored], stored_4bit: bool, config: JetMoeConfig) -> None:
-    """Raises CheckpointError naming everything missing, surplus or of another shape."""
+    """Raise CheckpointError if tensors are missing, unexpected or of another shape; the message names all."""
     expected = {name: shape for slot in slots for name, shape in slot.expected(stored_4bit).items()}
     problems = []
     missing = [name for name in expected if name not in stored and name not in HEADS]
@@ -156,12 +156,12 @@ def check_slots(slots: Sequence[Slot], stored: dict[str, Stored], stored_4bit: b
     if missing:
         problems.append(f"missing: {name_list(missing)}")
     if surplus:
-        problems.append(f"surplus: {name_list(surplus)}")
+        problems.append(f"unexpected: {name_list(surplus)}")
     for name, shape in expected.items():
         if name in stored and stored[name].shape != shape:
             problems.append(f"{name} is {list(stored[name].shape)} instead of {list(shape)}")
     if problems:
         raise CheckpointError(
-            f"The weights do not fit their config.json ({config.num_hidden_layers} layers, "
+            f"The weights do not match config.json ({config.num_hidden_layers} layers, "
             f"{config.num_local_experts} experts): {'; '.join(problems)}. Use the config.json that belongs to them."
         )

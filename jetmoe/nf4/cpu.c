@@ -1,8 +1,8 @@
-/* What 4-bit weights need on a CPU. Built and called by nf4_cpu.py.
+/* Kernels for 4-bit weights on a CPU. Built and called by cpu.py.
  *
- * jetmoe_nf4_chosen:   each row through its own expert, from tiles (laid out as Parts.tile in nf4.py says), for
- *                      AVX512-BF16. 7 instructions for 32 bytes of codes: one core does 27 GB/s, memory gives 35.
- * jetmoe_nf4_quantize: weights to codes and scales, bit for bit what bitsandbytes makes of them. */
+ * jetmoe_nf4_chosen:   multiplies each row by its own expert, stored in tiles (see Parts.tile in parts.py), with
+ *                      AVX512-BF16. 7 instructions per 32 bytes of codes: one core reads 27 GB/s, memory delivers 35.
+ * jetmoe_nf4_quantize: quantizes weights to codes and scales, bit for bit like bitsandbytes. */
 
 #include <stdint.h>
 #include <string.h>
@@ -12,7 +12,6 @@ enum { TILE = 32, BLOCK = 64 };
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
-/* The sixteen values of NF4 (arXiv 2305.14314, appendix E) as the upper halves of their fp32 bits, rounded. */
 static uint16_t to_bf16(float value)
 {
     uint32_t bits;
@@ -20,6 +19,7 @@ static uint16_t to_bf16(float value)
     return (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+/* The sixteen values of NF4 (arXiv 2305.14314, appendix E), rounded to bf16. */
 static __m512i nf4_values(void)
 {
     static const float values[16] = {
@@ -30,7 +30,7 @@ static __m512i nf4_values(void)
     };
     uint16_t table[32];
     for (int i = 0; i < 32; i++)
-        table[i] = to_bf16(values[i % 16]); /* twice, so that a fifth index bit does not matter */
+        table[i] = to_bf16(values[i % 16]); /* repeated, so that the fifth index bit has no effect */
     return _mm512_loadu_si512(table);
 }
 
@@ -40,14 +40,15 @@ static __m512 widen(const uint16_t *bf16)
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
 
-/* 32 outputs: codes of one tile [columns / 2, 32], scales [columns / 64] of 32 each, `stride` apart. */
+/* Computes 32 outputs from the codes of one tile [columns / 2, 32] and scales [columns / 64] of 32 each, `stride`
+ * apart. */
 static void tile_product(const uint16_t *x, const uint8_t *codes, const uint16_t *absmax, long stride, long columns,
                          __m512i values, uint16_t *y)
 {
     __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
     for (long column = 0; column < columns; column += BLOCK, absmax += stride) {
         __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-/* Unrolled, or the sums would live in memory and not in registers: 1.7 times the time of one core. */
+/* Unrolled to keep the sums in registers; in memory, one core takes 1.7 times as long. */
 #pragma GCC unroll 32
         for (int pair = 0; pair < BLOCK / 2; pair++, codes += TILE) {
             int32_t both;
@@ -56,7 +57,7 @@ static void tile_product(const uint16_t *x, const uint8_t *codes, const uint16_t
             __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)codes));
             __m512bh first = (__m512bh)_mm512_permutexvar_epi16(wide, values);
             __m512bh second = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(wide, 4), values);
-            int odd = pair & 1; /* four chains hide the latency of a product */
+            int odd = pair & 1; /* four independent sums hide the latency of a product */
             sums[odd] = _mm512_dpbf16_ps(sums[odd], first, inputs);
             sums[2 + odd] = _mm512_dpbf16_ps(sums[2 + odd], second, inputs);
         }
@@ -84,8 +85,8 @@ void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t 
 
 #endif
 
-/* bf16 weights, in blocks of 64, to codes [blocks, 32] and absmax [blocks]; a code is the number of the 15 bounds that
- * lie below the scaled weight. */
+/* Quantizes bf16 weights in blocks of 64 to codes [blocks, 32] and absmax [blocks]. A code is the number of the 15
+ * bounds that are below the scaled weight. */
 void jetmoe_nf4_quantize(const uint16_t *weights, const float *bounds, uint8_t *codes, float *absmax, long blocks)
 {
 #pragma omp parallel for schedule(static)

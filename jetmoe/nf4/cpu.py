@@ -1,8 +1,8 @@
 """Products with 4-bit tiles on a CPU with AVX512-BF16: `chosen_linear` to decode, `sorted_linear` for many rows.
 
-Decoding runs `nf4_cpu.c`: one call for all experts of a token costs a tenth of a call for each. Where that can't be
-compiled, which `c_library.py` announces, bitsandbytes' kernel does the same, expert by expert. Both are operations that
-a compiled graph can hold.
+Decoding runs `cpu.c`: one call for all experts of a token takes a tenth of the time of one call per expert. If the file
+can't be compiled, `c_library.py` warns, and bitsandbytes' kernel is the fallback, expert by expert. Both are custom ops
+that a compiled graph can contain.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 def supported() -> bool:
-    """Whether this processor multiplies tiles."""
+    """Return whether this processor supports products with tiles."""
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def problem() -> str:
-    """A sentence where products are slower than they could be on this processor, else ""."""
+    """Return a message if products are slower than possible on this processor, else ""."""
     return _chosen()[1]
 
 
 def chosen_linear(rows: Tensor, experts: Tensor, tiles: Parts) -> Tensor:
-    """Each assignment through its expert, reading only the chosen weights.
+    """Multiply each assignment by its expert, reading only the chosen weights.
 
     Args:
-        rows: `[A, in]`, or `[A / K, in]` where K assignments in a row share their input.
+        rows: `[A, in]`, or `[A / K, in]` if K consecutive assignments share an input row.
         experts: int64 `[A]`.
 
     Returns:
@@ -46,13 +46,15 @@ def chosen_linear(rows: Tensor, experts: Tensor, tiles: Parts) -> Tensor:
 
 
 def sorted_linear(rows: Tensor, ends: Tensor, tiles: Parts) -> Tensor:
-    """Rows that are sorted by expert, `[A, in]` -> `[A, out]`; `ends` `[E]` is the place after each expert's last."""
+    """Multiply rows sorted by expert, `[A, in]` -> `[A, out]`; `ends` `[E]` is the index after each expert's rows."""
     return torch.ops.jetmoe.nf4_sorted_linear(rows.bfloat16(), ends, tiles.codes, tiles.absmax).to(rows.dtype)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """bf16 weights `[out, in]` to codes `[out, in / 2]` and maxima `[out, in / 64]`, bit for bit what bitsandbytes
-    makes of them, about twenty times faster."""
+    """Quantize bf16 weights `[out, in]` to codes `[out, in / 2]` and absolute maxima `[out, in / 64]`.
+
+    The result is bit for bit that of bitsandbytes, about twenty times faster.
+    """
     function = quantizer()
     if function is None or weight.dtype != torch.bfloat16:
         codes, absmax = require_bitsandbytes().quantize_4bit(weight.contiguous(), BLOCK, "nf4", torch.uint8)
@@ -65,9 +67,9 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tile_linear(linear: Any) -> None:
-    """Gives bitsandbytes' `Linear4bit` a copy of its weight as `tiles`, one expert's.
+    """Add a copy of the weight in `tiles`, as a single expert, to bitsandbytes' `Linear4bit`.
 
-    A copy, because what it packs itself has no gradient and can be neither saved nor dequantized.
+    A copy is needed because a weight that bitsandbytes packs has no gradient and can't be saved or dequantized.
     """
     state = linear.weight.quant_state
     rows = linear.weight.data.view(1, linear.out_features, -1), state.absmax.view(1, linear.out_features, -1)
@@ -76,13 +78,13 @@ def tile_linear(linear: Any) -> None:
 
 
 def kernel() -> Callable[..., None] | None:
-    """`jetmoe_nf4_chosen` of nf4_cpu.c; None where it can't be compiled."""
+    """Return `jetmoe_nf4_chosen` of cpu.c, or None if it can't be compiled."""
     return _chosen()[0]
 
 
 @cache
 def quantizer() -> Callable[..., None] | None:
-    """`jetmoe_nf4_quantize` of nf4_cpu.c; None where it can't be compiled."""
+    """Return `jetmoe_nf4_quantize` of cpu.c, or None if it can't be compiled."""
     return c_library.function(SOURCE, "jetmoe_nf4_quantize", [ctypes.c_void_p] * 4 + [ctypes.c_long])[0]
 
 
@@ -134,14 +136,14 @@ def _sorted_shape(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> 
 
 
 def _linear(rows: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
-    """One expert: bf16 `[n, in]`, `[out / 32, in / 2, 32]` and `[in / 64, out]` -> `[n, out]`."""
+    """Multiply rows by one expert: bf16 `[n, in]`, `[out / 32, in / 2, 32]` and `[in / 64, out]` -> `[n, out]`."""
     shape = [codes.shape[0] * TILE_ROWS, rows.shape[1]]
     return require_bitsandbytes().gemv_4bit(rows, codes.view(shape[0], -1), shape, absmax, _values(), BLOCK)
 
 
 @cache
 def _values() -> Tensor:
-    """The values of NF4, by which bitsandbytes tells NF4 from FP4."""
+    """Return the values of NF4, which distinguish it from FP4 in bitsandbytes."""
     from bitsandbytes.functional import get_4bit_type
 
     return get_4bit_type("nf4", device="cpu")
@@ -149,6 +151,6 @@ def _values() -> Tensor:
 
 @cache
 def _bounds() -> Tensor:
-    """The 15 numbers half-way between the values of NF4."""
+    """Return the 15 midpoints between the values of NF4."""
     values = _values()
     return (values[1:] + values[:-1]) / 2

@@ -1,4 +1,4 @@
-"""How 4-bit expert weights are stored: codes and scales in bitsandbytes' layout, in rows or in tiles."""
+"""Storage of 4-bit expert weights: codes and scales in bitsandbytes' layout, in rows or in tiles."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 
 BLOCK = 64
 BYTES_PER_WEIGHT = 0.5 + 4 / BLOCK
-# Double quantization: maxima less their mean, in 8 bits, with a scale for each block of them.
+# Double quantization stores the maxima minus their mean in 8 bits, with one scale per block of maxima.
 NESTED_BLOCK = 256
-# Rows of a tile, the layout that CPU kernels read.
+# Rows per tile, the layout for CPU kernels.
 TILE_ROWS = 32
 
 
 class Parts(NamedTuple):
-    """What 4-bit weights are made of, as plain tensors: in rows, as files hold them, or in tiles (`tile`)."""
+    """4-bit weights as plain tensors, in rows (as in checkpoints) or in tiles (see `tile`)."""
 
     codes: Tensor
     """uint8 `[E, out, in / 2]`; tiles: `[E, out / 32, in / 2, 32]`."""
     absmax: Tensor
     """fp32 `[E, out, in / 64]`; doubly quantized: uint8; tiles: bf16 `[E, in / 64, out]`."""
     nested_absmax: Tensor | None = None
-    """fp32 `[E, blocks / 256]` where doubly quantized."""
+    """fp32 `[E, blocks / 256]` if doubly quantized."""
     nested_offset: Tensor | None = None
-    """fp32 `[E]` where doubly quantized."""
+    """fp32 `[E]` if doubly quantized."""
 
     @property
     def tiled(self) -> bool:
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(E, out, in)`."""
+        """Shape of the weights, `(E, out, in)`."""
         rows = self.codes.shape[1] * (TILE_ROWS if self.tiled else 1)
         return self.codes.shape[0], rows, 2 * self.codes.shape[2]
 
@@ -48,11 +48,11 @@ class Parts(NamedTuple):
         return Parts(**{name: change(part) for name, part in self._asdict().items() if part is not None})
 
     def expert(self, index: int) -> Parts:
-        """One expert, `E` = 1; views."""
+        """Return one expert, `E` = 1, as views."""
         return self.map(lambda part: part[index : index + 1])
 
     def scales(self) -> Tensor:
-        """The absolute maximum of each block, fp32 `[E, out, in / 64]`."""
+        """Return the absolute maximum of each block, fp32 `[E, out, in / 64]`."""
         if self.tiled:
             return self.absmax.transpose(1, 2).float().contiguous()
         if self.nested_absmax is None or self.nested_offset is None:
@@ -63,26 +63,26 @@ class Parts(NamedTuple):
         return flat.view(self.absmax.shape)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The weights `[E, out, in]`."""
+        """Return the weights `[E, out, in]`."""
         rows = self.untile()
         return require_bitsandbytes().dequantize_4bit(
             rows.codes.reshape(-1, 1), rows.scales().flatten(), BLOCK, "nf4", list(self.shape), dtype
         )
 
     def tile(self) -> Parts:
-        """For CPU kernels: 32 rows side by side as bitsandbytes packs them, and scales rounded to bf16.
+        """Convert to tiles for CPU kernels: 32 rows side by side as packed by bitsandbytes, and scales rounded to bf16.
 
-        A tile's bytes 2 * r and 2 * r + 1 of an input pair hold, for its first and second input, row r in their low
-        halves and row r + 16 in their high ones: the order in which AVX512-BF16 multiplies pairs.
+        For each pair of inputs, byte 2 * r of a tile belongs to the first input and byte 2 * r + 1 to the second. The
+        low half of a byte holds row r and the high half row r + 16, the order in which AVX512-BF16 multiplies pairs.
 
         Raises:
-            ValueError: out is no multiple of 32.
+            ValueError: out is not a multiple of 32.
         """
         if self.tiled:
             return self
         tiles = empty(self.shape, device=self.codes.device, tiled=True)
         tiles.absmax.copy_(self.scales().transpose(1, 2))
-        for e, rows in enumerate(self.codes):  # one at a time: what is needed beside the result stays small
+        for e, rows in enumerate(self.codes):  # one expert at a time keeps temporary tensors small
             low, high = rows.view(-1, 2, TILE_ROWS // 2, rows.shape[-1]).unbind(1)  # [out / 32, 16, in / 2]
             first = (low >> 4) | (high & 0xF0)
             second = (low & 0x0F) | (high << 4)
@@ -90,7 +90,7 @@ class Parts(NamedTuple):
         return tiles
 
     def untile(self) -> Parts:
-        """In rows; scales stay rounded."""
+        """Convert to rows; scales stay rounded to bf16."""
         if not self.tiled:
             return self
         pairs = self.codes.unflatten(3, (TILE_ROWS // 2, 2)).permute(0, 1, 3, 2, 4)  # [E, out / 32, 16, in / 2, 2]
@@ -101,17 +101,17 @@ class Parts(NamedTuple):
         return Parts(codes.reshape(len(codes), -1, codes.shape[-1]), self.scales())
 
 
-# What stands beside a weight's name in a file, by the fields of Parts; bitsandbytes' names.
+# Suffixes of a weight's name in a checkpoint, by the fields of Parts; bitsandbytes' names.
 SUFFIXES = {"codes": "", "absmax": ".absmax", "nested_absmax": ".nested_absmax", "nested_offset": ".nested_offset"}
 
 
 def empty(
     shape: tuple[int, int, int], double: bool = False, device: torch.device | str = "cpu", tiled: bool = False
 ) -> Parts:
-    """Unfilled parts for weights `[E, out, in]`.
+    """Return uninitialized parts for weights `[E, out, in]`.
 
     Raises:
-        ValueError: in is no multiple of 64 or, in tiles, out none of 32.
+        ValueError: in is not a multiple of 64 or, for tiles, out is not a multiple of 32.
     """
     experts, rows, columns = shape
     if columns % BLOCK:
@@ -132,12 +132,12 @@ def empty(
 
 
 def require_bitsandbytes() -> Any:
-    """`torch.ops.bitsandbytes`.
+    """Import bitsandbytes and return `torch.ops.bitsandbytes`.
 
     Raises:
-        RuntimeError: the package is missing or broken; the message says what to do.
+        RuntimeError: the package is missing or broken; the message gives the fix.
     """
-    # At import it announces that an optional kernel package, to be fetched from a hub, is not there.
+    # On import, bitsandbytes logs that an optional kernel package from the hub is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
@@ -151,7 +151,7 @@ def require_bitsandbytes() -> Any:
 
 @cache
 def nested_code(device: torch.device) -> Tensor:
-    """The 256 values of an 8-bit scale."""
+    """Return the 256 values of an 8-bit scale."""
     require_bitsandbytes()
     from bitsandbytes.functional import create_dynamic_map
 

@@ -1,12 +1,12 @@
-"""4-bit expert storage: an `NF4Tensor` reads as `[E, out, in]` weights and holds NF4 codes and scales.
+"""4-bit expert weights: an `NF4Tensor` has the shape `[E, out, in]` and stores NF4 codes and scales.
 
     experts.weight = nn.Parameter(quantize(weight), requires_grad=False)
     experts.weight.dequantize()                        # [E, out, in]
 
-NF4 is the data type of QLoRA (arXiv 2305.14314, appendix E), and the numbers are those of bitsandbytes: blocks of 64
-along the input, one absolute maximum a block, the first of two neighbours in a byte's high half. No block straddles two
-experts, so every expert alone is what `bitsandbytes.functional.quantize_4bit` makes of it. Shape letters are declared
-in `jetmoe/routing.py`.
+NF4 is the data type of QLoRA (arXiv 2305.14314, appendix E). The format is that of bitsandbytes: blocks of 64 along the
+input, one absolute maximum per block, the first of two neighbours in the high half of a byte. No block spans two
+experts, so each expert equals the result of `bitsandbytes.functional.quantize_4bit`. Shape letters are declared in
+`jetmoe/routing.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, empty, nested_code, req
 
 
 class NF4Tensor(torch.Tensor):
-    """Weights `[E, out, in]` whose `parts` are in 4 bits; `dtype` is what they dequantize to.
+    """Weights `[E, out, in]` with 4-bit `parts`; `dtype` is their dtype after dequantization.
 
-    A parameter for optimizers, PEFT, accelerate and `module.to`, which see its shape; computing is for `experts.py`.
+    Optimizers, PEFT, accelerate and `module.to` treat it as a parameter of that shape. `experts.py` computes with it.
     """
 
     parts: Parts
@@ -38,7 +38,7 @@ class NF4Tensor(torch.Tensor):
         self.parts = parts
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
-        """The weights `[E, out, in]`."""
+        """Return the weights `[E, out, in]`."""
         return self.parts.dequantize(dtype or self.dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -57,15 +57,15 @@ class NF4Tensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func not in _SUPPORTED:
-            raise NotImplementedError(f"4-bit weights have no {func}; use their dequantize() where it must be.")
+            raise NotImplementedError(f"4-bit weights don't support {func}; call dequantize() first.")
         return _SUPPORTED[func](*args, **(kwargs or {}))
 
 
 def quantize(weight: Tensor, double: bool = False) -> NF4Tensor:
-    """Weights `[E, out, in]` to 4 bits on their device, expert by expert.
+    """Quantize weights `[E, out, in]` to 4 bits on their device, expert by expert.
 
     Raises:
-        ValueError: in is no multiple of 64.
+        ValueError: in is not a multiple of 64.
     """
     from jetmoe.nf4 import cpu as nf4_cpu
 
@@ -91,7 +91,7 @@ def copy_into(target: Parts, source: Parts) -> None:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """The bytes a tensor takes: 4-bit experts, bitsandbytes' 4-bit matrices with their scales, and plain ones."""
+    """Return the bytes of a tensor as stored, including the scales of 4-bit experts and bitsandbytes matrices."""
     if isinstance(tensor, NF4Tensor):
         return tensor.parts.nbytes
     state = getattr(tensor, "quant_state", None)
@@ -107,7 +107,7 @@ def _rebuild(parts: Parts, dtype: torch.dtype, is_parameter: bool) -> Tensor:
 
 
 def _to(tensor: NF4Tensor, *, dtype=None, device=None, non_blocking=False, **kwargs) -> NF4Tensor:
-    # A change of dtype changes what the weights dequantize to, never what is stored. Tiles are for CPUs.
+    # A new dtype applies after dequantization and never changes the stored data. Tiles are for CPUs.
     device = torch.device(device) if device is not None else tensor.device
     source = tensor.parts if device.type in ("cpu", "meta") else tensor.parts.untile()
     return NF4Tensor(

@@ -1,9 +1,9 @@
 """Products with 4-bit experts on CUDA for a few tokens: `chosen_linear` gathers, decodes and multiplies in one kernel.
 
-Decoding reads every chosen weight once, so its time is that of reading the codes: weights are decoded in registers and
-never exist in memory. The host never learns which experts were chosen, so a call fits into a CUDA graph.
+Decoding reads every chosen weight once, so its time is that of reading the codes. Weights are decoded in registers and
+never exist in memory. The host never reads which experts were chosen, so a call fits into a CUDA graph.
 
-Importing this module needs Triton and raises ImportError without it.
+Importing this module raises ImportError without Triton.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
 
-# A program is small, two warps that decode 64 weights a thread at a time, so that even 2048 outputs of two assignments
-# make several programs for each of 132 processors. It fetches three steps ahead.
+# Programs are small: two warps, and 64 weights per thread and step. Even 2048 outputs of two assignments then make
+# several programs for each of 132 processors. A program prefetches three steps.
 WARPS = 2
 STEP = 4096  # weights
 STAGES = 4
@@ -26,24 +26,24 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
-    """Each assignment through its expert, reading only the chosen weights; does not wait for the device.
+    """Multiply each assignment by its expert, reading only the chosen weights and without a sync.
 
-    The first call for a shape and dtype compiles the kernel, the first on a device copies tables there: make one before
-    capturing a CUDA graph.
+    The first call for a shape and dtype compiles the kernel, and the first call on a device copies tables there. Make
+    one call before capturing a CUDA graph.
 
     Args:
-        rows: fp16, bf16 or fp32 `[A, in]`, or `[A / K, in]` where K assignments in a row share their input.
-        experts: int64 `[A]` on the device, each in `[0, E)`, which nothing checks.
+        rows: fp16, bf16 or fp32 `[A, in]`, or `[A / K, in]` if K consecutive assignments share an input row.
+        experts: int64 `[A]` on the device, each in `[0, E)`; not checked.
         parts: the weights `[E, out, in]` in rows, doubly quantized or not.
 
     Returns:
         `[A, out]` in the dtype of the rows, multiplied and summed in fp32.
 
     Raises:
-        ValueError: the weights are in tiles or strided, the dtype of the rows is another one, or shapes disagree.
+        ValueError: the weights are in tiles or strided, the dtype of the rows is not supported, or shapes disagree.
     """
     if parts.tiled:
-        raise ValueError("The kernel for CUDA reads 4-bit weights in rows; these are in tiles. Use their untile().")
+        raise ValueError("The CUDA kernel needs 4-bit weights in rows; these are in tiles. Call untile() first.")
     if rows.dtype not in DTYPES:
         raise ValueError(f"Rows must be fp16, bf16 or fp32; these are {rows.dtype}.")
     if experts.dim() != 1 or experts.dtype != torch.int64:
@@ -54,11 +54,11 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
     if not len(rows) or len(experts) % len(rows):
         raise ValueError(f"{len(experts)} assignments cannot share {len(rows)} rows evenly.")
     if not all(part is None or part.is_contiguous() for part in parts):
-        raise ValueError("The kernel for CUDA reads contiguous 4-bit weights; these are strided.")
+        raise ValueError("The CUDA kernel needs contiguous 4-bit weights; these are strided. Make a contiguous copy.")
 
     result = rows.new_empty(len(experts), output_size)
     constants = _constants(parts)
-    # Triton launches on the current device, which need not be that of the rows.
+    # Triton launches on the current device, which can differ from that of the rows.
     with torch.cuda.device_of(rows):
         _chosen_linear[(triton.cdiv(output_size, constants["BLOCK_OUT"]), len(experts))](
             rows.contiguous(),
@@ -78,7 +78,7 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
 
 
 def _constants(parts: Parts) -> dict[str, int]:
-    """What the kernel is compiled for."""
+    """Return the compile-time constants of the kernel."""
     _, output_size, input_size = parts.shape
     block_out = 16 if output_size >= 8192 else 8
     return {
@@ -95,7 +95,7 @@ def _constants(parts: Parts) -> dict[str, int]:
 
 @cache
 def values(device: torch.device) -> Tensor:
-    """The 16 values of NF4, fp32."""
+    """Return the 16 values of NF4 in fp32."""
     require_bitsandbytes()
     from bitsandbytes.functional import get_4bit_type
 
@@ -123,7 +123,7 @@ def _chosen_linear(
     NESTED_BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program: `BLOCK_OUT` outputs of one assignment."""
+    """Compute `BLOCK_OUT` outputs of one assignment per program."""
     PAIRS: tl.constexpr = BLOCK // 2
     BLOCKS: tl.constexpr = IN // BLOCK
     assignment = tl.program_id(1)
@@ -148,19 +148,19 @@ def _chosen_linear(
             spread = tl.load(nested_absmax + flat // NESTED_BLOCK, mask=inside, other=0.0)
             scale = tl.load(nested_values + scale.to(tl.int32)) * spread + offset
 
-        # In three dimensions the compiler would spread threads over rows, and their reads would no longer join up.
+        # With three dimensions, the compiler would spread threads over rows, and reads would not be coalesced.
         pair = start * PAIRS + tl.arange(0, STEP_BLOCKS * PAIRS)
         inside = (out < OUT)[:, None] & (pair < IN // 2)[None, :]
         code = tl.load(codes + out[:, None] * (IN // 2) + pair[None, :], mask=inside, other=0).to(tl.int32)
         first = _decode(table, code >> 4)
         second = _decode(table, code & 15)
 
-        # Read whole and split in registers: two strided reads would take twice the transactions.
+        # Read contiguously and split in registers: two strided reads would take twice the transactions.
         place = start * BLOCK + tl.arange(0, STEP_BLOCKS * BLOCK)
         x = tl.load(rows + place, mask=place < IN, other=0.0).to(tl.float32)
         even, odd = tl.split(tl.reshape(x, [STEP_BLOCKS * PAIRS, 2]))
 
-        # A block shares its scale: it multiplies the sum instead of each weight.
+        # The weights of a block share a scale: multiply the sum instead of each weight.
         product = tl.reshape(first * even[None, :] + second * odd[None, :], [BLOCK_OUT, STEP_BLOCKS, PAIRS])
         total += tl.sum(product, axis=2) * scale
 
@@ -170,6 +170,6 @@ def _chosen_linear(
 
 @triton.jit
 def _decode(table, code):
-    # A gather keeps the table in shared memory, 16 values in 16 banks: a read never waits. Loads from a pointer would
-    # cost a 64-bit address each, choosing among constants 15 instructions.
+    # A gather keeps the table in shared memory, 16 values in 16 banks, so reads have no bank conflicts. Loads from a
+    # pointer would need a 64-bit address each, and selecting among constants takes 15 instructions.
     return tl.reshape(tl.gather(table, tl.reshape(code, [code.numel]), 0), code.shape)

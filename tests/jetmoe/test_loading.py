@@ -215,12 +215,12 @@ def test_every_way_to_ask_for_4_bits_is_the_same(whole):
 
 
 def test_other_quantizations_are_refused(whole):
-    with pytest.raises(ValueError, match="quantization='int3' is not known; use 'nf4' or None"):
+    with pytest.raises(ValueError, match="quantization='int3' is not supported; use 'nf4' or None"):
         JetMoeForCausalLM.from_pretrained(whole, quantization="int3")
     for config in (BitsAndBytesConfig(load_in_8bit=True), {"quant_method": "gptq", "bits": 4}):
         with pytest.raises(ValueError, match=r"use BitsAndBytesConfig\(load_in_4bit=True\)"):
             JetMoeForCausalLM.from_pretrained(whole, quantization_config=config)
-    with pytest.raises(TypeError, match="no meaning for 4-bit weights: max_memory"):
+    with pytest.raises(TypeError, match="4-bit weights don't support these arguments: max_memory"):
         JetMoeForCausalLM.from_pretrained(whole, quantization="nf4", max_memory={0: "1GiB"})
 
 
@@ -249,7 +249,7 @@ def test_old_names_in_config_are_honoured(whole, tmp_path):
     edit_config(tmp_path, lambda config: config.update(n_layer=config.pop("num_hidden_layers")))
     assert torch.equal(logits(load_4bit(tmp_path)), logits(load_4bit(whole)))
     edit_config(tmp_path, lambda config: config.update(num_layers=config.pop("n_layer") - 1))
-    assert "(2 layers, 4 experts): surplus: model.layers.2.input_layernorm.weight" in refusal(tmp_path)
+    assert "(2 layers, 4 experts): unexpected: model.layers.2.input_layernorm.weight" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("untied", [False, True])
@@ -299,7 +299,7 @@ def test_converting_is_loading_in_4_bits(whole, shards, tmp_path, double, dtype)
         assert set(index["weight_map"].values()) == {file.name for file in to.glob("*.safetensors")}
         assert json.loads((to / "config.json").read_text())["quantization_config"]["load_in_4bit"]
         assert (to / "tokenizer.json").is_file() == (folder is whole)
-    with pytest.raises(CheckpointError, match="is 4-bit already"):
+    with pytest.raises(CheckpointError, match="is already 4-bit"):
         convert(to, tmp_path / "again")
 
 
@@ -327,11 +327,11 @@ def test_a_conversion_of_something_else_is_not_gone_on_with(whole, tmp_path):
     tensors[f"{LAYER}.mlp.bias"] += 1  # another training of the same model
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     for folder, double in ((other, False), (whole, True)):
-        with pytest.raises(CheckpointError, match=r"of another checkpoint or of other settings .* delete this one"):
+        with pytest.raises(CheckpointError, match=r"from another checkpoint or with other settings.* delete this one"):
             convert(folder, tmp_path / "to", double_quantization=double)
     assert {file.name: file.read_bytes() for file in (tmp_path / "to").iterdir()} == before
     convert(shutil.copytree(whole, tmp_path / "moved"), tmp_path / "to")  # the same, wherever it lies
-    with pytest.raises(CheckpointError, match="of another checkpoint"):
+    with pytest.raises(CheckpointError, match="from another checkpoint"):
         convert(whole, other)  # nor are weights overwritten that no conversion made
 
 
@@ -468,7 +468,7 @@ def test_another_family(broken):
     edit_config(broken, lambda config: config.update(model_type="llama"))
     assert "is a 'llama' checkpoint, not a JetMoE; pick a JetMoE model" in refusal(broken)
     (broken / "config.json").unlink()
-    assert "holds no config.json; give the folder of a whole checkpoint" in refusal(broken)
+    assert "holds no config.json; use the folder of a complete checkpoint" in refusal(broken)
 
 
 def test_everything_that_does_not_fit_is_in_one_message(broken):
@@ -478,7 +478,7 @@ def test_everything_that_does_not_fit_is_in_one_message(broken):
     edit_shard(broken, "model.norm.weight", lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
     for quantization in (None, "nf4"):
         message = refusal(broken, quantization=quantization)
-        assert "(3 layers, 4 experts): missing: model.layers.{1-2}.mlp.bias; surplus: model.extra;" in message
+        assert "(3 layers, 4 experts): missing: model.layers.{1-2}.mlp.bias; unexpected: model.extra;" in message
         assert "model.norm.weight is [3] instead of [64]" in message and "config.json that belongs" in message
 
 
@@ -486,7 +486,7 @@ def test_too_many_layers_in_config(broken):
     edit_config(broken, lambda config: config.update(num_hidden_layers=6))
     message = refusal(broken)
     assert "(6 layers, 4 experts): missing: model.layers.{3-5}.input_layernorm.weight, " in message
-    assert "surplus" not in message
+    assert "unexpected" not in message
 
 
 def test_damaged_cut_and_missing_files_are_named_together(broken):
@@ -495,7 +495,9 @@ def test_damaged_cut_and_missing_files_are_named_together(broken):
     files[0].write_bytes(whole[:-8])
     files[1].unlink()
     message = refusal(broken)
-    assert re.search(rf"is not whole: {files[0].name} is cut off in \S*model.*; {files[1].name} is missing\.", message)
+    assert re.search(
+        rf"is incomplete: {files[0].name} is truncated in \S*model.*; {files[1].name} is missing\.", message
+    )
     assert "Download these files again" in message
     for damaged in (b"", b"\0" * 8, whole[:8] + b"{" * (len(whole) - 8), whole[:100], b"\2" + b"\0" * 7 + b"[]"):
         files[0].write_bytes(damaged)

@@ -112,14 +112,14 @@ def test_presets_name_these_tensors_and_no_others(preset, expected):
 
 @pytest.mark.parametrize("preset", ["expert", "", "all+", "all,router", "All"])
 def test_unknown_presets_are_named(preset):
-    with pytest.raises(AdapterError, match=r"no preset .*; pick of attention, experts, moa, all, hot, router"):
+    with pytest.raises(AdapterError, match=r"no preset .*; choose from attention, experts, moa, all, hot, router"):
         lora_config(preset)
 
 
 def test_routers_that_a_model_ties_are_guarded():
     tied, free = JetMoeConfig(**TOY, expert_groups=[0, 0, 1, 1]), JetMoeConfig(**TOY)
     for preset in ("router", "all+router"):
-        with pytest.raises(AdapterError, match=r"ties its router rows.*Leave out 'router', or insist"):
+        with pytest.raises(AdapterError, match=r"ties its router rows.*Leave out 'router', or set insist"):
             require_free_routers(tied, preset)
         require_free_routers(tied, preset, insist=True)
         require_free_routers(free, preset)
@@ -508,25 +508,25 @@ HOSTILE = {
     "another model's modules": (setting(target_modules=["q_proj", "kv_proj"]), "changes q_proj, which JetMoE doesn't"),
     "all modules": (setting(target_modules="all-linear"), "changes all-linear, which JetMoE doesn't"),
     "another model's tensors": (setting(target_parameters=["mlp.gate_up_proj"]), "changes mlp.gate_up_proj, which"),
-    "a number for modules": (setting(target_modules=5), "target_modules can't be such"),
-    "lists for modules": (setting(target_modules=[["kv_proj"]]), "target_modules can't be such"),
+    "a number for modules": (setting(target_modules=5), "invalid value for target_modules"),
+    "lists for modules": (setting(target_modules=[["kv_proj"]]), "invalid value for target_modules"),
     "rank 0": (setting(r=0), f"ranks must be whole numbers from 1 to {MAX_RANK}, not .0"),
     "rank -4": (setting(r=-4), "ranks must be whole numbers"),
     "rank 10**9": (setting(r=10**9), r"ranks must be whole numbers .*1000000000"),
     "half a rank": (setting(r=2.5), "ranks must be whole numbers"),
     "no rank": (setting(r=None), "ranks must be whole numbers"),
     "a pattern's rank 10**9": (setting(rank_pattern={"mlp.input_linear.weight": 10**9}), "ranks must be whole numbers"),
-    "a list of ranks": (setting(rank_pattern=[4]), "rank_pattern can't be such"),
-    "an endless pattern": (setting(alpha_pattern={"(((a*)*)*)*b": 4}), "alpha_pattern can't be such"),
-    "a word for alpha": (setting(lora_alpha="much"), "lora_alpha can't be such"),
-    "no number for alpha": (setting(lora_alpha=math.nan), "lora_alpha can't be such"),
-    "a word for a pattern's alpha": (setting(alpha_pattern={"kv_proj": "much"}), "alpha_pattern can't be such"),
+    "a list of ranks": (setting(rank_pattern=[4]), "invalid value for rank_pattern"),
+    "an endless pattern": (setting(alpha_pattern={"(((a*)*)*)*b": 4}), "invalid value for alpha_pattern"),
+    "a word for alpha": (setting(lora_alpha="much"), "invalid value for lora_alpha"),
+    "no number for alpha": (setting(lora_alpha=math.nan), "invalid value for lora_alpha"),
+    "a word for a pattern's alpha": (setting(alpha_pattern={"kv_proj": "much"}), "invalid value for alpha_pattern"),
     "very many targets": (setting(target_modules=[f"proj_{i}" for i in range(10**5)]), "changes proj_0, .*, which"),
-    "another task": (setting(task_type="DANCE"), "task_type can't be such"),
-    "another rank than its tensors'": (setting(r=3), "are missing, surplus or of another shape .* Pick the model"),
-    "fewer targets than tensors": (setting(target_modules=[]), "are missing, surplus or of another shape"),
-    "no targets": (setting(target_modules=None, target_parameters=None), "are missing, surplus or of another shape"),
-    "more targets than tensors": (setting(target_modules=["kv_proj", "router.layer"]), "are missing, surplus"),
+    "another task": (setting(task_type="DANCE"), "invalid value for task_type"),
+    "another rank than its tensors'": (setting(r=3), "are missing, unexpected or of another shape .* Pick the model"),
+    "fewer targets than tensors": (setting(target_modules=[]), "are missing, unexpected or of another shape"),
+    "no targets": (setting(target_modules=None, target_parameters=None), "are missing, unexpected or of another shape"),
+    "more targets than tensors": (setting(target_modules=["kv_proj", "router.layer"]), "are missing, unexpected"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"holds no {WEIGHTS}; other formats can run code"),
     "pickled weights": (pickled_instead, f"holds no {WEIGHTS}; other formats can run code"),
     "empty weights": (writing(WEIGHTS, b""), "is damaged .*; save or download"),
