@@ -24,6 +24,7 @@ lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive jetmoe studio app.py
+	$(BIN)/python -m tests.docs_cli --check
 
 # Known holes of what is installed. Apart from `make lint`, because it asks a service on the net.
 audit: setup-dev

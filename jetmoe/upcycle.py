@@ -38,14 +38,11 @@ from transformers import (
 )
 
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
+from jetmoe.loading.checkpoint import TOKENIZER_FILES
 from jetmoe.routers import collect_router_inputs, fit_router_rows
 
 BLOCK_NORM_EPS = 1e-6
 SHARD_BYTES = 500_000_000
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 Progress = Callable[[float, str], None]
 
 
@@ -271,7 +268,8 @@ def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], 
         if sum(value.nbytes for value in pending.values()) > SHARD_BYTES:
             flush()
             progress(int(name.split(".")[2]) / layers if "layers" in name else 0.0)
-    flush()
+    if pending:
+        flush()
     names = [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
     for index, name in enumerate(names):
         (directory / f"shard-{index}").replace(directory / name)

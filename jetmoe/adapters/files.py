@@ -90,7 +90,7 @@ def read_head(folder: Path | str) -> Tensor:
 
 def _has_head(stored: dict[str, Any]) -> bool:
     names = stored.get("modules_to_save")
-    return isinstance(names, list) and "score" in names and all(name in HEADS for name in names)
+    return isinstance(names, list) and "score" in names and all(name in [*HEADS] for name in names)
 
 
 def _is_sound(name: str, value: Any) -> bool:
@@ -108,7 +108,7 @@ def _is_sound(name: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e12
+    return type(value) in (int, float) and abs(value) < 1e12
 
 
 def _list(value: Any) -> list[str]:
@@ -139,7 +139,8 @@ def is_classifier(folder: Path) -> bool:
     """Return whether the adapter has a classification head; False if its configuration can't be read."""
     with suppress(OSError, ValueError, RecursionError):
         stored = json.loads((folder / CONFIG).read_text())
-        return isinstance(stored, dict) and "score" in (stored.get("modules_to_save") or [])
+        names = stored.get("modules_to_save") if isinstance(stored, dict) else None
+        return isinstance(names, list) and "score" in names
     return False
 
 

@@ -24,6 +24,11 @@ DTYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
+ENTRY = {"dtype", "shape", "data_offsets"}
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 INDEX = "model.safetensors.index.json"
 # These weights can be missing: the checkpoint of a language model has no classification head.
 HEADS = ("score.weight",)
@@ -65,7 +70,7 @@ def read_model_config(folder: Path) -> JetMoeConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no config.json; use the folder of a complete checkpoint.")
-    family = json.loads(file.read_text()).get("model_type")
+    family = _read_json(file).get("model_type")
     if family != JetMoeConfig.model_type:
         raise CheckpointError(f"{folder.name} is a {family!r} checkpoint, not a JetMoE; pick a JetMoE model.")
     return JetMoeConfig.from_pretrained(folder)
@@ -111,7 +116,10 @@ def is_4bit(stored: dict[str, Stored]) -> bool:
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{index} names no files of weights; download it again.")
+        return [folder / name for name in sorted(set(weight_map.values()))]
     files = sorted(folder.glob("model*.safetensors"))
     if files:
         return files
@@ -138,7 +146,19 @@ def _header(file: Path) -> tuple[dict[str, Any] | None, int]:
     if not isinstance(header, dict):
         return None, 0
     header.pop("__metadata__", None)
-    return header, 8 + size
+    is_whole = all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in header.values())
+    return (header, 8 + size) if is_whole else (None, 0)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Raises CheckpointError: the file holds no JSON object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is damaged (it holds no object); download it again.")
+    return content
 
 
 def name_list(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from jetmoe.loading.checkpoint import (
     INDEX,
+    TOKENIZER_FILES,
     CheckpointError,
     Progress,
     Stored,
@@ -26,13 +27,7 @@ from jetmoe.loading.slots import check_slots, quantization_config, quantized_ten
 
 # Stores the source and the settings of a conversion, in the output folder.
 RECEIPT = "conversion.json"
-BESIDE_WEIGHTS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+BESIDE_WEIGHTS = (*TOKENIZER_FILES, "generation_config.json")
 # Bytes per tensor for the fingerprint; enough to distinguish two trainings of one model.
 SAMPLE_BYTES = 4096
 

@@ -48,7 +48,8 @@ def whole(tmp_path_factory):
     """A checkpoint in one file."""
     folder = tmp_path_factory.mktemp("whole")
     noisy_toy().save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (folder / name).write_text("{}")
     return folder
 
 
@@ -298,7 +299,8 @@ def test_converting_is_loading_in_4_bits(whole, shards, tmp_path, double, dtype)
         index = json.loads((to / INDEX).read_text())
         assert set(index["weight_map"].values()) == {file.name for file in to.glob("*.safetensors")}
         assert json.loads((to / "config.json").read_text())["quantization_config"]["load_in_4bit"]
-        assert (to / "tokenizer.json").is_file() == (folder is whole)
+        for name in ("tokenizer.json", "tokenizer.model"):
+            assert (to / name).is_file() == (folder is whole)
     with pytest.raises(CheckpointError, match="is already 4-bit"):
         convert(to, tmp_path / "again")
 
@@ -487,6 +489,27 @@ def test_too_many_layers_in_config(broken):
     message = refusal(broken)
     assert "(6 layers, 4 experts): missing: model.layers.{3-5}.input_layernorm.weight, " in message
     assert "unexpected" not in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 10_000, "\ud800{"])
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_a_damaged_configuration_or_index_is_refused(broken, name, text):
+    (broken / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert re.search(rf"{name} is damaged .* download it again", refusal(broken))
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"model.norm.weight": 3}])
+def test_an_index_that_names_no_files_is_refused(broken, weight_map):
+    (broken / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert f"{INDEX} names no files of weights" in refusal(broken)
+
+
+@pytest.mark.parametrize("entry", [3, {}, {"dtype": "F32", "shape": [1]}])
+def test_a_header_with_half_an_entry_is_damaged(broken, entry):
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    file = next(broken.glob("*.safetensors"))
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert f"{file.name} is damaged" in refusal(broken)
 
 
 def test_damaged_cut_and_missing_files_are_named_together(broken):

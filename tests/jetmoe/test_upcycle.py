@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, RoutingRecorder
+from jetmoe import upcycle as upcycling
 from jetmoe.routers import collect_router_inputs, fit_router_rows
 from jetmoe.upcycle import dense_to_jetmoe, fitting_tokens, random_rows, upcycle
 from tests.builders.stock import run_stock
@@ -189,3 +190,13 @@ def test_folder_keeps_its_tokenizer_and_can_be_fitted(tmp_path, starter_path):
     assert json.loads((out / "config.json").read_text())["expert_groups"] == [0, 1] * 3
     assert told[0][0] == 0.0 and told[-1][0] == 1.0 and [step[0] for step in told] == sorted(step[0] for step in told)
     assert isinstance(out, Path)
+
+
+def test_no_empty_shard_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(upcycling, "SHARD_BYTES", 4)
+    tensors = [("a", torch.zeros(2)), ("b", torch.zeros(2))]
+    upcycling.save_shards(iter(tensors), tmp_path, lambda share: None, layers=1)
+    assert sorted(file.name for file in tmp_path.glob("*.safetensors")) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]

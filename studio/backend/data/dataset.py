@@ -1,10 +1,10 @@
-"""A file of rows becomes a checked data set: every example as messages, every bad row with what to do about it.
+"""Read a file of rows into a checked data set: each example as messages, each bad row with a remedy.
 
     dataset = read("devils-dictionary")                        # a bundled sample, or the path of a file
     dataset = read("my.csv", DataSettings(columns={"prompt": "Frage", "completion": "Antwort"}))
     train, held_out = dataset.split(eval_share=0.1, seed=0)    # duplicates never end up on both sides
 
-Formats are found in `formats/`, file types are read in `rows.py`.
+`formats/` holds one module per format; `rows.py` reads the file types.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from studio.backend.data import hub_dataset
 from studio.backend.data.formats import Format, Messages
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
 from studio.backend.recipe import Recipe
@@ -28,27 +29,27 @@ from studio.registry import discover
 SAMPLES = {path.stem.replace("_", "-"): path for path in sorted(Path(__file__).with_name("samples").glob("*.jsonl"))}
 SHOWN_BAD_ROWS = 20
 PROBED_ROWS = 50
-"""So many good rows decide on the format."""
+"""Good rows that are used to detect the format."""
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How a file is read.
+    """Settings for reading a file.
 
     Raises:
-        StudioError: values that don't exist, all of them named at once.
+        StudioError: invalid values; the message lists all of them.
     """
 
     format: str = "auto"
-    """auto tells it from the columns; else the name of a format."""
+    """The name of a format, or auto to detect it from the columns."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Which column fills which field of the format, where the names don't tell."""
+    """The column of each field, for columns whose names are not recognized."""
     on_bad_rows: str = "skip"
-    """skip leaves bad rows out and lists them; stop ends with the list."""
+    """skip leaves bad rows out and lists them; stop raises with the list."""
     limits: Limits = field(default_factory=Limits)
-    """How much is read at most."""
+    """Limits on what is read."""
     task: str = "chat"
-    """What the rows are to teach, which says among which formats to look."""
+    """The training task; only its formats are considered."""
 
     def __post_init__(self) -> None:
         names = ["auto", *(each.name for each in formats(self.task))]
@@ -58,7 +59,7 @@ class DataSettings:
         if self.on_bad_rows not in ("skip", "stop"):
             problems.append(f"on_bad_rows must be skip or stop, not {self.on_bad_rows!r}")
         if not isinstance(self.columns, dict) or not all(isinstance(x, str) for x in chain(*self.columns.items())):
-            problems.append("columns must give a column's name to each field, as in {prompt: Question}")
+            problems.append("columns must map fields to column names, as in {prompt: Question}")
         if problems:
             raise StudioError("Change these settings: " + "; ".join(problems) + ".")
 
@@ -68,14 +69,14 @@ class Example:
     line: int
     messages: Messages
     labels: tuple[str, ...] = ()
-    """As they are written in the file; only of labelled texts."""
+    """As written in the file; only for labelled texts."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     path: Path
     fingerprint: str
-    """SHA-256 of the file, by which a resumed run sees that it changed."""
+    """SHA-256 of the file, which a resumed run compares to detect changes."""
     format: str
     columns: dict[str, str]
     """The column of each field of the format."""
@@ -83,14 +84,15 @@ class Dataset:
     bad_rows: list[BadRow]
     notices: tuple[str, ...]
     duplicates: int
-    """Examples that say the same as an earlier one, but for case and spaces. They are kept."""
+    """Examples that repeat an earlier one, ignoring case and whitespace. They are kept."""
 
     def split(self, eval_share: float, seed: int) -> tuple[list[Example], list[Example]]:
-        """(for training, for evaluation), the same for the same seed. Examples with the same prompt stay together; all
-        are for training where that leaves a single group.
+        """Return the (training, held-out) examples; the same seed gives the same split.
+
+        Examples with the same prompt stay together. If all have the same prompt, nothing is held out.
 
         Raises:
-            StudioError: a share below 0, or of 1 and more.
+            StudioError: `eval_share` is below 0, or 1 or more.
         """
         if not 0 <= eval_share < 1:
             raise StudioError(f"eval_share must be at least 0 and below 1, not {eval_share!r}.")
@@ -103,10 +105,11 @@ class Dataset:
 
 
 def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Dataset:
-    """The data set in a file.
+    """Read the data set from a file or a bundled sample.
 
     Raises:
-        StudioError: no such file, not readable, no format fits, no good row, or a bad one where `on_bad_rows` is stop.
+        StudioError: the file is missing or unreadable, no format fits, no row is good, or a row is bad and
+            `on_bad_rows` is stop.
     """
     settings = settings or DataSettings()
     path = resolve(name_or_path)
@@ -121,45 +124,50 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Data
 
 
 def check_rows(path: Path, examples: list[Example], bad_rows: list[BadRow], on_bad_rows: str) -> None:
-    """Raises StudioError: there is no good row, or a bad one where `on_bad_rows` is stop."""
+    """Raise StudioError if there is no good row, or if there is a bad one and `on_bad_rows` is stop."""
     if not examples:
         raise _no_good_row(path, bad_rows)
     if bad_rows and on_bad_rows == "stop":
-        raise StudioError(f"{path.name} has {len(bad_rows):,} bad rows; on_bad_rows is stop.\n{_first(bad_rows)}")
+        raise StudioError(
+            f"{path.name} has {len(bad_rows):,} bad rows, and on_bad_rows is stop. Correct them, or set it to skip.\n"
+            f"{_first(bad_rows)}"
+        )
 
 
 def column_names(name_or_path: str | Path) -> list[str]:
-    """Of the first rows, in their order.
+    """Return the column names of the first rows, in order.
 
     Raises:
-        StudioError: no such file, not readable, or no good row.
+        StudioError: the file is missing or unreadable, or no row is good.
     """
     path = resolve(name_or_path)
     return _names(path, _probe(iter(Rows(path, Limits()))))
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The path of a bundled sample by its name, or of the file itself.
+    """Return the path of a bundled sample or of a file.
 
     Raises:
         StudioError: neither exists.
     """
     if str(name_or_path) in SAMPLES:
         return SAMPLES[str(name_or_path)]
+    if hub_dataset.is_reference(name_or_path):
+        return hub_dataset.fetch(str(name_or_path))
     path = Path(name_or_path)
-    with suppress(OSError):  # a name that is longer than the file system takes
+    with suppress(OSError):  # the name is too long for the file system
         if path.is_file():
             return path
     raise StudioError(f"There is no file {str(path)[:200]!r}. Give its path, or a sample: {', '.join(SAMPLES)}.")
 
 
 def formats(task: str | None = None) -> list[Format]:
-    """All of them, or those of a task."""
+    """Return all formats, or those of a task."""
     return [each for each in discover("studio.backend.data.formats", "FORMAT") if task in (None, each.task)]
 
 
 def settings_of(recipe: Recipe) -> DataSettings:
-    """How the recipe wants its file to be read; errors as of `DataSettings`."""
+    """Return the recipe's settings for reading its file. Raises as `DataSettings`."""
     return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, task=recipe.task)
 
 
@@ -177,7 +185,11 @@ def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
 def _detect(
     path: Path, probed: list[Row | BadRow], settings: DataSettings
 ) -> tuple[Format, dict[str, str], tuple[str, ...]]:
-    """(format, the column of each field, notices). Raises StudioError: none fits, or there is no good row."""
+    """Return (format, column of each field, notices).
+
+    Raises:
+        StudioError: no format fits, or no row is good.
+    """
     names = _names(path, probed)
     rows = [row.cells for row in probed if isinstance(row, Row)]
     if missing := [name for name in settings.columns.values() if name not in names]:
@@ -186,7 +198,7 @@ def _detect(
         columns = format.locate(names, settings.columns) if settings.format in ("auto", format.name) else None
         if columns and (settings.format != "auto" or any(format.fits(format.cells(row, columns)) for row in rows)):
             unused = [name for name in names if name not in columns.values()]
-            return format, columns, (f"Columns that are not used: {_listed(unused)}.",) if unused else ()
+            return format, columns, (f"Unused columns: {_listed(unused)}.",) if unused else ()
     raise _no_format(path, names, settings)
 
 
@@ -201,8 +213,8 @@ def _no_format(path: Path, names: list[str], settings: DataSettings) -> StudioEr
     known = [f"{each.name} ({each.help})" for each in formats(settings.task) if settings.format in ("auto", each.name)]
     such = "{text: Review, label: Stars}" if settings.task == "classify" else "{prompt: Question, completion: Answer}"
     return StudioError(
-        f"The columns of {path.name} ({_listed(names)}) don't make up {' or '.join(known)}. Rename them, or say in "
-        f"`columns` which one fills which field, as in {such}."
+        f"The columns of {path.name} ({_listed(names)}) don't match {' or '.join(known)}. Rename them, or map fields "
+        f"to columns with `columns`, as in {such}."
     )
 
 
@@ -245,13 +257,13 @@ def _prompt(messages: Messages) -> Messages:
 
 
 def digest(messages: Messages) -> bytes:
-    """The same for all that say the same, but for case and spaces."""
+    """Return a hash of the messages that ignores case and whitespace."""
     said = [(message["role"], " ".join(message["content"].split()).casefold()) for message in messages]
     return hashlib.sha256(json.dumps(said).encode()).digest()
 
 
 def _drawn(groups: list[list[int]], eval_share: float, seed: int) -> set[int]:
-    """Whole groups of about this share; where none is small enough, the smallest."""
+    """Hold out whole groups, about `eval_share` of the rows; if none is small enough, the smallest group."""
     count = sum(map(len, groups))
     if not eval_share or len(groups) < 2:
         return set()

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jetmoe import JetMoeForCausalLM
-from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS
+from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
+from jetmoe.lora import AdapterError
 from studio.backend.adapters import files as adapter_files
 from studio.backend.adapters.find import adapter_folder, choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
@@ -217,7 +218,7 @@ def test_only_ids_that_are_there_are_loaded(engine, folder, text, monkeypatch):
 
 def test_an_id_of_another_model(engine, folder, tmp_path):
     run = finished_run(toy_folder(tmp_path / "other", seed=5))
-    with pytest.raises(StudioError, match=r"was trained on the model .*other, which its adapter needs"):
+    with pytest.raises(StudioError, match=r"was trained on the model .*other, so its adapter does not fit"):
         engine.ensure_adapter(run.id)
     with pytest.raises(StudioError, match="isn't ready"):
         Engine().ensure_adapter(run.id)
@@ -373,6 +374,19 @@ def adapter_sha256(folder: Path) -> str:
     return sha256(folder / WEIGHTS)
 
 
+@pytest.mark.parametrize("junk", [5, True, "my_score", [["x"]], {"score": 1}])
+def test_junk_for_a_head_is_refused_and_never_a_classifier(folder, tmp_path, junk):
+    for name in (WEIGHTS, CONFIG):
+        shutil.copyfile(folder / "one" / name, tmp_path / name)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    for change in ({"modules_to_save": junk}, {"modules_to_save": ["score", ["x"]]}, {"lora_alpha": True}):
+        (tmp_path / CONFIG).write_text(json.dumps(config | change))
+        with pytest.raises(AdapterError):
+            read_config(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(config | {"modules_to_save": junk}))
+    assert not is_classifier(tmp_path)
+
+
 def test_the_configuration_is_written_anew(folder, tmp_path):
     """Nothing that the person's file says goes on to where stock PEFT reads it."""
     stored = json.loads((folder / "one" / CONFIG).read_text())
@@ -428,7 +442,7 @@ BAD_FILES = {
     "another rank": (lambda f: changed_config(f, r=8), "of another shape than this model's"),
     "a high rank": (lambda f: changed_config(f, r=MAX_RANK + 1), f"ranks must be whole numbers from 1 to {MAX_RANK}"),
     "true for a rank": (lambda f: changed_config(f, r=True), "ranks must be whole numbers"),
-    "a word for a switch": (lambda f: changed_config(f, use_rslora="no"), "use_rslora can't be such"),
+    "a word for a switch": (lambda f: changed_config(f, use_rslora="no"), "invalid value for use_rslora"),
     "nan": (lambda f: changed_weights(f, lambda t: t.fill_(math.nan)), "other values than finite"),
     "infinity": (lambda f: changed_weights(f, lambda t: t.index_fill(0, torch.tensor([1]), math.inf)), "than finite"),
     "integers": (lambda f: changed_weights(f, lambda t: t.to(torch.int32)), r"\(I32\) holds other values than finite"),
@@ -487,7 +501,7 @@ def test_an_adapter_of_another_model_is_not_taken(folder, tmp_path, home):
     files = [folder / "one" / CONFIG, folder / "one" / WEIGHTS]
     with pytest.raises(StudioError, match="of another shape than this model's"):
         import_adapter(files, "", str(wide))
-    with pytest.raises(StudioError, match=r"jetmoe/jetmoe-8b is not here yet\. Load it once"):
+    with pytest.raises(StudioError, match=r"jetmoe/jetmoe-8b is not downloaded yet\. Load it once"):
         import_adapter(files, "", "jetmoe/jetmoe-8b")
     with pytest.raises(StudioError, match="There is no model 'nothing'"):
         import_adapter(files, "", "nothing")
@@ -527,9 +541,12 @@ BAD_MEMBERS = {
     "nothing": ([], "exactly .*; this is nothing"),
     "a link": ([(member(CONFIG, stat.S_IFLNK | 0o777), b"/etc/passwd"), (WEIGHTS, b"")], "a link or a device"),
     "a device": ([(CONFIG, b"{}"), (member(WEIGHTS, stat.S_IFCHR), b"")], "a link or a device"),
-    "a bomb that says so": ([(CONFIG, b"\0" * (1 << 20)), (WEIGHTS, b"")], "at most 65,536 are taken"),
+    "a bomb that says so": ([(CONFIG, b"\0" * (1 << 20)), (WEIGHTS, b"")], "at most 65,536 are allowed"),
     "very many": ([(f"{i}.txt", b"") for i in range(20_000)], "list of members is too long"),
-    "another packing": ([(member(CONFIG, compress_type=zipfile.ZIP_LZMA), b"{}"), (WEIGHTS, b"")], "an unusual way"),
+    "another packing": (
+        [(member(CONFIG, compress_type=zipfile.ZIP_LZMA), b"{}"), (WEIGHTS, b"")],
+        "an unusual compression",
+    ),
 }
 
 
@@ -556,7 +573,7 @@ def test_a_bomb_that_lies_about_its_size(folder, tmp_path, home):
     assert content.getvalue().count(size) == 2  # before the member and in the list
     file = tmp_path / "bad.zip"
     file.write_bytes(content.getvalue().replace(size, small))
-    with pytest.raises(StudioError, match=r"The .zip is damaged|larger than it says"):
+    with pytest.raises(StudioError, match=r"The .zip is damaged|larger than its stated size"):
         import_adapter([file], "bad", str(folder / "toy"))
     assert uploads(home) == []
 
