@@ -1,4 +1,4 @@
-"""A new file in a folder is a new feature: tabs, routing views, data formats and recipes are found, never listed.
+"""Discover features in folders: a new file adds a tab, a routing view or a data format, without a list to maintain.
 
 from studio.registry import discover
 for tab in discover("studio.ui", "TAB", module="tab"):
@@ -17,7 +17,7 @@ def discover(package: str, name: str, module: str | None = None) -> list[Any]:
     """Return what the modules of `package` register under `name`, sorted by their `order`.
 
     Args:
-        module: look into this module of each folder of `package` that has it, instead of the modules of `package`.
+        module: look into this module of each subpackage that has it, instead of the modules of `package`.
 
     Raises:
         AttributeError: a module does not define `name`.

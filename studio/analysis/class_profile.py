@@ -1,11 +1,11 @@
-"""Which experts fire more for the texts of one class than for those of all others.
+"""Find the experts that fire more for the texts of one class than for those of all others.
 
     profile = ClassProfile(("ham", "spam"))
     profile.add(counts, class_ids)              # assignments of each text, int [T, L, N, E], and its class
-    profile.entries()[0].difference             # of shares, beside the interval that it lies in
+    profile.entries()[0].difference             # of shares; `low` and `high` are its confidence interval
 
-A text counts once, however long it is: the tokens of one text are no independent observations. T texts, C classes; the
-other letters are declared in `jetmoe/routing.py`.
+A text counts once, however long it is, because the tokens of one text are not independent observations. T texts,
+C classes; the other letters are declared in `jetmoe/routing.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 LEVEL = 0.95
 FEWEST_TEXTS = 8
-"""Of a class and of the others; an interval over fewer says nothing."""
+"""Minimum texts of a class, and of all others; an interval over fewer is meaningless."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Entry:
     """0 is MoA, 1 is MoE."""
     expert: int
     share: float
-    """Of the router's assignments in texts of the class, the mean over texts."""
+    """Share of the router's assignments in texts of the class, averaged over texts."""
     others: float
-    """The same in the texts of all other classes."""
+    """The same share in the texts of all other classes."""
     low: float
     high: float
-    """Bounds of their difference, at a level of 95 % for all comparisons together."""
+    """Confidence interval of their difference, at a level of 95 % for all comparisons together."""
     count: int
     """Assignments to the expert in texts of the class."""
 
@@ -49,7 +49,7 @@ class ClassProfile:
         self._sums: np.ndarray | None = None  # [3, C, L, N, E]: shares, their squares, assignments
 
     def add(self, counts: np.ndarray, class_ids: np.ndarray) -> None:
-        """Args: counts: `[T, L, N, E]` of texts with at least one token; class_ids: `[T]`."""
+        """Add texts: their assignments `[T, L, N, E]`, at least one per text, and their classes `[T]`."""
         shares = counts / counts.sum(axis=-1, keepdims=True)  # [T, L, N, E]
         if self._sums is None:
             self._sums = np.zeros((3, len(self.labels), *counts.shape[1:]))
@@ -59,12 +59,14 @@ class ClassProfile:
 
     @property
     def comparisons(self) -> int:
-        """One of every expert for every class that has enough texts."""
+        """Number of comparisons: one per expert and class with enough texts."""
         return 0 if self._sums is None else len(self._compared()) * int(np.prod(self._sums.shape[2:]))
 
     def entries(self, most: int = 20) -> list[Entry]:
-        """What fires more, and is no accident: at most so many of each class, the largest difference first. The
-        intervals are Welch's, with Bonferroni's correction for all comparisons."""
+        """Return the experts that fire significantly more, at most `most` per class, the largest difference first.
+
+        The intervals are Welch's, with Bonferroni correction for all comparisons.
+        """
         return [entry for class_id in self._compared() for entry in self._of_class(class_id, most)]
 
     def _compared(self) -> list[int]:
@@ -102,7 +104,7 @@ class ClassProfile:
 
 
 def _mean_and_error(sums: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of shares: the mean, and its squared standard error."""
+    """Return the mean of the shares and its squared standard error."""
     mean = sums[0] / count
     variance = np.maximum(sums[1] - count * mean**2, 0) / (count - 1)
     return mean, variance / count

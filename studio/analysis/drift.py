@@ -1,10 +1,10 @@
-"""How far the routing of one text moved between two models, such as base and adapter.
+"""Measure how far the routing of one text drifted between two models, such as base model and adapter.
 
     drift(base, tuned, unit="group").flip_rate      # [L, N]
 
-Both traces are of the same tokens, with their full probabilities. Measures: routing overlap (OLMoE, arXiv 2409.02060,
-equation 5 with the base in place of the last checkpoint), flips of the strongest expert, Jensen-Shannon divergence, and
-the shift of the load (total variation).
+Both traces must hold the same tokens, with full probabilities. Measures: routing overlap (OLMoE, arXiv 2409.02060,
+equation 5 with the base model in place of the last checkpoint), flips of the strongest expert, Jensen-Shannon
+divergence, and load shift (total variation).
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from studio.analysis.load import Unit, chosen_units, load, strongest, unit_count
 
 @dataclass(frozen=True)
 class Drift:
-    """One figure a router, float64 `[L, N]`."""
+    """One figure per router, float64 `[L, N]`."""
 
     flip_rate: np.ndarray
-    """Share of tokens whose strongest unit is another one, 0 to 1."""
+    """Share of tokens whose strongest unit changed, 0 to 1."""
     overlap: np.ndarray
     """Share of a token's units that stayed, 0 to 1."""
     js: np.ndarray
     """Mean Jensen-Shannon divergence of the routers' probabilities, in nats, 0 to ln 2."""
     load_shift: np.ndarray
-    """Half the sum of the changes in load, 0 to 1."""
+    """Half the sum of the absolute changes in load, 0 to 1."""
 
 
 def drift(base: RoutingTrace, tuned: RoutingTrace, unit: Unit) -> Drift:
-    """Raises ValueError: the traces are not of the same tokens, or lack their probabilities."""
+    """Return the drift from `base` to `tuned`.
+
+    Raises:
+        ValueError: the traces hold different tokens, or lack probabilities.
+    """
     if not np.array_equal(base.token_ids, tuned.token_ids) or base.probs is None or tuned.probs is None:
         raise ValueError("Drift compares two traces of the same tokens, taken with their probabilities.")
     picked, now = (_membership(trace, unit) for trace in (base, tuned))  # [L, N, T, U]
@@ -45,19 +49,19 @@ def drift(base: RoutingTrace, tuned: RoutingTrace, unit: Unit) -> Drift:
 
 
 def broken_slot_sets(trace: RoutingTrace) -> int:
-    """On a model that ties its experts: how often a router's K picks are not all of one group."""
+    """Count how often the K picks of a router are not all in one group, on a model with tied experts."""
     groups = trace.groups[trace.experts]  # [L, N, T, K]
     return int((groups != groups[..., :1]).any(axis=-1).sum())
 
 
 def _membership(trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """bool `[L, N, T, U]`: whether a token uses a unit."""
+    """Return bool `[L, N, T, U]`: whether a token uses a unit."""
     units = chosen_units(trace, unit)  # [L, N, T, K]
     return (units[..., None] == np.arange(unit_count(trace, unit))).any(axis=-2)
 
 
 def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Of probabilities along the last axis; half-precision rounding may leave a hair below zero."""
+    """Return the divergence along the last axis, clamped at 0 because of half-precision rounding."""
     p, q = (one / one.sum(axis=-1, keepdims=True) for one in (p, q))
     middle = (p + q) / 2
     return np.maximum((_kl(p, middle) + _kl(q, middle)) / 2, 0)

@@ -1,6 +1,6 @@
-"""Where an adapter sends the same tokens elsewhere than its base.
+"""Find the tokens that an adapter routes differently from the base model.
 
-flips(base, trace, unit="group")[layer, kind, token]      # whether the strongest unit is another one
+flips(base, trace, unit="group")[layer, kind, token]      # whether the strongest unit changed
 flip_shares(base, trace, unit="group").all                # over all layers, kinds and tokens
 """
 
@@ -22,10 +22,10 @@ class FlipShares(NamedTuple):
 
 
 def flips(base: RoutingTrace, trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """bool `[L, N, T]`: whether a token's strongest unit is another one than in the base.
+    """Return bool `[L, N, T]`: whether a token's strongest unit differs from the base model's.
 
     Raises:
-        ValueError: the traces are not of the same tokens in the same routers.
+        ValueError: the traces do not hold the same tokens in the same routers.
     """
     same_routers = base.experts.shape[:2] == trace.experts.shape[:2] and np.array_equal(base.groups, trace.groups)
     if not same_routers or not np.array_equal(base.token_ids, trace.token_ids):
@@ -34,7 +34,11 @@ def flips(base: RoutingTrace, trace: RoutingTrace, unit: Unit) -> np.ndarray:
 
 
 def flip_shares(base: RoutingTrace, trace: RoutingTrace, unit: Unit) -> FlipShares:
-    """Raises ValueError: as of `flips`, or there are no tokens."""
+    """Return the shares of flipped strongest units.
+
+    Raises:
+        ValueError: as of `flips`, or there are no tokens.
+    """
     if not len(trace):
         raise ValueError("Shares of no tokens are not defined.")
     flipped = flips(base, trace, unit)  # [L, N, T]

@@ -1,8 +1,8 @@
-"""How the work spreads over experts or groups: load, and the chance level to compare it with.
+"""Measure how the work is distributed over experts or groups: load, and the chance level to compare it with.
 
     load(trace[~is_prompt], unit="group")[layer, kind]  # sums to 1
 
-Load is the share of assignments: every token gives K of them to each router.
+Load is the share of assignments. Each router makes K assignments per token.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ def unit_count(trace: RoutingTrace, unit: Unit) -> int:
 
 
 def assignments(trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """int64 `[L, N, U]`: how many of the T * K assignments of each router each of the U units got."""
+    """Return int64 `[L, N, U]`: how many of a router's T * K assignments went to each of the U units."""
     units = chosen_units(trace, unit)  # [L, N, T, K]
     counts = [(units == index).sum(axis=(2, 3)) for index in range(unit_count(trace, unit))]  # U times [L, N]
     return np.stack(counts, axis=-1)  # [L, N, U]
 
 
 def load(trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """float64 `[L, N, U]`, sums to 1 over the units; all zero where the trace is empty."""
+    """Return float64 `[L, N, U]`, which sums to 1 over the units; all zero if the trace is empty."""
     counts = assignments(trace, unit)  # [L, N, U]
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
 
 
 def chance(trace: RoutingTrace, unit: Unit) -> float:
-    """The load of each unit if every one got the same number of assignments."""
+    """Return the load of each unit if the assignments were distributed evenly."""
     return 1 / unit_count(trace, unit)
 
 
 def strongest(trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """uint8 `[L, N, T]`: the unit with the largest sum of gates; ties go to the lowest id."""
+    """Return uint8 `[L, N, T]`: the unit with the largest sum of gates; ties go to the lowest id."""
     units = chosen_units(trace, unit)  # [L, N, T, K]
     gates = trace.gates.astype(np.float32)
     mass = [np.where(units == index, gates, 0).sum(axis=-1) for index in range(unit_count(trace, unit))]
@@ -47,5 +47,5 @@ def strongest(trace: RoutingTrace, unit: Unit) -> np.ndarray:
 
 
 def chosen_units(trace: RoutingTrace, unit: Unit) -> np.ndarray:
-    """uint8 `[L, N, T, K]`: the unit of each selected expert."""
+    """Return uint8 `[L, N, T, K]`: the unit of each selected expert."""
     return trace.groups[trace.experts] if unit == "group" else trace.experts

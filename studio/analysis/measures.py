@@ -1,4 +1,4 @@
-"""How good a classifier is: rates, curves, calibration, and the baselines that it has to beat.
+"""Metrics for classifiers: rates, curves, calibration, and baselines.
 
     measures = measure(true, predicted, ("ham", "spam"))      # accuracy, macro_f1, per_class, confusion
     auc = roc_auc(true, probabilities, ("ham", "spam"))       # probabilities [T, C]
@@ -6,7 +6,7 @@
     temperature = fit_temperature(logits, class_ids)          # softmax(logits / temperature) is calibrated
     tfidf_baseline(train_texts, train_labels, texts, labels)  # TF-IDF and logistic regression
     measure_sets(true, found, labels)                         # several labels a text, bool [T, C]
-    measure_numbers(true, found)                              # the errors of estimates
+    measure_numbers(true, found)                              # regression errors
 
 T texts, C classes, B bins. Labels are strings; probabilities and logits are arrays whose columns are the classes.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from studio.errors import StudioError
 
 BINS = 15
-# Bounds on temperatures: where all predictions are right, or none, the best one would be 0 or infinite.
+# Bounds of the temperature. If all predictions are right, or none, the optimum would be 0 or infinite.
 COLDEST, HOTTEST = 0.02, 50.0
 
 
@@ -31,9 +31,9 @@ COLDEST, HOTTEST = 0.02, 50.0
 class ClassMeasures:
     label: str
     precision: float
-    """0 where the class was never predicted."""
+    """0 if the class was never predicted."""
     recall: float
-    """0 where there are no rows of the class."""
+    """0 if there are no rows of the class."""
     f1: float
     support: int
     """Rows of the class."""
@@ -42,44 +42,44 @@ class ClassMeasures:
 @dataclass(frozen=True, eq=False)
 class Measures:
     accuracy: float
-    """Where a text may have several labels, only all of them together are accurate."""
+    """In multi-label problems, only exact matches count."""
     macro_f1: float
-    """The mean over the classes that occur or are predicted."""
+    """Mean over the classes that occur or are predicted."""
     micro_f1: float
     per_class: tuple[ClassMeasures, ...]
     confusion: np.ndarray | None
-    """int64 `[C, C]`, rows are what is true; None where a text may have several labels."""
+    """int64 `[C, C]`, rows are true classes; None in multi-label problems."""
     notices: tuple[str, ...]
-    """Sentences about classes with too few rows to be measured."""
+    """Sentences about classes with too few rows to evaluate."""
 
 
 @dataclass(frozen=True)
 class Auc:
     macro: float | None
-    """The mean over classes, each against the rest; None where it is not defined for any."""
+    """Mean over classes, one-vs-rest; None if it is undefined for all."""
     per_class: dict[str, float]
-    """Of the classes for which it is defined: some rows are of the class, and some are not."""
+    """Only classes with a defined AUC: some rows are of the class, and some are not."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
     edges: np.ndarray
-    """`[B + 1]`, even bins of confidence from 0 to 1."""
+    """`[B + 1]`, equal-width bins of confidence from 0 to 1."""
     counts: np.ndarray
-    """int64 `[B]`"""
+    """int64 `[B]`, rows per bin."""
     confidence: np.ndarray
-    """`[B]`, the mean; NaN where a bin is empty."""
+    """`[B]`, the mean; NaN for empty bins."""
     accuracy: np.ndarray
-    """`[B]`; NaN where a bin is empty."""
+    """`[B]`; NaN for empty bins."""
     ece: float
-    """Expected calibration error: the gap between both, weighed by counts."""
+    """Expected calibration error: the mean gap between confidence and accuracy, weighted by counts."""
 
 
 def measure(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Measures:
-    """Of predictions beside the truth.
+    """Compare predictions with true labels.
 
     Raises:
-        StudioError: there are no rows, or labels among them that are none of the classes.
+        StudioError: there are no rows, or a label is not one of the classes.
     """
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
@@ -102,7 +102,7 @@ def measure(true: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 
 
 def measure_sets(true: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> Measures:
-    """Of texts that may have several labels.
+    """Compare multi-label predictions with true labels.
 
     Args:
         true, found: bool `[T, C]`.
@@ -129,7 +129,7 @@ def measure_sets(true: np.ndarray, found: np.ndarray, labels: Sequence[str]) -> 
 
 
 def measure_numbers(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """`mean_absolute_error`, `rmse` and `r2` of estimates `[T]`; r2 is 0 where all true numbers are the same.
+    """Return `mean_absolute_error`, `rmse` and `r2` of estimates `[T]`; r2 is 0 if all true numbers are equal.
 
     Raises:
         StudioError: there are no rows.
@@ -145,7 +145,7 @@ def measure_numbers(true: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 
 def roc_auc(true: Sequence[str], probabilities: np.ndarray, labels: Sequence[str]) -> Auc:
-    """The area under the ROC curve of every class against the rest; both classes of two have the same.
+    """Return the one-vs-rest area under the ROC curve of every class. Two classes have the same area.
 
     Args:
         probabilities: `[T, C]`.
@@ -167,7 +167,7 @@ def roc_auc(true: Sequence[str], probabilities: np.ndarray, labels: Sequence[str
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> Reliability:
-    """Whether answers are right as often as they are sure (arXiv 1706.04599).
+    """Compare confidence with accuracy in bins (arXiv 1706.04599).
 
     Args:
         confidence: `[T]`, 0 to 1.
@@ -179,7 +179,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
     confidence, correct = finite(confidence), np.asarray(correct, dtype=np.float64)
     _require_rows(len(confidence))
     edges = np.linspace(0, 1, bins + 1)
-    # A bin holds its upper edge, so that 1 is in the last one.
+    # Bins include their upper edge, so that 1 falls into the last one.
     places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)  # [T]
     counts = np.bincount(places, minlength=bins)  # [B]
     filled = np.where(counts > 0, counts, np.nan)
@@ -190,8 +190,9 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 def fit_temperature(logits: np.ndarray, class_ids: np.ndarray) -> float:
-    """The temperature by which logits are divided so that their softmax is as likely as can be (arXiv 1706.04599),
-    from 0.02 to 50. Fit it on rows that nothing else was fitted on.
+    """Return the temperature from 0.02 to 50 that minimizes the NLL of softmax(logits / temperature).
+
+    Temperature scaling follows arXiv 1706.04599. Fit it on rows that nothing else was fitted on.
 
     Args:
         logits: `[T, C]`.
@@ -210,14 +211,14 @@ def fit_temperature(logits: np.ndarray, class_ids: np.ndarray) -> float:
 
 
 def nll(logits: np.ndarray, class_ids: np.ndarray) -> float:
-    """Mean negative log-likelihood of the true columns, in nats."""
+    """Return the mean negative log-likelihood of the true columns, in nats."""
     from scipy.special import log_softmax
 
     return float(-log_softmax(logits, axis=-1)[np.arange(len(logits)), class_ids].mean())
 
 
 def majority_baseline(train_labels: Sequence[str], labels: Sequence[str]) -> Measures:
-    """Always the most frequent class of the training rows; of several, the first by name.
+    """Evaluate always predicting the most frequent class of the training rows; ties go to the first name.
 
     Raises:
         StudioError: as of `require_trained`.
@@ -231,7 +232,7 @@ def majority_baseline(train_labels: Sequence[str], labels: Sequence[str]) -> Mea
 def tfidf_baseline(
     train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str]
 ) -> Measures:
-    """Logistic regression on TF-IDF of words and pairs of words; the plain method that a model has to beat.
+    """Evaluate logistic regression on TF-IDF of words and word pairs, the baseline that a model has to beat.
 
     Raises:
         StudioError: as of `require_trained` and `tfidf_probabilities`.
@@ -245,14 +246,14 @@ def tfidf_baseline(
 def tfidf_probabilities(
     train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str]
 ) -> np.ndarray:
-    """`[T, C]`; 0 for labels that no training row has.
+    """Return the probabilities `[T, C]` of that baseline; 0 for labels without training rows.
 
     Raises:
-        StudioError: the training rows are of one class or hold no words.
+        StudioError: the training rows have only one class or no words.
     """
     classes = sorted(set(train_labels))
     if len(classes) < 2:
-        raise StudioError(f"All rows for training are of {classes[0]!r}: add rows of another class.")
+        raise StudioError(f"All training rows have the class {classes[0]!r}. Add rows of another class.")
     train_words, words = _tfidf(train_texts, texts)
     model = _regression().fit(train_words, list(train_labels))
     probabilities = np.zeros((len(texts), len(labels)))
@@ -261,7 +262,7 @@ def tfidf_probabilities(
 
 
 def tfidf_sets(train_texts: Sequence[str], train_sets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """As `tfidf_probabilities`, of each label alone: bool `[N, C]` -> `[T, C]`."""
+    """Return the probabilities of the baseline for each label independently: bool `[N, C]` -> `[T, C]`."""
     train_words, words = _tfidf(train_texts, texts)
     probabilities = np.zeros((len(texts), train_sets.shape[1]))
     for column, has in zip(probabilities.T, train_sets.T, strict=True):
@@ -272,7 +273,7 @@ def tfidf_sets(train_texts: Sequence[str], train_sets: np.ndarray, texts: Sequen
 
 
 def tfidf_numbers(train_texts: Sequence[str], train_numbers: Sequence[float], texts: Sequence[str]) -> np.ndarray:
-    """Ridge regression on the same words: estimates `[T]`."""
+    """Return the estimates `[T]` of a ridge regression on the same features."""
     from sklearn.linear_model import Ridge
 
     train_words, words = _tfidf(train_texts, texts)
@@ -287,7 +288,7 @@ def _regression() -> Any:
 
 
 def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any]:
-    """Of words and pairs of words, sparse."""
+    """Return sparse TF-IDF features of words and word pairs, for the training texts and for the texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
@@ -296,45 +297,45 @@ def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any]:
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise
-        raise StudioError("The texts for training hold no words. Check which column the texts are in.") from error
+        raise StudioError("The training texts hold no words. Check the column of the texts.") from error
 
 
 def require_known(found: Sequence[str], labels: Sequence[str]) -> None:
-    """Raises StudioError: there are no rows, or some of them have a label that is none of the classes."""
+    """Raise StudioError if there are no rows, or a label is not one of the classes."""
     _require_rows(len(found))
     unknown = Counter(label for label in found if label not in set(labels))
     if unknown:
         label, count = unknown.most_common(1)[0]
         others = f" (and {len(unknown) - 1} more labels)" if len(unknown) > 1 else ""
         raise StudioError(
-            f"{label!r}, the label of {count:,} row{'s' if count > 1 else ''}{others}, is none of the classes "
+            f"{label!r}, the label of {count:,} row{'s' if count > 1 else ''}{others}, is not one of the classes "
             f"{_listed(labels)}. Correct these rows, leave them out, or add the class."
         )
 
 
 def require_trained(train_labels: Sequence[str], labels: Sequence[str]) -> None:
-    """Raises StudioError: there are no rows to train on or to measure, or a class that only the latter have."""
+    """Raise StudioError if there are no rows to train on or to evaluate, or a class has no training rows."""
     _require_rows(len(train_labels))
     _require_rows(len(labels))
     counts = Counter(label for label in labels if label not in set(train_labels))
     if counts:
         label, count = counts.most_common(1)[0]
         raise StudioError(
-            f"{label!r} has {count:,} row{'s' if count > 1 else ''} to be measured and none to be learned from. Add "
-            "rows of it to the training data, or leave it out."
+            f"{label!r} has {count:,} row{'s' if count > 1 else ''} to evaluate, but no training rows. Add rows of it "
+            "to the training data, or leave it out."
         )
 
 
 def _require_rows(count: int) -> None:
     if not count:
-        raise StudioError("There are no rows with labels to measure. Add some.")
+        raise StudioError("There are no rows with labels to evaluate. Add some.")
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """float64; raises StudioError where something is no number, as after a training that went astray."""
+    """Return float64 values. Raise StudioError if one is not finite, for example after a diverged training."""
     values = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values).all():
-        raise StudioError("The classifier's scores are not all numbers. Train it again with a lower learning rate.")
+        raise StudioError("The classifier's scores are not all finite. Train it again with a lower learning rate.")
     return values
 
 
@@ -344,9 +345,9 @@ def _rare_classes(true: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]
     single = [label for label in labels if counts[label] == 1]
     notices = []
     if absent:
-        notices.append(f"No row is of {_listed(absent)}, so nothing can be said about finding such rows.")
+        notices.append(f"Labels without rows: {_listed(absent)}. Their recall can't be measured; add rows.")
     if single:
-        notices.append(f"Only one row is of {_listed(single)}, so its recall is all or nothing: add rows of it.")
+        notices.append(f"Labels with only one row: {_listed(single)}. Their recall is either 0 or 1; add rows.")
     return tuple(notices)
 
 

@@ -1,4 +1,4 @@
-"""`python -m studio bench`: tables against peers."""
+"""`python -m studio bench`: benchmarks against peers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 from studio.cli.output import Model
 from studio.cli.runs import Json
 
-bench_app = typer.Typer(no_args_is_help=True, help="Tables against peers; every row is measured in the same call.")
-Shape = Annotated[str | None, typer.Option(help="jetmoe-8b: random weights of that shape instead of a model.")]
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmark the studio against its peers, all in one call.")
+Shape = Annotated[str | None, typer.Option(help="Use random weights of this shape (jetmoe-8b) instead of a model.")]
 
 
 @bench_app.command("generate")
@@ -25,7 +25,7 @@ def bench_generate(
     repeats: int = 3,
     as_json: Json = False,
 ) -> None:
-    """Prefill and decode of the studio, transformers' own class and (where installed) llama.cpp."""
+    """Benchmark prefill and decode of the studio, transformers and, if installed, llama.cpp."""
     from studio.backend.bench.report import generate, table
 
     report = generate(model, weights or ["bf16", "nf4"], prompt_tokens, new_tokens, threads, repeats, shape)
@@ -34,12 +34,12 @@ def bench_generate(
 
 @bench_app.command("viewers")
 def bench_viewers(
-    url: Annotated[str | None, typer.Option(help="Of a studio that runs; else one is started.")] = None,
+    url: Annotated[str | None, typer.Option(help="URL of a running studio; by default, one is started.")] = None,
     count: Annotated[int, typer.Option(help="Pages that watch the newest run.")] = 100,
     seconds: int = 180,
     as_json: Json = False,
 ) -> None:
-    """Many pages that watch one run, beside one chat and the training of that run: how long their questions take."""
+    """Benchmark many pages that watch one run, next to one chat and the training of that run."""
     from studio.backend.bench.report import table
     from studio.backend.bench.viewers import viewers
 
@@ -56,7 +56,7 @@ def bench_load(
     repeats: int = 3,
     as_json: Json = False,
 ) -> None:
-    """Loading a checkpoint: seconds and peak memory."""
+    """Benchmark loading a checkpoint: seconds and peak memory."""
     from studio.backend.bench.report import load, table
 
     report = load(model, weights or ["bf16", "nf4"], threads, repeats, shape)
@@ -75,7 +75,7 @@ def bench_train(
     repeats: int = 5,
     as_json: Json = False,
 ) -> None:
-    """Training steps of a LoRA on all experts, against stock PEFT on transformers' own class."""
+    """Benchmark training steps of a LoRA on all experts, against stock PEFT on transformers."""
     from studio.backend.bench.report import table, train
 
     report = train(model, weights or ["bf16"], batch, length, rank, threads, repeats, shape)
@@ -92,7 +92,7 @@ def bench_classify(
     repeats: int = 3,
     as_json: Json = False,
 ) -> None:
-    """Texts through a classification head, against transformers' text-classification pipeline."""
+    """Benchmark a classification head, against transformers' text-classification pipeline."""
     from studio.backend.bench.report import classify, table
 
     report = classify(model, weights or ["bf16"], rows, batch, threads, repeats)

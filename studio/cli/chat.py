@@ -1,4 +1,4 @@
-"""`python -m studio chat`: one answer, or a conversation in the terminal."""
+"""`python -m studio chat`: generate one answer, or chat in the terminal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from studio.cli.output import Adapter, Precision, progress_bar
 
 def chat(
     model: Annotated[
-        str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")
+        str | None, typer.Option(help="Model id; the default is the adapter's base model, or starter.")
     ] = None,
     adapter: Adapter = None,
     precision: Precision = "auto",
-    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it, a conversation.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this message and exit; omit it to chat.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: int = 512,
     temperature: float = 0.7,
     top_p: float = 0.9,
@@ -35,15 +35,15 @@ def chat(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Chats with a model; its answers stream."""
+    """Chat with a model and stream its answers."""
     from studio.backend.adapters.find import find
     from studio.backend.chat.engine import Engine, Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
     if as_json and prompt is None:
-        raise StudioError("--json answers one message: give it with --prompt.")
+        raise StudioError("--json only works for one message. Pass the message with --prompt.")
     trained = None if adapter is None else find(adapter).model
-    # One answer is over before a compiler would have paid for itself, and a switch would wait for one that runs.
+    # Compiling does not pay off for one answer, and switching to an adapter would wait for a running compilation.
     engine = Engine(compile_steps=prompt is None and adapter is None)
     with progress_bar() as progress:
         engine.load(model or trained or "starter", progress, cast(Any, precision))
@@ -61,7 +61,7 @@ def chat(
 
 
 def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None) -> None:
-    """Questions from the terminal until an empty line or the end of input."""
+    """Answer questions from the terminal until an empty line or the end of input."""
     print(f"{engine.status().text} An empty line ends the conversation.", file=sys.stderr)
     while question := read_line():
         messages.append({"role": "user", "content": question})
@@ -72,7 +72,7 @@ def converse(engine: Engine, messages: list[dict[str, str]], sampling: Sampling,
 def write_answer(
     engine: Engine, messages: list[dict[str, str]], sampling: Sampling, adapter: str | None, show: bool
 ) -> dict[str, Any]:
-    """The answer as the document that `chat --json` prints; streams it to stdout where `show`."""
+    """Generate an answer and return the document that `chat --json` prints; stream the text to stdout if `show`."""
     from jetmoe import RoutingTrace
 
     text, token_ids, traces, timing = "", [], [], None
@@ -92,7 +92,7 @@ def write_answer(
     if show:
         print()
         print(
-            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} a second, the first after {timing.ttft_s:.2f} s",
+            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} tok/s, time to first token {timing.ttft_s:.2f} s",
             file=sys.stderr,
         )
     return {
@@ -107,7 +107,7 @@ def write_answer(
 
 
 def routing_summary(trace: RoutingTrace) -> dict[str, Any]:
-    """Shape `[L, N, T, K]` of a trace, and the load of each expert `[L, N, E]`."""
+    """Return the shape `[L, N, T, K]` of a trace and the load of each expert `[L, N, E]`."""
     from studio.analysis.load import load
 
     return {"shape": list(trace.experts.shape), "load": load(trace, "expert").round(5).tolist()}

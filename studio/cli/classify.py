@@ -1,11 +1,11 @@
-"""`python -m studio classify ...`: labels for texts, one or a whole file of them.
+"""`python -m studio classify ...`: classify a text or a file of texts, and evaluate classifiers.
 
 python -m studio classify predict --labels sport,science "The match ended in a draw."
 python -m studio classify predict --labels spam,ham --template message --calibrate mails.csv --out labelled.csv
 python -m studio classify predict --labels positive,negative reviews.jsonl --json
-python -m studio classify predict --adapter 3f2a mails.csv          # by a trained head: it knows its labels
-python -m studio classify evaluate mails.csv --adapter 3f2a         # how good it is, where a column has the true labels
-python -m studio classify evaluate --adapter 3f2a                   # the same, of what its training held out
+python -m studio classify predict --adapter 3f2a mails.csv          # a trained head needs no --labels
+python -m studio classify evaluate mails.csv --adapter 3f2a         # a column has the true labels
+python -m studio classify evaluate --adapter 3f2a                   # the held-out rows of its training
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
     from studio.backend.classification.prediction import LabelledRow, Prediction
     from studio.backend.system.progress import Progress
 
-classify_app = typer.Typer(no_args_is_help=True, help="Classification of texts, without training or by a trained head.")
+classify_app = typer.Typer(no_args_is_help=True, help="Classify texts, without training or with a trained head.")
 
 
 Labels = Annotated[
-    str, typer.Option(help="The labels to choose from, separated by commas; a trained head has its own.")
+    str, typer.Option(help="Labels to choose from, separated by commas; not needed with a trained head.")
 ]
 Template = Annotated[
-    str, typer.Option(help="topic, sentiment, message or continuation; or a text with {text} and {labels} in it.")
+    str, typer.Option(help="Template: topic, sentiment, message, continuation, or a text with {text} and {labels}.")
 ]
-Calibrate = Annotated[bool, typer.Option("--calibrate", help="Subtract what the labels get where a text says nothing.")]
-Cut = Annotated[str, typer.Option(help="Where a text that is too long is cut: middle (or, given so, end).")]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Subtract the labels' scores for content-free texts.")]
+Cut = Annotated[str, typer.Option(help="Where to cut a text that is too long: middle (the default) or end.")]
 Adapter = Annotated[
-    str | None, typer.Option(help="Classify with it: a run's id, or the folder of a PEFT adapter or classifier.")
+    str | None, typer.Option(help="Adapter: a run's id, or the folder of a PEFT adapter or classifier.")
 ]
-Model = Annotated[str | None, typer.Option(help="A model; else the adapter's, where a run made it; else starter.")]
-Precision = Annotated[str, typer.Option(help="nf4, bf16 or fp32; auto is what suits machine and model.")]
-Column = Annotated[str, typer.Option(help="Of a file: the column of the texts, where its name doesn't tell.")]
+Model = Annotated[str | None, typer.Option(help="Model id; the default is the adapter's base model, or starter.")]
+Precision = Annotated[str, typer.Option(help="nf4, bf16, fp32, or auto to choose by machine and model.")]
+Column = Annotated[str, typer.Option(help="Column of the texts in a file, if its name is not recognized.")]
 
 
 @classify_app.command("predict")
 def predict(
-    source: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, or a file with one text a row.")],
+    source: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, or a file with one text per row.")],
     labels: Labels = "",
     template: Template = "",
     calibrate: Calibrate = False,
@@ -61,11 +61,11 @@ def predict(
     precision: Precision = "auto",
     column: Column = "",
     out: Annotated[
-        Path | None, typer.Option(help="Of a file: the new .csv or .jsonl file; else FILE.labelled.csv beside it.")
+        Path | None, typer.Option(help="New .csv or .jsonl file; the default is FILE.labelled.csv next to the input.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Labels a text, or every row of a file: by labels that need no training, or by a trained head."""
+    """Classify a text or every row of a file, without training or with a trained head."""
     from studio.cli.output import progress_bar
 
     with progress_bar() as progress:
@@ -73,7 +73,7 @@ def predict(
         chosen.check()
         file = _file(source)
         if file is None and (out or column):
-            raise StudioError(f"{'--out' if out else '--column'} is for files, and this is a text. Leave it out.")
+            raise StudioError(f"{'--out' if out else '--column'} only works with a file, not a text. Leave it out.")
         classifier = _classifier(chosen)
         if file is not None:
             out = out if out or as_json else file.with_name(f"{file.stem}.labelled.csv")
@@ -86,9 +86,9 @@ def predict(
 @classify_app.command("evaluate")
 def evaluate(
     file: Annotated[
-        Path | None, typer.Argument(help="A file with texts and their true labels; else what training held out.")
+        Path | None, typer.Argument(help="File of texts with true labels; the default is the training's held-out rows.")
     ] = None,
-    label_column: Annotated[str, typer.Option(help="The column of the true labels.")] = "label",
+    label_column: Annotated[str, typer.Option(help="Column of the true labels.")] = "label",
     labels: Labels = "",
     template: Template = "",
     calibrate: Calibrate = False,
@@ -99,7 +99,7 @@ def evaluate(
     column: Column = "",
     as_json: Json = False,
 ) -> None:
-    """Measures a classifier: rates of each label, calibration, and plain methods on the same rows."""
+    """Evaluate a classifier: metrics per label, calibration, and baselines on the same rows."""
     from studio.backend.classification import evaluation
     from studio.cli.output import progress_bar
 
@@ -111,7 +111,7 @@ def evaluate(
 
 
 class _Chosen(NamedTuple):
-    """Who classifies, and who hears of it."""
+    """The classifier's options, the progress callback and the cancel event."""
 
     labels: str
     template: str
@@ -124,18 +124,18 @@ class _Chosen(NamedTuple):
     cancel: threading.Event
 
     def check(self) -> None:
-        """Raises StudioError: nothing says what the labels are, or two things do."""
+        """Raise StudioError if the labels are missing or given twice."""
         from jetmoe.adapters.files import is_classifier
         from studio.backend.adapters.find import find
 
         if not self.labels and self.adapter is None:
-            raise StudioError("Say which labels there are to choose from, as in --labels spam,ham.")
+            raise StudioError("There are no labels to choose from. Pass them, as in --labels spam,ham.")
         if not self.labels and (self.template or self.calibrate or self.cut):
             raise StudioError(
-                "--template, --calibrate and --cut are for --labels: a trained head does without. Drop them."
+                "--template, --calibrate and --cut only work with --labels, not with a trained head. Leave them out."
             )
         if self.labels and self.adapter is not None and is_classifier(find(self.adapter).folder):
-            raise StudioError(f"{self.adapter} is a trained classifier, which has its own labels. Leave out --labels.")
+            raise StudioError(f"{self.adapter} is a trained classifier with fixed labels. Leave out --labels.")
 
 
 class _Classifier(NamedTuple):
@@ -149,13 +149,11 @@ def _held_out(chosen: _Chosen) -> dict[str, Any]:
     from studio.backend.classification import evaluation
 
     if chosen.adapter is None:
-        raise StudioError("Name a file whose rows have labels to measure by, or with --adapter a trained classifier.")
+        raise StudioError("Nothing to evaluate. Name a file with true labels, or a trained classifier with --adapter.")
     run = find(chosen.adapter).run
     report = None if run is None else evaluation.of_run(run)
     if report is None:
-        raise StudioError(
-            f"Nothing was measured when {chosen.adapter} was trained. Name a file whose rows have labels to measure by."
-        )
+        raise StudioError(f"{chosen.adapter} has no evaluation from its training. Name a file with true labels.")
     return report
 
 
@@ -167,7 +165,7 @@ def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict
     names = column_names(_existing(file))
     if label_column not in names:
         choice = ", ".join(map(repr, names[:20]))
-        raise StudioError(f"{file.name} has no column {label_column!r}; name it by --label-column: {choice}.")
+        raise StudioError(f"{file.name} has no column {label_column!r}. Pass --label-column with one of {choice}.")
     classifier = _classifier(chosen)
     test = FileTest(classifier.problem, classifier.labels, label_column)
     with _interrupted(chosen.cancel):
@@ -187,10 +185,10 @@ def _existing(file: Path) -> Path:
 
 
 def _file(source: str) -> Path | None:
-    """The file, where the source is one; None for a text.
+    """Return the path if the source is a file, None if it is a text.
 
     Raises:
-        StudioError: it is named like a file that does not exist, or is a folder.
+        StudioError: the source looks like a file that does not exist, or is a folder.
     """
     from studio.backend.data.file_type import ENDINGS
 
@@ -200,7 +198,7 @@ def _file(source: str) -> Path | None:
             return path
         if path.is_dir() and ("/" in source or not source.strip(".")):
             raise StudioError(f"{source} is a folder. Name one of its files.")
-    except OSError:  # longer than a file's name can be
+    except OSError:  # too long for a file name
         return None
     if path.suffix.lower() in ENDINGS and not any(letter.isspace() for letter in source):
         raise StudioError(f"There is no file {source}. Check its name and folder.")
@@ -212,7 +210,7 @@ def _classifier(chosen: _Chosen) -> _Classifier:
 
 
 def _zero_shot(chosen: _Chosen) -> _Classifier:
-    """Loads the model once there is a text: by then a file has been looked through, and its faults were said."""
+    """Load the model with the first text. By then the file has been checked, so its errors come before a long load."""
     from studio.backend.adapters.find import find
     from studio.backend.chat.engine import Engine
     from studio.backend.classification.label_prompt import parse_labels
@@ -293,7 +291,7 @@ def _predict_file(
 
 @contextmanager
 def _interrupted(cancel: threading.Event) -> Iterator[None]:
-    """Ctrl+C sets it, so that the rows that are finished stay; a second one ends at once."""
+    """Set `cancel` on Ctrl+C, so that finished rows are kept. A second Ctrl+C aborts at once."""
 
     def stop(*signal_and_frame: object) -> None:
         cancel.set()

@@ -1,4 +1,4 @@
-"""`python -m studio export`: adapters and merged models, to a folder or to the hub."""
+"""`python -m studio export`: export adapters and merged models to a folder or to the hub."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from studio.errors import StudioError
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run's id, or its first characters; or the folder of a PEFT adapter.")],
-    to: Annotated[Path, typer.Option(help="Folder for it; made anew.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the weights, and prove it.")] = False,
-    four_bit: Annotated[bool, typer.Option("--four-bit", help="With --merge: in 4 bits instead of 16.")] = False,
-    model: Annotated[str | None, typer.Option(help="The model that was trained, where no run tells.")] = None,
-    push: Annotated[str | None, typer.Option(help="NAME/REPO on the hub to upload it to; private.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody to see.")] = False,
+    run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the folder of a PEFT adapter.")],
+    to: Annotated[Path, typer.Option(help="New or empty folder for the export.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter and verify the merged weights.")] = False,
+    four_bit: Annotated[bool, typer.Option("--four-bit", help="With --merge: write 4-bit weights.")] = False,
+    model: Annotated[str | None, typer.Option(help="Base model of the adapter, if no run records it.")] = None,
+    push: Annotated[str | None, typer.Option(help="Push to NAME/REPO on the hub as a private repository.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Writes a run's adapter, or the model with it merged in, with a model card, and puts it on the hub if asked to."""
+    """Export a run's adapter or the merged model, with a model card, and optionally push it to the hub."""
     from studio.backend.export import export as exporting
 
     token = _token_for(push, public)
@@ -45,12 +45,12 @@ def export(
 
 
 def _token_for(push: str | None, public: bool) -> str:
-    """What can be wrong with pushing is said before a long merge."""
+    """Validate the push target before a long merge and return the token."""
     from studio.backend.export import hub
 
     if push is None:
         if public:
-            raise StudioError("Only what is pushed can be public: give --push NAME/REPO, too.")
+            raise StudioError("--public only works with --push NAME/REPO. Add --push, or leave out --public.")
         return ""
     hub.check_repo_id(push)
     return hub.stored_token()
@@ -63,4 +63,4 @@ def _push(folder: Path, repo_id: str, token: str, public: bool) -> str:
         return hub.push(folder, repo_id, token, private=not public)
     except StudioError as error:
         again = f"hf upload {repo_id} {shlex.quote(str(folder))}{'' if public else ' --private'}"
-        raise StudioError(f"{error} It is exported to {folder}; `{again}` pushes it, too.") from error
+        raise StudioError(f"{error} The export is in {folder}; `{again}` pushes it.") from error

@@ -1,18 +1,21 @@
-"""`python -m studio ...`: everything the page does, from the command line, with the same defaults.
+"""`python -m studio ...`: the functions of the page on the command line, with the same defaults.
 
     python -m studio chat --prompt "What is a mixture of experts?"
     python -m studio chat --prompt "Hi" --json
     python -m studio chat --adapter 3f2a
+    python -m studio train starter/lora_experts data=FILE
+    python -m studio runs list
     python -m studio classify predict --labels sport,science TEXT
     python -m studio export 3f2a --to DIR --merge
     python -m studio export 3f2a --to DIR --push NAME/REPO
     python -m studio models
     python -m studio upcycle SRC DIR --replicas 4
+    python -m studio quantize SRC DIR
     python -m studio bench generate
     python -m studio user add NAME
     python -m studio doctor
 
-Exit codes: 0 done, 2 the person can fix it (the sentence is on stderr), 1 a bug.
+Exit codes: 0 for success, 1 for a bug, 2 for an error that the user can fix (the message is on stderr).
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ runs_app.command()(resume)
 
 
 def main() -> None:
-    """Runs the command line; the one place where a StudioError becomes an exit code."""
+    """Run the command line. This is the only place where a StudioError becomes an exit code."""
     try:
         app()
     except StudioError as error:
@@ -57,7 +60,7 @@ def main() -> None:
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """Lists the models, where they come from and the memory they need."""
+    """List the models, their sources and the memory they need."""
     from studio.backend.models import catalog
 
     rows = catalog.rows()
@@ -66,18 +69,18 @@ def models(as_json: Json = False) -> None:
         return
     for row in rows:
         need = row["needs_gib"]
-        state = "ready" if row["ready"] else "fetched on first use"
+        state = "ready" if row["ready"] else "downloaded on first use"
         print(f"{row['id']:24} {row['family']:8} {need['bf16']:6.1f} GiB bf16 {need['nf4']:6.1f} GiB nf4  {state}")
 
 
 @app.command()
 def upcycle(
     source: Annotated[Path, typer.Argument(help="Folder or .gguf file of a Llama-architecture model.")],
-    directory: Annotated[Path, typer.Argument(help="Folder for the JetMoE model; made anew.")],
-    replicas: Annotated[int, typer.Option(help="Copies of each slot that the routers choose between.")] = 4,
-    fit_on: Annotated[list[Path] | None, typer.Option(help="Texts to fit the routers on; repeatable.")] = None,
+    directory: Annotated[Path, typer.Argument(help="New or empty folder for the JetMoE model.")],
+    replicas: Annotated[int, typer.Option(help="Copies of each slot that the router chooses from.")] = 4,
+    fit_on: Annotated[list[Path] | None, typer.Option(help="Text file to fit the routers on; repeatable.")] = None,
 ) -> None:
-    """Makes a JetMoE of a dense model, without changing what it computes."""
+    """Convert a dense model to JetMoE without changing its outputs."""
     from jetmoe.upcycle import fitting_tokens
     from jetmoe.upcycle import upcycle as convert
 
@@ -98,10 +101,10 @@ def upcycle(
 @app.command()
 def quantize(
     source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE checkpoint.")],
-    directory: Annotated[Path, typer.Argument(help="Folder for the 4-bit one; what is there already is kept.")],
-    double: Annotated[bool, typer.Option(help="Quantize the scales too: experts 8 % smaller.")] = False,
+    directory: Annotated[Path, typer.Argument(help="Folder for the 4-bit checkpoint; finished files are kept.")],
+    double: Annotated[bool, typer.Option(help="Quantize the scales too, which makes the experts 8 % smaller.")] = False,
 ) -> None:
-    """Writes the 4-bit (NF4) checkpoint of a 16-bit one; started again, it goes on where it stopped."""
+    """Convert a 16-bit checkpoint to 4-bit (NF4); run the command again to resume."""
     from jetmoe.loading.checkpoint import CheckpointError
     from jetmoe.loading.convert import convert
     from studio.backend.system.progress import reading
@@ -119,16 +122,16 @@ def quantize(
 @app.command()
 def doctor(
     deep: Annotated[
-        bool, typer.Option("--deep", help="Load torch and the page too, answer and train a little.")
+        bool, typer.Option("--deep", help="Also load torch and the page, generate an answer and train a few steps.")
     ] = False,
     model: Model = "starter",
-    host: Annotated[str | None, typer.Option(help="As for app.py, as are the next three.")] = None,
-    auth: Annotated[Path | None, typer.Option(help="File of those who may log in.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may use the page.")] = False,
-    proxy: Annotated[bool, typer.Option("--proxy", help="A proxy stands before it.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address of the page, as for app.py.")] = None,
+    auth: Annotated[Path | None, typer.Option(help="File of user accounts, as for app.py.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everyone use the page, as for app.py.")] = False,
+    proxy: Annotated[bool, typer.Option("--proxy", help="Trust the headers of a proxy, as for app.py.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Checks this machine, and who would reach the page, and says what to do about each finding."""
+    """Check this machine and who can reach the page, and print a remedy for each problem."""
     from studio.backend.doctor import examine
     from studio.backend.hosting.exposure import Exposure
 

@@ -1,4 +1,4 @@
-"""What the commands share: options, and progress on stderr."""
+"""Options and the progress bar that the commands share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 Precision = Annotated[
-    str, typer.Option(help="nf4 (4-bit), bf16 or fp32; auto: 4-bit on a GPU, on a CPU what suits the model.")
+    str, typer.Option(help="nf4 (4-bit), bf16, fp32 or auto: 4-bit on a GPU, the model's default on a CPU.")
 ]
-Model = Annotated[str, typer.Option(help="A model of `python -m studio models`.")]
-Adapter = Annotated[str | None, typer.Option(help="Answer with it: a run's id, or the folder of a PEFT adapter.")]
+Model = Annotated[str, typer.Option(help="Model id from `python -m studio models`.")]
+Adapter = Annotated[str | None, typer.Option(help="Adapter: a run's id, or the folder of a PEFT adapter.")]
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr, for people only: silent where stderr is not a terminal."""
+    """Show a progress bar on stderr if it is a terminal."""
     from tqdm import tqdm
 
     with tqdm(total=100, bar_format="{l_bar}{bar}| {n:.0f} %", leave=False, disable=None) as bar:

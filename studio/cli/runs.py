@@ -1,11 +1,11 @@
-"""`python -m studio runs ...`: the store of training runs, which the page shows too.
+"""`python -m studio runs ...`: manage the training runs, which the page shows too.
 
 python -m studio runs list
 python -m studio runs show 3f2a
 python -m studio runs cancel 3f2a
 python -m studio runs compare 3f2a 90bc --json
 
-An id may be cut short to its first characters.
+The first characters of an id are enough.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from studio.backend.runs.run import Run
     from studio.backend.runs.store import RunStore
 
-runs_app = typer.Typer(no_args_is_help=True, help="Training runs: list, show, cancel and compare them.")
+runs_app = typer.Typer(no_args_is_help=True, help="List, show, cancel, compare and resume training runs.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-RunId = Annotated[str, typer.Argument(help="A run's id, or its first characters.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+RunId = Annotated[str, typer.Argument(help="A run's id or its first characters.")]
 
 
 @runs_app.command("list")
 def list_runs(as_json: Json = False) -> None:
-    """Lists all runs, the latest first."""
+    """List all runs, the latest first."""
     runs = _store().list()
     if as_json:
         print(json.dumps([run.row() for run in runs]))
@@ -44,7 +44,7 @@ def list_runs(as_json: Json = False) -> None:
 
 @runs_app.command("show")
 def show_run(run_id: RunId, as_json: Json = False) -> None:
-    """Shows a run: how it is, what it was asked for, and its latest figures."""
+    """Show the state, recipe and latest figures of a run."""
     from studio.backend.runs.events import figures
 
     run = _store().get(run_id)
@@ -60,21 +60,21 @@ def show_run(run_id: RunId, as_json: Json = False) -> None:
 
 @runs_app.command("cancel")
 def cancel_run(run_id: RunId, as_json: Json = False) -> None:
-    """Asks a run to stop after the step it is at; its checkpoints are kept."""
+    """Stop a run after the current step and keep its checkpoints."""
     run = _store().request_cancel(run_id)
     if as_json:
         print(json.dumps(run.row()))
     else:
-        how = "is out of the queue" if run.state == "cancelled" else "stops after the step it is at"
+        how = "was removed from the queue" if run.state == "cancelled" else "stops after the current step"
         print(f"Run {run.id[:8]} ({run.name}) {how}.")
 
 
 @runs_app.command("compare")
 def compare_runs(
-    run_ids: Annotated[list[str], typer.Argument(help="Two or more ids, or their first characters.")],
+    run_ids: Annotated[list[str], typer.Argument(help="Two or more run ids or their first characters.")],
     as_json: Json = False,
 ) -> None:
-    """Puts runs side by side: the settings that differ, and their latest figures."""
+    """Compare runs: the settings that differ, and their latest figures."""
     from studio.backend.runs.comparison import compare
 
     store = _store()
@@ -86,7 +86,7 @@ def compare_runs(
 
 
 def _store() -> RunStore:
-    """What is read from it is true: runs whose process died are not shown as running."""
+    """Open the store, repair it, and mark runs with a dead process as ended."""
     from studio.backend.runs.store import RunStore
 
     store = RunStore()

@@ -1,4 +1,4 @@
-"""`python -m studio train`: a training run here and now, in the same store as the page's.
+"""`python -m studio train`: train in this process and store the run with the page's runs.
 
 python -m studio train recipes/starter/lora_experts.yaml data=devils-dictionary
 python -m studio train starter/lora_all data=rows.csv max_steps=200 --dry-run
@@ -24,16 +24,16 @@ EVALUATED = {
     "eval_loss": "loss", "eval_accuracy": "accuracy", "eval_macro_f1": "macro-F1",
     "eval_mean_absolute_error": "mean absolute error", "eval_r2": "R²",
 }  # fmt: skip
-Settings = Annotated[list[str] | None, typer.Argument(help="setting=value pairs that stand above the recipe's.")]
-RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of a bundled one.")]
-Name = Annotated[str, typer.Option(help="What the run is called in lists.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would train, and what it takes; then end.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="setting=value pairs that override the recipe.")]
+RecipeName = Annotated[str, typer.Argument(help="Recipe file, or the name of a bundled recipe.")]
+Name = Annotated[str, typer.Option(help="Name of the run in lists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the trained parts, memory and time, then exit.")]
 
 
 def train(
     recipe: RecipeName, settings: Settings = None, name: Name = "", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
-    """Tunes a LoRA adapter by a recipe; runs are listed by `runs list`."""
+    """Train a LoRA adapter with a recipe; `runs list` lists the runs."""
     from studio.backend.recipe import Recipe
 
     chosen = Recipe.load(recipe, settings or [])
@@ -50,12 +50,12 @@ def train(
 def train_classifier(
     recipe: RecipeName, settings: Settings = None, name: Name = "", dry_run: DryRun = False, as_json: Json = False
 ) -> None:
-    """Tunes a classification head with a LoRA adapter by a recipe: `train` with task=classify."""
+    """Train a classification head and a LoRA adapter with a recipe: `train` with task=classify."""
     train(recipe, [*(settings or []), "task=classify"], name, dry_run, as_json)
 
 
 def resume(run: RunId, as_json: Json = False) -> None:
-    """Goes on with a run that ended early, from its last whole checkpoint."""
+    """Resume a run that ended early from its last complete checkpoint."""
     _quiet()
     from studio.backend.training import run as training
 
@@ -98,7 +98,7 @@ def _nothing(event: TrainEvent) -> None:
 
 
 def _show(event: TrainEvent) -> None:
-    """An event as a line for people, on stderr."""
+    """Print an event as a readable line on stderr."""
     if text := _line(event):
         print(text, file=sys.stderr, flush=True)
 

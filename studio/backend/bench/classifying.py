@@ -1,6 +1,6 @@
-"""`bench classify`: texts through a classification head, in a process of its own; called by `bench_worker.py`.
+"""`bench classify`: benchmark a classification head. Called by `worker.py` in a separate process.
 
-Nothing at the top of this file may import `jetmoe`: it would take the place of transformers' own JetMoE.
+Nothing at the top of this file may import `jetmoe`: it would shadow transformers' own JetMoE.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from studio.backend.data.dataset import read
 
 LABELS = 4
 SAMPLE = "devils-dictionary"
-"""Whose entries are the texts: of many lengths, as texts are."""
+"""The sample that the texts are taken from. Their lengths vary, as in real data."""
 Classify = Callable[[list[str]], list[int]]
 
 
 def classify(work: dict[str, Any], dtype: torch.dtype, device: str, synchronize: Callable[[], None]) -> dict[str, Any]:
-    """Texts a second: the median of the repeats, after one that warms up. The note sums up what was found, which is the
-    same for all systems but for rounding."""
+    """Return texts per second: the median of the repeats, after one warm-up.
+
+    The note counts the predicted labels, which are the same for all systems up to rounding.
+    """
     run = (stock if work["system"] == "transformers" else ours)(work, dtype, device)
     texts = texts_of(work["rows"])
     seconds, found = [], []
@@ -42,7 +44,7 @@ def texts_of(count: int) -> list[str]:
 
 
 def stock(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
-    """transformers' pipeline on its own JetMoE."""
+    """Return transformers' pipeline on its own JetMoE."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, pipeline
 
     options: dict[str, Any] = {}
@@ -63,7 +65,7 @@ def stock(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
 
 
 def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
-    """A trained classifier, as page and command line use it."""
+    """Return a trained classifier, as the page and the command line use it."""
     from transformers import AutoTokenizer
 
     from jetmoe import JetMoeForSequenceClassification
@@ -81,12 +83,12 @@ def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
 
     def run(texts: list[str]) -> list[int]:
         found = classifier.predict(texts)
-        assert found is not None, "nobody cancels"
+        assert found is not None, "never cancelled"
         return found.probabilities.argmax(-1).tolist()
 
     return run
 
 
 def head(hidden_size: int) -> Tensor:
-    """The same for all systems `[LABELS, D]`."""
+    """Return the head's weights `[LABELS, D]`, the same for all systems."""
     return torch.randn(LABELS, hidden_size, generator=torch.Generator().manual_seed(0)) * 0.02

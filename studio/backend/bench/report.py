@@ -1,7 +1,7 @@
-"""`python -m studio bench ...`: the studio against its peers on the same weights and the same work.
+"""`python -m studio bench ...`: benchmark the studio against its peers on the same weights and the same work.
 
-Every system runs in a process of its own (`studio/backend/bench/worker.py`), so that peak memory is its own and
-transformers' JetMoE is never shadowed by ours.
+Every system runs in a separate process (`studio/backend/bench/worker.py`), so that peak memory is measured per system
+and our JetMoE never shadows transformers'.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from studio.errors import StudioError
 Row = dict[str, Any]
 Report = dict[str, Any]
 STUDIO = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager"]
-# "transformers" in nf4 is its own loading with bitsandbytes' load_in_4bit, which leaves experts in 16 bits.
+# "transformers" in nf4 is loaded with bitsandbytes' load_in_4bit, which leaves the experts in 16 bits.
 PEERS = ["jetmoe-studio", "transformers"]
 CHECKPOINTED = "jetmoe-studio-checkpointed"
 WEIGHTS = ("bf16", "nf4", "fp32")
-# Each figure is the median of the repeats, but for memory, which is the peak.
+# Each figure is the median of the repeats, except memory, which is the peak.
 COLUMNS = {
     "system": "system",
     "weights": "weights",
@@ -63,13 +63,13 @@ def generate(
     repeats: int,
     shape: str | None = None,
 ) -> Report:
-    """One prompt and greedy decoding, one sequence at a time; on a GPU where there is one.
+    """Benchmark one prompt and greedy decoding, one sequence at a time, on a GPU if there is one.
 
     Args:
-        shape: random weights of a released model's shape (`bench_shapes.SHAPES`) instead of a model.
+        shape: use random weights of a released model's shape (`shapes.SHAPES`) instead of a model.
 
     Raises:
-        StudioError: weights, model or shape are not known, or a system did not finish.
+        StudioError: weights, model or shape are unknown, or a system did not finish.
     """
     work = {
         "bench": "generate",
@@ -87,7 +87,7 @@ def generate(
 
 
 def load(model_id: str, weights: list[str], threads: int, repeats: int, shape: str | None = None) -> Report:
-    """From a folder to a model that is ready for its first token; arguments as of `generate`."""
+    """Benchmark loading, from a folder to a model that is ready for its first token; arguments as of `generate`."""
     work = {"bench": "load", "model": shape or model_id, "threads": threads, "repeats": repeats}
     runs = [(system, kind) for kind in _known(weights) for system in PEERS]
     return _report(work, runs, model_id, shape)
@@ -103,11 +103,13 @@ def train(
     repeats: int,
     shape: str | None = None,
 ) -> Report:
-    """Optimizer steps of a LoRA on all experts, against stock PEFT's `target_parameters` on stock transformers, which
-    can't checkpoint gradients; other arguments as of `generate`.
+    """Benchmark optimizer steps of a LoRA on all experts; other arguments as of `generate`.
+
+    The peer is stock PEFT with `target_parameters` on stock transformers, which does not support gradient
+    checkpointing.
 
     Args:
-        batch, length: of a step, rows and tokens.
+        batch, length: rows of a step, and tokens of a row.
     """
     work = {"bench": "train", "model": shape or model_id, "batch": batch, "length": length, "rank": rank,
             "threads": threads, "repeats": repeats}  # fmt: skip
@@ -116,11 +118,12 @@ def train(
 
 
 def classify(model_id: str, weights: list[str], rows: int, batch: int, threads: int, repeats: int) -> Report:
-    """Texts of a bundled sample through a head of four labels, against transformers' pipeline on its own JetMoE; other
-    arguments as of `generate`.
+    """Benchmark a head of four labels on the texts of a bundled sample; other arguments as of `generate`.
+
+    The peer is transformers' pipeline on its own JetMoE.
 
     Args:
-        rows, batch: how many texts there are, and how many go through at once.
+        rows, batch: number of texts, and texts per batch.
     """
     work = {"bench": "classify", "model": model_id, "rows": rows, "batch": batch, "threads": threads,
             "repeats": repeats}  # fmt: skip
@@ -130,12 +133,12 @@ def classify(model_id: str, weights: list[str], rows: int, batch: int, threads: 
 def _known(weights: list[str]) -> list[str]:
     for kind in weights:
         if kind not in WEIGHTS:
-            raise StudioError(f"There are no {kind!r} weights; pick of {', '.join(WEIGHTS)}.")
+            raise StudioError(f"There are no {kind!r} weights. Choose from {', '.join(WEIGHTS)}.")
     return weights
 
 
 def table(report: Report) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in report["rows"])}
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(key, "")) for key in columns) + " |" for row in report["rows"]]
@@ -159,7 +162,7 @@ def _run(system: str, dtype: str, path: Path, work: dict[str, Any]) -> Row:
     arguments = json.dumps({**work, "system": system, "weights": dtype, "path": str(path)})
     environment = {**os.environ, "OMP_NUM_THREADS": str(work["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     if not system.startswith("jetmoe-studio"):
-        # libgomp's own default, which stands above the studio's choice: a peer runs as it would anywhere else.
+        # libgomp's default, which overrides the studio's setting, so that a peer runs as it would elsewhere.
         environment["GOMP_SPINCOUNT"] = "300000"
     process = subprocess.run(
         [sys.executable, "-m", "studio.backend.bench.worker", arguments],

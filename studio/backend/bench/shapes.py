@@ -1,6 +1,6 @@
-"""Random models in the shape of released ones, made on the device, for benchmarks where the real ones are out of reach.
+"""Random models in the shape of released ones, created on the device, for benchmarks without the real weights.
 
-Speed and memory do not depend on the values, so all experts of a tensor hold the same ones.
+Speed and memory do not depend on the values, so all experts of a tensor share the same ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from studio.errors import StudioError
 
-# As the released config.json has it (jetmoe/jetmoe-8b).
+# From the released config.json (jetmoe/jetmoe-8b).
 SHAPES: dict[str, dict[str, Any]] = {
     "jetmoe-8b": {
         "vocab_size": 32000,
@@ -33,14 +33,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def settings(shape: str) -> dict[str, Any]:
-    """The configuration of a shape, for any class. Raises StudioError: it is not known."""
+    """Return the configuration of a shape, for any class. Raise StudioError if the shape is unknown."""
     if shape not in SHAPES:
         raise StudioError(f"There is no shape {shape!r}; pick one of {', '.join(SHAPES)}.")
     return SHAPES[shape]
 
 
 def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
-    """Our model of that shape, built as a checkpoint is loaded: slice by slice, quantized on the way."""
+    """Build our model of that shape as a checkpoint is loaded: slice by slice, quantized on the way."""
     from jetmoe import JetMoeConfig, JetMoeForCausalLM
     from jetmoe.loading.checkpoint import Stored
     from jetmoe.loading.load import build
@@ -60,7 +60,7 @@ def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
 
 
 def stock(shape: str, four_bit: bool, dtype: torch.dtype, device: str) -> Any:
-    """transformers' own JetMoE of that shape; in 4 bits what its `load_in_4bit` makes of it: linear layers only."""
+    """Build transformers' own JetMoE of that shape. 4-bit covers only linear layers, as with its `load_in_4bit`."""
     from transformers import JetMoeConfig, JetMoeForCausalLM
 
     config = JetMoeConfig(**settings(shape))

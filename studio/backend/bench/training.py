@@ -1,6 +1,6 @@
-"""`bench train`: optimizer steps of a LoRA on all experts, in a process of its own; called by `bench_worker.py`.
+"""`bench train`: benchmark optimizer steps of a LoRA on all experts. Called by `worker.py` in a separate process.
 
-Nothing at the top of this file may import `jetmoe`: it would take the place of transformers' own JetMoE.
+Nothing at the top of this file may import `jetmoe`: it would shadow transformers' own JetMoE.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# All expert tensors, by the names that tell attention experts from feed-forward experts (jetmoe.lora.PRESETS).
+# All expert tensors, by names that distinguish attention experts from feed-forward experts (jetmoe.lora.PRESETS).
 TARGETS = ["experts.input_linear.weight", "experts.output_linear.weight",
            "mlp.input_linear.weight", "mlp.output_linear.weight"]  # fmt: skip
 
 
 def train(model: Any, work: dict[str, Any], synchronize: Callable[[], None]) -> dict[str, Any]:
-    """Tokens a second of forward, backward and AdamW step: the median of the repeats, after one step that warms up."""
+    """Return tokens per second of forward, backward and AdamW step: the median of the repeats after a warm-up step."""
     import peft
 
     model.requires_grad_(False)
@@ -29,8 +29,8 @@ def train(model: Any, work: dict[str, Any], synchronize: Callable[[], None]) -> 
     config = peft.LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules=[], target_parameters=TARGETS)
     adapted = peft.get_peft_model(model, config).train()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # what Trainer takes by default
-    # The peer has no chunked loss; its logits are those that its own forward makes.
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # Trainer's default
+    # The peer has no chunked loss: its forward computes all logits.
     options = {} if work["system"] == "transformers" else {"skip_logits": True}
     seconds, losses = [], []
     for ids in batches(model.config.vocab_size, work, model.device):
@@ -47,7 +47,7 @@ def train(model: Any, work: dict[str, Any], synchronize: Callable[[], None]) -> 
 
 
 def batches(vocab_size: int, work: dict[str, Any], device: Any) -> list[Tensor]:
-    """`repeats` + 1 batches `[batch, length]` of the same random tokens for every system."""
+    """Return `repeats` + 1 batches `[batch, length]` of the same random tokens for every system."""
     generator = torch.Generator().manual_seed(0)
     shape = (work["repeats"] + 1, work["batch"], work["length"])
     return list(torch.randint(100, vocab_size, shape, generator=generator).to(device))

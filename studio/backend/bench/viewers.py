@@ -1,9 +1,10 @@
-"""`bench viewers`: many pages that watch one run: each asks once a second for new events, at times for the list.
+"""`bench viewers`: benchmark many pages that watch one run.
 
-    viewers("http://127.0.0.1:7860/", pages=100, seconds=60)       # of a studio that runs, its newest run
-    viewers(None, pages=100, seconds=180)                           # of one that is started for it
+    viewers("http://127.0.0.1:7860/", pages=100, seconds=60)       # the newest run of a running studio
+    viewers(None, pages=100, seconds=180)                           # a studio that is started for the benchmark
 
-A studio that is started for it trains a run and answers one chat all the while, both with the starter.
+Each page polls for new events once a second, and for the list of runs every fifth time. A studio that is started for
+the benchmark trains a run and answers one chat throughout, both with the starter.
 """
 
 from __future__ import annotations
@@ -44,18 +45,20 @@ LIST_EVERY = 5
 ROOT = Path(__file__).parents[3]
 MIB = 2**20
 WARM_S = 150
-"""Until a studio that was just started has compiled its model, beside a run and a chat."""
+"""Seconds for a new studio to compile its model while it trains and chats."""
 ALONE_S = 60
-"""In which the chat is measured without viewers."""
+"""Seconds in which the chat is measured without viewers."""
 QUESTION = "Explain in a few sentences why the sky is blue."
 
 
 def viewers(url: str | None, pages: int, seconds: int) -> Report:
-    """Polls in milliseconds and how many failed; of a studio started for it also what its memory grew by, and the
-    chat's speed beside the viewers and without them.
+    """Return the times of the polls in milliseconds and the number of failed ones.
+
+    For a studio that is started for the benchmark, the report also has its memory growth, and the speed of the chat
+    with and without viewers.
 
     Raises:
-        StudioError: no studio answers there, or there is no run to watch.
+        StudioError: no studio answers at `url`, or there is no run to watch.
     """
     work = {"bench": "viewers", "viewers": pages, "seconds": seconds}
     if url is None:
@@ -79,7 +82,7 @@ def _newest() -> Run:
 
 
 async def _measure(url: str, run_id: str, pages: int, seconds: int, process: psutil.Process) -> dict[str, Any]:
-    """The chat goes on from before the viewers come until after they are gone."""
+    """Measure the viewers, and the chat that runs from before the first viewer until after the last."""
     answers: list[tuple[float, float, float]] = []
     chat = asyncio.create_task(_chat(url, answers))
     await asyncio.sleep(WARM_S + ALONE_S)
@@ -94,7 +97,7 @@ async def _measure(url: str, run_id: str, pages: int, seconds: int, process: psu
 
 
 def _speed(answers: list[tuple[float, float, float]], name: str) -> dict[str, float]:
-    """Medians of the answers (when it was complete, seconds to the first token, tokens a second)."""
+    """Return the medians of answers, given as (completion time, seconds to the first token, tokens per second)."""
     if not answers:
         return {}
     _, first, speed = zip(*answers, strict=True)
@@ -123,8 +126,9 @@ async def _watch(
 
 
 def _polls(url: str, run_id: str, pages: int, seconds: int) -> list[tuple[float, bool]]:
-    """Threads and the standard library's client: what the viewers cost is the studio's loss, as they share its cores,
-    and httpx takes more time for a request than the studio for its answer.
+    """Poll from threads with the standard library's client.
+
+    The viewers share the studio's cores, and httpx takes more time for a request than the studio for its answer.
 
     Raises:
         StudioError: no studio answers there.
@@ -139,7 +143,7 @@ def _polls(url: str, run_id: str, pages: int, seconds: int) -> list[tuple[float,
 
 
 async def _chat(url: str, answers: list[tuple[float, float, float]]) -> None:
-    """Asks one question after another on one page, each in a conversation of its own."""
+    """Ask one question after another on one page, each in a new conversation."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         config = (await client.get("config")).json()
         send = next(each for each in config["dependencies"] if each["api_name"] == "send")
@@ -152,7 +156,7 @@ async def _chat(url: str, answers: list[tuple[float, float, float]]) -> None:
 
 
 async def _answer(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[float, float, float] | None:
-    """When an answer was complete, and the figures that stand with it in the conversation; None of an empty one."""
+    """Return (completion time, seconds to the first token, tokens per second) of an answer; None if it is empty."""
     await client.post("gradio_api/queue/join", json=asked)
     text = ""
     async with client.stream("GET", "gradio_api/queue/data", params={"session_hash": asked["session_hash"]}) as stream:
@@ -165,7 +169,7 @@ async def _answer(client: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[flo
 
 
 def _view(address: SplitResult, run_id: str, seconds: int) -> list[tuple[float, bool]]:
-    """(seconds, whether it was answered) of each request of one page."""
+    """Return (seconds, whether it was answered) for each request of one page."""
     time.sleep(random.random())  # pages are not opened at the same moment
     connection = _connection(address)
     seen, took = 0, []
@@ -174,7 +178,7 @@ def _view(address: SplitResult, run_id: str, seconds: int) -> list[tuple[float, 
         begun = time.monotonic()
         if begun >= end:
             break
-        # What `studio/ui/finetune/runs/runs.js` asks, and when: see `poll.js`.
+        # The requests of `studio/ui/finetune/runs/runs.js`, with the timing of `poll.js`.
         for path in [f"watch/runs/{run_id}?after={seen}"] + ["watch/runs"] * (number % LIST_EVERY == 0):
             start = time.monotonic()
             answer = _ask(connection, address.path + path)
@@ -197,13 +201,13 @@ def _ask(connection: HTTPConnection, path: str) -> dict[str, Any] | None:
         text = response.read()
         return json.loads(text) if response.status == 200 else None
     except (OSError, HTTPException, ValueError):
-        connection.close()  # the next question opens it again
+        connection.close()  # the next request reconnects
         return None
 
 
 @contextmanager
 def _studio() -> Iterator[tuple[str, psutil.Process, Run]]:
-    """The address of a studio in a home of its own, its process, and the run that it trains."""
+    """Start a studio with a temporary home; yield its address, its process and the run that it trains."""
     catalog.prepare(catalog.STARTER.id)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -227,7 +231,7 @@ def _studio() -> Iterator[tuple[str, psutil.Process, Run]]:
 
 
 def _end(store: RunStore, run_id: str) -> None:
-    """The run first, so that no trainer is left behind."""
+    """End the run before the studio, so that no trainer process is left behind."""
     store.request_cancel(run_id)
     while store.get(run_id).state in ("queued", "running"):
         time.sleep(0.5)
@@ -236,10 +240,10 @@ def _end(store: RunStore, run_id: str) -> None:
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
-            raise StudioError("The studio did not start. Run `python app.py`, and see what it says.")
+            raise StudioError("The studio did not start. Run `python app.py` to see the error.")
         try:
             httpx.get(address, timeout=5)
             return
         except httpx.HTTPError:
             time.sleep(0.5)
-    raise StudioError("The studio did not start in five minutes. Run `python app.py`, and see what it says.")
+    raise StudioError("The studio did not start in five minutes. Run `python app.py` to see the error.")

@@ -1,6 +1,6 @@
-"""One system of a benchmark, in its own process; prints one JSON line. Started by `report.py`.
+"""Run one system of a benchmark in a separate process and print one JSON line. Started by `report.py`.
 
-Nothing at the top of this file may import `jetmoe`: it would take the place of transformers' own JetMoE.
+Nothing at the top of this file may import `jetmoe`: it would shadow transformers' own JetMoE.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from studio.backend.bench import shapes, training
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.bfloat16}
 Work = dict[str, Any]
-# The first of each is a step that a graph may still be captured or a buffer still be made in.
+# Seconds of the prefill and of each decode step. The first step may still capture a graph or allocate a buffer.
 Timed = tuple[float, list[float]]
 
 
@@ -39,7 +39,7 @@ def main(work: Work) -> dict[str, Any]:
         return bench_llama_cpp(work)
     model, _ = load_model(work)
     once, note = {"transformers": stock}.get(work["system"], ours)(model, work)
-    once()  # compiles, fills buffers
+    once()  # warm-up: compiles, allocates buffers
     runs = [once() for _ in range(work["repeats"])]
     speeds, peak = figures(runs, work), peak_gib()
     floor_s = bytes_per_token(model.config, work) / copy_bandwidth()
@@ -47,7 +47,7 @@ def main(work: Work) -> dict[str, Any]:
 
 
 def load_model(work: Work) -> tuple[Any, float]:
-    """The model and the seconds that loading it took, imports not counted."""
+    """Return the model and its loading time in seconds, without imports."""
     make = stock_model if work["system"] == "transformers" else our_model
     model, seconds = make(work, DTYPES[work["weights"]], work["weights"] == "nf4")
     model.eval().requires_grad_(False)
@@ -88,13 +88,16 @@ def device() -> str:
 
 
 def bytes_per_token(config: Any, work: Work) -> float:
-    """What has to move from memory to decode one token at best: the chosen experts' weights, all others once, and the
-    keys and values of the middle of the answer."""
+    """Return the minimum number of bytes to read from memory per decoded token.
+
+    Counted are the weights of the chosen experts, all other weights once, and the keys and values in the middle of the
+    answer.
+    """
     D, L, K = config.hidden_size, config.num_hidden_layers, config.num_experts_per_tok
     heads = config.num_key_value_heads * config.kv_channels
     plain = 4 if work["weights"] == "fp32" else 2
     small: float = 0.5 + 4 / 64 if work["weights"] == "nf4" else plain
-    experts = small if work["system"] != "transformers" else plain  # stock 4-bit leaves them
+    experts = small if work["system"] != "transformers" else plain  # stock 4-bit skips the experts
     per_layer = experts * K * (2 * D * heads + 3 * D * config.intermediate_size) + small * 2 * heads * D
     per_layer += plain * 2 * config.num_local_experts * D
     context = work["prompt_tokens"] + work["new_tokens"] / 2
@@ -102,7 +105,7 @@ def bytes_per_token(config: Any, work: Work) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Return the bandwidth of a large copy in bytes per second, reads plus writes."""
     source = torch.ones(2**28, dtype=torch.uint8, device=device())
     target = torch.empty_like(source)
     seconds = []
@@ -125,7 +128,7 @@ def bench_load(work: Work) -> dict[str, Any]:
 
 
 def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
-    """transformers' own JetMoE with its default cache: the model alone, without the overhead of `generate`."""
+    """Prepare transformers' own JetMoE with its default cache, without the overhead of `generate`."""
     from transformers import DynamicCache
 
     prompt = prompt_ids(model.config.vocab_size, work)
@@ -142,7 +145,7 @@ def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str
 
 
 def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
-    """The studio's decoder, as the engine drives it: recording, and compiled unless the row says eager."""
+    """Prepare the studio's decoder as the engine uses it; the system's name may turn off recording or compiling."""
     from studio.backend.chat.decoder import Decoder
 
     recorded = work["system"] != "jetmoe-studio-unrecorded"
@@ -163,7 +166,7 @@ def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]
 
 
 def compile_now(decoder: Any, length: int, started: float) -> float:
-    """Seconds until the compiled step for this length is there."""
+    """Compile the step for this length and return the seconds since `started`."""
     from studio.backend.chat.decoder import cache_size
 
     decoder.compiled.enable()
@@ -177,7 +180,7 @@ def compile_now(decoder: Any, length: int, started: float) -> float:
 
 
 def bench_llama_cpp(work: Work) -> dict[str, Any]:
-    """The dense twin in llama.cpp, with the 4-bit weights that the starter was made from."""
+    """Benchmark the dense twin in llama.cpp, with the 4-bit weights that the starter was made from."""
     from llama_cpp import Llama
 
     model = Llama(work["path"], n_ctx=2048, n_threads=work["threads"], n_threads_batch=work["threads"], verbose=False)
@@ -198,7 +201,7 @@ def bench_llama_cpp(work: Work) -> dict[str, Any]:
 
 @torch.no_grad()
 def timed(prefill: Callable[[Tensor], Tensor], step: Callable[[int], Tensor], prompt: Tensor, new_tokens: int) -> Timed:
-    """Seconds of the prefill and of each greedy step."""
+    """Return the seconds of the prefill and of each greedy step."""
     start = time.perf_counter()
     logits = prefill(prompt)
     synchronize()
@@ -223,13 +226,13 @@ def figures(runs: list[Timed], work: Work) -> dict[str, float]:
 
 
 def prompt_ids(vocab_size: int, work: Work) -> Tensor:
-    """`[1, prompt_tokens]`, the same random tokens for every system."""
+    """Return `[1, prompt_tokens]`, the same random tokens for every system."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(100, vocab_size, (1, work["prompt_tokens"]), generator=generator).to(device())
 
 
 def peak_gib() -> float:
-    """The largest memory of this process so far, on the GPU where there is one, else resident."""
+    """Return the peak memory of this process in GiB: allocated GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     status = Path("/proc/self/status").read_text()

@@ -1,4 +1,4 @@
-"""One answer while it is written, token by token."""
+"""Generate one answer, token by token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from studio.backend.data.prompt import Prompt
 
 
 class Answer:
-    """One answer while it is written."""
+    """One answer; `events` generates it."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Answer:
     def events(self) -> Iterator[TokenEvent]:
         for notice in self.prompt.notices:
             yield TokenEvent("notice", notice)
-        # A seed promises the same answer again, down to the last bit of the logits that are sampled from.
+        # With a seed the logits must be reproducible to the last bit, so the cache of an earlier prompt is not reused.
         logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled, reuse=not self.seeded)
         prompt_tokens = len(self.prompt.token_ids)
         texts = token_texts(self.tokenizer, self.decoder.token_ids)

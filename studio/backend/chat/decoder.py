@@ -1,4 +1,4 @@
-"""Prefill and decoding steps of one model, one sequence at a time: keys and values, recorded routing, compiled steps.
+"""Prefill and decode one sequence at a time, with a static cache, recorded routing and compiled steps.
 
 decoder = Decoder(model, context_size=8192)
 logits = decoder.prefill(token_ids, room=512)      # [1, vocabulary]
@@ -29,19 +29,23 @@ from studio.backend.system.home import home
 from studio.errors import StudioError
 
 SMALLEST_CACHE = 1024
-# Prompts are read in pieces, so that a stop request is seen between two of them.
+# Prefill runs in chunks, so that a cancellation takes effect between two of them.
 PREFILL_TOKENS = 512
 
 
 class Decoder:
-    """Args: record: keep the routing of every token, for `trace`."""
+    """Run prefill and decode steps of one model.
+
+    Args:
+        record: record the routing of every token, for `trace`.
+    """
 
     def __init__(self, model: JetMoeForCausalLM, context_size: int, record: bool = True) -> None:
         self.model = model
         self.context_size = context_size
         self.recorder = RoutingRecorder(model, context_size) if record else None
         self.token_ids: list[int] = []
-        """What keys, values and recorder hold; a prompt that begins the same way isn't read again."""
+        """Tokens in the cache and the recorder. A prompt that shares a prefix with them reuses it."""
         self.cache: Cache | None = None
         self.cache_length = 0
         self.compiled = CompiledSteps(model, context_size, record)
@@ -54,17 +58,20 @@ class Decoder:
         cancelled: Callable[[], bool] = lambda: False,
         reuse: bool = True,
     ) -> Tensor:
-        """Logits `[1, vocabulary]` after the prompt, with room for that many tokens after it.
+        """Return the logits `[1, vocabulary]` after the prompt, with cache space for `room` more tokens.
 
         Args:
-            reuse: keep what an earlier text began with the same way. It saves reading, but the pieces that are read
-                differ from those of a first reading, and with them the last bits of the logits.
+            reuse: reuse the cached prefix of an earlier text. It saves time, but the chunks differ from those of a
+                full prefill, and so do the last bits of the logits.
 
         Raises:
             StudioError: the prompt is longer than the context.
         """
         if len(token_ids) > self.context_size:
-            raise StudioError(f"{len(token_ids):,} tokens are more than the model's context of {self.context_size:,}.")
+            raise StudioError(
+                f"{len(token_ids):,} tokens are more than the model's context of {self.context_size:,}. Shorten the "
+                "text."
+            )
         self._fit_cache(min(len(token_ids) + room, self.context_size))
         self._keep(min(_common_length(self.token_ids, token_ids), len(token_ids) - 1) if reuse else 0)
         logits = None
@@ -75,10 +82,10 @@ class Decoder:
 
     @torch.no_grad()
     def step(self, token_id: int) -> Tensor:
-        """Logits `[1, vocabulary]` after one more token."""
+        """Return the logits `[1, vocabulary]` after one more token."""
         assert self.cache is not None
         self._announce(1)
-        # Plain step until the compiled one for this cache length is there.
+        # Fall back to the eager step until the step for this cache length is compiled.
         run = self.compiled.get(self.cache_length) or self._plain_step
         token = torch.tensor([[token_id]], device=self.model.device)
         position = torch.tensor([[len(self.token_ids)]], device=self.model.device)
@@ -87,13 +94,13 @@ class Decoder:
         return logits
 
     def change_model(self, change: Callable[[], None]) -> None:
-        """Changes the weights, such as the adapter in use: keys, values and compiled steps of before are void."""
+        """Change the weights, such as the active adapter, and invalidate the cache and the compiled steps."""
         self.compiled.pause()
         self.token_ids = []
         change()
 
     def trace(self, texts: Sequence[str], prompt_tokens: int, start: int = 0) -> RoutingTrace:
-        """The routing of the tokens from `start` on; the first `prompt_tokens` of all are the prompt."""
+        """Return the routing of the tokens from `start` on. The sequence begins with `prompt_tokens` prompt tokens."""
         assert self.recorder is not None
         is_prompt = [i < prompt_tokens for i in range(start, start + len(texts))]
         return self.recorder.trace(self.token_ids[start : start + len(texts)], texts, is_prompt, start=start)
@@ -104,12 +111,12 @@ class Decoder:
 
     @cached_property
     def quantized_share(self) -> float:
-        """The share of the parameters that are in 4 bits, 0 to 1."""
+        """Share of the parameters in 4 bits, 0 to 1."""
         return quantized_share(self.model)
 
     @property
     def cache_bytes(self) -> int:
-        """What keys and values take."""
+        """Size of the cached keys and values."""
         if self.cache is None:
             return 0
         stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr]
@@ -141,13 +148,13 @@ class Decoder:
         self.compiled.request(self.cache_length)
 
     def _announce(self, count: int) -> None:
-        """Tells the cache how many tokens it will hold after the next forward."""
+        """Set the number of tokens that the cache will hold after the next forward pass."""
         assert self.cache is not None
         for layer in self.cache.layers:
             layer.used = len(self.token_ids) + count  # type: ignore[union-attr]
 
     def _keep(self, length: int) -> None:
-        """Forgets everything after the first `length` tokens."""
+        """Truncate the cache and the recorder to the first `length` tokens."""
         self.token_ids = self.token_ids[:length]
         if self.recorder is not None:
             self.recorder.length.fill_(length)
@@ -157,8 +164,11 @@ class Decoder:
 
 
 class _Keys(StaticLayer):
-    """Keys and values of one layer in a buffer of fixed length. Plain forwards see the part in use, so that they need
-    no mask; compiled ones see all of it under a mask, so that their shapes never change."""
+    """Cached keys and values of one layer in a buffer of fixed length.
+
+    Eager forwards get only the used part, so they need no mask. Compiled ones get the whole buffer and a mask, so their
+    shapes never change.
+    """
 
     used = 0
 
@@ -178,9 +188,9 @@ def _new_cache(model: JetMoeForCausalLM, length: int) -> Cache:
 
 
 class CompiledSteps:
-    """Compiles decoding steps in the background, one for each cache length, and says how that went.
+    """Compile decode steps in the background, one for each cache length.
 
-    `text` is "" before, then "compiling", "compiled", or a sentence why steps stay uncompiled.
+    `text` is the status: "eager", "compiling", "compiled", or "eager: " with the reason.
     """
 
     def __init__(self, model: JetMoeForCausalLM, context_size: int, record: bool) -> None:
@@ -196,12 +206,12 @@ class CompiledSteps:
         self.paused = True
 
     def enable(self) -> None:
-        """Starts compiling, if this machine can. The results are kept on disk under the studio's home."""
+        """Start compiling if this machine supports it. The results are cached on disk in the studio's home."""
         if self._model.device.type == "cpu" and (obstacle := self._obstacle()):
             self.text = f"eager: {obstacle}"
             return
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
-        # One kernel at a time: a pool of compilers would take cores and memory from the answers being written.
+        # Compile one kernel at a time: a pool would take cores and memory from running answers.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         with self._lock:
             self.paused = False
@@ -212,34 +222,37 @@ class CompiledSteps:
         self.request(cache_size(1, self._context_size))
 
     def _obstacle(self) -> str:
-        """Why no compiler is asked on this CPU, or nothing."""
+        """Return why steps can't be compiled on this CPU, or "" if they can."""
         if quantized_share(self._model) and not nf4_cpu.supported():
-            return "what unpacks 4-bit weights on this processor can't be compiled"
+            return "the code that unpacks 4-bit weights on this processor can't be compiled"
         return "" if cpp_compiler() else "no C++ compiler was found; install g++ for about three times the speed"
 
     def close(self) -> None:
-        """Forgets what was compiled, before another model comes. A compilation that runs is waited for."""
+        """Discard the compiled steps before another model is loaded. Waits for a running compilation."""
         self.enabled = False
         with _one_compilation:
             torch.compiler.reset()
 
     @property
     def busy(self) -> bool:
-        """Whether `pause` and `close` would have to wait."""
+        """Whether `pause` and `close` would block."""
         return self.enabled and _one_compilation.locked()
 
     def pause(self) -> None:
-        """Back to plain steps before the model is changed, because compiled ones don't look whether it was."""
+        """Fall back to eager steps before the model changes, because compiled ones don't check for changes."""
         if self.enabled:
             self.close()
             with self._lock:
                 self._ready, self._requested = set(), set()
             self.paused = True
-            self.text = "eager: the adapter has just changed; it is compiled for once it answers twice in a row"
+            self.text = "eager: the adapter has changed; compiling starts with its second answer in a row"
 
     def resume(self) -> None:
-        """Compiles for the model as it is now, unless that runs or has failed. Who asks at the second answer in a row
-        never waits for a compiler whose work is void before it is used."""
+        """Compile for the current model, unless that is running or has failed.
+
+        Call it when an adapter answers twice in a row. If every switch started a compilation, requests would wait for
+        compiled steps that are invalidated before their first use.
+        """
         if self.paused:
             self.enable()
 
@@ -260,7 +273,7 @@ class CompiledSteps:
             self.text = "compiling"
             try:
                 self._rehearse(cache_length)
-            except Exception as error:  # whatever the compiler throws, plain steps still work, and the page says so
+            except Exception as error:  # eager steps still work, and the page shows the reason
                 self.text = f"eager: compiling failed with {type(error).__name__}; the server's log has the details"
                 self.enabled = False
                 raise
@@ -270,7 +283,7 @@ class CompiledSteps:
 
     @torch.no_grad()
     def _rehearse(self, cache_length: int) -> None:
-        """Runs steps on keys, values and a recorder of its own, so that answers being written aren't disturbed."""
+        """Run steps with a separate cache and recorder, so that running answers are not affected."""
         assert self._step is not None
         cache = _new_cache(self._model, cache_length)
         recorder = RoutingRecorder(self._model, self._context_size) if self._record else None
@@ -286,16 +299,21 @@ _one_compilation = threading.Lock()
 
 
 def keep_all() -> None:
-    """What lives by now stays, a model and all that compiled it: it is left out when Python looks for garbage, which
-    would stop every thread for some tenths of a second each time."""
+    """Exclude all live objects, such as the model and its compiled code, from garbage collection.
+
+    Scanning them would stop every thread for some tenths of a second each time.
+    """
     gc.collect()
     gc.freeze()
 
 
 @contextmanager
 def _short_turns() -> Iterator[None]:
-    """The compiler is Python that never waits; at the usual 5 ms a turn, an answer that is being written meanwhile
-    would get the interpreter back that late after each of its thousand operations a token."""
+    """Shorten the interpreter's switch interval while the compiler runs.
+
+    The compiler is Python code that never blocks. At the default 5 ms, a running answer would wait that long for the
+    interpreter after each of its thousand operations per token.
+    """
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     try:
@@ -305,7 +323,7 @@ def _short_turns() -> Iterator[None]:
 
 
 def cache_size(length: int, context_size: int) -> int:
-    """The smallest cache length that holds `length` tokens: doubled from 1,024, so that few are ever compiled."""
+    """Return the smallest cache length for `length` tokens. Lengths double from 1,024, so that few are compiled."""
     size = SMALLEST_CACHE
     while size < length:
         size *= 2

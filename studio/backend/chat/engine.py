@@ -1,12 +1,12 @@
-"""The engine owns the model, the tokenizer and the line in front of them; `generate` yields `TokenEvent`s.
+"""The engine owns the model, the tokenizer and the queue in front of them; `generate` yields `TokenEvent`s.
 
 engine = Engine()
 engine.load("starter")
-engine.load_adapter("3f2a", "pirate")       # of a run; folders of PEFT adapters do too
+engine.load_adapter("3f2a", "pirate")       # a run's id; the folder of a PEFT adapter works too
 for event in engine.generate([{"role": "user", "content": "Hi"}], Sampling(), adapter="pirate"):
     print(event.text, end="")
 
-An adapter of `adapters.choices` needs no loading: its id will do for `generate` and `replay`.
+An adapter of `adapters.choices` needs no `load_adapter`: pass its id to `generate` and `replay`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Engine", "EngineStatus", "Sampling"]
 logger = logging.getLogger(__name__)
 # The studio reports progress itself, on the page and in the console.
 transformers_logging.disable_progress_bar()
-# So many adapters that were loaded by their ids stay beside the model.
+# Adapters loaded by id that are kept in memory.
 MAX_ENSURED = 4
 
 
@@ -59,29 +59,29 @@ class EngineStatus:
     state: Literal["empty", "preparing", "loading", "ready", "failed"] = "empty"
     model_id: str | None = None
     text: str = "No model is loaded."
-    """A sentence for the person."""
+    """A sentence for the user."""
     progress: float | None = None
-    """0 to 1 where it is known."""
+    """0 to 1, or None if unknown."""
     speed: str = ""
-    """"eager", "compiling", "compiled", or "eager: " and why it stays so."""
+    """"eager", "compiling", "compiled", or "eager: " with the reason."""
     context_size: int = 0
     precision: str = ""
     """"nf4", "bf16" or "fp32"."""
     memory: str = ""
-    """What weights and cache take, and how much of the model is in 4 bits."""
+    """Memory of the weights and the cache, and the share of parameters in 4 bits."""
 
 
 class Turn(NamedTuple):
-    """What the one at the head of the line has to himself."""
+    """Exclusive access to the model for the head of the queue."""
 
     decoder: Decoder
     tokenizer: PreTrainedTokenizerFast
     adapter_load: int
-    """Another number once other weights answer to the adapter's name."""
+    """Changes whenever other weights are loaded under the adapter's name."""
 
 
 class Engine:
-    """Args: compile_steps: compile decoding in the background, once a model is loaded or an adapter answers again."""
+    """Serve one model to a queue of requests; `compile_steps` compiles its decode steps in the background."""
 
     def __init__(self, compile_steps: bool = True) -> None:
         self.compile_steps = compile_steps
@@ -89,7 +89,7 @@ class Engine:
         self._status = EngineStatus()
         self._decoder: Decoder | None = None
         self._adapters: Adapters | None = None
-        # Those that were loaded by their ids, the least recently used first, and the state of their files then.
+        # Adapters loaded by id, least recently used first, with the state of their files at loading.
         self._ensured: dict[str, tuple[int, ...]] = {}
         self._adapter_loads: dict[str, int] = {}
         self._tokenizer: PreTrainedTokenizerFast | None = None
@@ -103,10 +103,10 @@ class Engine:
         return replace(self._status, speed=decoder.compiled.text, memory=memory_text(decoder))
 
     def start_loading(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
-        """Loads in the background; `status` tells how far it is, and so does `progress`.
+        """Load a model in the background; `status` and `progress` report the progress.
 
         Args:
-            precision: "nf4", "bf16" or "fp32"; "auto" is 4 bits on a GPU and what the catalog says on a CPU.
+            precision: "nf4", "bf16" or "fp32"; "auto" is 4-bit on a GPU and the catalog's choice on a CPU.
 
         Raises:
             StudioError: the model or the precision is unknown, or another model is being loaded.
@@ -114,7 +114,7 @@ class Engine:
         catalog.entry(model_id)
         placement.check_precision(precision)
         if not self._loading.acquire(blocking=False):
-            if self._asked == (model_id, precision):  # a page may ask twice for one choice
+            if self._asked == (model_id, precision):  # a page may send one choice twice
                 return
             raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
         self._asked = model_id, precision
@@ -124,17 +124,17 @@ class Engine:
             try:
                 self._load(model_id, progress, precision)
             except StudioError as error:
-                logger.error("%s", error)  # the status says it too
+                logger.error("%s", error)  # also in the status
             finally:
                 self._loading.release()
 
         threading.Thread(target=run, daemon=True, name="load").start()
 
     def load(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
-        """Loads here and now; arguments as of `start_loading`.
+        """Load a model and wait for it; arguments as of `start_loading`.
 
         Raises:
-            StudioError: the model is unknown, can't be had, doesn't fit or is damaged.
+            StudioError: the model is unknown, unavailable, too large or damaged.
         """
         catalog.entry(model_id)
         placement.check_precision(precision)
@@ -142,16 +142,16 @@ class Engine:
             self._load(model_id, progress, precision)
 
     def load_adapter(self, run_or_folder: str | Path, name: str) -> None:
-        """Puts an adapter beside the model, for `generate` to name; one of the same name is replaced.
+        """Load an adapter under a name for `generate`; an adapter of the same name is replaced.
 
         Args:
             run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
 
         Raises:
-            StudioError: no model is ready, there is no such adapter, or it is of another model.
+            StudioError: no model is ready, there is no such adapter, or it belongs to another model.
         """
         found = find(run_or_folder)
-        with self._queue.join() as ticket:  # no answer is changed while it is written
+        with self._queue.join() as ticket:  # weights never change during an answer
             for _ in ticket.wait():
                 pass
             self._ready()
@@ -159,12 +159,12 @@ class Engine:
             self._ensured.pop(name, None)
 
     def ensure_adapter(self, adapter_id: str) -> None:
-        """Loads the adapter of a run or an upload under its id, unless it is loaded and its files are as they were.
+        """Load the adapter of a run or an upload under its id, unless it is loaded and its files are unchanged.
 
-        The least recently used ones make room for it.
+        The least recently used adapters are evicted.
 
         Raises:
-            StudioError: no model is ready, there is no such adapter, or it is of another model.
+            StudioError: no model is ready, there is no such adapter, or it belongs to another model.
         """
         with self._queue.join() as ticket:
             for _ in ticket.wait():
@@ -180,7 +180,7 @@ class Engine:
             self._drop(name)
 
     def adapters(self) -> list[str]:
-        """The names of the adapters that are loaded."""
+        """Return the names of the loaded adapters."""
         return [] if self._adapters is None else self._adapters.names
 
     def generate(
@@ -190,13 +190,13 @@ class Engine:
         cancel: threading.Event | None = None,
         adapter: str | None = None,
     ) -> Iterator[TokenEvent]:
-        """Writes an answer, event by event; see `TokenEvent`. Closing the iterator or setting `cancel` stops it.
+        """Generate an answer as `TokenEvent`s. Closing the iterator or setting `cancel` stops it.
 
         Args:
-            adapter: who answers: the name of a loaded one, or an id as of `ensure_adapter`; None is the model alone.
+            adapter: the name of a loaded adapter, or an id as of `ensure_adapter`; None is the base model.
 
         Raises:
-            StudioError: no model is ready, the adapter can't be had, or the messages can't be answered.
+            StudioError: no model is ready, the adapter is unavailable, or the messages can't be answered.
         """
         cancel = cancel or threading.Event()
         with self._queue.join() as ticket:
@@ -208,10 +208,10 @@ class Engine:
             yield from self._write(messages, sampling, cancel, adapter)
 
     def replay(self, token_ids: Sequence[int], prompt_tokens: int, adapter: str | None = None) -> RoutingTrace:
-        """The routing of a text whose tokens are known, computed again in one pass, by the model or an adapter.
+        """Recompute the routing of a text from its tokens in one pass, with the base model or an adapter.
 
         Raises:
-            StudioError: no model is ready, the adapter can't be had, or the tokens are not of its vocabulary.
+            StudioError: no model is ready, the adapter is unavailable, or the tokens are not in the vocabulary.
         """
         with self._queue.join() as ticket:
             for _ in ticket.wait():
@@ -220,11 +220,12 @@ class Engine:
 
     @contextmanager
     def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
-        """The model for one piece of other work than an answer, such as a batch to classify; all others wait until the
-        block is left. None where it was cancelled while it stood in line.
+        """Hold the model for work other than an answer, such as a batch to classify, until the end of the block.
+
+        Yields None if cancelled while in the queue. Adapters as of `generate`.
 
         Raises:
-            StudioError: no model is ready, or the adapter can't be had; adapters as of `generate`.
+            StudioError: no model is ready, or the adapter is unavailable.
         """
         with self._queue.join() as ticket:
             for _ in ticket.wait(cancelled):
@@ -245,7 +246,7 @@ class Engine:
     def _write(
         self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
     ) -> Iterator[TokenEvent]:
-        """Only for who is first in line, like all below."""
+        """Generate an answer. The caller must hold the queue, here and in all methods below."""
         decoder, tokenizer = self._ready()
         prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
         yield from self._switch(adapter)
@@ -257,36 +258,36 @@ class Engine:
         decoder, tokenizer = self._ready()
         vocab_size = decoder.model.config.vocab_size
         if not token_ids or any(not isinstance(i, int) or not 0 <= i < vocab_size for i in token_ids):
-            raise StudioError("These tokens are not of this model; pick the model that wrote the answer.")
+            raise StudioError("These tokens are not in this model's vocabulary. Load the model that wrote the answer.")
         for _ in self._switch(adapter):
             pass
         decoder.prefill(token_ids, room=0)
         return decoder.trace(token_texts(tokenizer, token_ids), prompt_tokens)
 
     def _switch(self, adapter: str | None) -> Iterator[TokenEvent]:
-        """Says so where it takes a while."""
+        """Activate the adapter. Yield a notice if that waits for a running compilation."""
         assert self._decoder is not None and self._adapters is not None
         missing = self._missing(adapter)
         if missing is None and adapter == self._adapters.used:
             if self.compile_steps:
                 self._decoder.compiled.resume()
         elif self._decoder.compiled.busy:
-            yield TokenEvent("notice", "The adapter answers once the compiler is done with the model as it was.")
+            yield TokenEvent("notice", "The adapter answers once the running compilation has finished.")
         self._ensure(adapter, missing)
         if adapter != self._adapters.used:
             self._decoder.change_model(partial(self._adapters.use, adapter))
 
     def _require_answers(self, adapter: str | None) -> None:
-        """Raises StudioError: what the adapter learned is to classify."""
+        """Raise StudioError if the adapter was trained to classify."""
         assert self._adapters is not None
         if adapter in self._adapters.classifiers:
-            raise StudioError("This adapter classifies texts and answers nothing. Pick another, or classify with it.")
+            raise StudioError("This adapter is a classifier and can't chat. Pick another, or classify texts with it.")
 
     def _missing(self, adapter: str | None) -> Found | None:
-        """What must be loaded for that adapter to answer; None where nothing must.
+        """Return the adapter to load, or None if it is already loaded.
 
         Raises:
-            StudioError: there is no such adapter, or it is of another model.
+            StudioError: there is no such adapter, or it belongs to another model.
         """
         assert self._adapters is not None and self._status.model_id is not None
         loaded = self._adapters.names
@@ -302,12 +303,12 @@ class Engine:
         return None if self._ensured.get(adapter) == _state(found.folder) else found
 
     def _ensure(self, adapter: str | None, missing: Found | None) -> None:
-        """Loads what is missing in the place of the least recently used."""
+        """Load a missing adapter and evict the least recently used ones."""
         if adapter is not None and missing is not None:
-            self._drop(adapter)  # of older files
+            self._drop(adapter)  # it was loaded from older files
             for oldest in list(self._ensured)[: 1 - MAX_ENSURED]:
                 self._drop(oldest)
-            state = _state(missing.folder)  # as they are before they are read: what changes meanwhile is read again
+            state = _state(missing.folder)  # taken before reading, so that later changes are loaded again
             self._load_adapter(missing, adapter)
             self._ensured[adapter] = state
         elif adapter in self._ensured:
@@ -335,7 +336,7 @@ class Engine:
 
         try:
             path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
-            with self._queue.join() as ticket:  # an answer that is being written is finished first
+            with self._queue.join() as ticket:  # let the running answer finish
                 for _ in ticket.wait():
                     pass
                 report("loading", 0.0, "Loading the weights …")
@@ -360,7 +361,7 @@ class Engine:
 
     def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
         assert self._decoder is not None
-        # A checkpoint that is 4-bit stays so, whatever was asked for.
+        # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
         precision = "nf4" if self._decoder.quantized_share else place.precision
         text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
@@ -384,7 +385,7 @@ class Engine:
 
 
 def memory_text(decoder: Decoder) -> str:
-    """Return such as "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
+    """Return the memory use, as in "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
     parts = [f"weights {decoder.weight_bytes / placement.GIB:.2f} GiB"]
     if decoder.cache_bytes:
         parts.append(f"cache {decoder.cache_bytes / placement.GIB:.2f} GiB")
@@ -397,13 +398,13 @@ def load_decoder(
 ) -> tuple[Decoder, PreTrainedTokenizerFast]:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise StudioError(f"The tokenizer in {path.name} is not a fast one; the studio needs tokenizer.json.")
+        raise StudioError(f"The tokenizer in {path.name} is not a fast tokenizer. Add its tokenizer.json.")
     spread = "auto" if torch.cuda.device_count() > 1 else None
     model = placement.load_model(path, place, "load the model in nf4", progress, device_map=spread)
     return Decoder(model, model.config.max_position_embeddings), tokenizer
 
 
 def _state(folder: Path) -> tuple[int, ...]:
-    """Other numbers once an adapter's files are other ones."""
+    """Return inode, mtime and size of the adapter's files, to detect changes."""
     files = [(folder / name).stat() for name in (CONFIG, WEIGHTS) if (folder / name).is_file()]
     return tuple(number for file in files for number in (file.st_ino, file.st_mtime_ns, file.st_size))

@@ -1,4 +1,4 @@
-"""The events of an answer, which the page, the command line and the API all consume.
+"""Events of an answer. The page, the command line and the API consume them.
 
 for event in engine.generate(messages, sampling): ...     # TokenEvent
 """
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timing:
-    """Measured by the engine; seconds, tokens and tokens per second."""
+    """Timings measured by the engine, in seconds, tokens and tokens per second."""
 
     prompt_tokens: int
     new_tokens: int
     context_size: int
     ttft_s: float
-    """From the start of the prefill to the first token."""
+    """Time to first token, from the start of the prefill."""
     decode_tok_s: float
-    """Tokens after the first, per second; 0.0 while there is only one."""
+    """Tokens after the first, per second; 0.0 until there is a second token."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class TokenEvent:
     """One step of an answer.
 
     kind:
-        queued: another answer is being written; `place` is 1 for the next in line. May come several times.
-        notice: `text` is a sentence for the person (older turns were dropped, answer cut at the limit ...).
-        prompt: the prompt has been read; `trace` holds the rows of all its tokens.
-        token: `text` is what the token adds (may be ""), `trace` holds its one row.
-        done: the answer is complete; `text` is what was held back, `finish` says why it ended.
+        queued: another request is running; `place` is 1 for the next in the queue. May come several times.
+        notice: `text` is a sentence for the user (older turns were dropped, answer cut at the limit ...).
+        prompt: the prefill is done; `trace` holds the rows of all prompt tokens.
+        token: `text` is the text that the token adds (may be ""), `trace` holds the token's row.
+        done: the answer is complete; `text` is the remaining text, `finish` is the reason.
     """
 
     kind: Literal["queued", "notice", "prompt", "token", "done"]

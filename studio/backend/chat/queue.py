@@ -1,4 +1,4 @@
-"""A line in front of the model: first come, first served, and everybody sees their place."""
+"""A first-come, first-served queue in front of the model. Every waiting request gets its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from contextlib import contextmanager
 
 
 class Queue:
-    """`with line.join() as ticket: for place in ticket.wait(): ...` holds the model from the end of `wait` on."""
+    """Grant the model to one request at a time.
+
+    with queue.join() as ticket:
+        for place in ticket.wait(): ...
+        ...                                 # holds the model until the block ends
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -37,7 +42,7 @@ class Ticket:
         self._tickets = tickets
 
     def wait(self, cancelled: Callable[[], bool] = lambda: False, interval_s: float = 0.1) -> Iterator[int]:
-        """Yields the number of tickets ahead whenever it changes, and ends when it is 0 or the wait is cancelled."""
+        """Yield the number of tickets ahead whenever it changes. End when it is 0 or the wait is cancelled."""
         told = 0
         while not cancelled():
             with self._changed:

@@ -1,4 +1,4 @@
-"""How the next token is chosen: `Sampling` holds the settings, `Sampler` applies them with transformers' processors."""
+"""Sample the next token: `Sampling` holds the settings, `Sampler` applies them with transformers' logits processors."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from studio.errors import StudioError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of an answer.
+    """Generation settings of an answer.
 
     Raises:
-        StudioError: values out of range, all of them named at once.
+        StudioError: values out of range; the message lists all of them.
     """
 
     max_new_tokens: int = 512
-    """Longest answer, in tokens; about three quarters of a word each."""
+    """Maximum length of the answer in tokens, about three quarters of a word each."""
     temperature: float = 0.7
-    """0 always takes the likeliest token; higher values dare more."""
+    """0 is greedy decoding; higher values are more random."""
     top_p: float = 0.9
-    """Only the likeliest tokens that together reach this probability; 1 keeps all."""
+    """Sample from the most likely tokens that together reach this probability; 1 keeps all."""
     top_k: int = 50
-    """Only this many of the likeliest tokens; 0 keeps all."""
+    """Sample from this many of the most likely tokens; 0 keeps all."""
     min_p: float = 0.0
-    """Only tokens at least this fraction as likely as the likeliest; 0 keeps all."""
+    """Drop tokens less likely than this fraction of the most likely one; 0 keeps all."""
     repetition_penalty: float = 1.1
-    """Above 1, tokens that already occurred become less likely."""
+    """Values above 1 make tokens that already occurred less likely."""
     seed: int | None = None
-    """The same seed and settings give the same answer; empty means a new one each time."""
+    """The same seed and settings give the same answer; leave empty for a random seed."""
     stop: tuple[str, ...] = ()
-    """The answer ends before any of these texts."""
+    """End the answer before any of these texts."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -68,7 +68,7 @@ class Sampling:
 
 
 def _within(value: object, low: float, high: float) -> bool:
-    """Whole numbers where the bounds are whole numbers."""
+    """Check the range; the value must be an integer if the bounds are integers."""
     kinds = (int,) if isinstance(low, int) else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         return False
@@ -76,7 +76,7 @@ def _within(value: object, low: float, high: float) -> bool:
 
 
 class Sampler:
-    """Chooses tokens by one `Sampling`; `choose` returns the token id and its log-probability in nats."""
+    """Sample tokens with one `Sampling`."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
@@ -99,10 +99,10 @@ class Sampler:
             self.warpers.append(MinPLogitsWarper(float(sampling.min_p)))
 
     def choose(self, logits: Tensor, seen: Tensor) -> tuple[int, float]:
-        """The next token.
+        """Return the next token id and its log-probability in nats.
 
         Args:
-            logits: fp32 `[1, vocabulary]`; the log-probability is that of these, before any setting bends them.
+            logits: fp32 `[1, vocabulary]`; the log-probability is computed from these, before any processor.
             seen: `[1, tokens so far]`, for the repetition penalty.
         """
         logits = logits.cpu()
@@ -111,7 +111,7 @@ class Sampler:
         return token, float(logits[0, token] - logits.logsumexp(-1))
 
     def _draw(self, scores: Tensor) -> int:
-        # The k likeliest first: the other settings then sort k scores instead of the whole vocabulary.
+        # Top-k first: the other processors then sort k scores instead of the whole vocabulary.
         ids = None
         if 0 < self.sampling.top_k < scores.shape[-1]:
             scores, ids = scores.topk(self.sampling.top_k)  # [1, k]

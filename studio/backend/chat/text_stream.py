@@ -1,4 +1,4 @@
-"""Token ids to text while they come: whole characters only, and nothing from a stop text on."""
+"""Decode token ids to text while streaming: whole characters only, and nothing from a stop text on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 class TokenTexts:
-    """The text that each token adds; a token that ends inside a character adds "" until another completes it."""
+    """Decode tokens one by one. A token that ends inside a character adds "" until another completes it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, skip_special_tokens: bool = False) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
@@ -25,7 +25,7 @@ def token_texts(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) ->
 
 
 class StopTexts:
-    """Holds back text that may turn out to begin a stop text."""
+    """Hold back text that may be the beginning of a stop text."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
@@ -33,7 +33,7 @@ class StopTexts:
         self.reached = False
 
     def push(self, text: str) -> str:
-        """The text that may be shown now. Once a stop text is complete, `reached` is set and nothing more comes."""
+        """Return the text to show now. A complete stop text sets `reached`; after it, the result is always ""."""
         if self.reached:
             return ""
         self._held += text
@@ -44,7 +44,7 @@ class StopTexts:
         return self._release(len(self._held) - self._longest_beginning())
 
     def rest(self) -> str:
-        """What is still held back when the answer ends otherwise."""
+        """Return the text that is still held back when the answer ends without a stop text."""
         return "" if self.reached else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
@@ -52,6 +52,6 @@ class StopTexts:
         return shown
 
     def _longest_beginning(self) -> int:
-        """Length of the longest end of the held text that begins a stop text."""
+        """Return the length of the longest suffix of the held text that begins a stop text."""
         lengths = (n for stop in self._stop for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
         return max(lengths, default=0)

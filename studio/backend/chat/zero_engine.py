@@ -1,9 +1,9 @@
-"""The engine on a ZeroGPU Space: the model waits on the CPU, and a copy of it answers where the GPU is.
+"""The engine on a ZeroGPU Space: the model stays on the CPU, and a copy of it answers on the GPU.
 
-    engine = ZeroEngine()                        # in every other way an `Engine`
+    engine = ZeroEngine()                        # otherwise the same as `Engine`
 
-The process that gets the GPU is forked from this one, has the model from it and puts it on the card. Texts are
-classified here, on the CPU.
+The GPU process is forked from this one, inherits the model and moves it to the GPU. Texts are classified in this
+process, on the CPU.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from studio.backend.system import zero_gpu
 from studio.errors import StudioError
 
 START_S = 15
-"""For the copy to be made and moved to the card, and the prompt to be read."""
+"""Seconds to fork, move the copy to the GPU and run the prefill."""
 SLOWEST_TOK_S = 12
-WHERE = "ZeroGPU writes the answers, out of your daily quota; the CPU classifies texts."
+WHERE = "Answers run on ZeroGPU and use your daily quota; classification runs on the CPU."
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A StudioError on its way between processes."""
+    """A StudioError that is sent between processes."""
 
     sentence: str
 
 
 class ZeroEngine(Engine):
     def __init__(self) -> None:
-        super().__init__(compile_steps=False)  # a process that lives for seconds has no time for it
+        super().__init__(compile_steps=False)  # the GPU process ends within seconds
         self._process = os.getpid()
         global _served
         _served = self
@@ -69,13 +69,13 @@ class ZeroEngine(Engine):
         return trace
 
     def _require_answerable(self, messages: Messages, sampling: Sampling, adapter: str | None) -> None:
-        """Raises StudioError: it is known without a GPU that there can be no answer."""
+        """Raise StudioError before a GPU is requested if there can be no answer."""
         decoder, tokenizer = self._ready()
         fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
         self._missing(adapter)
 
     def _carry_out(self, task: str, *arguments: Any) -> Iterator[Any]:
-        """In the process with the GPU, where nobody else stands in line."""
+        """Run a task in the GPU process, which handles one request at a time and needs no queue."""
         self._arrive()
         if task == "trace":
             yield super()._trace(*arguments)
@@ -84,11 +84,11 @@ class ZeroEngine(Engine):
         yield from super()._write(messages, sampling, threading.Event(), adapter)
 
     def _arrive(self) -> None:
-        """That process may have been used before."""
+        """Move the model to the GPU. No-op if an earlier request in this process has done it."""
         if self._process == os.getpid():
             return
         self._process = os.getpid()
-        torch.set_num_threads(1)  # those of the process that it was forked from are not here
+        torch.set_num_threads(1)  # the parent's threads do not exist after a fork
         assert self._decoder is not None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self._decoder.model.to(device)  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ class ZeroEngine(Engine):
 
 
 _served: ZeroEngine | None = None
-"""What the forked process finds, as nothing that large is sent to it."""
+"""Inherited by the forked process, because the model is too large to send."""
 
 
 def _seconds(task: str, new_tokens: int, *arguments: Any) -> float:

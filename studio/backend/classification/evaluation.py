@@ -1,13 +1,13 @@
-"""How good a classifier is on labelled rows, beside plain methods on the same rows: a report of plain data.
+"""Evaluate a classifier on labelled rows, with baselines on the same rows. The report is plain data.
 
     report = evaluate(Truth(labels, texts, targets), scores, "200 held-out rows of mails.csv", learned)
     report["systems"][0]["accuracy"], report["systems"][1]["name"]
-    of_run("3f2a")                                  # what a run wrote at its end; None where there is none
-    test = FileTest("single_label", ("ham", "spam"), "label")
-    test.add(row)                                   # of `classify_file`
-    report = test.report("mails.csv")
+    of_run("3f2a")                                  # the report that a run wrote at its end, or None
+    print(table(report))
 
-T texts, C labels. Scores `[T, C]` are probabilities, each label's own where a text may have several, or numbers.
+`file_evaluation.py` evaluates the rows of a file.
+
+T texts, C labels. Scores `[T, C]` are probabilities (independent per label in multi-label problems) or numbers.
 """
 
 from __future__ import annotations
@@ -36,17 +36,21 @@ MAJORITY, MOST = "The most frequent label", "What most texts have"
 RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
 KINDS = ("MoA", "MoE")
 MOST_TEXTS, MOST_ALIKE = 1000, 50
-"""Texts in a report, and those of one true and one found label that were right."""
+"""Maximum texts in a report, and maximum correctly classified texts per label."""
 SHOWN_TEXT = 500
 """Characters of a text in a report."""
 FEWEST_TO_SCALE = 50
-"""Rows below which a temperature says more of chance than of the classifier."""
+"""Minimum rows to fit a temperature; with fewer, it would mostly fit noise."""
 PROFILED_TEXTS = 400
 Report = dict[str, Any]
 
 
 def of_run(run: Run | str) -> Report | None:
-    """Raises StudioError: there is no such run, or its report is damaged."""
+    """Return the report of a run, or None if it has none.
+
+    Raises:
+        StudioError: there is no such run, or its report is damaged.
+    """
     run = run if isinstance(run, Run) else RunStore().get(run)
     try:
         report: Report = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
@@ -54,31 +58,32 @@ def of_run(run: Run | str) -> Report | None:
         return None
     except (OSError, ValueError) as error:
         raise StudioError(
-            f"{FILE} of the run {run.id[:8]} can't be read ({error}). Resume the run to measure it again."
+            f"{FILE} of the run {run.id[:8]} can't be read ({error}). Resume the run to evaluate it again."
         ) from error
     return report
 
 
 def write(report: Report, run: Run) -> None:
-    """Raises StudioError: the disk is full."""
+    """Write the report to the run's folder. Raise StudioError if the disk is full."""
     try:
         atomic_write(run.folder / FILE, json.dumps(report, ensure_ascii=False))
     except OSError as error:
         raise StudioError(
             f"{run.folder / FILE} can't be written ({error.strerror}). Free some space and resume the run: its last "
-            "checkpoint is whole."
+            "checkpoint is intact."
         ) from error
 
 
 def evaluate(truth: Truth, scores: np.ndarray, of: str, learned: Truth | None = None) -> Report:
-    """
+    """Return the report of a classifier's scores.
+
     Args:
         scores: `[T, C]`, not scaled by a temperature.
-        of: what was measured, as a phrase.
-        learned: the rows that the classifier was trained on, for baselines that learn from the same.
+        of: the evaluated rows, as a phrase.
+        learned: the training rows, on which the baselines are fitted; without them there is no TF-IDF baseline.
 
     Raises:
-        StudioError: there are no rows, or scores that are no numbers.
+        StudioError: there are no rows, or a score is not finite.
     """
     scores = measures.finite(scores)
     plain, problems = _plain(truth, learned)
@@ -98,7 +103,7 @@ def evaluate(truth: Truth, scores: np.ndarray, of: str, learned: Truth | None = 
 
 
 def _plain(truth: Truth, learned: Truth | None) -> tuple[np.ndarray | None, list[str]]:
-    """Scores `[T, C]` by TF-IDF, or why it can't learn from these rows."""
+    """Return the scores `[T, C]` of the TF-IDF baseline, or None and the reason if it can't be fitted."""
     if learned is None:
         return None, []
     try:
@@ -114,7 +119,7 @@ def _plain(truth: Truth, learned: Truth | None) -> tuple[np.ndarray | None, list
 
 
 def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: int) -> Report:
-    """Which experts fire more for which label, of at most so many texts of each.
+    """Return the experts that fire more for each label, from about PROFILED_TEXTS texts in all.
 
     Args:
         rows: token ids of the texts, with their targets.
@@ -132,7 +137,7 @@ def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: i
 
 
 def table(report: Report) -> str:
-    """For a terminal."""
+    """Return the report as text for a terminal."""
     lines = [f"Measured on {report['of']}.", "", *_lines(report["systems"])]
     if report.get("classes"):
         lines += ["", *_lines(report["classes"])]
@@ -149,7 +154,7 @@ def table(report: Report) -> str:
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Columns of one width: names on the left, figures on the right."""
+    """Return a table as aligned lines: names on the left, figures on the right."""
     cells = [[name.replace("_", " ") for name in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
     first, *widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -196,7 +201,7 @@ def _single(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: T
 def _row(
     name: str, found: measures.Measures, auc: measures.Auc | None = None, curve: measures.Reliability | None = None
 ) -> dict[str, Any]:
-    """A line of the comparison; what always says the same has neither curves nor confidences."""
+    """Return a row of the comparison. A constant baseline has no AUC and no calibration error."""
     row = {"name": name, "accuracy": found.accuracy, "macro_f1": found.macro_f1, "micro_f1": found.micro_f1}
     return row | {"auc": auc and auc.macro, "ece": curve and curve.ece}
 
@@ -206,8 +211,10 @@ def _classes(ours: measures.Measures, auc: measures.Auc) -> list[dict[str, Any]]
 
 
 def _temperature(scores: np.ndarray, true: np.ndarray) -> dict[str, float] | None:
-    """Fitted on all rows; what it is good for, on each half of them by that of the other half. None where that is
-    nothing."""
+    """Fit a temperature on all rows; return None if it doesn't reduce the calibration error.
+
+    The error with a temperature is cross-validated: each half of the rows uses the temperature of the other half.
+    """
     if len(true) < FEWEST_TO_SCALE:
         return None
     logits = np.log(np.maximum(scores, np.finfo(np.float64).tiny))
@@ -254,7 +261,7 @@ def _multi(truth: Truth, scores: np.ndarray, plain: np.ndarray | None, usual: Tr
 
 
 def _sets(truth: Truth) -> np.ndarray:
-    """bool `[T, C]`"""
+    """Return the labels of each text as bool `[T, C]`."""
     sets = np.zeros((len(truth.texts), len(truth.names)), bool)
     for row, target in zip(sets, truth.targets, strict=True):
         row[list(target)] = True  # type: ignore[arg-type]
@@ -262,7 +269,7 @@ def _sets(truth: Truth) -> np.ndarray:
 
 
 def _auc_of_sets(true: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> measures.Auc:
-    """Of each label that some texts have and some don't."""
+    """Return the AUC of each label that some texts have and others don't."""
     sides = ("no", "yes")
     per_class = {}
     for name, has, score in zip(names, true.T, scores.T, strict=True):
@@ -304,7 +311,7 @@ def _curve(found: measures.Reliability) -> dict[str, Any]:
 def _texts(
     texts: Sequence[str], true: Sequence[Any], found: Sequence[Any], confidence: np.ndarray, wrong: np.ndarray
 ) -> dict[str, Any]:
-    """The wrong ones first, the surest of them before all others; of those that are right, some of each label."""
+    """Return texts for the report: wrong ones first, most confident first, then some correct ones of each label."""
     order = np.lexsort((-confidence, ~wrong))
     alike: Counter[str] = Counter()
     kept: list[dict[str, Any]] = []

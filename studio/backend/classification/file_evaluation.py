@@ -1,4 +1,4 @@
-"""Evaluation of a classified file whose rows have true labels."""
+"""Evaluate a classified file whose rows have true labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from studio.backend.data.rows import BadRow, Problem
 from studio.errors import StudioError
 
 MOST_ROWS = 20_000
-"""Rows of a file that are measured."""
+"""Maximum rows of a file that are evaluated."""
 
 
 class FileTest:
-    """Collects the rows of a file that say what their label is."""
+    """Collect the classified rows that have a true label."""
 
     def __init__(self, problem: str, names: Sequence[str], column: str) -> None:
         self.problem, self.names, self.column = problem, tuple(names), column
@@ -49,13 +49,17 @@ class FileTest:
         self.scores.append([row.prediction.scores[name] for name in self.names])
 
     def report(self, name: str) -> Report:
-        """Raises StudioError: no row says what its label is, or all say what is none of the classifier's labels."""
+        """Return the evaluation report.
+
+        Raises:
+            StudioError: no row has a true label, or none is a label of the classifier.
+        """
         if not self.texts:
             raise StudioError(self._nothing())
         rows = f"{len(self.texts):,} row{'s' if len(self.texts) > 1 else ''}"
         truth = Truth(self.problem, self.names, self.texts, self.targets)
         report = evaluate(truth, np.asarray(self.scores), f"{rows} of {name}")
-        report["temperature"] = None  # that of a classifier is fitted on what its training held out
+        report["temperature"] = None  # a classifier's temperature is fitted on the held-out rows of its training
         report["notices"] = [*self._left_out(), *report["notices"]]
         return report
 
@@ -63,22 +67,22 @@ class FileTest:
         if self.unknown:
             label, count = self.unknown.most_common(1)[0]
             return (
-                f"No row of {self.column!r} has a label that the classifier knows; {label!r} is in {count:,}. It knows "
-                f"{', '.join(map(repr, self.names[:10]))}: choose the right column, or write these labels."
+                f"No row of {self.column!r} has a label of the classifier; {count:,} have {label!r}. Its labels are "
+                f"{', '.join(map(repr, self.names[:10]))}. Choose another column, or correct the labels."
             )
         reason = f"; line {self.bad[0].line} {self.bad[0].reason}" if self.bad else ""
-        return f"No row has a label in {self.column!r} to measure by{reason}. Choose the column of the true labels."
+        return f"No row has a true label in {self.column!r}{reason}. Choose the column of the true labels."
 
     def _left_out(self) -> list[str]:
         notices = []
         if self.unknown:
             label, count = self.unknown.most_common(1)[0]
             notices.append(
-                f"Rows whose label the classifier does not know: {self.unknown.total():,}, most often {label!r} "
-                f"({count:,}). They are not measured."
+                f"Rows with a label that the classifier does not have: {self.unknown.total():,}, most often {label!r} "
+                f"({count:,}). They are left out."
             )
         if self.bad:
-            notices.append(f"Rows without a label that can be read: {len(self.bad):,}. The first: {self.bad[0]}")
+            notices.append(f"Rows without a readable label: {len(self.bad):,}. The first: {self.bad[0]}")
         if self.more:
-            notices.append(f"The first {MOST_ROWS:,} labelled rows are measured; {self.more:,} more are not.")
+            notices.append(f"Only the first {MOST_ROWS:,} labelled rows are evaluated; {self.more:,} are left out.")
         return notices

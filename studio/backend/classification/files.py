@@ -1,11 +1,11 @@
-"""A whole file of texts, labelled row by row into another file; memory does not grow with it.
+"""Classify a file of texts row by row into another file, in constant memory.
 
     predict = lambda texts: classifier.predict(texts, task, cancel=cancel)
     report = predict_file(Path("mails.csv"), predict, Path("labelled.csv"), task.labels, cancel=cancel)
     report.rows, report.bad_rows, report.notices
 
-The new file has all columns of the old one and, beside them, label, confidence and the confidence of every label. A
-row without a text that can be read keeps its place, with an empty label.
+The new file has all columns of the old one, the label, its confidence and the confidence of every label. A row without
+a readable text keeps its place, with an empty label.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
 Predict = Callable[[list[str]], Iterable[Prediction]]
-"""One prediction a text, in order; fewer where it was cancelled."""
+"""Yields one prediction per text, in order; fewer if cancelled."""
 BATCH = 64
 SHOWN_BAD_ROWS = 20
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""With these a spreadsheet takes a cell for a formula."""
+"""First characters that make a spreadsheet read a cell as a formula."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -43,24 +43,24 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 class FileReport:
     out: Path | None
     total: int
-    """Rows of the file that was read."""
+    """Rows of the input file."""
     text_column: str
     rows: int = 0
-    """Rows that are finished, bad ones with them."""
+    """Finished rows, including bad ones."""
     bad: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
-    """The first of them."""
+    """The first SHOWN_BAD_ROWS bad rows."""
     counts: Counter[str] = field(default_factory=Counter)
-    """How many rows got each label."""
+    """Rows per predicted label."""
     cut: int = 0
-    """Texts that were too long and were cut."""
+    """Truncated texts."""
     first_cut: str = ""
     cancelled: bool = False
     notices: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> str:
-        """ "120 of 500 rows are finished in labelled.csv."""
+        """Progress, as in "120 of 500 rows are finished in labelled.csv."."""
         where = f" in {self.out.name}" if self.out is not None else ""
         return f"{self.rows:,} of {self.total:,} rows are finished{where}."
 
@@ -92,16 +92,16 @@ def predict_file(
     each: Callable[[LabelledRow], None] = lambda row: None,
     limits: Limits | None = None,
 ) -> FileReport:
-    """Labels every row. Setting `cancel` ends it early; what is finished then, or before a failure, stays.
+    """Classify every row of a file. Setting `cancel` stops early; finished rows are kept, also after a failure.
 
     Args:
-        out: a new .csv or .jsonl file; None writes none.
-        text_column: where the texts are; found by its name where it is not given.
-        each: gets every finished row.
+        out: a new .csv or .jsonl file; None writes no file.
+        text_column: the column of the texts; if empty, it is detected by its name.
+        each: called with every finished row.
 
     Raises:
-        StudioError: a file can't be read or written, its texts can't be found, or predicting failed. The message says
-            how many rows are finished.
+        StudioError: a file can't be read or written, no text column is found, or the prediction failed. The message
+            contains the number of finished rows.
     """
     cancel = cancel or threading.Event()
     survey = _survey(path, limits, text_column)
@@ -128,9 +128,7 @@ def predict_file(
     report.cancelled = report.rows < survey.rows
     report.note(rows.notices)
     if report.cut:
-        report.note(
-            [f"Texts that were longer than the model reads: {report.cut:,}. The first is on {report.first_cut}"]
-        )
+        report.note([f"Texts that were too long and were cut: {report.cut:,}. The first is on {report.first_cut}"])
     return report
 
 
@@ -141,7 +139,7 @@ class _Survey(NamedTuple):
 
 
 def _survey(path: Path, limits: Limits | None, text_column: str) -> _Survey:
-    """Reads the file once before it is labelled, as columns may first occur in its last row."""
+    """Read the file once before classification, because a column may first occur in the last row."""
     columns: dict[str, None] = {}
     count = 0
     for row in Rows(path, limits):
@@ -194,7 +192,7 @@ def _text_of(row: Row | BadRow, column: str) -> str | BadRow:
 
 
 def _keep_finished(report: FileReport) -> str:
-    """What is finished, as a sentence to go on with; a file without a row is not kept."""
+    """Return a sentence with the number of finished rows; delete the new file if it has no row."""
     if report.out is None or report.rows:
         return f" {report.finished}"
     report.out.unlink(missing_ok=True)
@@ -209,7 +207,7 @@ class _Columns(NamedTuple):
 
 
 def _new_columns(taken: Sequence[str], labels: Sequence[str]) -> tuple[_Columns, list[str]]:
-    """Their names, and a sentence for each that had to give way to one that was there."""
+    """Return the names of the new columns, and a notice for each that was renamed."""
     names, notices = [], []
     used = set(taken)
     for name in ("label", "confidence", *labels):
@@ -230,18 +228,22 @@ Write = Callable[[LabelledRow], object]
 
 
 def _writer(out: Path | None, old: list[str], new: _Columns) -> AbstractContextManager[Write]:
-    """Raises StudioError: its ending is not known, it exists, or can't be made."""
+    """Return the writer of the new file.
+
+    Raises:
+        StudioError: the file's extension is not supported, it exists, or it can't be created.
+    """
     if out is None:
         return nullcontext(lambda row: None)
     if out.suffix.lower() not in (".csv", ".jsonl"):
-        raise StudioError(f"Results are written as .csv or .jsonl; {out.name!r} is neither. Name it so.")
+        raise StudioError(f"Results are written as .csv or .jsonl; {out.name!r} is neither. Change its extension.")
     try:
         file = out.open("x", encoding="utf-8", newline="")
     except FileExistsError as error:
         raise StudioError(f"{out} exists already. Name another file, or delete it.") from error
     except OSError as error:
         raise StudioError(
-            f"{out} can't be made ({error.strerror}). Name a file in a folder that you can use."
+            f"{out} can't be created ({error.strerror}). Name a file in a folder that you can write to."
         ) from error
     return _CsvWriter(file, old, new) if out.suffix.lower() == ".csv" else _JsonWriter(file, new)
 
@@ -265,7 +267,7 @@ class _CsvWriter(_JsonWriter):
     def __init__(self, file: TextIO, old: list[str], new: _Columns) -> None:
         super().__init__(file, new)
         self.columns = [*old, new.label, new.confidence, *new.scores.values()]
-        # The usual ending of rows, as the module quotes only those line breaks that it ends rows with.
+        # The default line terminator, because csv quotes only the line breaks that are part of the terminator.
         self.rows = csv.writer(file)
 
     def __enter__(self) -> Write:
@@ -295,10 +297,10 @@ def _csv_cell(cell: Any) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Not a formula to any spreadsheet; numbers stay numbers."""
+    """Escape text that a spreadsheet would read as a formula; numbers stay numbers."""
     return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
 
 
 def _finite(cell: Any) -> Any:
-    """JSON has no word for what is not a number."""
+    """Replace NaN and infinity with None, because JSON does not support them."""
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell

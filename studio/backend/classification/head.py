@@ -1,9 +1,9 @@
-"""What training a classification head needs beside the model: batches, losses, probabilities and measures.
+"""Batches, losses, probabilities and metrics for training a classification head.
 
     batch = LabelledCollator(pad_id, labels)(rows[:8])       # input_ids, attention_mask [B, S], labels [B] or [B, C]
     loss = head_loss(labels, logits, batch["labels"])
-    figures = measure(labels, logits, targets)               # accuracy, macro-F1 or the error of numbers
-    configure(config, labels, pad_id)                        # for a model of jetmoe or of stock transformers
+    figures = measure(labels, logits, targets)               # accuracy and macro-F1, or regression errors
+    configure(config, labels, pad_id)                        # for models of jetmoe and of stock transformers
 
 C labels; the other letters are declared in `jetmoe/routing.py`.
 """
@@ -31,22 +31,22 @@ PROBLEM_TYPES = {
     "regression": "regression",
 }
 THRESHOLD = 0.5
-"""From here on a text has a label, where it may have several."""
+"""Minimum probability of a label in multi-label problems."""
 MEGABATCH = 50
-"""So many batches at most are sorted by length together; of few rows a quarter, so that each epoch mixes them anew."""
+"""Maximum batches that are sorted by length together. If rows are few, it is a quarter, so that epochs differ."""
 
 
 def configure(config: Any, labels: Labels, pad_id: int) -> None:
-    """Writes the labels into a model's configuration, under transformers' names."""
+    """Write the labels into a model's configuration, under transformers' names."""
     config.id2label = dict(enumerate(labels.names))
     config.label2id = {name: i for i, name in enumerate(labels.names)}
     config.problem_type = PROBLEM_TYPES[labels.problem]
     config.score_temperature = labels.temperature
-    config.pad_token_id = pad_id  # the tokenizer's: by it stock transformers finds the end of a text
+    config.pad_token_id = pad_id  # stock transformers finds the last token of a text by the padding token
 
 
 def labels_of(config: Any) -> Labels:
-    """The labels in a configuration that `configure` wrote."""
+    """Return the labels from a configuration that `configure` wrote."""
     names = tuple(config.id2label[i] for i in range(config.num_labels))
     fallback = "regression" if config.num_labels == 1 else "single_label"
     found = {name: problem for problem, name in PROBLEM_TYPES.items()}
@@ -57,7 +57,7 @@ def labels_of(config: Any) -> Labels:
 
 
 class LabelledCollator:
-    """Texts, the longest of which says how wide the batch is, with their targets."""
+    """Collate texts and targets. Texts are padded to the longest one."""
 
     def __init__(self, pad_id: int, labels: Labels) -> None:
         self.pad_id, self.labels = pad_id, labels
@@ -76,7 +76,7 @@ class LabelledCollator:
 
 
 def padded(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` `[B, S]`, padded on the right."""
+    """Return `input_ids` and `attention_mask` `[B, S]`, padded on the right."""
     size = max(map(len, texts))
     ids = [[*text, *[pad_id] * (size - len(text))] for text in texts]
     mask = [[1] * len(text) + [0] * (size - len(text)) for text in texts]
@@ -84,8 +84,11 @@ def padded(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
 
 
 class LengthGrouped(Sampler[int]):
-    """Rows in an order in which those of a batch are about as long, another one each epoch; the longest come first, so
-    that too little memory shows at once. Depends on nothing but seed and epoch, so that a resumed run has the same."""
+    """Sample rows so that the texts of a batch have similar lengths, in a new order each epoch.
+
+    The longest batch comes first, so that running out of memory shows at once. The order depends only on seed and
+    epoch, so a resumed run repeats it.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
@@ -102,7 +105,7 @@ class LengthGrouped(Sampler[int]):
         order = rng.permutation(len(self.lengths)).tolist()
         size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), MEGABATCH))
         batches = [batch for i in range(0, len(order), size) for batch in self._sorted(order[i : i + size])]
-        rest = batches[len(self.lengths) // self.batch_size :]  # only the last can be less than full
+        rest = batches[len(self.lengths) // self.batch_size :]  # only the last batch can be smaller
         full = batches[: len(self.lengths) // self.batch_size]
         rng.shuffle(full)
         if full:
@@ -118,13 +121,13 @@ class LengthGrouped(Sampler[int]):
         return max(self.lengths[i] for i in batch)
 
 
-# --- losses and measures
+# --- losses and metrics
 
 
 def head_loss(labels: Labels, logits: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """The mean over rows, or their sum over `count` of a whole step.
+    """Return the mean loss over the rows, or their sum divided by `count`, the rows of a whole step.
 
-    Weights of rows with a single label are such that it stays a mean: over all of training they sum up to its rows.
+    With class weights, single-label losses remain a mean: the weights of all training rows sum to the number of rows.
     """
     logits = logits.float()
     if labels.problem == "regression":
@@ -138,7 +141,7 @@ def head_loss(labels: Labels, logits: Tensor, targets: Tensor, count: Tensor | i
 
 
 def _row_weights(labels: Labels, device: torch.device) -> Tensor | None:
-    """`[C]`: a label of half the rows weighs half as much."""
+    """Return weights `[C]`, inversely proportional to the number of rows of each label."""
     if labels.weights == "none":
         return None
     counts = torch.tensor(labels.counts, device=device).clamp(min=1)
@@ -146,7 +149,7 @@ def _row_weights(labels: Labels, device: torch.device) -> Tensor | None:
 
 
 def _positive_weights(labels: Labels, device: torch.device) -> Tensor | None:
-    """`[C]`: as if as many rows had a label as hadn't."""
+    """Return weights `[C]` that balance the rows with and without each label."""
     if labels.weights == "none":
         return None
     counts = torch.tensor(labels.counts, dtype=torch.float32, device=device).clamp(min=1)
@@ -154,7 +157,10 @@ def _positive_weights(labels: Labels, device: torch.device) -> Tensor | None:
 
 
 def probabilities(problem: str, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """`[N, C]` in fp32: of each label, or the number itself. The temperature is for single labels alone."""
+    """Return fp32 `[N, C]`: the probability of each label, or the number of a regression.
+
+    The temperature applies only to single-label problems.
+    """
     logits = logits.float()
     if problem == "regression":
         return logits
@@ -162,8 +168,11 @@ def probabilities(problem: str, logits: Tensor, temperature: float = 1.0) -> Ten
 
 
 def measure(labels: Labels, logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Of held-out rows: accuracy and macro-F1 (the mean over the labels that occur or are predicted), or the errors of
-    numbers. Where a text may have several labels, only all of them together are accurate."""
+    """Return the metrics of held-out rows: accuracy and macro-F1, or regression errors.
+
+    Macro-F1 is the mean over the labels that occur or are predicted. In multi-label problems, the accuracy counts only
+    exact matches.
+    """
     if labels.problem == "regression":
         errors = measures.measure_numbers(targets.numpy(), logits.float().squeeze(-1).numpy())
         return {name: errors[name] for name in ("mean_absolute_error", "r2")}

@@ -1,10 +1,10 @@
-"""Prompts that ask for one of some labels: a template with {text} and {labels}, encoded as the model would go on.
+"""Prompts that ask for one of several labels: a template with {text} and {labels}, encoded up to the label.
 
     prompts = LabelPrompts(tokenizer, resolve_template("topic"), ("sport", "science"), context_size=8192)
     prompt = prompts.of("The match ended in a draw.")
-    prompt.token_ids, prompt.labels             # what every label follows, and the tokens of each label after it
+    prompt.token_ids, prompt.labels             # the tokens before the label, and the tokens of each label
 
-A text that is too long is cut; the template and the labels never are.
+A text that is too long is truncated; the template and the labels never are.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ TEMPLATES = {
     "message": "Decide whether a message is {labels}.\n\nMessage: {text}\n\nAnswer with the kind of message only.",
     "continuation": "Labels: {labels}\nText: {text}\nLabel:",
 }
-"""Named ones. The last is for models that were not tuned to chat: they go on with the label."""
+"""Named templates. The last is for base models without chat tuning, which continue with the label."""
 FEWEST_LABELS, MOST_LABELS = 2, 64
 LONGEST_LABEL = 100
 LONGEST_TEMPLATE = 4000
 SPARE_TOKENS = 4
-"""A label may change the last tokens before it."""
+"""Reserve, because a label may change the tokenization of the text just before it."""
 SMALLEST_ROOM = 16
-"""Tokens of a text below which nothing sensible is left of it."""
+"""Minimum tokens for a text; a shorter excerpt would be useless."""
 GAP = " … "
 
 
 @dataclass(frozen=True)
 class LabelPrompt:
     token_ids: list[int]
-    """What every label follows."""
+    """The tokens before the label."""
     labels: list[list[int]]
-    """The tokens of each label after it."""
+    """The tokens of each label."""
     shared: int
-    """So many first tokens are those of every prompt of the template; at least one is not."""
+    """Number of leading tokens that all prompts of the template share; at least one token is not shared."""
     text: slice
-    """Where the text's tokens are; they begin where the shared ones end."""
+    """Position of the text's tokens, which begin after the shared ones."""
     cut: str
-    """A sentence where the text did not fit, else ""."""
+    """A notice if the text was truncated, else ""."""
 
     @property
     def unread(self) -> int:
-        """How many tokens come after the shared ones."""
+        """Number of tokens after the shared ones."""
         return len(self.token_ids) - self.shared
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
-    """Labels as a person types them, separated by commas or line breaks; errors as of `check_labels`."""
+    """Parse labels separated by commas or line breaks. Raises as `check_labels`."""
     return check_labels(re.split(r"[,\n]", text.strip()) if text.strip() else [])
 
 
 def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels, each with its blanks tidied.
+    """Return the labels with normalized whitespace.
 
     Raises:
-        StudioError: too few or too many, one is empty or too long, or two are the same but for case.
+        StudioError: there are too few or too many labels, one is empty or too long, or two differ only in case.
     """
     if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
         raise StudioError("Labels are a list of texts. Write at least two, separated by commas.")
     if len(labels) > MOST_LABELS:
         raise StudioError(
-            f"There are {len(labels):,} labels, and at most {MOST_LABELS} can be told apart without training: leave "
+            f"There are {len(labels):,} labels; classification without training supports at most {MOST_LABELS}. Leave "
             "some out, or train a classifier."
         )
     tidied = tuple(" ".join(label.split()) for label in labels)
@@ -85,10 +85,10 @@ def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def resolve_template(name_or_text: str) -> str:
-    """The template of that name, or the text itself.
+    """Return the template of that name, or the text itself.
 
     Raises:
-        StudioError: {text} is not in it exactly once, or it is too long.
+        StudioError: the template does not contain {text} exactly once, or is too long.
     """
     if not isinstance(name_or_text, str) or re.search("[\ud800-\udfff]", name_or_text):
         raise StudioError(f"A template is a text, or the name of one: {', '.join(TEMPLATES)}.")
@@ -104,16 +104,16 @@ def resolve_template(name_or_text: str) -> str:
 
 
 def check_cut(cut: str) -> None:
-    """Raises StudioError for a place to cut that is not known."""
+    """Raise StudioError if `cut` is not a valid place to truncate."""
     if cut not in get_args(Cut):
         raise StudioError(f"Texts are cut in the {' or at the '.join(get_args(Cut))}, not {cut!r}. Pick one of them.")
 
 
 class LabelPrompts:
-    """The prompts of one template and its labels.
+    """Encode the prompts of one template and its labels.
 
     Raises:
-        StudioError: template and labels leave no room for a text, or labels that this model can't tell apart.
+        StudioError: template and labels leave no room for a text, or two labels have the same tokens.
     """
 
     def __init__(
@@ -133,13 +133,13 @@ class LabelPrompts:
         self.room = context_size - max(map(len, label_ids)) - SPARE_TOKENS
         if self.room - len(a) < SMALLEST_ROOM:
             raise StudioError(
-                f"Template and labels take {context_size - self.room + len(a):,} tokens of the {context_size:,} that "
-                "the model reads, which leaves no room for a text. Shorten them."
+                f"Template and labels take {context_size - self.room + len(a):,} of the {context_size:,} tokens of the "
+                "model's context, which leaves no room for a text. Shorten them."
             )
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Sentences about all of them."""
+        """Notices about all prompts."""
         if self.tokenizer.chat_template:
             return ()
         return ("This model has no chat template: it continues the text of the template.",)
@@ -153,7 +153,7 @@ class LabelPrompts:
         return LabelPrompt(token_ids, labels, shared, slice(shared, end), cut)
 
     def _fitted(self, text: str) -> tuple[str, str]:
-        """As much of the text as fits, and a sentence where that is not all."""
+        """Return as much of the text as fits, and a notice if it was truncated."""
         excess = len(encode_pieces(self.tokenizer, self._pieces(text))) - self.room
         if excess <= 0:
             return text, ""
@@ -167,20 +167,23 @@ class LabelPrompts:
             excess = len(encode_pieces(self.tokenizer, self._pieces(kept))) - self.room
         where = "in its middle" if self.cut == "middle" else "at its end"
         return kept, (
-            f"The text was cut {where}: {count:,} of its {len(places):,} tokens fit beside the template and the "
-            "labels, the rest was left out."
+            f"The text was cut {where}: {count:,} of its {len(places):,} tokens fit next to the template and the "
+            "labels."
         )
 
     def _shortened(self, text: str, places: list[tuple[int, int]], count: int) -> str:
-        """`count` of its tokens: the first ones, or as many from both ends."""
+        """Return `count` tokens of the text: the first ones, or half of them from each end."""
         if self.cut == "end":
             return text[: places[max(count, 1) - 1][1]]
         first = max(count - count // 2, 1)
         return text[: places[first - 1][1]] + GAP + text[places[-max(count // 2, 1)][0] :]
 
     def _split(self, text: str) -> tuple[list[int], int, list[list[int]]]:
-        """The prompt's tokens, how many of them come before every label, and the tokens of each label. A tokenizer may
-        join the first characters of a label with what stands before it; then that belongs to the label."""
+        """Return the prompt's tokens, the number of them before every label, and the tokens of each label.
+
+        A tokenizer may merge the first characters of a label with the text before it. The merged token then belongs to
+        the label.
+        """
         pieces = list(self._pieces(text))
         last = max((i for i, piece in enumerate(pieces) if is_control_piece(piece)), default=-1)
         head = encode_pieces(self.tokenizer, pieces[: last + 1])
@@ -198,7 +201,7 @@ class LabelPrompts:
         return chat_pieces(self.tokenizer, [{"role": "user", "content": content}], add_generation_prompt=True)
 
     def _filled(self, text: str) -> str:
-        """Both slots at once: what a text or a label holds is never a slot."""
+        """Fill both slots in one pass, so that slots inside a text or a label are not filled."""
         slots = {"{text}": text, "{labels}": _listed(self.labels)}
         return "".join(slots.get(part, part) for part in re.split(r"(\{text\}|\{labels\})", self.template))
 
@@ -206,9 +209,9 @@ class LabelPrompts:
         seen: dict[tuple[int, ...], str] = {}
         for label, ids in zip(self.labels, label_ids, strict=True):
             if not ids:
-                raise StudioError(f"The label {label!r} has no characters that this model knows. Rename it.")
+                raise StudioError(f"The label {label!r} has no tokens in this model's vocabulary. Rename it.")
             if twin := seen.get(tuple(ids)):
-                raise StudioError(f"The labels {twin!r} and {label!r} are the same to this model. Rename one of them.")
+                raise StudioError(f"The labels {twin!r} and {label!r} have the same tokens. Rename one of them.")
             seen[tuple(ids)] = label
 
 

@@ -1,10 +1,10 @@
-"""How likely each label is after each prompt: one pass over the prompts, one over all their labels.
+"""Score each label after each prompt: one pass over the prompts, then one over all their labels.
 
     scorer = LabelScorer(model, prompts.shared_ids)
     scorer.score([prompts.of(text) for text in texts])       # [prompts, labels], mean log-probability of the tokens
 
-What all prompts of a template begin with is read once. Prompts of like lengths should come together (`like_lengths`):
-rows are padded at their ends, and a pass over many tokens takes little longer than one over few.
+The shared prefix of a template is computed once. Score prompts of similar length together (`like_lengths`): rows are
+padded on the right, and a pass over many tokens takes little longer than one over few.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from studio.backend.chat.decoder import PREFILL_TOKENS
 from studio.backend.classification.label_prompt import LabelPrompt
 
 MOST_TOKENS = 1024
-"""Of prompts that are read together; on CPUs and GPUs more don't make it faster."""
-# Of one pass over labels: bounds on the keys that attention sees of all rows, and on positions that get logits.
+"""Maximum prompt tokens of one pass; more are no faster on CPUs or GPUs."""
+# Limits of one pass over labels: attention keys of all rows, and positions with logits.
 MOST_KEYS = 32_768
 MOST_POSITIONS = 512
 
 
 def like_lengths(prompts: Sequence[LabelPrompt]) -> list[list[int]]:
-    """Indices of the prompts that are best scored together."""
+    """Return batches of indices of prompts with similar length."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: prompts[i].unread):
         if not batches or (len(batches[-1]) + 1) * prompts[i].unread > MOST_TOKENS:
@@ -39,7 +39,12 @@ def like_lengths(prompts: Sequence[LabelPrompt]) -> list[list[int]]:
 
 
 class LabelScorer:
-    """Args: shared_ids: what all prompts begin with; cancelled: asked between pieces of long prompts."""
+    """Score labels with one model.
+
+    Args:
+        shared_ids: the shared prefix of all prompts.
+        cancelled: called between the chunks of long prompts.
+    """
 
     def __init__(
         self, model: JetMoeForCausalLM, shared_ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False
@@ -50,10 +55,10 @@ class LabelScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[LabelPrompt], recorder: RoutingRecorder | None = None) -> np.ndarray | None:
-        """float64 `[prompts, labels]`, the mean log-probability of each label's tokens; None where it was cancelled.
+        """Return float64 `[prompts, labels]`, the mean log-probability of each label's tokens; None if cancelled.
 
         Args:
-            recorder: of a single prompt: gets the routing of its tokens from `shared` on.
+            recorder: for a single prompt; records the routing of its tokens from `shared` on.
         """
         shared = min(prompt.shared for prompt in prompts)
         layers = self._begin(shared, len(prompts))
@@ -69,7 +74,7 @@ class LabelScorer:
         return sums.cpu().numpy() / np.array(lengths)
 
     def _begin(self, length: int, rows: int) -> list[DynamicLayer]:
-        """Layers that hold the first `length` of the shared tokens."""
+        """Return cache layers that hold the first `length` shared tokens."""
         if not length:
             return [DynamicLayer() for _ in range(self.model.config.num_hidden_layers)]
         if self._shared is None:
@@ -80,8 +85,10 @@ class LabelScorer:
     def _read(
         self, prompts: list[list[int]], layers: list[DynamicLayer], recorder: RoutingRecorder | None
     ) -> Tensor | None:
-        """Logits `[prompts, V]` after each, None where it was cancelled. Rows are padded at their ends, which no token
-        attends to."""
+        """Return the logits `[prompts, V]` after each prompt; None if cancelled.
+
+        Rows are padded on the right, where no token attends to the padding.
+        """
         ids, lengths = _padded(prompts)  # [prompts, S], [prompts]
         before, states = layers[0].get_seq_length(), []
         for start in range(0, ids.shape[1], PREFILL_TOKENS):
@@ -94,12 +101,12 @@ class LabelScorer:
         return project(self.model.lm_head, last).float()
 
     def _rest(self, prompts: Sequence[LabelPrompt], pairs: list[tuple[int, int]], layers: list[DynamicLayer]) -> Tensor:
-        """float64 `[pairs]`, the log-probability of the tokens after the first of each (prompt, label)."""
+        """Return float64 `[pairs]`, the log-probability of each label's tokens after its first one."""
         rows = torch.tensor([row for row, _ in pairs])
         labels, lengths = _padded([prompts[row].labels[label] for row, label in pairs])  # [pairs, S + 1], [pairs]
         begins = torch.tensor([len(prompts[row].token_ids) for row, _ in pairs])
         ends: list[DynamicLayer] = [_End(layer, rows) for layer in layers]
-        # Between a prompt's end and its label lies the padding up to the longest prompt.
+        # Mask the padding between the end of a prompt and its label.
         keys = torch.arange(layers[0].get_seq_length() + labels.shape[1] - 1)
         visible = (keys < begins[:, None]) | (keys >= layers[0].get_seq_length())  # [pairs, keys]
         hidden = self._forward(labels[:, :-1], begins, ends, None if visible.all() else visible)  # [pairs, S, D]
@@ -116,7 +123,7 @@ class LabelScorer:
         visible: Tensor | None = None,
         recorder: RoutingRecorder | None = None,
     ) -> Tensor:
-        """The last states `[rows, S, D]` of tokens `[rows, S]` that begin at those positions `[rows]`."""
+        """Return the last hidden states `[rows, S, D]` of tokens `[rows, S]` that start at positions `[rows]`."""
         device = self.model.device
         positions = begins[:, None] + torch.arange(ids.shape[1])  # [rows, S]
         return self.model.model(
@@ -130,7 +137,7 @@ class LabelScorer:
 
 
 class _Branch(DynamicLayer):
-    """Goes on from another layer's first tokens, in so many rows, and leaves that layer as it is."""
+    """Continue the first `length` tokens of another layer in `rows` rows, without changing that layer."""
 
     def __init__(self, trunk: DynamicLayer, length: int, rows: int) -> None:
         super().__init__()
@@ -142,8 +149,10 @@ class _Branch(DynamicLayer):
 
 
 class _End(DynamicLayer):
-    """Goes on from some rows of another layer. Nothing comes after it, so that only one layer at a time holds a copy of
-    the prompt for every label."""
+    """Continue some rows of another layer for a single pass.
+
+    It stores nothing, so only one layer at a time holds a copy of the prompt for every label.
+    """
 
     def __init__(self, trunk: DynamicLayer, rows: Tensor) -> None:
         super().__init__()
@@ -165,13 +174,13 @@ def _stored(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids `[rows, S]` and lengths `[rows]`."""
+    """Return token ids `[rows, S]` and lengths `[rows]`."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows]), torch.tensor([len(row) for row in rows])
 
 
 def _passes(prompts: Sequence[LabelPrompt]) -> list[list[tuple[int, int]]]:
-    """(prompt, label) of each pass over labels that have more than one token; like lengths come together."""
+    """Return the (prompt, label) pairs of each pass, for labels with more than one token, sorted by length."""
     pairs = [(i, j) for i, prompt in enumerate(prompts) for j, label in enumerate(prompt.labels) if len(label) > 1]
     if not pairs:
         return []

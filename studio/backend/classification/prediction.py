@@ -1,4 +1,4 @@
-"""What a classifier says of one text or of one row of a file."""
+"""The prediction of a classifier for one text or one row of a file."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Prediction:
     text: str
     label: str
     confidence: float
-    """Of the label, 0 to 1; NaN where none is known, as of a number."""
+    """Confidence of the label, 0 to 1; NaN for a regression."""
     scores: dict[str, float]
-    """The confidence of every label; they sum to 1 where one label excludes the others."""
+    """Confidence of every label; they sum to 1 in single-label problems."""
     notices: tuple[str, ...] = ()
-    """Sentences for the person; `cut` is one of them."""
+    """Sentences for the user, including `cut`."""
     cut: str = ""
-    """That the text was too long, and what was left out."""
+    """A notice if the text was truncated, else ""."""
     trace: RoutingTrace | None = None
-    """The routing of the text's tokens, where it was asked for."""
+    """Routing of the text's tokens, if requested."""
 
     def row(self) -> dict[str, object]:
-        """As `classify predict --json` prints it."""
+        """Return the prediction as `classify predict --json` prints it."""
         confidence = None if math.isnan(self.confidence) else self.confidence
         return {"text": self.text, "label": self.label, "confidence": confidence, "scores": self.scores}
 
 
 class LabelledRow(NamedTuple):
-    """A row of a file that is classified; `prediction` is None where it can't be."""
+    """A classified row of a file; `prediction` is None for a bad row."""
 
     line: int
     cells: dict[str, Any]
-    """As they were; empty where the row can't be read."""
+    """As read from the file; empty if the row can't be read."""
     prediction: Prediction | None
     problem: BadRow | None = None

@@ -1,4 +1,4 @@
-"""The routing of a fixed text before and during training, and how far it drifted.
+"""Record the routing of a fixed text before and during training, and measure its drift.
 
 probe = Probe(model, tokenizer, text="")
 probe.measure(model)         # the values of a "routing" event
@@ -19,7 +19,7 @@ from studio.analysis.load import Unit, load
 from studio.backend.data.prompt import encode_plain
 
 MAX_TOKENS = 512
-# Of several kinds, so that experts for one kind of text show up.
+# Several kinds of text, so that experts for one of them show up.
 TEXT = """The old lighthouse keeper climbed the stairs one last time and looked out over the grey water.
 How do plants make food? They take light, water and carbon dioxide, and give off oxygen.
 def mean(values):
@@ -31,7 +31,11 @@ Idiot, n. A member of a large and powerful tribe whose influence in human affair
 
 
 class Probe:
-    """Args: text: empty for the studio's own; its first 512 tokens count."""
+    """Record the routing of a fixed text.
+
+    Args:
+        text: the text; if empty, the studio's default. Only its first 512 tokens are used.
+    """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, text: str = "") -> None:
         self.token_ids = encode_plain(tokenizer, text or TEXT)[:MAX_TOKENS]
@@ -41,7 +45,7 @@ class Probe:
         self.unit: Unit = "group" if self.base.is_tied else "expert"
 
     def measure(self, model: Any) -> dict[str, Any]:
-        """Means over all routers, and by layer and router kind `[L][N]`; load `[L][N][U]`."""
+        """Return the values of a "routing" event: means over all routers, values `[L][N]` and load `[L][N][U]`."""
         trace = self.trace(model)
         moved = drift(self.base, trace, self.unit)
         by_layer = {**vars(moved), "entropy": trace.entropy.astype(np.float64).mean(axis=-1)}
@@ -57,7 +61,7 @@ class Probe:
     def trace(self, model: Any) -> RoutingTrace:
         ids = torch.tensor([self.token_ids], device=model.device)
         recorder = RoutingRecorder(model, len(self.token_ids))
-        # A classification head is over in no time, a vocabulary's isn't.
+        # Skip the logits of a language model head, which are expensive; a classification head is cheap.
         options = {"skip_logits": True} if hasattr(model, "lm_head") else {}
         model(input_ids=ids, use_cache=False, recorder=recorder, **options)
         return recorder.trace(self.token_ids, [""] * len(self.token_ids), True, with_probs=True)

@@ -1,4 +1,4 @@
-"""How often each expert is chosen in whole texts, which go through a model in batches.
+"""Count how often each expert is chosen in whole texts. The texts run through the model in batches.
 
     counts = expert_counts(model, [[1, 7, 9], [1, 4]], pad_id)      # int64 [T, L, N, E]
 
@@ -22,10 +22,10 @@ BATCH_TOKENS = 2048
 
 @torch.no_grad()
 def expert_counts(model: Any, texts: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
-    """int64 `[T, L, N, E]`: assignments of the tokens of each text, in the order of the texts.
+    """Return int64 `[T, L, N, E]`: the expert assignments of each text's tokens, in the order of the texts.
 
     Args:
-        model: with or without a head; only its decoder runs.
+        model: with or without a head; only the decoder runs.
     """
     counts: dict[int, np.ndarray] = {}
     for batch in in_batches([*map(len, texts)], BATCH_TOKENS):

@@ -1,10 +1,10 @@
-"""A trained classification head at work: of a run, of an exported adapter, or of a merged model.
+"""Classify with a trained head: of a run, of an exported adapter, or of a merged model.
 
     classifier = TrainedClassifier.load("3f2a")
     answer = classifier.predict(["The match ended in a draw.", "A new planet was found."])
     answer.names                                # ("science", "sport")
     answer.probabilities                        # [N, C]: softmax, sigmoid of each label, or the number itself
-    classifier = TrainedClassifier.load("3f2a", engine=engine)      # shares the engine's model, if that is the base
+    classifier = TrainedClassifier.load("3f2a", engine=engine)      # shares the engine's model if it is the base model
 
 C labels; the other letters are declared in `jetmoe/routing.py`.
 """
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
 
 MODEL_CONFIG = "config.json"
-"""Beside an adapter it names the labels."""
+"""Next to an adapter, it holds the labels."""
 ROW_TOKENS, BATCH_TOKENS = 128, 1024
-"""Of texts that go through together: of short ones that share a row, and of all rows."""
+"""Maximum tokens of a row of packed short texts, and of a batch."""
 CLASSIFIER = JetMoeForSequenceClassification.__name__
 
 
 class Body:
-    """What reads the texts: the decoder under the head, for as long as a block lasts, and its tokenizer."""
+    """The decoder under the head and its tokenizer. `turn` yields the decoder for the duration of a block."""
 
     def __init__(
         self,
@@ -64,18 +64,18 @@ class Predictions:
     names: tuple[str, ...]
     problem: str
     probabilities: np.ndarray
-    """float32 `[N, C]`, in the order of the texts: they sum to 1, each is one of its own, or they are the numbers."""
+    """float32 `[N, C]`, in the order of the texts: a softmax, a sigmoid of each label, or the number itself."""
     cut: tuple[int, ...] = ()
-    """The indices of the texts whose end was left out, for being longer than the head was trained on."""
+    """Indices of the texts that were truncated because they are longer than the head was trained on."""
     traces: tuple[RoutingTrace, ...] = ()
-    """The routing of each text's tokens, where it was asked for."""
+    """Routing of each text's tokens, if requested."""
 
 
 class TrainedClassifier:
     def __init__(self, labels: Labels, head: Tensor, body: Body, max_length: int, notice: str = "") -> None:
         self.labels, self.head, self.body, self.max_length = labels, head, body, max_length
         self.notice = notice
-        """A sentence for the person, where a model was loaded for this alone."""
+        """A sentence for the user if a model was loaded only for this classifier."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,15 +95,15 @@ class TrainedClassifier:
         precision: str = "auto",
         progress: Progress = lambda fraction, text: None,
     ) -> TrainedClassifier:
-        """The classifier of a run, by its id or the first characters of it, or of an exported folder.
+        """Load the classifier of a run, by its id or the id's first characters, or of an exported folder.
 
         Args:
-            engine: its model is shared, where it is the one that was trained; of runs only.
-            model: what the adapter was trained on, where no run tells.
-            precision: of a model that is loaded for this.
+            engine: its model is shared if it is the base model; for runs only.
+            model: the base model of the adapter, if no run records it.
+            precision: precision of a model that is loaded for this classifier.
 
         Raises:
-            StudioError: there is none, it does not classify, or its model can't be had.
+            StudioError: there is no such run or folder, it is not a classifier, or its model is unavailable.
         """
         placement.check_precision(precision)
         if _is_merged(Path(run_or_folder)):
@@ -112,7 +112,7 @@ class TrainedClassifier:
         head, labels = _head(found), _labels(found.folder)
         base = model or found.model
         if not base:
-            raise StudioError(f"No run of this studio made the adapter in {found.folder}; say of what model it is.")
+            raise StudioError(f"The base model of the adapter in {found.folder} is unknown. Pass it as `model`.")
         require_model(found, base)
         if len(head) != len(labels.names):
             raise StudioError(
@@ -120,7 +120,7 @@ class TrainedClassifier:
             )
         shared = engine is not None and found.run is not None and _has_loaded(engine, base)
         body = _shared(cast("Engine", engine), found) if shared else _loaded(base, found.folder, precision, progress)
-        notice = "" if shared or engine is None else f"{base} was loaded anew for this: the chat has another model."
+        notice = "" if shared or engine is None else f"{base} was loaded separately: the chat uses another model."
         longest = found.run.recipe().max_length if found.run else body.context_size
         return cls(labels, head, body, min(longest, body.context_size), notice)
 
@@ -137,14 +137,13 @@ class TrainedClassifier:
         cancelled: Callable[[], bool] = lambda: False,
         with_trace: bool = False,
     ) -> Predictions | None:
-        """The answers are in the order of the texts, which go through together, many short ones in a row. None where it
-        was cancelled.
+        """Return the predictions in the order of the texts; None if cancelled. Short texts are packed into rows.
 
         Args:
-            with_trace: texts go through one by one, and their routing is recorded.
+            with_trace: run the texts one by one and record their routing.
 
         Raises:
-            StudioError: a text is empty or too long to be one, or the model was taken away.
+            StudioError: a text is empty or too long, or the model was unloaded.
         """
         for number, text in enumerate(texts, start=1):
             check_text(text, f"Text {number}")
@@ -153,7 +152,7 @@ class TrainedClassifier:
         logits = torch.zeros(len(texts), len(self.names))  # [N, C]
         traces: list[RoutingTrace] = []
         for rows in [[[i]] for i in range(len(texts))] if with_trace else _batches(token_ids):
-            with self.body.turn(cancelled) as decoder:  # others may have it between two batches
+            with self.body.turn(cancelled) as decoder:  # released between two batches
                 if decoder is None or cancelled():
                     return None
                 with placement.shortage("while classifying: shorten the texts, or load the model in nf4"):
@@ -168,7 +167,7 @@ class TrainedClassifier:
         return Predictions(self.names, self.problem, scores, cut, tuple(traces))
 
     def _logits(self, decoder: Any, rows: list[list[list[int]]], recorder: RoutingRecorder | None) -> Tensor:
-        """`[texts, C]` in fp32, row by row."""
+        """Return fp32 logits `[texts, C]`, row by row."""
         pad = pad_id(self.body.tokenizer)
         ids, positions, last = (each.to(decoder.device) for each in side_by_side(rows, pad))  # [B, S] twice, [texts]
         hidden = decoder(input_ids=ids, position_ids=positions, use_cache=False, recorder=recorder).last_hidden_state
@@ -177,8 +176,11 @@ class TrainedClassifier:
 
 
 def _batches(token_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-    """Indices of the texts of each row of each batch. Short texts share rows, as padding costs as much as text; a long
-    one has its own, as attention grows with the square of a row."""
+    """Return the indices of the texts of each row of each batch.
+
+    Short texts share rows, because padding costs as much as text. A long text gets a separate row, because attention
+    is quadratic in the length of a row.
+    """
     short = [i for i, ids in enumerate(token_ids) if len(ids) <= ROW_TOKENS]
     rows = [[short[i] for i in each] for each in pack([len(token_ids[i]) for i in short], ROW_TOKENS)]
     rows += [[i] for i, ids in enumerate(token_ids) if len(ids) > ROW_TOKENS]
@@ -186,7 +188,7 @@ def _batches(token_ids: Sequence[Sequence[int]]) -> list[list[list[int]]]:
     return [[rows[i] for i in batch] for batch in in_batches(lengths, BATCH_TOKENS)]
 
 
-# --- what is there
+# --- files of a classifier
 
 
 def _is_merged(folder: Path) -> bool:
@@ -206,12 +208,12 @@ def _head(found: Found) -> Tensor:
 def _labels(folder: Path) -> Labels:
     if not (folder / MODEL_CONFIG).is_file():
         raise StudioError(
-            f"{folder.name} doesn't say what its labels are: there is no {MODEL_CONFIG}. Export it again."
+            f"The labels of {folder.name} are unknown, because it has no {MODEL_CONFIG}. Export it again."
         )
     return labels_of(JetMoeConfig.from_pretrained(folder))
 
 
-# --- who reads
+# --- the model under the head
 
 
 def _has_loaded(engine: Engine, model: str) -> bool:
@@ -228,7 +230,7 @@ def _shared(engine: Engine, found: Found) -> Body:
         with engine.turn(run_id, cancelled) as taken:
             yield None if taken is None else taken.decoder.model.model
 
-    # The engine may have another model by the time of a turn: it then refuses the adapter.
+    # If the engine has another model by the time of a turn, it raises because the adapter does not fit.
     with engine.turn() as taken:
         assert taken is not None
         return Body(taken.tokenizer, turn, taken.decoder.context_size)
@@ -254,7 +256,7 @@ def _model(base: str, precision: str, progress: Progress) -> tuple[Any, PreTrain
 
 
 def always(model: Any) -> Callable[[Callable[[], bool]], AbstractContextManager[Any]]:
-    """The turns of a `Body` that nobody else wants."""
+    """Return the `turn` of a `Body` whose model needs no queue."""
 
     @contextmanager
     def turn(cancelled: Callable[[], bool]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""A trained head's answers as the predictions that the page, the command line and files of them share.
+"""Predictions of a trained head, in the form that the page, the command line and files share.
 
 head = TrainedHead(TrainedClassifier.load("3f2a"))
 head.labels
@@ -21,10 +21,10 @@ BATCH = 64
 
 
 class TrainedHead:
-    """The same calls as `ZeroShot`, for the labels that it was trained on.
+    """Classify with a trained head, one batch at a time.
 
     Args:
-        batch: texts after which the first of them are told.
+        batch: texts per batch.
     """
 
     def __init__(self, classifier: TrainedClassifier, batch: int | None = None) -> None:
@@ -37,8 +37,10 @@ class TrainedHead:
     def predict(
         self, texts: Iterable[str], cancel: threading.Event | None = None, with_trace: bool = False
     ) -> Iterator[Prediction]:
-        """One prediction a text, in order; setting `cancel` ends it early. Arguments and errors as of
-        `TrainedClassifier.predict`."""
+        """Yield one prediction per text, in order. Setting `cancel` stops early.
+
+        Arguments and errors as of `TrainedClassifier.predict`.
+        """
         cancelled = (cancel or threading.Event()).is_set
         waiting = iter(texts)
         while batch := list(islice(waiting, self.batch)):
@@ -53,14 +55,16 @@ class TrainedHead:
         label, confidence = _chosen(scores, found.problem)
         cut = ""
         if i in found.cut:
-            cut = f"The end of the text was left out: the classifier reads {self.classifier.max_length:,} tokens."
+            cut = f"The end of the text was cut: the classifier reads at most {self.classifier.max_length:,} tokens."
         trace = found.traces[i] if found.traces else None
         return Prediction(text, label, confidence, scores, (cut,) if cut else (), cut, trace)
 
 
 def _chosen(scores: dict[str, float], problem: str) -> tuple[str, float]:
-    """The label and its confidence: of several labels all that apply and that of the likeliest; of a number no
-    confidence is known."""
+    """Return the label and its confidence.
+
+    Multi-label: all labels that apply, and the confidence of the most likely one. Regression: the number, and NaN.
+    """
     if problem == "regression":
         (number,) = scores.values()
         return f"{number:.4g}", math.nan

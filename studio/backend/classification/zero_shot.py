@@ -1,12 +1,12 @@
-"""Classification of texts by labels that a person types, without training.
+"""Classify texts by labels that the user types, without training.
 
     classifier = ZeroShot(engine)
     task = LabelTask(("sport", "science"), template="topic", calibrate=True)
     for prediction in classifier.predict(["The match ended in a draw."], task):
         print(prediction.label, prediction.confidence, prediction.scores)
 
-The score of a label is the mean log-probability of its tokens after the prompt; the confidences are a softmax over
-them. Calibration (contextual, arXiv 2102.09690) divides by what the labels get where the text says nothing.
+The score of a label is the mean log-probability of its tokens after the prompt; the confidences are a softmax over the
+scores. Contextual calibration (arXiv 2102.09690) divides by the probabilities of the labels for content-free texts.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from studio.errors import StudioError
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 TURN_TOKENS = 2048
-"""After so many tokens of texts, whoever waits for the model has it next."""
+"""Tokens after which the model goes to the next request in the queue."""
 MOST_PRIORS = 64
 
 
 @dataclass(frozen=True)
 class LabelTask:
-    """What texts are asked about.
+    """The labels and prompt settings of a classification.
 
     Raises:
         StudioError: see `check_labels`, `resolve_template` and `check_cut`.
@@ -54,11 +54,11 @@ class LabelTask:
 
     labels: tuple[str, ...]
     template: str = "topic"
-    """The name of one of TEMPLATES, or a text with {text} and perhaps {labels} in it."""
+    """The name of one of TEMPLATES, or a text with {text} and optionally {labels}."""
     calibrate: bool = False
-    """Whether what the labels get for texts without content is subtracted."""
+    """Subtract the log-probabilities of the labels for content-free texts."""
     cut: Cut = "middle"
-    """Where a text that is too long is cut: in the middle or at the end."""
+    """Where to truncate a text that is too long: middle or end."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", check_labels(self.labels))
@@ -67,7 +67,7 @@ class LabelTask:
 
 
 class ZeroShot:
-    """Classifies with the engine's model; remembers the priors that it measured."""
+    """Classify with the engine's model. Measured priors are cached."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -81,14 +81,16 @@ class ZeroShot:
         cancel: threading.Event | None = None,
         with_trace: bool = False,
     ) -> Iterator[Prediction]:
-        """One prediction a text, in order. Others get the model between batches; setting `cancel` ends it early.
+        """Yield one prediction per text, in order. Setting `cancel` stops early.
+
+        The model is released between batches.
 
         Args:
-            adapter: who answers: the name of a loaded one, or an id as of `Engine.ensure_adapter`.
+            adapter: the name of a loaded adapter, or an id as of `Engine.ensure_adapter`; None is the base model.
 
         Raises:
-            StudioError: an empty text, no model is ready or it was changed meanwhile, the adapter can't be had, or the
-                labels don't fit this model.
+            StudioError: a text is empty, no model is ready, the model was changed meanwhile, the adapter is
+                unavailable, or the labels don't fit this model.
         """
         for number, text in enumerate(texts, start=1):
             check_text(text, f"Text {number}" if len(texts) > 1 else "The text")
@@ -104,11 +106,11 @@ class ZeroShot:
                 decoder = turn.decoder
                 with placement.shortage("while classifying: shorten the texts or load the model in nf4"):
                     batch = self._batch(waiting, _Asked(turn, task, cancelled), adapter, with_trace)
-            # Handed out when the model is free again: whoever takes them may be slow.
+            # Yield after the model is released, because the consumer may be slow.
             yield from batch
 
     def _batch(self, waiting: deque[str], asked: _Asked, adapter: str | None, with_trace: bool) -> list[Prediction]:
-        """Predictions of the next texts, taken from those waiting."""
+        """Classify the next texts and remove them from `waiting`."""
         prior = self._prior(asked, adapter) if asked.task.calibrate else np.zeros(len(asked.task.labels))
         predictions: list[Prediction] = []
         if prior is None:
@@ -126,7 +128,7 @@ class ZeroShot:
         return predictions
 
     def _prior(self, asked: _Asked, adapter: str | None) -> np.ndarray | None:
-        """Logarithms `[labels]` of what the labels get on average where the text says nothing; None where cancelled."""
+        """Return the log of the mean label probabilities `[labels]` for content-free texts; None if cancelled."""
         known = self._priors.setdefault(asked.turn.decoder, {})
         key = _PriorKey(asked.task.labels, asked.task.template, adapter, asked.turn.adapter_load)
         if key not in known:
@@ -154,7 +156,7 @@ class _Scored(NamedTuple):
 
 
 class _Asked:
-    """A task as the model of a turn understands it."""
+    """A task, prepared for the model of a turn."""
 
     def __init__(self, turn: Turn, task: LabelTask, cancelled: Callable[[], bool]) -> None:
         self.turn, self.task, self.cancelled = turn, task, cancelled
@@ -162,7 +164,7 @@ class _Asked:
         self.scorer = LabelScorer(turn.decoder.model, self.prompts.shared_ids, cancelled)
 
     def prompts_of(self, texts: Iterable[str]) -> list[LabelPrompt]:
-        """Of the first texts, as many as one turn may take."""
+        """Return the prompts of the first texts, as many as one turn may take."""
         prompts: list[LabelPrompt] = []
         tokens = 0
         for text in texts:
@@ -173,7 +175,7 @@ class _Asked:
         return prompts
 
     def score(self, prompts: Sequence[LabelPrompt], with_trace: bool = False) -> list[_Scored | None]:
-        """None for those that it was cancelled before."""
+        """Score the prompts; None for each that was not scored before a cancellation."""
         scored: list[_Scored | None] = [None] * len(prompts)
         for batch in [[i] for i in range(len(prompts))] if with_trace else like_lengths(prompts):
             recorder = RoutingRecorder(self.turn.decoder.model, prompts[batch[0]].unread) if with_trace else None

@@ -145,7 +145,7 @@ def column_names(name_or_path: str | Path) -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """Return the path of a bundled sample or of a file.
+    """Return the path of a bundled sample, of a downloaded data set of the Hugging Face Hub, or of a file.
 
     Raises:
         StudioError: neither exists.

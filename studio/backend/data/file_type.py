@@ -1,9 +1,10 @@
-"""What a file of rows is, by its content first and by its ending second.
+"""Detect the type of a file of rows, by its content first and its extension second.
 
     file_type = identify(Path("data.csv"), 200_000_000)    # FileType("csv", encoding="utf-8", separator=",")
     with file_type.open(Path("data.csv")) as file: ...
 
-A wrong ending is no obstacle where the content is another known type; an archive or a picture is refused by its name.
+A wrong extension is fine if the content is of another known type. Archives, documents and other files without rows are
+rejected with a message that names their type.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ENDINGS = {
     ".md": "text",
 }
 SEPARATORS = {"csv": ",;|\t", "tsv": "\t,;|"}
-"""Of each kind its own first."""
+"""Separators per file type, in the order in which they are tried."""
 SIGNATURES = {
     b"PK\x03\x04": "a zip archive (Excel and Word files are too). Unpack it, or save the sheet as csv",
     b"PK\x05\x06": "an empty zip archive. Save the rows as csv",
@@ -43,7 +44,7 @@ SIGNATURES = {
 }
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 UNREADABLE = "[\ud800-\udfff]"
-"""What bytes that the encoding does not know become: lone surrogates, so that they are found in their cells."""
+"""Lone surrogates. Undecodable bytes are read as these, so that they can be reported for their cell."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class FileType:
     encoding: str = "utf-8"
     separator: str = ","
     notices: tuple[str, ...] = ()
-    """What was assumed, one sentence each."""
+    """Assumptions about the file, one sentence each."""
 
     def open(self, path: Path) -> TextIO:
         return _open(path, self.encoding)
 
 
 def identify(path: Path, most_bytes: int) -> FileType:
-    """The type of the file.
+    """Detect the type of a file.
 
     Raises:
-        StudioError: no such file, it is empty, larger than `most_bytes`, or of a type that holds no rows.
+        StudioError: the file is missing, unreadable, empty, larger than `most_bytes`, or of a type without rows.
     """
     try:
         head = _head(path, most_bytes)
@@ -73,25 +74,29 @@ def identify(path: Path, most_bytes: int) -> FileType:
         with _open(path, encoding) as file:
             text = file.read(BLOCK)
     except UnicodeDecodeError as error:
-        raise StudioError(f"{path.name} is not whole UTF-16. Save it as UTF-8.") from error
+        raise StudioError(f"{path.name} is not valid UTF-16. Save it as UTF-8.") from error
     except (OSError, ValueError) as error:
-        raise StudioError(f"{path} can't be read ({error}). Check its name and that you may read it.") from error
+        raise StudioError(f"{path} can't be read ({error}). Check its name and its permissions.") from error
     _require_text(path, text)
     kind, separator = _kind(text, ENDINGS.get(path.suffix.lower(), ""))
     if kind == "parquet":
-        raise StudioError(f"{path.name} is not a parquet file, nor any other that is known. Export it again.")
+        raise StudioError(f"{path.name} is not a parquet file or any other supported type. Export it again.")
     return FileType(kind, encoding, separator, (*notices, *_ending_notice(path, kind), *_separator_notice(separator)))
 
 
 def _head(path: Path, most_bytes: int) -> bytes:
-    """Raises StudioError: not a file, empty, too large, or an archive."""
+    """Return the first block of a file.
+
+    Raises:
+        StudioError: the file is missing, empty, too large, or of a type without rows.
+    """
     if not path.is_file():
         raise StudioError(f"There is no file {path}. Check its name and folder.")
     size = path.stat().st_size
     if not size:
         raise StudioError(f"{path.name} is empty. Add a row for each example.")
     if size > most_bytes:
-        raise StudioError(f"{path.name} has {size:,} bytes, and at most {most_bytes:,} are read. Split it.")
+        raise StudioError(f"{path.name} has {size:,} bytes; the limit is {most_bytes:,}. Split it.")
     with path.open("rb") as file:
         head = file.read(BLOCK)
     for signature, what in SIGNATURES.items():
@@ -101,7 +106,7 @@ def _head(path: Path, most_bytes: int) -> bytes:
 
 
 def _encoding(path: Path, head: bytes) -> tuple[str, tuple[str, ...]]:
-    """By its byte order mark, else UTF-8; cp1252 only where nothing speaks for UTF-8."""
+    """Return (encoding, notices): by byte order mark, else UTF-8, or cp1252 if no non-ASCII byte is valid UTF-8."""
     for bom, encoding in BOMS.items():
         if head.startswith(bom):
             return encoding, ()
@@ -122,7 +127,7 @@ def _open(path: Path, encoding: str) -> TextIO:
 
 
 def _require_text(path: Path, head: str) -> None:
-    """Raises StudioError: nothing but blanks, or too many control characters for a text."""
+    """Raise StudioError if the text is blank or has too many control characters."""
     if not head.strip():
         raise StudioError(f"{path.name} is empty. Add a row for each example.")
     controls = len(re.findall("[\0-\x08\x0e-\x1a\x1c-\x1f]", head))
@@ -131,7 +136,7 @@ def _require_text(path: Path, head: str) -> None:
 
 
 def _kind(head: str, declared: str) -> tuple[str, str]:
-    """(kind, separator) of a text by its beginning; what its ending declares where that says nothing else."""
+    """Return (kind, separator) by the beginning of the text, with the type of the extension as the fallback."""
     json_kind = _json_kind(head, declared)
     if json_kind:
         return json_kind, ""
@@ -154,7 +159,10 @@ def _json_kind(head: str, declared: str) -> str:
 
 
 def _separator(head: str, declared: str) -> str:
-    """The first that stands in the header; other endings need a header of plain names, as prose has commas too."""
+    """Return the first separator in the header, or "".
+
+    Without a csv or tsv extension, the header must consist of plain names, because prose has commas too.
+    """
     first, *rest = head.lstrip().splitlines()
     for separator in SEPARATORS.get(declared, SEPARATORS["csv"]):
         names = first.split(separator)
@@ -167,7 +175,7 @@ def _separator(head: str, declared: str) -> str:
 def _ending_notice(path: Path, kind: str) -> tuple[str, ...]:
     if ENDINGS.get(path.suffix.lower()) == kind:
         return ()
-    return (f"{path.name} was read as {kind}, which it is by its content.",)
+    return (f"{path.name} was read as {kind}, based on its content.",)
 
 
 def _separator_notice(separator: str) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""The rows of a JSON document one at a time, so that a large file is never in memory as a whole.
+"""Stream the rows of a JSON document, so that a large file is never held in memory.
 
     for line, text in json_items(file, longest=1_000_000):   # of '[{...}, {...}]' or '{"data": [{...}, {...}]}'
         json.loads(text)
 
-Only brackets, quotes and commas are looked at: what a row holds is parsed by whoever reads it.
+The scanner looks only at brackets, quotes and commas. The caller parses the rows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def json_items(file: TextIO, longest: int) -> Iterator[tuple[int, str]]:
-    """The items of the one list in a document, each with its line; of one that is longer than `longest` characters
-    the first `longest` + 1.
+    """Yield (line, text) of each item of the only list in a document.
+
+    Items longer than `longest` characters are cut after `longest` + 1.
 
     Raises:
-        StudioError: no list, more than one, or the file ends inside of it.
+        StudioError: there is no list, more than one, or the file ends inside it.
     """
     item, outer = Item(1, longest), ""
     depth = inside = lists = 0  # `inside` is the depth of the list while it is open
@@ -69,7 +70,7 @@ class Item:
 
 
 def _pieces(file: TextIO) -> Iterator[tuple[str, str, int]]:
-    """(text, the bracket or comma after it, line): quotes hide what they hold. "" ends a block, where no mark is."""
+    """Yield (text, the bracket or comma after it, line), ignoring quoted ones. The mark is "" at the end of a block."""
     line, quoted, escaped = 1, False, -1
     while block := file.read(BLOCK):
         begin = 0

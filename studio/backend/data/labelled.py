@@ -1,11 +1,11 @@
-"""Labelled texts as a classifier learns them: what each row's target is, and a split that gives every label its share.
+"""Read labelled texts for a classifier: the target of each row, and a stratified split.
 
     rows = read_labelled(recipe)
     rows.names                       # ("negative", "positive"), in the order of the head
     train, held_out = rows.split(eval_share=0.1, seed=0)
     token_ids, is_cut = encode(tokenizer, rows.examples[0].messages[0]["content"], max_length=512)
 
-Texts that say the same never end up on both sides.
+Texts that differ only in case and whitespace always end up on the same side of the split.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from studio.errors import StudioError
 
 MOST_LABELS = 256
 SHOWN = 5
-"""Labels that a sentence names."""
+"""Maximum labels listed in one message."""
 UNEVEN = 10
-"""How many times as frequent as the rarest a label may be without a word."""
+"""Ratio of the most to the least frequent label above which a warning recommends class weights."""
 LARGE = 10.0
-"""Numbers further from zero than this are hard to reach for a head that begins near zero."""
+"""Targets beyond this magnitude are hard to reach for a head that is initialized near zero."""
 SEPARATOR = re.compile("[;|]")
 Target = int | tuple[int, ...] | float
-"""The index of a label, those of several, or a number."""
+"""A label index, several label indices, or a number."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a classifier tells apart."""
+    """The labels of a classifier, and the statistics that training needs."""
 
     problem: str
-    """The recipe's."""
+    """The recipe's problem."""
     names: tuple[str, ...]
-    """In the order of the head; of a regression, the column's name."""
+    """In the order of the head; for a regression, the name of the column."""
     counts: tuple[int, ...] = ()
-    """How many rows to train on have each."""
+    """Training rows per label."""
     weights: str = "none"
     """The recipe's class_weights."""
     rows: int = 0
-    """How many rows there are to train on."""
+    """Number of training rows."""
     temperature: float = 1.0
-    """By which the logits of a single label are divided, so that confidences are right as often as they say."""
+    """Divides the logits of single-label problems to calibrate the confidences."""
 
     def report(self) -> dict[str, Any]:
-        """What is in the data, for events and model cards."""
+        """Return the problem and the label counts for events and model cards."""
         return {"problem": self.problem, "labels": dict(zip(self.names, self.counts, strict=True))}
 
 
 class Truth(NamedTuple):
-    """Texts, and what their labels really are."""
+    """Texts with their true labels."""
 
     problem: str
     names: tuple[str, ...]
@@ -75,11 +75,11 @@ class Truth(NamedTuple):
 @dataclass(frozen=True)
 class LabelledRows:
     dataset: Dataset
-    """Only what can be used; every other row is among the bad ones."""
+    """Its examples are the usable rows; all other rows are in its `bad_rows`."""
     problem: str
     names: tuple[str, ...]
     targets: list[Target]
-    """Of the examples of the data set."""
+    """One target per example of the data set."""
 
     @property
     def examples(self) -> list[Example]:
@@ -90,7 +90,7 @@ class LabelledRows:
         return Labels(self.problem, self.names)
 
     def split(self, eval_share: float, seed: int) -> tuple[list[int], list[int]]:
-        """Indices of the examples (for training, for evaluation), the same for the same seed."""
+        """Return the indices of the (training, held-out) examples; the same seed gives the same split."""
         strata: dict[Any, list[list[int]]] = defaultdict(list)
         for group in self._groups:
             strata[self._stratum(group)].append(group)
@@ -98,17 +98,17 @@ class LabelledRows:
         return [i for i in range(len(self.targets)) if i not in held_out], sorted(held_out)
 
     def truth(self, indices: Sequence[int]) -> Truth:
-        """Of these examples."""
+        """Return the texts and targets of these examples."""
         texts = [self.examples[i].messages[0]["content"] for i in indices]
         return Truth(self.problem, self.names, texts, [self.targets[i] for i in indices])
 
     def counts(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """How many of these rows have each label; of a regression, how many there are."""
+        """Return the number of these rows with each label; for a regression, the number of rows."""
         found = Counter(label for i in indices for label in self._labels(i))
         return tuple(found[label] for label in range(len(self.names)))
 
     def warnings(self, train: Sequence[int], held_out: Sequence[int], recipe: Recipe) -> list[str]:
-        """What a person should know of the labels before training."""
+        """Return warnings about the labels, to show before training."""
         if self.problem == "regression":
             return _large_numbers(self.targets)
         warnings = [*_alike(self.names), *self._disagreeing()]
@@ -117,20 +117,20 @@ class LabelledRows:
         once = [name for label, name in enumerate(self.names) if texts[label] == 1]
         unmeasured = [name for name, count in zip(self.names, measured, strict=True) if not count and name not in once]
         if once and held_out:
-            warnings.append(f"In one text only: {_listed(once)}. It is trained, but can't be measured, too.")
+            warnings.append(f"Labels with a single text, which can't be evaluated: {_listed(once)}. Add more rows.")
         if unmeasured and held_out:
-            warnings.append(f"No row is held out of {_listed(unmeasured)}: raise eval_share to measure all labels.")
+            warnings.append(f"Labels without held-out rows: {_listed(unmeasured)}. Raise eval_share to evaluate them.")
         if max(every) > UNEVEN * min(every) and recipe.class_weights == "none":
             most, least = self.names[int(np.argmax(every))], self.names[int(np.argmin(every))]
             warnings.append(
-                f"{most!r} has {max(every):,} rows and {least!r} {min(every):,}: class_weights=balanced makes the rare "
-                "ones count."
+                f"The labels are imbalanced: {most!r} has {max(every):,} rows, {least!r} has {min(every):,}. Consider "
+                "class_weights=balanced."
             )
         return warnings
 
     @cached_property
     def _groups(self) -> list[list[int]]:
-        """Of rows whose texts say the same."""
+        """Indices of the examples, grouped by text, ignoring case and whitespace."""
         groups: dict[bytes, list[int]] = defaultdict(list)
         for i, example in enumerate(self.examples):
             groups[digest(example.messages)].append(i)
@@ -141,7 +141,7 @@ class LabelledRows:
         return (0,) if isinstance(target, float) else (target,) if isinstance(target, int) else target
 
     def _stratum(self, group: list[int]) -> int | None:
-        """The rarest label of the rows, or a fifth of the numbers; None without labels."""
+        """Return the rarest label of the group, or the quintile of its number; None without labels."""
         if self.problem == "regression":
             return int(np.searchsorted(self._fifths, self.targets[group[0]]))
         return min((label for i in group for label in self._labels(i)), key=lambda i: self._counts[i], default=None)
@@ -159,14 +159,14 @@ class LabelledRows:
         if not groups:
             return []
         lines = ", ".join(str(self.examples[i].line) for i in groups[0][:SHOWN])
-        return [f"{len(groups):,} texts are in the file with different labels, such as in lines {lines}."]
+        return [f"{len(groups):,} texts occur with different labels, for example on lines {lines}. Correct these rows."]
 
 
 def read_labelled(recipe: Recipe) -> LabelledRows:
-    """The rows of the recipe's file.
+    """Read the labelled rows of the recipe's file.
 
     Raises:
-        StudioError: as `read`, or what is in the label's column is nothing to tell apart.
+        StudioError: as of `read`, or the label column has too few or too many labels.
     """
     dataset = read(recipe.data, settings_of(recipe))
     column = dataset.columns["label"]
@@ -194,19 +194,21 @@ def read_labelled(recipe: Recipe) -> LabelledRows:
 
 
 def read_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> Rendered:
-    """As `render`: all of the text is read, and none of it is learned to be written."""
+    """Encode the text of a labelled row, with the signature of `render`. No token is marked as trained."""
     token_ids, cut = encode(tokenizer, messages[0]["content"], max_length)
     return Rendered(token_ids, [False] * len(token_ids), cut)
 
 
 def summarized(texts: Sequence[Rendered], max_length: int) -> Summary:
-    """Of texts that are read, of which none is left out."""
+    """Return the summary of labelled texts. They have no trained tokens, so none counts as untrained."""
     return replace(summary(texts, max_length), untrained=0)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], bool]:
-    """Token ids as a transformers pipeline has them, except that nothing in the text is a control token; and whether
-    its end is missing."""
+    """Return the token ids of a text and whether it was truncated.
+
+    The ids match those of a transformers pipeline, except that control tokens in the text are encoded as plain text.
+    """
     options: dict[str, Any] = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
     token_ids = tokenizer(text, **options)["input_ids"]
     if len(token_ids) <= max_length:
@@ -215,17 +217,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tu
 
 
 def shown(labels: Labels, target: Target) -> str:
-    """A target for people."""
+    """Return a target as readable text."""
     if isinstance(target, float):
         return f"{target:g}"
     return " | ".join(labels.names[i] for i in ((target,) if isinstance(target, int) else target)) or "no label"
 
 
-# --- what a cell says
+# --- cells
 
 
 def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], column: str) -> Target | str:
-    """The target, or the first name that is none of these. Raises Problem: it is none at all."""
+    """Return the target, or the first name that is not in `names`.
+
+    Raises:
+        Problem: the cell holds no valid target.
+    """
     value = _value(labels, problem, column)
     if problem == "regression":
         return float(value)
@@ -236,7 +242,11 @@ def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], colum
 
 
 def _value(labels: tuple[str, ...], problem: str, column: str) -> Any:
-    """A number, or names. Raises Problem."""
+    """Return the label names, or the number of a regression.
+
+    Raises:
+        Problem: there is not exactly one label (except in multi-label problems), or a regression's label is no number.
+    """
     if problem == "multi_label":
         parts = [" ".join(part.split()) for label in labels for part in SEPARATOR.split(label)]
         return tuple(dict.fromkeys(part for part in parts if part))
@@ -251,12 +261,12 @@ def _number(text: str, column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise Problem(column, f"is {text[:40]!r}, which is no number", "Write a number, or change problem.")
+        raise Problem(column, f"is {text[:40]!r}, which is not a number", "Write a number, or change problem.")
     return value
 
 
 def _sorted(names: set[str]) -> tuple[str, ...]:
-    """Numbers by their size, so that 2 comes before 10."""
+    """Sort names; if all are numbers, sort by value so that 2 comes before 10."""
     try:
         return tuple(sorted(names, key=lambda name: (float(name), name)))
     except ValueError:
@@ -266,28 +276,28 @@ def _sorted(names: set[str]) -> tuple[str, ...]:
 def _check_numbers(values: list[float], column: str) -> None:
     if len(set(values)) < 2:
         raise StudioError(
-            f"Every row has the number {values[0]:g} in {column!r}: nothing is to be learned. Add others."
+            f"Every row has the number {values[0]:g} in {column!r}, so there is nothing to learn. Add other numbers."
         )
 
 
 def _check_names(names: tuple[str, ...], values: list[tuple[str, ...]], problem: str, column: str) -> None:
-    """Raises StudioError: there is nothing to tell apart, or far too much."""
+    """Raise StudioError if there are no labels, only one label or too many labels."""
     if not names:
-        raise StudioError(f"No row has a label in {column!r}: there is nothing to learn. Fill some in.")
+        raise StudioError(f"No row has a label in {column!r}, so there is nothing to learn. Add labels.")
     if len(names) == 1 and all(values):
         raise StudioError(
             f"Every row has the label {names[0]!r} in {column!r}: a classifier needs at least two. Add rows of another "
-            "label, or say in `columns` which column holds the labels."
+            "label, or set `columns` to the column that holds the labels."
         )
     if len(names) > MOST_LABELS:
         joined = problem == "single_label" and any(map(SEPARATOR.search, names))
         remedy = "Set problem to multi_label, where cells hold several labels." if joined else (
-            "Say in `columns` which column holds the labels, put rare ones together, or, where they are numbers to "
+            "Set `columns` to the column that holds the labels, merge rare labels, or, if the labels are numbers to "
             "estimate, set problem to regression."
         )  # fmt: skip
         raise StudioError(
-            f"{column!r} holds {len(names):,} different labels in {len(values):,} rows, and a head tells at most "
-            f"{MOST_LABELS} apart. {remedy}"
+            f"{column!r} holds {len(names):,} different labels in {len(values):,} rows; a head supports at most "
+            f"{MOST_LABELS}. {remedy}"
         )
 
 
@@ -300,15 +310,15 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _alike(names: Sequence[str]) -> list[str]:
-    """Two mistakes that are easily made in spreadsheets."""
+    """Return warnings about two common spreadsheet mistakes: labels that differ only in case, and joined labels."""
     warnings = []
     spellings = defaultdict(list)
     for name in names:
         spellings[name.casefold()].append(name)
     if twins := [each for each in spellings.values() if len(each) > 1]:
-        warnings.append(f"{_listed(twins[0])} differ in capitals only and count as different labels.")
+        warnings.append(f"The labels {_listed(twins[0])} differ only in case and count as different labels.")
     if joined := [name for name in names if SEPARATOR.search(name)]:
-        warnings.append(f"{_listed(joined)}: where such are several labels, set problem to multi_label.")
+        warnings.append(f"If cells such as {_listed(joined)} hold several labels, set problem to multi_label.")
     return warnings
 
 
@@ -317,8 +327,8 @@ def _large_numbers(targets: Sequence[Any]) -> list[str]:
     if np.abs(numbers).max() <= LARGE:
         return []
     return [
-        f"The numbers go from {numbers.min():g} to {numbers.max():g}, and a head begins near 0: divide them so that "
-        f"they lie within {-LARGE:g} and {LARGE:g}, or training takes long."
+        f"The numbers range from {numbers.min():g} to {numbers.max():g}, but a new head predicts values near 0. Scale "
+        f"them to between {-LARGE:g} and {LARGE:g} to train faster."
     ]
 
 
@@ -326,7 +336,7 @@ def _large_numbers(targets: Sequence[Any]) -> list[str]:
 
 
 def _drawn(strata: list[list[list[int]]], eval_share: float, rng: random.Random) -> set[int]:
-    """Whole groups, about this share of the rows of every stratum; each keeps at least one group for training."""
+    """Hold out whole groups, about `eval_share` of the rows of each stratum, which keeps a group for training."""
     if not eval_share:
         return set()
     drawn: set[int] = set()
@@ -339,7 +349,7 @@ def _drawn(strata: list[list[list[int]]], eval_share: float, rng: random.Random)
         drawn.update(taken)
     if drawn:
         return drawn
-    # Nothing was small enough: the smallest group of the largest stratum that has two.
+    # No group fits into a quota: hold out the smallest group of the stratum with the most groups.
     sizes = [len(groups) for groups in strata]
     largest = strata[sizes.index(max(sizes))]
     smallest: list[int] = min(largest, key=lambda group: len(group))
@@ -347,7 +357,7 @@ def _drawn(strata: list[list[list[int]]], eval_share: float, rng: random.Random)
 
 
 def _quotas(strata: list[list[list[int]]], eval_share: float) -> list[int]:
-    """Rows to hold out of each stratum, by largest remainders."""
+    """Return the number of rows to hold out of each stratum, by the largest remainder method."""
     sizes = [sum(map(len, groups)) if len(groups) > 1 else 0 for groups in strata]
     exact = [eval_share * size for size in sizes]
     quotas = [math.floor(each) for each in exact]

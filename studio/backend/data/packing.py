@@ -1,11 +1,11 @@
-"""Short examples share a row of a batch; none sees another.
+"""Pack short examples into shared rows of a batch, without attention between them.
 
     packs = pack([len(each.token_ids) for each in rendered], max_length=1024)
     features = [[(rendered[i].token_ids, rendered[i].trained) for i in each] for each in packs]
     batch = Collator(pad_id)(features[:4])        # input_ids, labels, position_ids, token_mask, each [B, S]
 
-There is no attention mask: transformers' `create_causal_mask` tells the examples apart by positions that start again.
-The token mask only keeps padding out of the routers' losses.
+There is no attention mask: transformers' `create_causal_mask` separates the examples where `position_ids` restart. The
+token mask only excludes padding from the router losses.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch import Tensor
 from jetmoe.losses import IGNORED
 
 Feature = Sequence[tuple[Sequence[int], Sequence[bool]]]
-"""The examples of one row: token ids, and whether each is trained."""
+"""The examples of one row: token ids, and whether each token is trained."""
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Indices of the examples that share a row, each index once: the longest first, each into the fullest row that
-    still has room for it.
+    """Return the indices of the examples of each row.
+
+    Best-fit decreasing: the longest example first, each into the fullest row that has room for it.
 
     Raises:
         ValueError: an example is longer than a row.
     """
     if max(lengths, default=0) > max_length:
-        raise ValueError(f"an example of {max(lengths)} tokens does not fit into {max_length}")
+        raise ValueError(f"an example of {max(lengths)} tokens does not fit into a row of {max_length}")
     packs: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, index of the pack), sorted
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -46,8 +47,10 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
 
 
 def in_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Indices, the longest first, so many together that they fill at most so many tokens with their padding; one at
-    least."""
+    """Return batches of indices, longest first, of at most `most_tokens` tokens with padding.
+
+    A batch holds at least one index, even if its text is longer.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > most_tokens:
@@ -57,8 +60,12 @@ def in_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
 
 
 def side_by_side(rows: Sequence[Sequence[Sequence[int]]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Texts in rows, without labels: `input_ids` and `position_ids` `[B, S]`, and the last position of each in
-    the flattened rows `[texts]`."""
+    """Collate packed texts without labels.
+
+    Returns:
+        `input_ids` and `position_ids` `[B, S]`, and the index of each text's last token in the flattened rows
+        `[texts]`.
+    """
     size = max(sum(map(len, row)) for row in rows)
     input_ids, position_ids = torch.full((len(rows), size), pad_id), torch.zeros(len(rows), size, dtype=torch.int64)
     ends = []
@@ -74,13 +81,15 @@ def side_by_side(rows: Sequence[Sequence[Sequence[int]]], pad_id: int) -> tuple[
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Of padding nothing is read, so any token will do where the tokenizer names none."""
+    """Return the padding token, with the eos token as the fallback. Padding is masked, so any token works."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 class Collator:
-    """Features to a batch. The first token of an example is never a label: it would be predicted from the end of the
-    example before."""
+    """Collate features into a batch.
+
+    The first token of an example is never a label: it would be predicted from the end of the previous example.
+    """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
@@ -105,7 +114,7 @@ def _row(feature: Feature, size: int, pad_id: int) -> tuple[list[int], list[int]
         ]
         position_ids += range(len(token_ids))
     padding = size - len(input_ids)
-    # Every padding position is an example of its own, which nothing else sees.
+    # Position 0 makes every padding token a separate example, which no other token attends to.
     return (
         input_ids + [pad_id] * padding,
         labels + [IGNORED] * padding,

@@ -1,7 +1,7 @@
-"""The rows of a parquet file, read by a process of its own that may crash without harm.
+"""Read the rows of a parquet file in a separate process, so that a crash of pyarrow does no harm.
 
 with ParquetRows(path, 200_000_000) as file:
-    file.names, file.left_out                # all columns, and those that hold no text: pictures, dates
+    file.names, file.left_out                # all columns; the columns without text, such as pictures and dates
     for found in file: ...                   # {"cells": {...}} or {"reason": why the row can't be read}
 """
 
@@ -20,11 +20,15 @@ WORKER = Path(__file__).with_name("parquet_worker.py")
 
 
 class ParquetRows:
-    """Raises StudioError: the file is damaged, or unpacks to more than `most_bytes`."""
+    """Iterate over the rows of a parquet file.
+
+    Raises:
+        StudioError: the file is damaged, or unpacks to more than `most_bytes`.
+    """
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         self.path = path
-        # -P: the modules beside the worker must not stand in for others of the same name.
+        # -P: the modules next to the worker must not shadow others of the same name.
         command = [sys.executable, "-P", str(WORKER), str(path.absolute()), str(most_bytes)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.lines = cast(TextIO, self.process.stdout)
@@ -51,4 +55,4 @@ class ParquetRows:
                 raise StudioError(f"{self.path.name} {found['error']}")
             yield found
         if self.process.wait():
-            raise StudioError(f"{self.path.name} is not a whole parquet file: its reader crashed. Export it again.")
+            raise StudioError(f"{self.path.name} is not a valid parquet file: its reader crashed. Export it again.")

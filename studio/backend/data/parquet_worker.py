@@ -1,8 +1,9 @@
-"""Turns a parquet file into JSON lines: the column names, then a row each. Run by `parquet_rows`:
+"""Convert a parquet file to JSON lines: the column names, then one line per row. Run by `parquet_rows`:
 
     python -P studio/backend/data/parquet_worker.py FILE MOST_BYTES
 
-A process of its own, as pyarrow may crash on a damaged file and as little of it can unpack to very much memory.
+It runs in a separate process because pyarrow may crash on a damaged file, and a small file can unpack to a lot of
+memory.
 """
 
 import json
@@ -21,7 +22,7 @@ def main(path: str, most_bytes: int) -> None:
     try:
         write_rows(pq.ParquetFile(path), most_bytes)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        print(json.dumps({"error": f"is not a whole parquet file ({error}). Export it again."}))
+        print(json.dumps({"error": f"is not a valid parquet file ({error}). Export it again."}))
 
 
 def limit_memory() -> None:
@@ -40,7 +41,7 @@ def write_rows(file: pq.ParquetFile, most_bytes: int) -> None:
             line = json.dumps(row(batch, i))
             most_bytes -= len(line)
             if most_bytes < 0:
-                print(json.dumps({"error": "unpacks to more than is read at most. Split it."}))
+                print(json.dumps({"error": "unpacks to more than the size limit. Split it."}))
                 return
             print(line)
 

@@ -1,7 +1,7 @@
-"""What a person sees of a data set before training: what is in it, what is trained, and what is wrong with it.
+"""Preview a data set before training: its rows, the trained tokens and the problems.
 
 seen = preview(Recipe(data="rows.csv"))
-seen.problem           # why it can't be used as it is; `names` are its columns, from which to choose then
+seen.problem           # why the file can't be used; `names` then holds the columns to choose from
 seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>", True)]: text, whether it is trained
 """
 
@@ -23,12 +23,12 @@ from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
-# Of so many examples the tokens are counted; more would keep a person waiting.
+# Examples whose tokens are counted. Counting more would make the page slow.
 COUNTED = 5000
 SHOWN = 5
 RAISE = "raise max_length, which is {0.max_length} tokens."
 SHOWN_BAD_ROWS = 100
-# Previews of samples that are cached, by recipe and whether its model is here.
+# Previews of bundled samples that are cached, keyed by recipe and whether its model is downloaded.
 CACHED = 16
 _samples: dict[tuple[str, bool], Preview] = {}
 
@@ -39,7 +39,7 @@ class Preview:
     names: list[str]
     """The file's columns."""
     problem: str = ""
-    """Why it can't be used; what follows is empty then."""
+    """Why the file can't be used; the fields below are then empty."""
     format: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     """The column of each field of the format."""
@@ -52,20 +52,22 @@ class Preview:
     notices: list[str] = field(default_factory=list)
     examples: list[list[tuple[str, bool]]] = field(default_factory=list)
     tokens: Summary | None = None
-    """None where the model isn't here yet, and with it what makes tokens of text."""
+    """None until the model and its tokenizer are downloaded."""
 
 
 def fields_of(format_name: str) -> dict[str, bool]:
-    """The fields of a format, and whether a row must have each; empty where there is no such format."""
+    """Return the fields of a format and whether each is required; empty if there is no such format."""
     found = next((each for each in formats() if each.name == format_name), None)
     return {} if found is None else dict.fromkeys(found.fields, True) | dict.fromkeys(found.optional, False)
 
 
 def preview(recipe: Recipe) -> Preview:
-    """Previews of the bundled samples are cached, because every page that opens shows one.
+    """Return the preview of a recipe's data.
+
+    Previews of the bundled samples are cached because every page load shows one.
 
     Raises:
-        StudioError: there is no such file, or nothing of it can be read.
+        StudioError: there is no such file, or it has no readable row.
     """
     if recipe.data not in SAMPLES:
         return _preview(recipe)
@@ -92,13 +94,17 @@ def _preview(recipe: Recipe) -> Preview:
     if tokens and tokens.untrained == len(rendered):
         return Preview(name, names, problem=f"Every row is cut before its answer begins: {RAISE.format(recipe)}")
     if tokens and tokens.untrained:
-        notice.append(f"{tokens.untrained:,} rows are left out, cut before their answer begins: {RAISE.format(recipe)}")
+        notice.append(f"{tokens.untrained:,} rows are left out, cut before the answer begins: {RAISE.format(recipe)}")
     seen = _of(dataset, names, len(train), len(held_out), notice)
     return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
 
 
 def _labelled(recipe: Recipe, names: list[str]) -> Preview:
-    """Raises StudioError: the rows can't be used."""
+    """Return the preview of labelled rows.
+
+    Raises:
+        StudioError: the rows can't be used.
+    """
     rows = read_labelled(recipe)
     train, held_out = rows.split(recipe.eval_share, recipe.seed)
     texts, notice = _rendered(rows.examples[:COUNTED], recipe)
@@ -112,7 +118,7 @@ def _labelled(recipe: Recipe, names: list[str]) -> Preview:
 
 
 def _of(dataset: Dataset, names: list[str], train_rows: int, held_out_rows: int, notices: list[str]) -> Preview:
-    """What is seen of every data set, whatever it is to be learned from it."""
+    """Return the part of the preview that is the same for all tasks."""
     return Preview(
         dataset.path.name,
         names,
@@ -129,11 +135,11 @@ def _of(dataset: Dataset, names: list[str], train_rows: int, held_out_rows: int,
 
 
 def _rendered(examples: list[Example], recipe: Recipe) -> tuple[list[Rendered], list[str]]:
-    """Nothing, and why, where the model isn't here."""
+    """Return the rendered examples and notices; no examples, and the reason, if the model is not downloaded."""
     if not catalog.ready(recipe.model):
-        return [], ["Tokens are counted once the model is here; it is fetched when it is first loaded or trained."]
+        return [], ["Token counts need the model, which is downloaded when it is first loaded or trained."]
     tokenizer = _tokenizer(recipe)
-    notice = [f"Tokens are counted of the first {COUNTED:,} rows."] if len(examples) == COUNTED else []
+    notice = [f"Tokens are counted for the first {COUNTED:,} rows."] if len(examples) == COUNTED else []
     read_one = read_text if recipe.task == "classify" else render
     return [read_one(tokenizer, example.messages, recipe.max_length) for example in examples], notice
 
@@ -154,5 +160,5 @@ def _tokenizer(recipe: Recipe) -> Any:
 
 @lru_cache(maxsize=4)
 def _tokenizer_in(folder: Path) -> Any:
-    """Kept, because a form asks at every change of a setting."""
+    """Load a tokenizer. It is cached because the form updates the preview at every change of a setting."""
     return AutoTokenizer.from_pretrained(folder)

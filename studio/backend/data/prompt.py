@@ -1,4 +1,4 @@
-"""Messages to token ids: chat templates, text that can't become a control token, context overflow."""
+"""Encode messages as token ids: chat templates, protection against control tokens in texts, context overflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studio.errors import StudioError
 Messages = Sequence[dict[str, str]]
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1_000_000
-# For models that come without a template: they continue the text.
+# Fallback for base models without a chat template, which continue the text.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
@@ -26,22 +26,22 @@ class Prompt:
 
 
 def check_text(text: object, what: str) -> None:
-    """Raises StudioError: it is no text that can be classified."""
+    """Raise StudioError if the text can't be classified."""
     if not isinstance(text, str) or not text.strip():
         raise StudioError(f"{what} is empty. Write something to classify.")
     if len(text) > MAX_CHARACTERS:
         raise StudioError(f"{what} has {len(text):,} characters. Keep it under {MAX_CHARACTERS:,}.")
     if re.search("[\ud800-\udfff]", text):
-        raise StudioError(f"{what} holds half of a character, which no model reads. Delete it.")
+        raise StudioError(f"{what} holds an invalid character (half of a surrogate pair). Delete it.")
 
 
 def fit_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, context_size: int, max_new_tokens: int
 ) -> Prompt:
-    """The prompt for an answer, without the oldest turns where they don't fit.
+    """Return the prompt for an answer, without the oldest turns if they don't fit.
 
     Raises:
-        StudioError: nothing to answer, or the last message alone is too long.
+        StudioError: there is nothing to answer, or the last message alone is too long.
     """
     kept = _checked(messages)
     notices = [] if tokenizer.chat_template else ["This model has no chat template: it continues your text."]
@@ -52,8 +52,8 @@ def fit_prompt(
         shorter = _without_oldest_turn(kept)
         if shorter is None:
             raise StudioError(
-                f"The message is too long: {len(token_ids):,} tokens, and the model reads {context_size:,}, of which "
-                f"{context_size - room:,} are kept for the answer. Shorten it or lower max_new_tokens."
+                f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
+                f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
             )
         dropped += len(kept) - len(shorter)
         kept = shorter
@@ -67,17 +67,18 @@ def fit_prompt(
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of the rendered chat with the start of an answer. Control tokens come from the template alone: the
-    same characters in a message are encoded as plain text.
+    """Return the token ids of the rendered chat with the generation prompt.
+
+    Control tokens come only from the template: the same characters in a message are encoded as plain text.
 
     Raises:
-        StudioError: the model's template refuses the messages.
+        StudioError: the chat template rejects the messages.
     """
     return encode_pieces(tokenizer, chat_pieces(tokenizer, messages, add_generation_prompt=True))
 
 
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> list[int]:
-    """Token ids; neighbouring pieces of text are encoded as one."""
+    """Return the token ids of the pieces; adjacent text pieces are encoded together."""
     token_ids: list[int] = []
     for is_control, group in groupby(pieces, is_control_piece):
         if is_control:
@@ -88,7 +89,7 @@ def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text in which nothing is a control token."""
+    """Return the token ids of a text, with control tokens in it encoded as plain text."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
 
@@ -98,7 +99,7 @@ class Piece:
 
     text: str
     message: int | None = None
-    """The index of the message whose content it is."""
+    """Index of the message that this content belongs to."""
     control_id: int | None = None
 
 
@@ -109,10 +110,10 @@ def is_control_piece(piece: Piece) -> bool:
 def chat_pieces(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
 ) -> Iterator[Piece]:
-    """The rendered chat. The template sees placeholders in place of contents.
+    """Yield the pieces of the rendered chat. The template gets placeholders instead of the contents.
 
     Raises:
-        StudioError: the model's template refuses the messages.
+        StudioError: the chat template rejects the messages.
     """
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     stand_ins = [
@@ -127,7 +128,7 @@ def chat_pieces(
             add_generation_prompt=add_generation_prompt,
         )  # type: ignore[assignment]
     except TemplateError as error:
-        raise StudioError(f"The model's chat template refuses this conversation: {error}") from error
+        raise StudioError(f"The model's chat template rejects this conversation: {error}") from error
     for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
         if i % 2:
             yield Piece(messages[int(part)]["content"], message=int(part))
@@ -136,7 +137,7 @@ def chat_pieces(
 
 
 def _template_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[Piece]:
-    """Text of the template, cut at its control tokens."""
+    """Split text of the template at its control tokens."""
     controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
     if not controls:
         yield Piece(text)
@@ -162,7 +163,7 @@ def _checked(messages: Messages) -> list[dict[str, str]]:
 
 
 def _without_oldest_turn(messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
-    """Without the oldest question and what answered it; system messages stay. None when only the last is left."""
+    """Drop the oldest question and its answer; keep system messages. Return None if only one question is left."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
     if len(turns) < 2:
         return None

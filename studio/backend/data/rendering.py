@@ -1,11 +1,11 @@
-"""Messages to what is trained on: token ids of the chat template, and which of them count in the loss.
+"""Render messages as training examples: token ids of the chat template, and a mask of the tokens in the loss.
 
     rendered = [render(tokenizer, example.messages, max_length=1024) for example in dataset.examples]
     summary(rendered, 1024).cut                  # how many examples are longer
     preview(tokenizer, rendered[0])              # [("<|im_start|>user\\nHi...", False), ("Paris.<|im_end|>", True)]
 
-Trained are the answers of the assistant and the control token by which the template ends them. A plain text (role
-"text") is trained as a whole.
+The loss covers the assistant's answers and the control token that ends each of them. A plain text (role "text") is
+trained in full.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ class Rendered:
     token_ids: list[int]
     trained: list[bool]
     cut: bool
-    """Whether its end is missing, for being longer than the limit."""
+    """Whether the example was truncated to the limit."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a data set looks like to the model, after cutting."""
+    """Token statistics of a data set after truncation."""
 
     edges: list[int]
-    """Bounds of the bins of the histogram of lengths in tokens, one more than `counts`; the upper one is exclusive."""
+    """Bin edges of the histogram of lengths in tokens, one more than `counts`; upper edges are exclusive."""
     counts: list[int]
     cut: int
-    """Examples of which the end is missing."""
+    """Truncated examples."""
     untrained: int
-    """Examples without a trained token: cut before the answer began."""
+    """Examples without a trained token because they were truncated before the answer."""
     tokens: int
     trained_tokens: int
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> Rendered:
-    """The first `max_length` tokens of an example.
+    """Return the first `max_length` tokens of an example and which of them are trained.
 
     Raises:
-        StudioError: the model's template refuses the messages, or its tokenizer can't tell where a token stands.
+        StudioError: the chat template rejects the messages, or the tokenizer has no character offsets.
     """
     token_ids: list[int] = []
     trained: list[bool] = []
@@ -77,14 +77,16 @@ def summary(rendered: Sequence[Rendered], max_length: int) -> Summary:
 
 
 def preview(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> list[tuple[str, bool]]:
-    """The text in spans of (text, whether it is trained)."""
+    """Return the decoded text as spans of (text, whether it is trained)."""
     spans = groupby(zip(rendered.token_ids, rendered.trained, strict=True), lambda pair: pair[1])
     return [(str(tokenizer.decode([token_id for token_id, _ in span])), trained) for trained, span in spans]
 
 
 def _marked(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[tuple[Piece, bool]]:
-    """Pieces of the example with whether they are trained. Where the template ends no turn, the last answer is ended
-    by the eos token: without it a model would never learn to stop."""
+    """Return the pieces of an example, each with whether it is trained.
+
+    If the template does not end the last answer, append the eos token: without it, a model would never learn to stop.
+    """
     eos = Piece("", control_id=tokenizer.eos_token_id)
     if messages[0]["role"] == "text":
         return [(Piece(messages[0]["content"]), True), (eos, True)]
@@ -103,7 +105,7 @@ def _role(piece: Piece, messages: Messages) -> str | None:
 
 
 def _turn_end(pieces: list[Piece], answer: int) -> int:
-    """The index of the control token right after an answer; its own where there is none."""
+    """Return the index of the control token right after an answer, or the answer's index if there is none."""
     for i, piece in enumerate(pieces[answer + 1 :], start=answer + 1):
         if is_control_piece(piece):
             return i
@@ -118,10 +120,12 @@ def _controls(pairs: list[tuple[Piece, bool]]) -> tuple[list[int], list[bool]]:
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[Piece, bool]]) -> tuple[list[int], list[bool]]:
-    """Token ids of text in one go, as the chat has them. Trained is a token that holds a character of an answer, also
-    where the template's blank before the first word is part of it."""
+    """Encode adjacent text pieces in one call, as the chat does.
+
+    A token is trained if it holds a character of an answer, even if it starts with the template's blank before it.
+    """
     if not tokenizer.is_fast:
-        raise StudioError("This model's tokenizer can't tell where a token stands: it needs a tokenizer.json.")
+        raise StudioError("This model's tokenizer has no character offsets. Add a tokenizer.json to the model.")
     text = "".join(piece.text for piece, _ in pairs)
     if not text:
         return [], []
@@ -131,7 +135,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[Piece, bool]]
     )
     trained, before = [], 0
     for start, end in encoding["offset_mapping"]:
-        # Some tokenizers leave the blanks before a word out of its offsets.
+        # Some tokenizers exclude the blank before a word from its offsets.
         trained.append(1 in marks[min(start, before) : end])
         before = end
     return encoding["input_ids"], trained

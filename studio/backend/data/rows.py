@@ -1,12 +1,12 @@
-"""Rows of a local file, streamed: csv, tsv, json, jsonl, parquet and plain text.
+"""Stream the rows of a local file: csv, tsv, json, jsonl, parquet or plain text.
 
     rows = Rows(Path("data.csv"))
     for row in rows:                     # Row(line, cells) or BadRow(line, column, reason, remedy)
         ...
-    rows.notices                         # what was assumed: an encoding, a separator, another type than the ending's
+    rows.notices                         # assumptions: an encoding, a separator, a type other than the extension's
 
-Read with csv, json and pyarrow (in a process of its own, as damaged files can crash it) instead of the builders of
-`datasets`, which guess types from whole blocks and end at the first bad row without its line.
+The readers use csv, json and pyarrow (in a separate process, because damaged files can crash it) instead of the
+builders of `datasets`, which infer types from whole blocks and stop at the first bad row without naming its line.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from studio.errors import StudioError
 
 BLOCK = 1 << 16
 MISSING = ("nan", "null")
-"""What spreadsheets and pandas write into a csv cell that holds nothing."""
+"""Text that spreadsheets and pandas write into an empty csv cell."""
 
-# The module's own limit of 131,072 characters holds for the whole process; the limits below hold for one file.
+# The csv module's limit of 131,072 characters is process-wide; `Limits` applies to one file.
 csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a file is read at most.
+    """Limits on what is read from a file.
 
     Raises:
-        StudioError: values out of range, all of them named at once.
+        StudioError: values out of range; the message lists all of them.
     """
 
     file_bytes: int = 200_000_000
-    """Largest file, and the most that a parquet file may unpack to."""
+    """Largest file, and the largest size that a parquet file may unpack to."""
     rows: int = 200_000
-    """Reading ends after so many rows, and a notice says so."""
+    """Reading stops after this many rows, with a notice."""
     columns: int = 256
     """Most columns of a row."""
     cell_characters: int = 100_000
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that can't be used; `column` is empty where the whole row is meant."""
+    """A row that can't be used; `column` is empty if the whole row is bad."""
 
     line: int
     column: str
@@ -86,7 +86,7 @@ class BadRow:
 
 
 class Problem(Exception):
-    """What is wrong with one row: (column, reason, remedy)."""
+    """A problem with one row: (column, reason, remedy)."""
 
     def __init__(self, column: str, reason: str, remedy: str) -> None:
         super().__init__(column, reason, remedy)
@@ -100,11 +100,12 @@ Read = Iterator[Row | BadRow]
 
 
 class Rows:
-    """Iterates once over the rows of a file. `line` is the row's number where rows have no lines of their own: in
-    parquet, and in json on a single line.
+    """Iterate once over the rows of a file.
+
+    `line` is the row number if a row has no line number: in parquet, and in json on a single line.
 
     Raises:
-        StudioError: there is no such file, it is empty or too large, or of a type that holds no rows.
+        StudioError: the file is missing, empty, too large, or of a type without rows.
     """
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
@@ -114,23 +115,23 @@ class Rows:
         self.notices = list(self.type.notices)
 
     def __iter__(self) -> Read:
-        """Raises StudioError where the file is damaged or has no rows at all."""
+        """Yield the rows. Raise StudioError if the file is damaged or has no rows."""
         count = 0
         try:
             for count, row in enumerate(self._read(), start=1):
                 if count > self.limits.rows:
                     self.notices.append(
-                        f"Only the first {self.limits.rows:,} rows of {self.path.name} were read, the most that is "
-                        "allowed; the rest was left out. Split the file to use it."
+                        f"Only the first {self.limits.rows:,} rows of {self.path.name} were read, which is the limit. "
+                        "Split the file to use the rest."
                     )
                     return
                 yield row if isinstance(row, BadRow) else self._checked(row)
         except UnicodeDecodeError as error:
-            raise StudioError(f"{self.path.name} is not whole {self.type.encoding}. Save it as UTF-8.") from error
+            raise StudioError(f"{self.path.name} is not valid {self.type.encoding}. Save it as UTF-8.") from error
         except OSError as error:
             raise StudioError(f"{self.path.name} can't be read ({error}). Check the file and its disk.") from error
         if not count:
-            raise StudioError(f"{self.path.name} has no rows, at most a header. Add one row for each example.")
+            raise StudioError(f"{self.path.name} has no rows apart from a header. Add one row for each example.")
 
     def _read(self) -> Read:
         if self.type.kind == "parquet":
@@ -163,7 +164,7 @@ def _check_cell(column: str, cell: Any, limits: Limits, depth: int) -> None:
 
 def _check_text(column: str, text: str, limits: Limits) -> None:
     if len(text) > limits.cell_characters:
-        longest = f"Keep it under {limits.cell_characters:,} characters; parts of it can be rows of their own."
+        longest = f"Keep it under {limits.cell_characters:,} characters, or split it into several rows."
         raise Problem(column, f"holds {len(text):,} characters", longest)
     if re.search("[\ud800-\udfff]", text):
         raise Problem(column, "holds bytes that are not valid text", "Save the whole file in one encoding, UTF-8.")
@@ -172,7 +173,7 @@ def _check_text(column: str, text: str, limits: Limits) -> None:
 
 
 class Lines:
-    """The lines of a text file. Of one that is over the limit only the first limit + 1 characters are kept."""
+    """Iterate over the lines of a text file. Lines beyond the limit are cut after limit + 1 characters."""
 
     def __init__(self, file: TextIO, limits: Limits) -> None:
         self.file = file
@@ -193,7 +194,7 @@ class Lines:
 
 
 class RecordLines(Lines):
-    """Lines for csv.reader: a record may span several, and those after its first can be given back."""
+    """Lines for csv.reader. A record may span several lines; `give_back` rereads those after its first."""
 
     def __init__(self, file: TextIO, limits: Limits) -> None:
         super().__init__(file, limits)
@@ -202,12 +203,12 @@ class RecordLines(Lines):
         self.again: list[str] = []
 
     def begin(self) -> int:
-        """The number of the line on which the next record begins."""
+        """Begin the next record and return the number of its first line."""
         self.record, self.size = [], 0
         return self.number + 1
 
     def give_back(self) -> None:
-        """The lines after the record's first are read again, as rows of their own."""
+        """Read the lines after the record's first again, as separate rows."""
         self.again += reversed(self.record[1:])
         self.number -= len(self.record) - 1
 
@@ -245,7 +246,11 @@ def _table(file: TextIO, limits: Limits, file_type: FileType) -> Read:
 
 
 def _header(records: Iterator[list[str]], limits: Limits) -> list[str]:
-    """Raises StudioError: it can't be read, a name occurs twice, or there are too many."""
+    """Return the column names.
+
+    Raises:
+        StudioError: the header can't be read, a name occurs twice, or there are too many columns.
+    """
     try:
         cells = next(filter(None, records))
         _check_text("", "".join(cells), limits)
@@ -299,10 +304,10 @@ def _json_row(line: int, text: str, limits: Limits) -> Row | BadRow:
 
 
 def parse_json(text: str, depth: int = Limits.depth) -> Any:
-    """One JSON value.
+    """Parse one JSON value.
 
     Raises:
-        Problem: not JSON, nested too deep, or a key occurs twice.
+        Problem: the text is not JSON, is nested too deeply, or has a duplicate key.
     """
     if _nesting(text) > depth:
         raise _too_deep("", depth)
@@ -328,7 +333,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _paragraphs(file: TextIO, limits: Limits, file_type: FileType) -> Read:
-    """Blank lines separate the rows of a text."""
+    """Yield one row per paragraph; blank lines separate paragraphs."""
     lines = Lines(file, limits)
     begin, paragraph = 1, ""
     for line in chain(lines, [""]):
@@ -346,7 +351,7 @@ def _parquet(path: Path, limits: Limits, notices: list[str]) -> Read:
     with ParquetRows(path, limits.file_bytes) as file:
         _check_names(file.names, limits)
         if file.left_out:
-            notices.append(f"Columns that hold no text were not read: {', '.join(file.left_out)}.")
+            notices.append(f"Columns without text were not read: {', '.join(file.left_out)}.")
         for number, found in enumerate(file, start=1):
             if "cells" in found:
                 yield Row(number, found["cells"])
@@ -355,7 +360,7 @@ def _parquet(path: Path, limits: Limits, notices: list[str]) -> Read:
 
 
 def _stray_quote(error: csv.Error) -> Problem:
-    remedy = 'Close the cell with a quote, and double each quote inside of it: "".'
+    remedy = 'Close the cell with a quote, and double each quote inside it: "".'
     return Problem("", f"has a quote that is not closed or not doubled ({error})", remedy)
 
 

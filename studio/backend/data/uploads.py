@@ -1,10 +1,10 @@
-"""Files that people bring for training, kept as long as a run needs them.
+"""Store uploaded files for as long as a run needs them.
 
-    upload = keep(Path("/tmp/gradio/rows.csv"), owner)      # 32 hexadecimal digits: all that a page may name
+    upload = keep(Path("/tmp/gradio/rows.csv"), owner)      # 32 hexadecimal digits, the only handle that a page gets
     find(upload, owner)                                     # <home>/uploads/<upload>/rows.csv
 
-A page knows neither paths nor other people's uploads. Where several people use one server, only who brought a file
-finds it; the empty owner, that of a studio of one person, finds all.
+A page has no access to paths or to other people's uploads. On a shared server, `find` returns a file only to its owner.
+The empty owner, used in a studio for one person, can access all files.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from studio.backend.system.home import home
 from studio.errors import StudioError
 
 OWNER = ".owner"
-"""Beside the file, whose it is. No file that is brought begins with a dot."""
+"""File next to an upload that stores its owner. The name of an upload never begins with a dot."""
 UNUSED_S = 24 * 3600.0
-"""How long a file is kept that no run uses."""
+"""Seconds after which a file that no run uses is deleted."""
 
 
 def keep(file: Path, owner: str = "") -> str:
-    """Copies a file that arrived, under its own name.
+    """Store a copy of an uploaded file under its own name and return the upload's id.
 
     Raises:
-        StudioError: it is empty or too large, or the disk is full.
+        StudioError: the file is empty or too large, or the disk is full.
     """
     limits, size = demo.limits(), file.stat().st_size
     limit = limits.file_bytes if limits else Limits().file_bytes
@@ -40,8 +40,8 @@ def keep(file: Path, owner: str = "") -> str:
         raise StudioError(f"{file.name} is empty. Choose a file with rows in it.")
     if size > limit:
         raise StudioError(
-            f"{file.name} has {size / 2**20:,.0f} MiB, and at most {limit / 2**20:,.0f} are read. Split it, or train "
-            "from a terminal, where the file can stay where it is."
+            f"{file.name} has {size / 2**20:,.0f} MiB; the limit is {limit / 2**20:,.0f} MiB. Split it, or train on "
+            "the command line, which reads the file in place."
         )
     folder = new_folder(owner)
     try:
@@ -57,10 +57,10 @@ def keep(file: Path, owner: str = "") -> str:
 
 
 def new_folder(owner: str = "") -> Path:
-    """An empty one for a file that is found by the folder's name and deleted as if it had been brought.
+    """Create the empty folder of an upload; its name is the upload's id. `clean` deletes it like any other upload.
 
     Raises:
-        StudioError: it can't be made.
+        StudioError: the folder can't be created.
     """
     folder = _folder() / uuid.uuid4().hex
     try:
@@ -74,20 +74,24 @@ def new_folder(owner: str = "") -> Path:
 
 
 def find(upload: str, owner: str = "") -> Path:
-    """The file.
+    """Return the path of an uploaded file.
 
     Raises:
-        StudioError: the owner has none of that number (any more).
+        StudioError: the owner has no such upload, or it was deleted.
     """
     folder = _folder() / upload if re.fullmatch("[0-9a-f]{32}", upload) else None
     files = [file for file in folder.iterdir() if file.name != OWNER] if folder is not None and folder.is_dir() else []
     if folder is None or not files or owner not in ("", _owner_of(folder)):
-        raise StudioError("The uploaded file is no longer here: it is deleted a day later. Upload it again.")
+        raise StudioError("The uploaded file is gone: unused files are deleted after a day. Upload it again.")
     return files[0]
 
 
 def transfer_owner(before: str, after: str) -> None:
-    """All of one owner's become another's. Raises StudioError: the disk can't be written."""
+    """Assign all uploads of owner `before` to owner `after`.
+
+    Raises:
+        StudioError: the disk can't be written.
+    """
     try:
         for folder in _folder().glob("*"):
             if _owner_of(folder) == before:
@@ -97,7 +101,7 @@ def transfer_owner(before: str, after: str) -> None:
 
 
 def clean(store: RunStore) -> None:
-    """Deletes what no run uses and nobody brought in the last day."""
+    """Delete uploads that are older than a day and used by no run."""
     if not _folder().is_dir():
         return
     used = {Path(run.data).parent for run in store.list()}
@@ -120,5 +124,5 @@ def _folder() -> Path:
 
 
 def _clean_name(name: str) -> str:
-    """Letters, digits and a few signs; the end of it, which says what kind of file it is."""
+    """Return a safe file name. A long name is cut at the front to keep its extension."""
     return re.sub(r"[^\w.-]", "_", name)[-80:].lstrip(".") or "rows"

@@ -1,4 +1,4 @@
-"""One file a format of rows: a `FORMAT` that knows its columns and turns their cells into messages, or text and labels.
+"""Formats of rows. Each module defines a `FORMAT` that maps columns to messages, or to a text and its labels.
 
 for format in discover("studio.backend.data.formats", "FORMAT"):
     columns = format.locate(["Question", "Answer"])          # {"prompt": "Question", "completion": "Answer"}
@@ -14,7 +14,7 @@ from typing import Any
 from studio.backend.data.rows import Problem, parse_json
 
 Cells = dict[str, Any]
-"""The cells of a row by the field they fill."""
+"""The cells of a row, keyed by field."""
 Messages = list[dict[str, str]]
 NEXT_ROLES = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
 
@@ -23,23 +23,26 @@ NEXT_ROLES = {None: ("system", "user"), "system": ("user",), "user": ("assistant
 class Format:
     name: str
     order: int
-    """Lower ones are tried first."""
+    """Formats with a lower order are tried first."""
     help: str
     fields: dict[str, tuple[str, ...]]
-    """What a row must have, each with the column names that it goes by."""
+    """Required fields, each with the column names that are recognized for it."""
     messages: Callable[[Cells], Messages]
-    """Raises Problem, its column the name of the field."""
+    """Returns the messages. Raises Problem with the field as its column."""
     task: str = "chat"
-    """What such rows teach; the recipe's."""
+    """The task of the recipes that use these rows."""
     labels: Callable[[Cells], tuple[str, ...]] = lambda cells: ()
-    """Of the text that the messages hold. Raises Problem as they do."""
+    """Returns the labels of the text. Raises as `messages`."""
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fits: Callable[[Cells], bool] = lambda cells: True
-    """Whether a row with these columns is of this format, where others have the same column names."""
+    """Whether a row is of this format, for formats that share column names."""
 
     def locate(self, columns: Sequence[str], chosen: dict[str, str] | None = None) -> dict[str, str] | None:
-        """The column of every field, `chosen` first; None where a needed one is missing or chosen for no field of this
-        format. The only column of a file is that of an only field, whatever its name."""
+        """Return the column of each field; `chosen` takes precedence.
+
+        Returns None if a required field has no column, or `chosen` names a field that this format lacks. If the file
+        has one column and the format one required field, they match regardless of the column's name.
+        """
         known = {column.strip().lower(): column for column in columns}
         names = {**self.fields, **self.optional}
         found = {key: known[name] for key in names for name in reversed(names[key]) if name in known}
@@ -49,15 +52,15 @@ class Format:
         return located if set(self.fields) <= set(located) <= set(names) else None
 
     def convert(self, row: dict[str, Any], columns: dict[str, str]) -> Messages:
-        """The messages of a row.
+        """Return the messages of a row.
 
         Raises:
-            Problem: what is wrong, in which column.
+            Problem: the row is bad. Its `column` is the column of the file.
         """
         return self._read(self.messages, row, columns)
 
     def labels_of(self, row: dict[str, Any], columns: dict[str, str]) -> tuple[str, ...]:
-        """The labels of a row; errors as of `convert`."""
+        """Return the labels of a row. Raises as `convert`."""
         return self._read(self.labels, row, columns)
 
     def _read(self, read: Callable[[Cells], Any], row: dict[str, Any], columns: dict[str, str]) -> Any:
@@ -71,7 +74,7 @@ class Format:
 
 
 def needed_text(cells: Cells, key: str) -> str:
-    """Raises Problem: no text, or an empty one."""
+    """Return the text of a field. Raise Problem if it is empty or not text."""
     text = optional_text(cells, key)
     if not text:
         raise Problem(key, "is empty", "Fill it in, or delete the row.")
@@ -79,7 +82,7 @@ def needed_text(cells: Cells, key: str) -> str:
 
 
 def optional_text(cells: Cells, key: str) -> str:
-    """ "" where there is none. Raises Problem: something else than text."""
+    """Return the text of a field, "" if it is empty. Raise Problem if it is not text."""
     text = cells.get(key)
     if text is None or text != text:  # NaN
         return ""
@@ -89,16 +92,16 @@ def optional_text(cells: Cells, key: str) -> str:
 
 
 def answered(system: str, prompt: str, completion: str) -> Messages:
-    """One question with its answer."""
+    """Return the messages of one question and its answer."""
     turns = [("system", system)] if system else []
     return [{"role": role, "content": text} for role, text in [*turns, ("user", prompt), ("assistant", completion)]]
 
 
 def turns(cells: Cells, key: str) -> list[Cells]:
-    """A list of messages, each an object; a text is read as JSON.
+    """Return the message objects of a cell; a string is parsed as JSON.
 
     Raises:
-        Problem: something else.
+        Problem: the cell is not a list of objects.
     """
     cell = cells.get(key)
     try:
@@ -118,7 +121,7 @@ def has_keys(cells: Cells, key: str, keys: set[str]) -> bool:
 
 
 def conversation(found: list[Cells], key: str, role_key: str, content_key: str, roles: dict[str, str]) -> Messages:
-    """Messages of turns.
+    """Convert message objects to messages.
 
     Raises:
         Problem: an unknown role, roles out of order, an empty content, or no answer at the end.
@@ -128,12 +131,12 @@ def conversation(found: list[Cells], key: str, role_key: str, content_key: str, 
     for i, turn in enumerate(found, start=1):
         role = _role(turn.get(role_key), i, key, roles)
         if role not in NEXT_ROLES[previous]:
-            reason = f"has roles out of order: message {i} is of {role} after {previous or 'nothing'}"
-            raise Problem(key, reason, "A system message may come first; then user and assistant take turns.")
+            reason = f"has roles out of order: message {i} has the role {role} after {previous or 'nothing'}"
+            raise Problem(key, reason, "Start with an optional system message, then alternate user and assistant.")
         messages.append({"role": role, "content": _content(turn, i, key, content_key)})
         previous = role
     if previous != "assistant":
-        raise Problem(key, "does not end with an answer of the assistant", "Add it, or delete what is not answered.")
+        raise Problem(key, "does not end with an answer", "Add an assistant message, or delete the last question.")
     return messages
 
 

@@ -1,4 +1,4 @@
-"""Alpaca: an instruction, what it is about, and the answer."""
+"""Alpaca rows: an instruction, an optional input and the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def messages(cells: Cells) -> Messages:
 FORMAT = Format(
     name="alpaca",
     order=30,
-    help="instruction, output and perhaps an input that the instruction is about",
+    help="instruction, output and an optional input",
     fields={"instruction": ("instruction",), "output": ("output", "response")},
     optional={"input": ("input", "context"), "system": ("system",)},
     messages=messages,

@@ -1,4 +1,4 @@
-"""Texts with their labels, for a classifier: one message with the role "text", and the labels as texts beside it."""
+"""Texts with labels, for a classifier: one message with the role "text", and the labels as strings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from studio.backend.data.rows import Problem
 from studio.backend.recipe import LABELLED
 
 LONGEST = 200
-"""Characters of a label."""
+"""Maximum characters of a label."""
 NULL = "Fill in the label, or delete the row."
 
 
@@ -18,7 +18,7 @@ def messages(cells: Cells) -> Messages:
 
 
 def labels(cells: Cells) -> tuple[str, ...]:
-    """Of a list, each; an empty list says that none fits."""
+    """Return the label, or each label of a list. An empty list means that no label applies."""
     cell = cells.get("label")
     names = tuple(map(_name, cell)) if isinstance(cell, list) else (_name(cell),)
     return tuple(dict.fromkeys(names))
@@ -30,19 +30,19 @@ def _name(cell: Any) -> str:
     if isinstance(cell, bool):
         return str(cell).lower()
     if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)  # as whole numbers come from columns with holes
+        cell = int(cell)  # pandas stores integers as floats if a column has empty cells
     if not isinstance(cell, str | int | float):
         raise Problem("label", f"holds {type(cell).__name__} {str(cell)[:40]!r} instead of a label", "Write a text.")
     name = " ".join(str(cell).split())
     if len(name) > LONGEST:
-        raise Problem("label", f"has {len(name):,} characters", "A label is a short name. Choose its column.")
+        raise Problem("label", f"has {len(name):,} characters", "A label is a short name. Check the label column.")
     return name
 
 
 FORMAT = Format(
     name=LABELLED,
     order=60,
-    help="text and its label, which may be a number or a list",
+    help="text and label; the label may be a number or a list",
     fields={
         "text": ("text", "sentence", "content", "document", "review", "comment", "message", "utterance", "question"),
         "label": ("label", "labels", "class", "category", "sentiment", "intent", "topic", "target", "score"),

@@ -1,4 +1,4 @@
-"""OpenAI's list of messages with role and content; in a csv file the list is JSON in a cell."""
+"""OpenAI messages: a list of objects with role and content. In a csv file, the cell holds the list as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A prompt and its completion, under any of their usual names."""
+"""A prompt and its completion, under any of the common column names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ShareGPT's list of conversations with from and value; in a csv file the list is JSON in a cell."""
+"""ShareGPT conversations: a list of objects with from and value. In a csv file, the cell holds the list as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain text, all of which is trained: one message with the role "text"."""
+"""Plain text that is trained in full: one message with the role "text"."""
 
 from __future__ import annotations
 
