@@ -113,6 +113,8 @@ async def _watch(
     before = process.memory_info().rss if process else 0
     polls = await asyncio.to_thread(_polls, url, run_id, pages, seconds)
     took = sorted(each for each, good in polls if good)
+    if not took:
+        raise StudioError(f"None of {len(polls)} questions about the run was answered. See the server's log.")
     figures = {
         "polls": len(polls),
         "failed": sum(not good for _, good in polls),

@@ -240,12 +240,14 @@ class CompiledSteps:
 
     def pause(self) -> None:
         """Fall back to eager steps before the model changes, because compiled ones don't check for changes."""
-        if self.enabled:
-            self.close()
-            with self._lock:
-                self._ready, self._requested = set(), set()
+        if not (self.enabled or self._ready):
+            return
+        if self.enabled:  # otherwise compiling has failed, and isn't tried again
             self.paused = True
             self.text = "eager: the adapter has changed; compiling starts with its second answer in a row"
+        self.close()
+        with self._lock:
+            self._ready, self._requested = set(), set()
 
     def resume(self) -> None:
         """Compile for the current model, unless that is running or has failed.

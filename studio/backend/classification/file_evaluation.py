@@ -33,16 +33,18 @@ class FileTest:
     def add(self, row: LabelledRow) -> None:
         if row.prediction is None:
             return
-        if len(self.texts) == MOST_ROWS:
-            self.more += 1
-            return
+        full = len(self.texts) == MOST_ROWS
         try:
             target = target_of(names_of({"label": row.cells.get(self.column)}), self.problem, self.names, self.column)
         except Problem as problem:
-            self.bad.append(BadRow(row.line, self.column, problem.reason, problem.remedy))
+            if not full:
+                self.bad.append(BadRow(row.line, self.column, problem.reason, problem.remedy))
             return
         if isinstance(target, str):
             self.unknown[target] += 1
+            return
+        if full:
+            self.more += 1
             return
         self.texts.append(row.prediction.text)
         self.targets.append(target)

@@ -195,7 +195,11 @@ def _is_merged(folder: Path) -> bool:
     file = folder / MODEL_CONFIG
     if not file.is_file() or (folder / CONFIG).is_file():
         return False
-    return CLASSIFIER in (json.loads(file.read_text()).get("architectures") or [])
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and CLASSIFIER in (config.get("architectures") or [])
 
 
 def _head(found: Found) -> Tensor:

@@ -103,3 +103,21 @@ def test_failed_compilation_is_said_and_steps_go_on(decoder, monkeypatch):
     assert decoder.compiled.text.startswith("eager: compiling failed with RuntimeError")
     decoder.prefill(IDS[:9], room=1)
     check(decoder, IDS[:10], decoder.step(IDS[9]))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_steps_of_older_weights_are_dropped_after_a_failure_too(decoder, monkeypatch):
+    def only_short(token, position, cache, **kwargs):
+        if cache.layers[0].max_cache_len > 16:
+            raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr("studio.backend.chat.decoder.compiled_step", lambda model: only_short)
+    decoder.compiled.enable()
+    until(lambda: decoder.compiled.get(16) is only_short)
+    decoder.compiled.request(32)
+    until(lambda: "failed" in decoder.compiled.text)
+    assert decoder.compiled.get(16) is only_short, "they are still right"
+    decoder.change_model(lambda: None)
+    assert decoder.compiled.get(16) is None and "failed" in decoder.compiled.text
+    decoder.compiled.resume()
+    assert not decoder.compiled.enabled, "what failed once is not tried again"

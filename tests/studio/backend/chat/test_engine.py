@@ -171,7 +171,7 @@ def test_overflow_drops_the_oldest_turns_with_a_notice(engine):
 
 
 def test_message_longer_than_the_context_is_refused_with_numbers(engine):
-    with pytest.raises(StudioError, match=r"too long: [\d,]+ tokens, and the model reads 8,192"):
+    with pytest.raises(StudioError, match=r"too long: [\d,]+ tokens\. The model's context holds 8,192"):
         answer(engine, [{"role": "user", "content": "word " * 20000}])
     with pytest.raises(StudioError, match="too long: 1,048,576 characters"):
         answer(engine, [{"role": "user", "content": "a" * 2**20}])
@@ -205,7 +205,7 @@ def test_bad_settings_are_named_all_at_once():
 
 
 def test_replay_refuses_foreign_tokens(engine):
-    with pytest.raises(StudioError, match="not of this model"):
+    with pytest.raises(StudioError, match="not in this model's vocabulary"):
         engine.replay([10**6], 0)
 
 

@@ -122,8 +122,8 @@ def test_a_file_is_measured_by_its_column_and_says_what_it_left_out():
         test.add(each)
     report = test.report("mails.csv")
     assert report["of"] == "3 rows of mails.csv" and report["confusion"] == [[1, 0], [1, 1]]
-    assert "does not know: 1, most often 'eggs'" in report["notices"][0]
-    assert "that can be read: 2. The first: line 6, column 'kind'" in report["notices"][1]
+    assert "does not have: 1, most often 'eggs'" in report["notices"][0]
+    assert "without a readable label: 2. The first: line 6, column 'kind'" in report["notices"][1]
 
 
 def test_numbers_as_labels_are_compared_as_they_were_learned():
@@ -135,9 +135,9 @@ def test_numbers_as_labels_are_compared_as_they_were_learned():
 
 
 @pytest.mark.parametrize(("cells", "words"), [
-    (["eggs", "eggs", "toast"], "no row of 'kind' has a label that the classifier knows; 'eggs' is in 2.*'ham'"),
-    ([None], "no row has a label in 'kind' to measure by; line 2 is empty"),
-    ([], "no row has a label in 'kind'"),
+    (["eggs", "eggs", "toast"], "no row of 'kind' has a label of the classifier; 2 have 'eggs'.*'ham'"),
+    ([None], "no row has a true label in 'kind'; line 2 is empty"),
+    ([], "no row has a true label in 'kind'"),
 ])  # fmt: skip
 def test_a_file_that_says_nothing_is_refused_with_what_to_do(cells, words):
     test = FileTest("single_label", NAMES, "kind")
@@ -152,4 +152,5 @@ def test_memory_does_not_grow_with_a_file(monkeypatch):
     test = FileTest("single_label", NAMES, "kind")
     for line in range(10):
         test.add(row(line, "ham"))
-    assert len(test.texts) == 3 and "7 more are not" in test.report("f")["notices"][0]
+        test.add(row(line, None))  # has no label, so it isn't among those that are left out
+    assert len(test.texts) == 3 and len(test.bad) == 2 and "7 are left out" in test.report("f")["notices"][0]

@@ -211,7 +211,7 @@ def test_a_failure_before_the_first_row_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("out.xlsx", "neither"), ("no/out.csv", "can't be made"), ("a.csv", "exists already")]
+    ("name", "words"), [("out.xlsx", "neither"), ("no/out.csv", "can't be created"), ("a.csv", "exists already")]
 )
 def test_where_results_can_not_go_is_said_before_anything_is_predicted(tmp_path, name, words):
     file = written(tmp_path / "a.csv", "text\nabc\n")

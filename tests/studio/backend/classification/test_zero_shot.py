@@ -337,7 +337,7 @@ def test_what_does_not_fit_the_model_is_said(engine, classifier):
         list(classifier.predict([TEXT], LabelTask(LABELS, "{text}" + "x" * 480)))
     with pytest.raises(StudioError, match="Text 2 is empty"):
         list(classifier.predict([TEXT, " "], LabelTask(LABELS)))
-    with pytest.raises(StudioError, match="half of a character"):
+    with pytest.raises(StudioError, match="half of a surrogate pair"):
         list(classifier.predict(["a\ud800"], LabelTask(LABELS)))
     with pytest.raises(StudioError, match="not loaded"):
         list(classifier.predict([TEXT], LabelTask(LABELS), adapter="/etc"))
