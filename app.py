@@ -1,7 +1,7 @@
-"""JetMoE Studio's page, on a laptop and as a Space: reads flags, builds the studio, launches it.
+"""Start the JetMoE Studio page on a laptop or a Space.
 
 python app.py [--host 127.0.0.1] [--port 7860] [--model MODEL] [--open]
-python app.py --host 0.0.0.0 --auth users.txt [--proxy]        # for others too; --public instead of a login
+python app.py --host 0.0.0.0 --auth users.txt [--proxy]        # shared server; --public instead of --auth: no login
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-# Before everything that imports torch: on a ZeroGPU Space it plays a GPU that is lent later.
+# Must be imported before torch: on a ZeroGPU Space it emulates CUDA until a GPU is attached.
 from studio.backend.system import zero_gpu  # isort: split
 
 from studio.backend.chat.engine import Engine
@@ -30,7 +30,7 @@ PORT = 7860
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until interrupted; returns the exit code: 2 where the person can fix it."""
+    """Serve until interrupted and return the exit code; 2 is a user error."""
     flags = _flags(arguments)
     exposure = Exposure.from_environment(flags.host, flags.public, flags.auth, flags.proxy)
     try:
@@ -49,25 +49,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _require_port(host: str, port: int) -> None:
-    """Before the model is loaded, so that nothing has to be taken down again."""
+    """Raise StudioError if the port is in use, before a model is loaded."""
     try:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
         raise StudioError(
-            f"Port {port} on {host} can't be opened ({error.strerror}): start with `--port {port + 1}`."
+            f"Port {port} on {host} can't be opened ({error.strerror}). Use another port: `--port {port + 1}`."
         ) from error
 
 
 def _flags(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Chat with sparse mixture-of-experts models and watch their experts.")
-    parser.add_argument("--host", help="address to listen on; this machine alone reaches the default, 127.0.0.1")
-    parser.add_argument("--auth", type=Path, metavar="FILE", help="ask for a login; see `python -m studio user add`")
-    parser.add_argument("--public", action="store_true", help="let everybody who reaches the address use the page")
-    parser.add_argument("--proxy", action="store_true", help="believe the forwarded headers of a proxy before the page")
+    parser = argparse.ArgumentParser(description="Chat with mixture-of-experts models and inspect their routing.")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--auth", type=Path, metavar="FILE", help="require a login; see `python -m studio user add`")
+    parser.add_argument("--public", action="store_true", help="allow anyone who can reach the address, without a login")
+    parser.add_argument("--proxy", action="store_true", help="trust the forwarded headers of a reverse proxy")
     port = int(os.environ.get("GRADIO_SERVER_PORT", PORT))
     parser.add_argument("--port", type=int, default=port, help="port to listen on")
-    parser.add_argument("--model", help="the model to load first, see `python -m studio models`; $STUDIO_MODEL too")
+    parser.add_argument("--model", help="model to load first (or $STUDIO_MODEL); see `python -m studio models`")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser.parse_args(arguments)
 
@@ -75,5 +75,5 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    # Not sys.exit: a compilation in the background can't be interrupted, and tearing it down midway aborts the process.
+    # Not sys.exit: a background compilation can't be interrupted, and tearing it down aborts the process.
     os._exit(code)

@@ -12,7 +12,7 @@ from studio.backend.runs.store import RunStore
 HOSTILE = ("<img src=x onerror=window.__p=1>", "${window.__p=1}", "{{constructor.constructor('window.__p=1')()}}")
 SENTENCE = (
     "CUDA ran out of memory while training: 14.2 GiB were asked for and 9.8 GiB were free. Lower batch_size or "
-    "max_length, or set gradient_checkpointing or precision=nf4. The last whole checkpoint is kept, so that the "
+    "max_length, or set gradient_checkpointing or precision=nf4. The last complete checkpoint is kept, so that the "
     "run can be resumed from step 40 after the settings of a new one were changed accordingly."
 )
 LAYERS, KINDS, GROUPS = 6, ("MoA", "MoE"), 4
@@ -103,7 +103,7 @@ def fill(store: RunStore) -> dict[str, ToyRun]:
         "cancelled": toy_run(store, "stopped by hand", speed=0.7, learning_rate=5e-5).audit().train(25).save_adapter(),
         "interrupted": toy_run(store, "power cut", r=8).audit().train(33),
         "running": toy_run(store, "dictionary, routers too", speed=1.2, preset="experts+router", insist_on_router=True)
-        .audit("The routers are trained: watch the drift, and the load of the experts.")
+        .audit("The routers are trained: watch the routing drift and the expert load.")
         .train(30),
         "queued": toy_run(store, "next in line", begin=False),
     }
@@ -112,7 +112,7 @@ def fill(store: RunStore) -> dict[str, ToyRun]:
     made["done"].finish("done", "Done after 80 of 80 steps.")
     made["failed"].finish("failed", SENTENCE)
     made["cancelled"].finish("cancelled", "Cancelled after 25 of 80 steps.")
-    made["interrupted"].finish("interrupted", "Its process ended without a word: the machine went down. Resume it.")
+    made["interrupted"].finish("interrupted", "The process ended without a message: the machine went down. Resume it.")
     return made
 
 

@@ -36,7 +36,7 @@ class ClassifyPage:
         return self
 
     def show_template(self) -> None:
-        self.page.get_by_role("button", name="How the model is asked").click()
+        self.page.get_by_role("button", name="Prompt template").click()
         expect(self.template).to_be_visible()
         settle(self.page)
 
@@ -44,14 +44,14 @@ class ClassifyPage:
         choose(self.page, element, option)
 
     def upload(self, name: str, content: str) -> None:
-        self.page.get_by_role("tab", name="A file").click()
+        self.page.get_by_role("tab", name="File", exact=True).click()
         with self.page.expect_file_chooser() as chooser:
             self.page.locator("#classify-upload").click()
         chooser.value.set_files({"name": name, "mimeType": "text/csv", "buffer": content.encode()})
         expect(self.page.locator("#classify-column input")).to_be_visible(timeout=SLOW)
 
     def show_quality(self) -> None:
-        self.page.get_by_role("tab", name="How good it is").click()
+        self.page.get_by_role("tab", name="Evaluation", exact=True).click()
 
     def nameless(self) -> list[str]:
         """What can be used and has no name."""

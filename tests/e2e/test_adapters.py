@@ -112,11 +112,11 @@ def test_an_adapter_that_is_trained_meanwhile_is_offered_at_once(chat: AdapterPa
     chat.pick("Late")
     RunStore().delete(late)
     chat.ask(QUESTION)
-    expect(chat.toast).to_contain_text("was deleted or is of another model", timeout=SLOW)
+    expect(chat.toast).to_contain_text("was deleted or belongs to another model", timeout=SLOW)
     expect(chat.box).to_have_value(QUESTION)
     assert chat.questions.count() == 0
     chat.picker.click()
-    expect(chat.page.get_by_role("option", name="Late – no longer there")).to_be_visible()
+    expect(chat.page.get_by_role("option", name="Late – no longer available")).to_be_visible()
     chat.open()
     expect(chat.picker).to_have_value("No adapter (base model)")
     chat.picker.click()
@@ -133,7 +133,7 @@ def test_the_choice_outlives_a_refresh_and_the_address_makes_one(chat: AdapterPa
     expect(chat.beside).to_be_checked()
     expect(chat.page.locator("#base-side")).to_be_visible()
     chat.open("?adapter=nonsense")
-    expect(chat.toast).to_contain_text("was deleted, or is not one of")
+    expect(chat.toast).to_contain_text("was deleted or belongs to another model")
     expect(chat.picker).to_have_value("Lawyer")
 
 
@@ -201,7 +201,7 @@ def test_what_flips_is_framed_and_counted(chat: AdapterPage, tuned: Tuned):
     chat.ask_and_wait(QUESTION)
     expect(chat.difference).to_be_hidden()
     assert not any(chat.flipped())
-    chat.page.get_by_role("button", name="Compare with the base").click()
+    chat.page.get_by_role("button", name="Compare with base model").click()
     expect(chat.difference).to_be_visible(timeout=SLOW)
     trace = exported_trace(chat.export())
     base = replayed(tuned, trace)
@@ -228,7 +228,8 @@ def check_strip(chat: AdapterPage, base: RoutingTrace, trace: RoutingTrace, unit
             assert node.get_attribute("title") == f"base: {names[0]}, adapter: {names[1]}"
     shares, names = flip_shares(base, trace, unit), {"group": "copies", "expert": "experts"}
     text = chat.difference.inner_text()
-    assert text.startswith(f"{percent(shares.all)} of strongest {names[unit]} differ from the base, over all layers")
+    start = f"{percent(shares.all)} of the strongest {names[unit]} differ from the base model, over all layers"
+    assert text.startswith(start)
     assert f"(MoA {percent(shares.by_kind['MoA'])}, MoE {percent(shares.by_kind['MoE'])})" in text
 
 
@@ -281,7 +282,7 @@ def test_an_uploaded_adapter_is_picked(chat: AdapterPage, tuned: Tuned, tmp_path
     chat.ask_and_wait(QUESTION)
     expect(chat.page.locator("#stats")).to_contain_text("Mine <i>")
     chat.page.once("dialog", lambda dialog: dialog.dismiss())
-    delete = chat.page.get_by_role("button", name="Delete the picked adapter")
+    delete = chat.page.get_by_role("button", name="Delete adapter")
     delete.click()
     expect(chat.picker).to_have_value("Mine <i>")
     chat.page.once("dialog", lambda dialog: dialog.accept())
@@ -322,6 +323,6 @@ def test_picking_and_comparing_by_keyboard_alone(chat: AdapterPage):
     chat.page.keyboard.press("Space")
     expect(chat.page.locator("#base-side")).to_be_hidden()
     chat.ask_and_wait(QUESTION)
-    chat.page.get_by_role("button", name="Compare with the base").focus()
+    chat.page.get_by_role("button", name="Compare with base model").focus()
     chat.page.keyboard.press("Enter")
     expect(chat.difference).to_be_visible()

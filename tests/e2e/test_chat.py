@@ -103,7 +103,7 @@ def test_an_earlier_answer_shows_its_routing_again(studio: StudioPage):
     expect(studio.page.locator(".rp-status")).to_contain_text("answer 1")
     expect(studio.tokens).to_have_count(len(first))
     assert studio.page.locator(".rp-answer-tokens .rp-text").all_inner_texts() == first
-    studio.page.get_by_label("Answer whose routing is shown").select_option("1")
+    studio.page.get_by_label("Displayed answer").select_option("1")
     expect(studio.page.locator(".rp-status")).to_contain_text("answer 2")
 
 

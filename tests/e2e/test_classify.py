@@ -55,7 +55,7 @@ def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify)
     classify.show_template()
     expect(classify.template).to_have_value(TEMPLATES["message"])
     classify.template.fill("Is it {labels}? {text}")
-    expect(classify.page.locator("#classify-template input")).to_have_value("my own")
+    expect(classify.page.locator("#classify-template input")).to_have_value("custom")
     classify.page.locator("#classify-calibrate input").check()
     classify.page.locator("#classify-lines input").check()
     classify.box.fill("One text.\n\nAnother text.")
@@ -67,7 +67,7 @@ def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify)
     expect(classify.page.locator("#classify-lines input")).to_be_checked()
     classify.show_template()
     expect(classify.template).to_have_value("Is it {labels}? {text}")
-    expect(classify.page.locator("#classify-template input")).to_have_value("my own")
+    expect(classify.page.locator("#classify-template input")).to_have_value("custom")
     expect(classify.page.locator("#classify-calibrate input")).to_be_checked()
 
     # At once after a result, as the next one must not be dropped.
@@ -83,7 +83,7 @@ def test_what_cannot_be_used_is_said(classify):
     classify.box.fill("A text.")
     classify.box.press("Enter")
     expect(classify.toast).to_contain_text("only label", timeout=SLOW)
-    classify.page.get_by_role("tab", name="A file").click()
+    classify.page.get_by_role("tab", name="File", exact=True).click()
     classify.page.locator("#classify-file-go").click()
     expect(classify.toast.last).to_contain_text("Upload one first", timeout=SLOW)
 
@@ -120,7 +120,7 @@ def test_cancelling_or_leaving_keeps_what_is_finished(place, browser: Browser, t
 
     work()
     classify.open()
-    classify.page.get_by_role("tab", name="A file").click()
+    classify.page.get_by_role("tab", name="File", exact=True).click()
     expect(classify.page.locator("#classify-column input")).to_have_value("mail")
     expect(classify.file_result).to_contain_text("Classified earlier")
     # Whoever comes next gets the model, and the file does not grow any more.
@@ -128,7 +128,7 @@ def test_cancelling_or_leaving_keeps_what_is_finished(place, browser: Browser, t
     classify.box.fill("A text.")
     classify.box.press("Enter")
     expect(classify.result.locator(".cl-bars")).to_be_visible(timeout=SLOW)
-    classify.page.get_by_role("tab", name="A file").click()
+    classify.page.get_by_role("tab", name="File", exact=True).click()
     assert 0 < len(classify.download(tmp_path)) < 50_000
     classify.page.close()
 
@@ -153,7 +153,7 @@ def test_two_browsers_do_not_see_each_others_files(classify, browser: Browser):
     classify.upload("mails.csv", "mail\nOne\nTwo\n")
     other = browser.new_context()
     stranger = ClassifyPage(other.new_page(), classify.url).open()
-    stranger.page.get_by_role("tab", name="A file").click()
+    stranger.page.get_by_role("tab", name="File", exact=True).click()
     expect(stranger.page.locator("#classify-file-go")).to_be_visible()
     assert stranger.page.locator("#classify-column input").count() == 0
     expect(stranger.file_result).to_contain_text("Upload a file")
@@ -169,7 +169,7 @@ def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
     classify.choose("classify-true-column", "kind")
     classify.page.locator("#classify-file-go").click()
     expect(classify.file_result).to_contain_text(
-        re.compile(r"Right in [\d.]+ % of 30 rows with a true label"), timeout=SLOW
+        re.compile(r"Correct for [\d.]+ % of 30 rows with a true label"), timeout=SLOW
     )
 
     classify.show_quality()
@@ -183,10 +183,10 @@ def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
         expect(cell).to_have_attribute("aria-pressed", "true")
         expect(classify.texts).to_have_count(int(cell.inner_text()))
         expect(classify.quality.locator(".ev-shown")).to_have_text(f"{cell.get_attribute('aria-label')}.")
-        true, found = re.fullmatch(r"True (\w+), found (\w+): .*", cell.get_attribute("aria-label")).groups()
+        true, found = re.fullmatch(r"True (\w+), predicted (\w+): .*", cell.get_attribute("aria-label")).groups()
         assert classify.texts.first.locator("td").all_inner_texts()[1:3] == [true, found]
     expect(classify.quality.locator("button[aria-pressed=true]")).to_have_count(1)
-    classify.quality.get_by_role("button", name="Right ones too").click()
+    classify.quality.get_by_role("button", name="All texts").click()
     expect(classify.texts).to_have_count(30)
     expect(classify.texts.first).to_contain_text("<img src=x onerror=window.__p=1>")
     assert classify.quality.locator("img").count() == 0
@@ -212,10 +212,10 @@ def test_a_file_is_trained_on_from_here(classify):
 def test_how_good_a_trained_classifier_is_fits_a_phone(page, place, size, theme):
     classify = ClassifyPage(page, place.url).open(f"?__theme={theme}")
     classify.show_quality()
-    expect(classify.quality).to_contain_text("not known yet")
+    expect(classify.quality).to_contain_text("There is no evaluation yet")
     classify.choose("classify-by", re.compile(TRAINED))
     expect(classify.quality.locator("h3").first).to_contain_text(TRAINED, timeout=SLOW)
-    for title in ("What it takes for what", "Each label", "Can its confidence be believed?", "Experts of each label"):
+    for title in ("Confusion matrix", "Metrics by label", "Calibration", "Experts by label"):
         expect(classify.quality.get_by_role("heading", name=re.compile(f"^{re.escape(title)}"))).to_be_visible()
     for summary in classify.quality.locator("details:not([open]) > summary").all():
         summary.click()

@@ -90,7 +90,7 @@ def tuning(page: Page, place: Place) -> FinetunePage:
 def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(form):
     bad = b"Frage,Antwort\n1+1?,2\n<img src=x onerror=window.__p=1>,${window.__p=1}\n3+3?,\n"
     form.upload("fragen.csv", bad)
-    expect(form.preview.locator(".dp-problem")).to_contain_text("don't make up", timeout=SLOW)
+    expect(form.preview.locator(".dp-problem")).to_contain_text("don't match", timeout=SLOW)
     form.choose("format", "prompt_completion")
     form.choose("column-prompt", "Frage")
     form.choose("column-completion", "Antwort")
@@ -157,7 +157,7 @@ def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, br
     assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     os.kill(place.store.get(run_id).pid, signal.SIGKILL)
     phone.until_state("Interrupted")
-    expect(phone.run.locator(".rn-message")).to_contain_text("memory runs out")
+    expect(phone.run.locator(".rn-message")).to_contain_text("memory ran out")
     phone.act("Resume")
     phone.until_state("Running")
     phone.until_step(40)
@@ -216,11 +216,11 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
     name = page.get_by_label("Repository")
     expect(name).to_have_value("pirate")
     name.fill("me/pirate")
-    expect(page.locator("#push-arriving")).to_contain_text(f"Arrives at {REPO}: README.md, adapter_config.json")
+    expect(page.locator("#push-arriving")).to_contain_text(f"Files for {REPO}: README.md, adapter_config.json")
     page.locator("#push-arriving summary").click()
     expect(page.locator("#push-arriving pre")).to_contain_text(f'PeftModel.from_pretrained(base, "{REPO}")')
     assert not place.hub.files
-    page.get_by_role("button", name="Push the adapter").click()
+    page.get_by_role("button", name="Push adapter").click()
     expect(page.locator("#push-result a")).to_have_attribute("href", f"{place.hub.url}/{REPO}", timeout=SLOW)
     expect(page.locator("#push-result")).to_contain_text("It is private")
     assert {*place.hub.files} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -281,7 +281,7 @@ def test_from_upload_to_export_with_the_starter(page, starter_server: Server, tm
         tuning.until_state("Done", seconds=420)
         store = RunStore()
         assert (store.get(run_id).adapter / "adapter_model.safetensors").is_file()
-        tuning.run.get_by_role("radio", name="What trains").click(force=True)
+        tuning.run.get_by_role("radio", name="Setup").click(force=True)
         expect(tuning.run).to_contain_text("MLP experts")
         tuning.act("Export")
         with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:

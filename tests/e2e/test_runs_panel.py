@@ -118,7 +118,7 @@ def test_the_list_shows_every_run_and_finds_it(page: Page, site: Site):
     search.fill("nothing like this")
     expect(page.locator(".rn-none")).to_be_visible()
     search.fill("")
-    page.get_by_label("Show runs of this state").select_option("failed")
+    page.get_by_label("Filter runs by state").select_option("failed")
     expect(page.locator(".rn-row-name:visible")).to_have_text(["too much for this card"])
 
 
@@ -127,7 +127,7 @@ def test_an_empty_list_says_what_to_do(page: Page, tmp_path: Path, monkeypatch: 
     empty = Site(tmp_path)
     page.clock.install()
     page.goto(empty.url)
-    expect(page.locator(".rn-empty")).to_have_text("No runs yet: choose data in ‘New run’ and press Start.")
+    expect(page.locator(".rn-empty")).to_have_text("No runs yet. Choose data under “New run” and click “Start run”.")
     run = toy_run(empty.store, "the first", begin=False).run
     page.clock.fast_forward(6000)
     expect(page.locator(".rn-row-name")).to_have_text([run.name])
@@ -218,7 +218,7 @@ def test_a_chart_is_worked_by_keyboard(page: Page, site: Site):
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Reset zoom")).to_be_hidden()
     path = chart.locator(".rn-curve").first.get_attribute("d")
-    page.locator(".rn-run").get_by_label("Log scale of the loss").check()
+    page.locator(".rn-run").get_by_label("Log scale for loss").check()
     expect(chart.locator(".rn-curve").first).not_to_have_attribute("d", path or "")
     page.locator(".rn-run").get_by_label("Smoothing").fill("0.9")
     expect(chart.locator(".rn-raw").first).to_have_attribute("d", re.compile("M.+L"))
@@ -260,8 +260,8 @@ def test_the_heat_map_shows_every_evaluation(page: Page, site: Site):
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
     expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {to_fixed(loads[1][1][1][1], 3)}")
-    heat.get_by_role("radio", name="moved since the first").check()
-    expect(heat.locator(".rn-ends")).to_contain_text("change of the share")
+    heat.get_by_role("radio", name="change since the first").check()
+    expect(heat.locator(".rn-ends")).to_contain_text("change in share")
 
 
 def test_answers_and_parts_are_told(page: Page, site: Site):
@@ -273,7 +273,7 @@ def test_answers_and_parts_are_told(page: Page, site: Site):
     assert "of" not in answers.locator("mark").all_text_contents(), "both answers have it"
     page.locator(".rn-samples").get_by_role("radio", name="20", exact=True).check()
     expect(answers.locator("td").last).to_contain_text("elected")
-    turn(page, "What trains")
+    turn(page, "Setup")
     experts = page.locator(".rn-audit tr", has_text="MLP experts")
     for text in ("318,504,960", "4,128,768", "16", "97 %", "5 of 48 without"):
         expect(experts).to_contain_text(text)
@@ -329,7 +329,7 @@ def test_nothing_in_a_run_is_markup_or_code(page: Page, site: Site):
     open_run(page, site, "hostile")
     expect(page.locator(".rn-run .rn-failed")).to_have_text(hostile)
     expect(page.locator(".rn-warnings li")).to_have_text(["Only 97 % of the MLP experts are in 4 bits.", *HOSTILE])
-    for tab in ("Routing", "Answers", "What trains", "Curves"):
+    for tab in ("Routing", "Answers", "Setup", "Curves"):
         turn(page, tab)
     assert twin(chart_of(page, "loss"))[-1] == ["2", "not a number", ""]
     page.locator(".rn-items").get_by_label("Compare").nth(0).check()
@@ -356,7 +356,7 @@ def test_runs_are_compared(page: Page, site: Site):
     assert [float(text) for text in best] == pytest.approx(known, rel=1e-3)
     rows = twin(comparison.locator('[data-chart="eval_loss"]'))
     assert [row[0] for row in rows] == ["0", "20", "40", "60", "80"]
-    comparison.get_by_role("button", name="Close the comparison").click()
+    comparison.get_by_role("button", name="Close comparison").click()
     expect(comparison).to_be_hidden()
     expect(page.locator(".rn-items input:checked")).to_have_count(0)
 
@@ -367,7 +367,7 @@ def test_a_server_that_is_away_is_said_and_forgotten(page: Page, site: Site, bro
     away.goto(site.url)
     expect(away.locator(".rn-row").first).to_be_visible()
     away.route("**/watch/**", lambda route: route.abort())
-    expect(away.locator(".rn-trouble")).to_have_text("The server does not answer; trying again …", timeout=10_000)
+    expect(away.locator(".rn-trouble")).to_have_text("The server does not respond. Trying again …", timeout=10_000)
     expect(away.locator(".rn-row").first).to_be_visible()
     away.unroute("**/watch/**")
     expect(away.locator(".rn-trouble")).to_be_hidden(timeout=20_000)
@@ -400,7 +400,7 @@ def test_a_phone_shows_one_thing_at_a_time_without_sideways_scroll(page: Page, s
     expect(page.locator(".rn-run h3")).to_be_visible()
     expect(page.locator(".rn-list")).to_be_hidden()
     expect(page.locator(".rn-back")).to_be_focused()
-    for tab in ("Routing", "Answers", "What trains", "Curves"):
+    for tab in ("Routing", "Answers", "Setup", "Curves"):
         turn(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0], tab
     page.locator(".rn-back").click()

@@ -130,7 +130,7 @@ def test_classify(ada: Watched, page: Page):
     ada.is_unharmed()
     classify.show_quality()
     says(classify.quality.locator(".ev-matrix"), LABELS[1])
-    classify.quality.get_by_role("button", name="Right ones too").click()
+    classify.quality.get_by_role("button", name="All texts").click()
     says(classify.quality, LABELS[0])
     ada.is_unharmed()
     page.locator("#classify-by input").click()
@@ -153,7 +153,7 @@ def test_what_classifying_refuses(ada: Watched, page: Page):
         expect(classify.toast).to_be_visible(timeout=SLOW)
         page.get_by_test_id("toast-close").click()
         expect(classify.toast).to_have_count(0)
-    page.get_by_role("tab", name="A file").click()
+    page.get_by_role("tab", name="File", exact=True).click()
     upload(page, "#classify-upload", f"{ALL}.csv", b"%PDF-1.4")
     says(classify.toast, "onerror")
 
@@ -161,7 +161,7 @@ def test_what_classifying_refuses(ada: Watched, page: Page):
 def test_finetune(ada: Watched, page: Page, place: Studio):
     tuning = FinetunePage(page, ada.url).open()
     tuning.upload(f"{ALL}.csv", table([NAME, *LABELS], [[ALL[:200], ALL[200:400], ""]] * 20).encode())
-    says(tuning.preview.locator(".dp-problem"), "don't make up")
+    says(tuning.preview.locator(".dp-problem"), "don't match")
     tuning.choose("format", "prompt_completion")
     tuning.choose("column-prompt", NAME)
     tuning.choose("column-completion", LABELS[0])
@@ -190,7 +190,7 @@ def test_runs(ada: Watched, page: Page, place: Studio, browser: Browser):
     for box in tuning.page.locator(".rn-items").get_by_label("Compare").all()[:2]:
         box.check()
     says(page.locator(".rn-comparison"), NAME)
-    page.locator(".rn-comparison").get_by_role("button", name="Close the comparison").click()
+    page.locator(".rn-comparison").get_by_role("button", name="Close comparison").click()
     tuning.act("Share")
     says(tuning.toast, NAME)
     expect(tuning.run.get_by_role("button", name="Stop sharing")).to_be_visible()
@@ -212,7 +212,7 @@ def looked_at(tuning: FinetunePage) -> None:
     says(tuning.run.locator(".rn-warnings li"), LABELS[1])
     for tab, shows in (
         ("Answers", LABELS[0]),
-        ("What trains", "devils_dictionary"),
+        ("Setup", "devils_dictionary"),
         ("Routing", NAME),
         ("Curves", NAME),
     ):

@@ -49,7 +49,7 @@ def test_on_two_cores_the_page_is_there_while_the_starter_is_made(page: Page, sp
     status = page.locator("#status")
     expect(status.locator(".status-busy")).to_be_visible(timeout=SLOW)
     expect(status.get_by_role("progressbar")).to_be_visible()
-    expect(page.locator("#demo")).to_contain_text("answers of 256 tokens")
+    expect(page.locator("#demo")).to_contain_text("answers of up to 256 tokens")
     link = page.get_by_role("link", name="Duplicate this Space")
     expect(link).to_have_attribute("href", "https://huggingface.co/spaces/me/studio?duplicate=true")
     page.locator("#box textarea").fill("Hello")

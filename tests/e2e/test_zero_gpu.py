@@ -67,7 +67,7 @@ def chat(page: Page, space: Space) -> StudioPage:
 
 
 def test_an_answer_its_routing_and_an_adapters_come_from_the_process_with_the_gpu(chat: StudioPage, space: Space):
-    expect(chat.page.locator("#status")).to_contain_text("ZeroGPU writes the answers")
+    expect(chat.page.locator("#status")).to_contain_text("Answers run on ZeroGPU")
     assert space.gpu.paths()[0] == "/startup-report", "the Space is told that there is something to lend a GPU for"
     chat.set_length(12)
     before = len(space.gpu.asked)

@@ -1,4 +1,4 @@
-"""One answer, from the engine's events to what the page shows, ten times a second at most.
+"""Turn the engine's events into drafts of one answer for the page, at most ten times a second.
 
 for draft in write_answer(engine, conversation, Sampling(), cancel):
     show(draft.text, traces.get(draft.answer.trace_id))
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 0.1
 SHARE = 0.2
-"""Of the time, at most, goes into showing; the model waits meanwhile, and on busy cores a page takes long."""
+"""Maximum share of the time spent on updates of the page. The model waits for them, and on busy cores they are slow."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An answer as far as it is written; `waiting` says why there is no text yet."""
+    """An answer in progress; `waiting` is shown until there is text."""
 
     text: str = ""
     waiting: str = "Reading the message …"
@@ -35,7 +35,7 @@ class Draft:
     finished: bool = False
 
     def after(self, event: TokenEvent) -> Draft:
-        """The draft with one more event; its rows go into the trace store."""
+        """Return the draft with one more event, whose routing goes into the trace store."""
         if event.trace is not None:
             traces.append(self.answer.trace_id, event.trace)
         if event.kind == "queued":
@@ -68,14 +68,14 @@ def write_answer(
     adapter: Choice | None = None,
     owner: str = "",
 ) -> Iterator[Draft]:
-    """Drafts of the answer; the last one is finished. Closing the generator stops the engine.
+    """Yield drafts of the answer; the last one is finished. Closing the generator stops the engine.
 
     Args:
-        adapter: who answers; None is the model alone.
-        owner: whose the trace is.
+        adapter: adapter to use; None for the base model.
+        owner: owner of the trace.
 
     Raises:
-        StudioError: the engine refuses the conversation or the adapter, or is not ready.
+        StudioError: the engine rejects the conversation or the adapter, or is not ready.
     """
     answer = Answer(model_id=engine.status().model_id or "", trace_id=traces.open(owner=owner))
     if adapter is not None:

@@ -1,13 +1,13 @@
-"""A conversation as the browser keeps it, and what people do with it: pure functions, tested without a browser.
+"""Conversations as stored in the browser, and the operations on them. All functions are pure.
 
     conversation = append_user(Conversation(), "Hello")
     conversation = append_assistant(conversation, "Hi!", Answer(model_id="starter"))
-    stored = to_json(conversation)      # goes to the browser's storage and comes back
-    conversation = from_json(stored)    # checks everything: what comes from a browser may be anything
+    stored = to_json(conversation)      # for browser storage
+    conversation = from_json(stored)    # checks every field, because browser input is untrusted
 
-A conversation is a system prompt and turns, user and assistant in alternation. An assistant's turn names the trace of
-its answer by an id that only the server makes, and holds the token ids from which the trace can be computed again.
-Where an adapter and the base answered side by side, the turn is the adapter's and has the base's reply beside it.
+A conversation is a system prompt and alternating user and assistant turns. An assistant turn refers to its trace by an
+id created by the server, and stores the token ids from which the trace can be recomputed. When an adapter and the base
+model answer side by side, the turn holds the adapter's answer, and its `base` is the base model's reply.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from typing import Any, Literal
 from studio.errors import StudioError
 from studio.ui.common.longest_text import longest_text
 
-"""Characters of one message; the context of any model here is far smaller."""
 MAX_TURNS = 400
 MAX_STORED = 1_500_000
-"""Characters of JSON in the browser, whose storage ends near 5 MB and holds it encrypted."""
+"""Characters of JSON; browser storage holds about 5 MB, and the value is encrypted there."""
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What belongs to an assistant's turn beside its text."""
+    """Data of an assistant turn, in addition to its text."""
 
     model_id: str = ""
     trace_id: str = ""
@@ -41,13 +40,13 @@ class Answer:
     finish: str = ""
     notices: tuple[str, ...] = ()
     adapter: str = ""
-    """The id of the adapter that wrote it; empty is the model alone."""
+    """Id of the adapter that wrote the answer; empty for the base model."""
     adapter_title: str = ""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the base model wrote to the same question, side by side with an adapter."""
+    """The base model's reply to the same question, side by side with an adapter's answer."""
 
     content: str
     answer: Answer
@@ -61,7 +60,7 @@ class Turn:
     base: Reply | None = None
 
     def on_base_side(self) -> Turn:
-        """The turn as the base model's side of a comparison has it; says so where the base was not asked."""
+        """Return the turn for the base model's side, with a notice if the base model was not asked."""
         if self.base is not None:
             return Turn(self.role, self.base.content, self.base.answer)
         if self.answer is None or not self.answer.adapter:
@@ -76,16 +75,16 @@ class Conversation:
     turns: tuple[Turn, ...] = field(default=())
 
     def messages(self) -> list[dict[str, str]]:
-        """What the engine is asked."""
+        """Return the messages for the engine."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
         return system + [{"role": turn.role, "content": turn.content} for turn in self.turns]
 
     def answers(self) -> list[int]:
-        """The indexes of the assistant's turns."""
+        """Return the indexes of the assistant turns."""
         return [index for index, turn in enumerate(self.turns) if turn.role == "assistant"]
 
     def base_side(self) -> Conversation:
-        """The conversation as the base model has led it, which continues its own answers."""
+        """Return the conversation with the base model's replies, which it continues."""
         return replace(self, turns=tuple(turn.on_base_side() for turn in self.turns))
 
     @property
@@ -94,7 +93,7 @@ class Conversation:
 
 
 def checked_text(text: Any, name: str = "message") -> str:
-    """The text, if a person may send it.
+    """Return the text if it may be sent.
 
     Raises:
         StudioError: it is too long or not text.
@@ -103,8 +102,8 @@ def checked_text(text: Any, name: str = "message") -> str:
         raise StudioError(f"The {name} is not text. Reload the page and send it again.")
     if len(text) > longest_text():
         raise StudioError(
-            f"The {name} has {len(text):,} characters, and at most {longest_text():,} can be sent. Shorten it and send "
-            "again."
+            f"The {name} has {len(text):,} characters, but at most {longest_text():,} can be sent. Shorten it and send "
+            "it again."
         )
     return text.encode("utf-8", "replace").decode()
 
@@ -114,7 +113,7 @@ def append_user(conversation: Conversation, text: str) -> Conversation:
     if not text.strip():
         raise StudioError("The message is empty. Type a question, or click one of the examples.")
     if len(conversation.turns) >= MAX_TURNS:
-        raise StudioError(f"This conversation has {MAX_TURNS} messages. Export it if you like, and start a new one.")
+        raise StudioError(f"This conversation is full: it has {MAX_TURNS} messages. Start a new one.")
     return replace(conversation, turns=(*conversation.turns, Turn("user", text)))
 
 
@@ -123,7 +122,7 @@ def append_assistant(conversation: Conversation, text: str, answer: Answer, base
 
 
 def with_answer(conversation: Conversation, index: int, answer: Answer, on_base_side: bool = False) -> Conversation:
-    """With other figures of the answer in turn `index`, or of the base's reply in it."""
+    """Replace the answer data of turn `index`, or those of the base model's reply."""
     turn = conversation.turns[index]
     if on_base_side and turn.base is not None:
         turn = replace(turn, base=replace(turn.base, answer=answer))
@@ -133,7 +132,7 @@ def with_answer(conversation: Conversation, index: int, answer: Answer, on_base_
 
 
 def retry(conversation: Conversation) -> Conversation:
-    """Without the last answer, so that its question is asked again."""
+    """Remove the last answer, so that its question can be asked again."""
     turns = conversation.turns[:-1] if _ends_with_answer(conversation) else conversation.turns
     if not turns:
         raise StudioError("There is no question to ask again. Send a message first.")
@@ -141,20 +140,20 @@ def retry(conversation: Conversation) -> Conversation:
 
 
 def undo(conversation: Conversation) -> tuple[Conversation, str]:
-    """Without the last question and its answer; and that question, to go back into the text box."""
+    """Remove the last question and its answer; return the question too, for the text box."""
     asked = retry(conversation).turns
     return replace(conversation, turns=asked[:-1]), asked[-1].content
 
 
 def edit(conversation: Conversation, index: int, text: str) -> Conversation:
-    """Up to message `index` of the person, which now says `text`."""
+    """Replace user message `index` with `text`, and remove everything after it."""
     if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
-        raise StudioError("Only your own messages can be edited. Pick one of them.")
+        raise StudioError("Only your own messages can be edited. Select one of them.")
     return append_user(replace(conversation, turns=conversation.turns[:index]), text)
 
 
 def to_json(conversation: Conversation) -> str:
-    """For the browser's storage. Beyond its size the oldest answers lose the token ids of their traces."""
+    """Return JSON for browser storage. If it is too long, the oldest answers lose their token ids."""
     turns = [asdict(turn) for turn in conversation.turns]
     for turn in [*turns, None]:
         stored = json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False)
@@ -169,25 +168,25 @@ def to_json(conversation: Conversation) -> str:
 
 
 def from_json(stored: Any) -> Conversation:
-    """The conversation that `to_json` wrote.
+    """Return the conversation written by `to_json`.
 
     Raises:
-        StudioError: it is not a conversation; the message says what is wrong.
+        StudioError: `stored` is not a valid conversation.
     """
     if stored in (None, ""):
         return Conversation()
     try:
         return parse(json.loads(stored))
     except (ValueError, TypeError, RecursionError) as error:
-        raise StudioError("The conversation is not valid JSON. Choose a file that this page has exported.") from error
+        raise StudioError("The conversation is not valid JSON. Choose a file exported from this page.") from error
 
 
 def parse(data: Any) -> Conversation:
-    """A conversation out of decoded JSON, every field checked."""
+    """Return a conversation from decoded JSON, after checking every field."""
     if not isinstance(data, dict) or not isinstance(data.get("turns"), list):
-        raise StudioError("This is not a conversation: it has no list of turns. Choose a file exported by this page.")
+        raise StudioError("This is not a conversation: it has no list of turns. Choose a file exported from this page.")
     if len(data["turns"]) > MAX_TURNS:
-        raise StudioError(f"The conversation has {len(data['turns'])} messages, at most {MAX_TURNS} can be opened.")
+        raise StudioError(f"The conversation has {len(data['turns'])} messages, but at most {MAX_TURNS} can be opened.")
     turns = tuple(_turn(turn, number) for number, turn in enumerate(data["turns"], start=1))
     return Conversation(checked_text(data.get("system", ""), "system prompt"), turns)
 
@@ -206,7 +205,7 @@ def _reply(data: Any, number: int) -> Reply | None:
     if data is None:
         return None
     if not isinstance(data, dict):
-        raise StudioError(f"The base model's reply in message {number} of the conversation is not one.")
+        raise StudioError(f"The base model's reply in message {number} of the conversation must be an object.")
     content = checked_text(data.get("content"), f"base model's content of message {number}")
     return Reply(content, _answer(data.get("answer"), number))
 
@@ -217,10 +216,10 @@ def _answer(data: Any, number: int) -> Answer:
     notices = _typed(data, "notices", list, [], number)
     token_ids = _typed(data, "token_ids", list, [], number)
     if not all(type(token) is int and 0 <= token < 2**31 for token in token_ids):
-        raise StudioError(f"The token_ids of message {number} are not all numbers of tokens.")
+        raise StudioError(f"The token_ids of message {number} must be non-negative integers.")
     prompt_tokens = _typed(data, "prompt_tokens", int, 0, number)
     if not 0 <= prompt_tokens <= max(len(token_ids), prompt_tokens if not token_ids else 0):
-        raise StudioError(f"Message {number} names more prompt tokens than it has tokens.")
+        raise StudioError(f"Message {number} has more prompt_tokens than token_ids.")
     return Answer(
         model_id=_typed(data, "model_id", str, "", number)[:200],
         trace_id=trace_id if _TRACE_ID.fullmatch(trace_id) else "",
@@ -245,7 +244,7 @@ def _typed(data: dict[str, Any], name: str, kind: type, default: Any, number: in
 
 def _number(data: dict[str, Any], name: str, number: int) -> float:
     value = data.get(name, 0.0)
-    if type(value) not in (int, float) or not 0 <= value < 1e9:  # false for NaN too
+    if type(value) not in (int, float) or not 0 <= value < 1e9:  # also rejects NaN
         raise StudioError(f"{name} of message {number} must be a number, not {value!r:.40}.")
     return float(value)
 

@@ -1,10 +1,10 @@
-"""A conversation as a JSON file with the routing of its answers.
+"""Export and import of a conversation as JSON, with the routing of its answers.
 
     text = export_conversation(conversation, traces.get)
     conversation = import_conversation(file_bytes, traces.open)
 
-The file is what `conversation.to_json` keeps, and at each answer `trace`: the base64 of `RoutingTrace.to_bytes`.
-Where a conversation was led side by side, `base` is the base model's reply beside an adapter's.
+The file has the content of `conversation.to_json`, plus a `trace` for each answer: `RoutingTrace.to_bytes` as base64.
+For answers shown side by side, `base` is the base model's reply.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_FILE = 64 * 2**20
 
 
 def export_conversation(conversation: Conversation, find_trace: Callable[[Answer], RoutingTrace | None]) -> str:
-    """The file's text. `find_trace` returns None where a trace is lost; then the answer goes without."""
+    """Return the text of the file. If `find_trace` returns None, the answer is exported without its trace."""
     turns = [_exported_turn(turn, find_trace) for turn in conversation.turns]
     return json.dumps({"format": FORMAT, "system": conversation.system, "turns": turns}, ensure_ascii=False, indent=1)
 
@@ -50,10 +50,10 @@ def _exported_answer(answer: Answer, find_trace: Callable[[Answer], RoutingTrace
 
 
 def import_conversation(data: bytes, open_trace: Callable[[RoutingTrace], str]) -> Conversation:
-    """The conversation in the file, with its traces opened under new ids once everything has been checked.
+    """Return the conversation in the file. After all checks, its traces are opened under new ids.
 
     Raises:
-        StudioError: the file is not one that this page exports; nothing was opened.
+        StudioError: the file was not exported from this page; no trace is opened.
     """
     document = _document(data)
     conversation = parse(document)
@@ -65,18 +65,18 @@ def import_conversation(data: bytes, open_trace: Callable[[RoutingTrace], str]) 
 
 def _document(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_FILE:
-        raise StudioError(f"The file has {len(data) / 2**20:.0f} MB, at most {MAX_FILE // 2**20} MB can be opened.")
+        raise StudioError(f"The file has {len(data) / 2**20:.0f} MB, but at most {MAX_FILE // 2**20} MB can be opened.")
     try:
         document = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise StudioError("The file is not valid JSON. Choose a conversation that this page has exported.") from error
+        raise StudioError("The file is not valid JSON. Choose a conversation exported from this page.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise StudioError(f"The file is not a conversation of this studio (its format is not {FORMAT!r}).")
+        raise StudioError(f"The format of the file is not {FORMAT!r}. Choose a conversation exported from this page.")
     return document
 
 
 def _traces(raw: dict[str, Any], turn: Turn, number: int) -> tuple[RoutingTrace | None, RoutingTrace | None]:
-    """Of the turn's answer and of the base's reply beside it."""
+    """Return the traces of the turn's answer and of the base model's reply."""
     own = None if turn.answer is None else _trace(raw.get("answer"), turn.answer, number)
     base = None if turn.base is None else _trace(raw["base"].get("answer"), turn.base.answer, number)
     return own, base
@@ -94,23 +94,25 @@ def _trace(raw: Any, answer: Answer, number: int) -> RoutingTrace | None:
         ) from error
     problem = _problem(trace, answer)
     if problem:
-        raise StudioError(f"The routing trace of message {number} contradicts the message: {problem}.")
+        raise StudioError(
+            f"The routing trace of message {number} does not match the message: {problem}. Export it again."
+        )
     return trace
 
 
 def _problem(trace: RoutingTrace, answer: Answer) -> str:
     L, N, T, K = trace.experts.shape
     if not (1 <= L <= 512 and 1 <= N <= 4 and 1 <= T <= 200_000 and 1 <= K <= trace.num_experts <= 256):
-        return f"{L} layers, {N} routers, {T} tokens and {K} of {trace.num_experts} experts are not those of a model"
+        return f"no model has {L} layers, {N} routers, {T} tokens and {K} of {trace.num_experts} experts"
     if trace.token_ids.shape != (T,) or trace.token_ids.tolist() != list(answer.token_ids):
-        return "its tokens are not those of the message"
+        return "its tokens are different"
     if not np.array_equal(trace.is_prompt, np.arange(T) < answer.prompt_tokens):
-        return "its prompt does not end where the message says"
+        return "its prompt has a different length"
     if trace.groups.ndim != 1 or trace.num_groups > trace.num_experts or any(len(kind) > 20 for kind in trace.kinds):
-        return "its groups of experts are not those of a model"
+        return "its expert groups are invalid"
     if not (np.isfinite(trace.gates).all() and (trace.gates >= 0).all() and (trace.gates <= 1).all()):
         return "its gates are not between 0 and 1"
-    return "" if np.isfinite(trace.entropy).all() else "its entropies are not numbers"
+    return "" if np.isfinite(trace.entropy).all() else "its entropies are not finite"
 
 
 def _with_traces(

@@ -1,4 +1,4 @@
-"""The events of the chat tab: values of the page in, values of the page out."""
+"""Event listeners of the Chat tab, from component values to component updates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ChatEvents:
-    """The Gradio functions of the chat tab: each works for the owner and the session of its request."""
+    """Event listeners of the Chat tab; each uses the owner and session of its request."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -83,7 +83,7 @@ class ChatEvents:
         picked, choices = self.handlers.of(request).pick(kept, wanted)
         shown = self.handlers.of(request).open_page(stored, picked.kept())
         if wanted and wanted != picked.adapter:
-            shown = shown._replace(notice="The adapter in the page's address was deleted, or is not one of this model.")
+            shown = shown._replace(notice="The adapter in the URL was deleted or belongs to another model.")
         return (*shown.values(), *_picker(picked, choices), self.engine.status().model_id)
 
     @shows_errors
@@ -103,7 +103,7 @@ class ChatEvents:
     @shows_errors
     def arrange(self, request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
         picked = read_picked(kept)
-        # A switch that was turned on meanwhile stays on.
+        # No value here, so that a checkbox that was checked meanwhile stays checked.
         switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
         return (*self.handlers.of(request).arrange(stored, kept).values(), switch)
 
@@ -111,9 +111,9 @@ class ChatEvents:
     def upload(self, request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
         model_id = self.engine.status().model_id
         if model_id is None:
-            raise StudioError("An adapter needs its model. Load one first, under Advanced.")
+            raise StudioError("An adapter needs a model, and none is loaded. Load one under “Advanced” first.")
         choice = import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
-        gr.Info(f"{escape(choice.title)} answers from now on.", title="Adapter uploaded")
+        gr.Info(f"{escape(choice.title)} is now selected.", title="Adapter uploaded")
         return (*_picker(*self.handlers.of(request).pick(None, choice.id)), "")
 
     @shows_errors
@@ -151,14 +151,14 @@ class ChatEvents:
     @shows_errors
     def choose_model(self, model_id: str, precision: Any) -> None:
         if model_id not in offered_models(self.engine):
-            raise StudioError("This model is not in the list. Reload the page and pick again.")
+            raise StudioError("This model is not in the list. Reload the page and select another one.")
         if limits := demo.limits():
             limits.refuse_another_model()
         self.engine.start_loading(model_id, precision=precision)
 
 
 def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:
-    """New values of the picker, of the switch beside it, of what the browser keeps of both, and of what is listed."""
+    """Return new values for the dropdown, the checkbox, browser storage and the listed choices."""
     switch = gr.update(value=picked.beside, interactive=bool(picked.adapter))
     return gr.update(choices=choices, value=picked.adapter), switch, picked.kept(), choices
 

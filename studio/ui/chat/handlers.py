@@ -1,10 +1,10 @@
-"""What the chat tab does: values in, values out. The components are in `tab.py`.
+"""Handlers of the Chat tab: plain values in, plain values out. The components are in `tab.py`.
 
     handlers = ChatHandlers(engine)
     for shown in handlers.send("Hello", stored="", system="", session="s", settings=[...]): ...
 
-The browser holds the conversation (`stored`, JSON); handlers take it, check it and give the new one back, so the server
-keeps nothing but traces and the answers that are being written.
+The browser stores the conversation (`stored`, JSON). Handlers check it and return the new one, so the server keeps only
+traces and the answers in progress.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine, Sampling
 
 STORE_EVERY = 20
-"""Drafts between two writes into the browser's storage, about two seconds."""
+"""Drafts between two writes to browser storage, about two seconds."""
 
 
 class Shown(NamedTuple):
-    """New values of the page's parts, in the order in which the tab lists its outputs; None leaves a part alone."""
+    """New values of the tab's outputs, in their order; None leaves an output unchanged."""
 
     chat: Any = None
     stored: Any = None
@@ -53,18 +53,18 @@ class Shown(NamedTuple):
     base_chat: Any = None
     base_stats: Any = None
     title: Any = None
-    """Over the conversation, where another one is beside it."""
+    """Heading of the conversation when two are side by side."""
     base_side: Any = None
-    """The column of the base model's side."""
+    """Column of the base model's conversation."""
     notice: Any = None
-    """A sentence for the person, once the page is open."""
+    """Warning to show once the page is open."""
 
     def values(self) -> tuple[Any, ...]:
         return tuple(gr.skip() if value is None else value for value in self)
 
 
 def idle(text: str | None = None) -> Any:
-    """The text box when a message can be sent, with this text or the one that is in it."""
+    """Return the text box ready to send; `text` replaces its content."""
     return _box(text, submit_btn="Send", stop_btn=False)
 
 
@@ -78,32 +78,32 @@ def _box(text: str | None, **changes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Asked:
-    """A message that is being answered, by one or by two who are shown side by side."""
+    """A message being answered, by one model or by two side by side."""
 
     conversation: Conversation
     """Ends with the message."""
     messages: list[Any]
     base_messages: list[Any] | None
-    """Of the base side, where it is in view."""
+    """Messages of the base model's side; None if it is hidden."""
     sampling: Sampling
     adapter: Choice | None = None
     beside: bool = False
-    """Whether the base is asked too."""
+    """Whether the base model answers too."""
     own: Draft = field(default_factory=Draft)
-    base: Draft = field(default_factory=lambda: Draft(waiting="Answers next …"))
+    base: Draft = field(default_factory=lambda: Draft(waiting="Waiting for the adapter's answer …"))
 
     def answered(self) -> Conversation:
-        """The conversation with what is written by now."""
+        """Return the conversation with the text so far."""
         return talk.append_assistant(self.conversation, self.own.text, self.own.answer, self._base_reply())
 
     def _base_reply(self) -> Reply | None:
         answer = self.base.answer
         if not self.base.text and answer.finish:
-            answer = replace(answer, notices=(*answer.notices, "The answer was empty: the model ended it at once."))
+            answer = replace(answer, notices=(*answer.notices, "The answer is empty: the model stopped at once."))
         return Reply(self.base.text, answer) if self.base.text or answer.finish else None
 
     def sides(self) -> Shown:
-        """The messages and figures as they are now."""
+        """Return the current messages and statistics."""
         shown = Shown([*self.messages, pending_message(self.own)], stats=statistics(self.own.answer))
         if self.base_messages is None or not self.beside:
             return shown._replace(base_chat=self.base_messages)
@@ -112,7 +112,7 @@ class Asked:
 
 
 class ChatHandlers(Owned):
-    """`picked` is what `picked_adapter.read_picked` reads."""
+    """Handlers for one owner. `picked` is a value for `picked_adapter.read_picked`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -136,7 +136,7 @@ class ChatHandlers(Owned):
         try:
             asked = self._asked(before, talk.edit(before, index, text), settings, picked)
         except StudioError:
-            yield Shown(chat=chat_messages(before))  # the page has put the new text into the message already
+            yield Shown(chat=chat_messages(before))  # undoes the edit that the page already shows
             raise
         yield from self._answer(before, asked, session)
 
@@ -146,7 +146,7 @@ class ChatHandlers(Owned):
         return self._restored(left, text, picked)
 
     def clear(self, session: str, picked: Any = None) -> Shown:
-        """A new conversation; the answer that is being written is stopped and dropped."""
+        """Start a new conversation; an answer in progress is stopped and dropped."""
         self.running.stop(session, discard=True)
         return self._restored(Conversation(), "", picked)._replace(system=None)
 
@@ -154,23 +154,19 @@ class ChatHandlers(Owned):
         self.running.stop(session)
 
     def open_page(self, stored: str, picked: Any = None) -> Shown:
-        """What a refresh brings back. A question that was still unanswered goes into the text box."""
+        """Restore the page after a refresh. An unanswered question goes back into the text box."""
         try:
             conversation, text = talk.from_json(stored), ""
             if conversation.turns and conversation.turns[-1].role == "user":
                 conversation, text = talk.undo(conversation)
         except StudioError as error:
-            notice = f"The conversation kept in this browser can't be read and is left out. {error}"
+            notice = f"The conversation stored in this browser can't be read, so it is not shown. {error}"
             return self._restored(Conversation(), "", picked)._replace(notice=notice)
-        # Else what is typed already stays.
+        # None keeps text that was typed meanwhile.
         return self._restored(conversation, text or None, picked)
 
     def pick(self, stored: Any, wanted: str | None = None) -> tuple[Picked, list[tuple[str, str]]]:
-        """What is picked, as far as it fits the model, and the picker's choices.
-
-        Args:
-            wanted: the id of an adapter to pick instead, such as one that the page's address names.
-        """
+        """Return a selection that fits the model (`wanted`, else `stored`, else none), and the dropdown's choices."""
         choices, picked = self._offered(), read_picked(stored)
         fit = [adapter for _, adapter in choices]
         if wanted and wanted in fit:
@@ -178,21 +174,17 @@ class ChatHandlers(Owned):
         return (picked if picked.adapter in fit else Picked()), choices
 
     def delete_adapter(self, stored: Any) -> tuple[Picked, list[tuple[str, str]], str]:
-        """Delete the uploaded adapter that is picked; return the new pick, the picker's choices and its name.
-
-        Raises:
-            StudioError: none is picked, or it belongs to a run.
-        """
+        """Delete the selected adapter, which must be an upload; return the new selection, the choices and its name."""
         adapter = read_picked(stored).adapter
         if not adapter:
-            raise StudioError("The base model can't be deleted. Pick an uploaded adapter first.")
+            raise StudioError("The base model can't be deleted. Select an uploaded adapter first.")
         title = find_id(adapter, self.owner).name
         delete_upload(adapter, self.owner)
         self.engine.remove_adapter(adapter)
         return *self.pick(None), title
 
     def arrange(self, stored: str, picked: Any) -> Shown:
-        """One conversation or two beside each other, after what is picked has changed."""
+        """Show one conversation or two side by side, after the selection has changed."""
         return self._sides(talk.from_json(stored), picked)
 
     def export_file(self, stored: str, session: str) -> str:
@@ -208,20 +200,20 @@ class ChatHandlers(Owned):
         return self._restored(conversation, None, picked)
 
     def show_routing(self, stored: str, number: int, on_base_side: bool = False) -> Shown:
-        """The routing of answer `number`, computed again where it is no longer known."""
+        """Show the routing of answer `number`; recompute it if its trace was dropped."""
         conversation, turn = self._turn(stored, number)
         on_base_side = on_base_side and turn.base is not None
         return self._shown_routing(conversation, number, on_base_side)
 
     def compare(self, stored: str, number: int) -> Shown:
-        """The routing of answer `number`, and where the base routes its tokens otherwise."""
+        """Show the routing of answer `number`, and where the base model routes its tokens differently."""
         conversation, turn = self._turn(stored, number)
         if not turn.answer or not turn.answer.adapter:
-            raise StudioError("The base model itself wrote this answer. Pick one that an adapter wrote.")
+            raise StudioError("The base model itself wrote this answer. Select an answer by an adapter.")
         return self._shown_routing(conversation, number, compared=True)
 
     def show_message(self, stored: str, index: int, on_base_side: bool = False) -> Shown:
-        """The routing of the answer at message `index`, or of the answer to that message."""
+        """Show the routing of the answer at message `index`, or of the answer to that message."""
         places = talk.from_json(stored).answers()
         after = [number for number, place in enumerate(places) if place >= index]
         return self.show_routing(stored, after[0], on_base_side) if after else Shown()
@@ -238,13 +230,13 @@ class ChatHandlers(Owned):
         picked, sampling = read_picked(stored_picked), read_sampling(*settings)
         adapter = fitting(picked.adapter, self.engine.status().model_id, self.owner)
         if picked.beside and sampling.seed is None:
-            sampling = replace(sampling, seed=random.randrange(2**31))  # one for both
+            sampling = replace(sampling, seed=random.randrange(2**31))  # the same for both answers
         in_view = picked.beside or before.has_base_side
         base = chat_messages(conversation.base_side()) if in_view else None
         return Asked(conversation, chat_messages(conversation), base, sampling, adapter, picked.beside)
 
     def _answer(self, before: Conversation, asked: Asked, session: str, sent: str | None = None) -> Iterator[Shown]:
-        """Streams the answer; where there is none, all is as `before` again, and `sent` is back in the box."""
+        """Stream the answer. If there is none, restore `before`, and put `sent` back into the text box."""
         with self.running.answer(session) as run:
             box = busy("" if sent is not None else None)
             yield asked.sides()._replace(stored=talk.to_json(asked.conversation), box=box, stats=None, base_stats=None)
@@ -258,7 +250,7 @@ class ChatHandlers(Owned):
                 yield self._ended(before, asked, sent)
 
     def _drafts(self, asked: Asked, run: Run) -> Iterator[tuple[Asked, Shown]]:
-        """The adapter's answer first, so that a conversation that is stopped early goes on with it."""
+        """Generate the adapter's answer first, so that a conversation that is stopped early continues with it."""
         shown, number, sent_rows = 0, len(asked.conversation.answers()), [0, 0]
         for draft in write_answer(
             self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner
@@ -269,7 +261,7 @@ class ChatHandlers(Owned):
             trace = traces.get(draft.answer.trace_id, self.owner)
             routing = None
             if trace is not None:
-                # From where the message before the last one ended: an update that Gradio merges loses nothing.
+                # Repeat the rows of the last message, because Gradio may merge two updates into one.
                 routing = routing_message(draft.answer.trace_id, trace, sent_rows[0], number, number)
                 sent_rows = [sent_rows[1], len(trace)]
             shown += 1
@@ -290,7 +282,7 @@ class ChatHandlers(Owned):
     def _ended(self, before: Conversation, asked: Asked, sent: str | None) -> Shown:
         if not asked.own.text:
             if asked.own.answer.finish == "stop":
-                gr.Info("The answer was empty: the model ended it at once. Ask again, or in other words.")
+                gr.Info("The answer is empty: the model stopped at once. Try again, or rephrase the question.")
             return self._shown(before, asked)._replace(
                 stored=talk.to_json(before), box=idle(sent), stats=None, base_stats=None
             )
@@ -305,11 +297,11 @@ class ChatHandlers(Owned):
         return shown._replace(routing=routing_message(answer.trace_id, trace, len(trace), number, number, adapted=True))
 
     def _restored(self, conversation: Conversation, text: str | None, picked: Any) -> Shown:
-        """Everything on the page from a conversation; `text` goes into the text box."""
+        """Return all outputs for a conversation; `text` goes into the text box."""
         places = conversation.answers()
         answer = conversation.turns[places[-1]].answer if places else None
         trace = traces.get(answer.trace_id, self.owner) if answer else None
-        routing = nothing("Click an answer, and its routing is computed again." if places else "")
+        routing = nothing("Click an answer to recompute its routing." if places else "")
         if answer is not None and trace is not None:
             last, adapted = len(places) - 1, bool(answer.adapter)
             routing = routing_message(answer.trace_id, trace, len(trace), last, last, picked=True, adapted=adapted)
@@ -323,7 +315,7 @@ class ChatHandlers(Owned):
         )
 
     def _sides(self, conversation: Conversation, stored_picked: Any) -> Shown:
-        """Whether there are two sides, and what the base's says. A comparison that was made stays in view."""
+        """Return whether two sides are shown, and the base model's side. Existing comparisons stay visible."""
         picked = read_picked(stored_picked)
         beside = picked.beside or conversation.has_base_side
         if not beside:
@@ -365,7 +357,7 @@ class ChatHandlers(Owned):
             conversation = talk.with_answer(conversation, places[number], answer, on_base_side)
         if compared:
             self._compare(answer)
-        note = f"answer {number + 1}{' of the base' * on_base_side}{' · recomputed' * recomputed}"
+        note = f"answer {number + 1}{' of the base model' * on_base_side}{' · recomputed' * recomputed}"
         last, adapted = len(places) - 1, bool(answer.adapter)
         shown = routing_message(
             answer.trace_id, trace, len(trace), number, last, picked=not compared, note=note, adapted=adapted
@@ -374,7 +366,7 @@ class ChatHandlers(Owned):
         return Shown(stored=talk.to_json(conversation) if recomputed else None, routing=shown, **stats)
 
     def _compare(self, answer: Answer) -> None:
-        """Has the base route the tokens of an adapter's answer, for the panel to show what is otherwise."""
+        """Route the tokens of an adapter's answer with the base model, so that the panel can show the differences."""
         trace = traces.get(answer.trace_id, self.owner)
         if trace is None or traces.base(answer.trace_id) is not None:
             return
@@ -383,12 +375,12 @@ class ChatHandlers(Owned):
         base = self.engine.replay(answer.token_ids, answer.prompt_tokens)
         try:
             flips(base, trace, "expert")
-        except ValueError as error:  # of an imported file that names the wrong model
-            raise StudioError("The routing of this answer is not of this model. Ask again to compare it.") from error
+        except ValueError as error:  # an imported file may name the wrong model
+            raise StudioError("The routing of this answer is from another model. Ask again to compare it.") from error
         traces.compare(answer.trace_id, base)
 
     def _trace(self, answer: Answer) -> tuple[RoutingTrace | None, bool]:
-        """The trace of an answer, and whether it had to be computed again; None where that is impossible."""
+        """Return the trace of an answer, and whether it was recomputed; None if that is impossible."""
         trace, model_id = traces.get(answer.trace_id, self.owner), self.engine.status().model_id
         if trace is not None or not answer.token_ids or answer.model_id != model_id:
             return trace, False
@@ -398,17 +390,17 @@ class ChatHandlers(Owned):
 
 
 def _kept(asked: Asked, shown: int) -> str | None:
-    """What the browser's storage gets after so many drafts."""
+    """Return the value for browser storage every `STORE_EVERY` drafts, otherwise None."""
     return talk.to_json(asked.answered()) if asked.own.text and shown % STORE_EVERY == 0 else None
 
 
 def _why_lost(answer: Answer, model_id: str | None) -> str:
     if not answer.token_ids:
-        return "The routing of this answer was not kept: the conversation is too long. Ask again to see it."
+        return "The routing of this answer was not stored, because the conversation is too long. Ask again to see it."
     if answer.model_id != model_id:
         wrote = answer.model_id or "another model"
         return f"This answer was written by {wrote}, not by {model_id}. Load that model first."
     return (
-        f"This answer was written by the adapter {answer.adapter_title!r}, which is not there any more, so its routing "
-        "can't be computed again. Ask again with another adapter."
+        f"This answer was written by the adapter {answer.adapter_title!r}, which no longer exists, so its routing "
+        "can't be recomputed. Ask again with another adapter."
     )

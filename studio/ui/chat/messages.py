@@ -1,4 +1,4 @@
-"""The conversation as `gr.Chatbot` shows it, and the line of figures under an answer."""
+"""Messages for `gr.Chatbot`, and the statistics below an answer."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ FINISHES = {"cancelled": "stopped"}
 
 
 def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """One message a turn, so that the indexes agree."""
+    """Return one message per turn, so that message and turn indexes match."""
     return [_message(turn) for turn in conversation.turns]
 
 
 def pending_message(draft: Draft) -> dict[str, Any]:
-    """The answer that is being written."""
+    """Return the message for an answer in progress."""
     if draft.text or not draft.waiting:
         return _message(Turn("assistant", draft.text or "…", draft.answer))
     return _message(Turn("assistant", f"*{draft.waiting}*", draft.answer))
 
 
 def heading(title: str) -> str:
-    """HTML above one side of a comparison."""
+    """Return the HTML heading of one side of a comparison."""
     return f"<h2>{escape(title)}</h2>"
 
 
 def statistics(answer: Answer) -> str:
-    """HTML of numbers that the engine measured."""
+    """Return HTML with the engine's measurements."""
     if not answer.context_size:
         return ""
     used = len(answer.token_ids)
     figures = [
-        (f"{answer.decode_tok_s:.1f} tokens/s", "speed of writing, after the first token"),
-        (f"first token {answer.ttft_s:.2f} s", "from the start of reading the prompt"),
-        (f"{used - answer.prompt_tokens:,} tokens", "length of the answer"),
-        (f"context {used:,} of {answer.context_size:,}", "tokens of prompt and answer, of those the model can read"),
+        (f"{answer.decode_tok_s:.1f} tokens/s", "decode speed after the first token"),
+        (f"first token {answer.ttft_s:.2f} s", "time to first token, including prefill"),
+        (f"{used - answer.prompt_tokens:,} tokens", "answer length"),
+        (f"context {used:,} of {answer.context_size:,}", "tokens of prompt and answer, and the model's context size"),
     ]
     if answer.adapter:
-        figures.insert(0, (answer.adapter_title or answer.adapter, "the adapter that wrote the answer"))
+        figures.insert(0, (answer.adapter_title or answer.adapter, "adapter that wrote the answer"))
     spans = [f'<span title="{escape(why)}">{escape(figure)}</span>' for figure, why in figures]
     if answer.finish in FINISHES:
         spans.append(f"<span>{FINISHES[answer.finish]}</span>")

@@ -1,4 +1,4 @@
-"""The controls of `Sampling`, generated from its fields: names, defaults and help are written there and only there.
+"""Controls for `Sampling`, generated from its fields, which define the names, defaults and help texts.
 
 controls = sampling_controls()            # inside a gr.Blocks
 sampling = read_sampling(*values)         # in a handler, in the same order
@@ -17,7 +17,7 @@ from studio.backend.hosting import demo
 from studio.backend.recipe import field_help
 from studio.errors import StudioError
 
-# What a slider needs beyond the field: lowest, highest, step, unit. Other fields become a text.
+# Slider settings that the fields don't define: minimum, maximum, step, unit. All other fields become text boxes.
 SLIDERS: dict[str, tuple[float, float, float, str]] = {
     "max_new_tokens": (1, 2048, 1, "tokens"),
     "temperature": (0, 2, 0.05, ""),
@@ -29,16 +29,16 @@ SLIDERS: dict[str, tuple[float, float, float, str]] = {
 
 
 def sampling_controls() -> list[Component]:
-    """One control a field, in the fields' order."""
+    """Return one control per field, in field order."""
     helps = field_help(Sampling)
     return [_control(field.name, field.default, helps.get(field.name, "")) for field in fields(Sampling)]
 
 
 def read_sampling(*values: Any) -> Sampling:
-    """The settings that the controls hold.
+    """Return the settings from the values of the controls.
 
     Raises:
-        StudioError: a value is not one of its field; `Sampling` names every bad one. Or it is more than a demo gives.
+        StudioError: values are invalid (`Sampling` names all of them) or exceed a demo's limits.
     """
     names = [field.name for field in fields(Sampling)]
     if len(values) != len(names):
@@ -60,9 +60,9 @@ def _control(name: str, default: Any, info: str) -> Component:
         label = f"{label} ({unit})" if unit else label
         return gr.Slider(lowest, highest, default, step=step, label=label, info=info, elem_id=f"set-{name}")
     if name == "stop":
-        return gr.Textbox("", label=f"{label} (one text a line)", info=info, lines=2, elem_id=f"set-{name}")
+        return gr.Textbox("", label=f"{label} (one per line)", info=info, lines=2, elem_id=f"set-{name}")
     # A text box, because an empty gr.Number sends 0, and a seed of 0 gives the same answer every time.
-    return gr.Textbox("", label=label, info=info, lines=1, placeholder="a new one each time", elem_id=f"set-{name}")
+    return gr.Textbox("", label=label, info=info, lines=1, placeholder="Random if empty", elem_id=f"set-{name}")
 
 
 def _value(name: str, value: Any) -> Any:

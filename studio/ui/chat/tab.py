@@ -1,4 +1,4 @@
-"""The chat tab: the conversation on the left, the routing of its answers on the right."""
+"""The Chat tab: the conversation on the left, the routing of its answers on the right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-# Of different kinds, because the starter's routers tell kinds of text apart; and within what a small model can do.
+# Different kinds of text, because the starter's routers distinguish them; easy enough for a small model.
 EXAMPLES = (
     "What is the capital of France, and what is it known for?",
     "Write a Python function that checks whether a number is prime.",
@@ -28,7 +28,7 @@ EXAMPLES = (
     "Tell a very short story about a lighthouse keeper and a whale.",
     "Why is the sky blue? Answer for a child of ten.",
 )
-PLACEHOLDER = "### What would you like to ask?\nThe answer streams here; beside it, the experts that write it light up."
+PLACEHOLDER = "### Ask a question\nThe answer appears here, and the experts behind each token in the routing panel."
 CHAT: dict[str, Any] = {
     "show_label": False, "height": "56vh", "min_height": 340, "layout": "bubble", "buttons": ["copy", "copy_all"],
     "allow_tags": False, "latex_delimiters": [], "sanitize_html": True, "feedback_options": None,
@@ -36,17 +36,17 @@ CHAT: dict[str, Any] = {
 }  # fmt: skip
 PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
 DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`')
-# In the browser, so that a message that is sent at once takes the new choice.
+# Runs in the browser, so that a message sent right away uses the new selection.
 PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
-# What the address named is picked by now; a refresh must not undo a later choice.
+# The adapter from the URL is selected by now; a refresh must not override a later selection.
 FORGET_ADDRESS = browser.forgetting("adapter")
-# Who stops by keyboard would lose the focus with the button; on a phone it would only open the keyboard.
+# Keyboard users lose the focus when the stop button disappears. On a phone, focusing the box would open the keyboard.
 TO_BOX = (
     "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
 )
 CONFIRM_DELETE = """(picked) =>
-  [picked, confirm("Delete the picked adapter? An uploaded adapter can't be restored.") ? "yes" : ""]"""
-UPLOAD_HELP = "Files: adapter_config.json and adapter_model.safetensors as PEFT saves them, or a .zip of both."
+  [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
+UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Tab:
     order: int
 
     def keep(self) -> list[gr.BrowserState]:
-        """The conversation, and who answers."""
+        """Create the browser storage for the conversation and the selected adapter."""
         return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
@@ -67,7 +67,7 @@ TAB = Tab("chat", "Chat", order=10)
 
 
 class _Page:
-    """The components, in the order in which they stand on the page."""
+    """The components, in page order."""
 
     def __init__(self, engine: Engine, stored: gr.BrowserState, picked: gr.BrowserState) -> None:
         self.engine, self.stored, self.picked = engine, stored, picked
@@ -100,11 +100,11 @@ class _Page:
         )  # fmt: skip
         with gr.Row(elem_id="who"):
             self.adapter = gr.Dropdown(
-                [(NONE.title, NONE.id)], value=NONE.id, label="Answered by", elem_id="adapter", filterable=False,
+                [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,
                 min_width=200, scale=1,
             )  # fmt: skip
             self.beside = gr.Checkbox(
-                label="Side by side with the base", interactive=False, elem_id="beside", min_width=150, scale=0
+                label="Side by side with base model", interactive=False, elem_id="beside", min_width=150, scale=0
             )  # fmt: skip
         with gr.Row(elem_id="actions"):
             self.fresh = gr.Button("New chat", size="sm", elem_id="new-chat")
@@ -118,15 +118,13 @@ class _Page:
     def _upload(self) -> None:
         with gr.Row(elem_id="upload-row"):
             self.name = gr.Textbox(
-                label="Name of the adapter", info=UPLOAD_HELP, lines=1, elem_id="adapter-name", min_width=200
+                label="Adapter name", info=UPLOAD_HELP, lines=1, elem_id="adapter-name", min_width=200
             )
             self.upload = gr.UploadButton(
-                "Upload an adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
+                "Upload adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
                 type="filepath", size="sm", elem_id="adapter-upload", scale=0, min_width=150,
             )  # fmt: skip
-            self.delete = gr.Button(
-                "Delete the picked adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150
-            )
+            self.delete = gr.Button("Delete adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150)
 
     def _settings(self) -> None:
         models = offered_models(self.engine).items()
@@ -135,16 +133,16 @@ class _Page:
             self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
             self.precision = gr.Dropdown(
                 PRECISIONS, value="auto", label="Precision", elem_id="precision",
-                info="Of expert and attention weights; automatic is 4-bit on a GPU, and on a CPU what suits the model.",
+                info="For expert and attention weights. Automatic: 4-bit on a GPU; on a CPU it depends on the model.",
             )  # fmt: skip
         self.system = gr.Textbox(
-            label="System prompt", info="Put before every conversation; empty sends none.", lines=2, elem_id="system"
+            label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )
         with gr.Row(elem_id="sampling"):
             self.sampling = sampling_controls()
 
     def outputs(self) -> list[Any]:
-        """In the order of `Shown`."""
+        """Return the outputs in the order of `Shown`."""
         conversation = [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
         return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
 
@@ -199,7 +197,7 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         page.notice,
         None,
         js=FORGET_ADDRESS,
-        **quiet,  # in the queue, or the browser is not told
+        **quiet,  # queued, because Gradio shows no message from unqueued events
     )
 
 

@@ -1,4 +1,4 @@
-"""The events of the classification tab: values of the page in, values of the page out."""
+"""Event listeners of the Classify tab, from component values to component updates."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class ClassifyEvents:
-    """The Gradio functions of the classification tab: each works for the owner and the session of its request."""
+    """Event listeners of the Classify tab; each uses the owner and session of its request."""
 
     def __init__(self, engine: Engine) -> None:
         self.handlers = ClassifyHandlers(engine)
 
     def arranged(self, request: gr.Request, by: str) -> tuple[Any, Any]:
-        """Labels and template, and the sentence in their place."""
+        """Return updates that show the labels and template, or the hint for a trained classifier."""
         trained = self.handlers.of(request).is_trained(by)
         return gr.update(visible="hidden" if trained else True), gr.update(visible=True if trained else "hidden")
 
@@ -103,7 +103,7 @@ class ClassifyEvents:
 
     @shows_errors
     def choose_column(self, request: gr.Request, *values: Any) -> Any:
-        """What holds the texts holds no labels. Another choice is left alone: by now it may be a newer one."""
+        """Update the label columns, which exclude the text column. Keep any other choice, which may be newer."""
         form = _form(values)
         taken = self.handlers.of(request).taken(form)
         if taken is None:
@@ -121,8 +121,8 @@ def _form(values: tuple[Any, ...]) -> Form:
 
 
 def _file_controls(taken: Taken) -> list[Any]:
-    """New values of the upload's id and name, of its button, of the columns, and of what trains on them."""
-    label = f"Column of the texts in {taken.name}"
+    """Return updates for the upload's id and name, its button, both columns and the train button."""
+    label = f"Text column of {taken.name}"
     column = gr.update(choices=taken.columns, value=taken.column, visible=True, label=label)
     button = gr.update(label="Upload another file")
     true_column = gr.update(choices=[NO_COLUMN, *taken.label_columns], value=taken.true_column, visible=True)

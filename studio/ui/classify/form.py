@@ -1,7 +1,7 @@
-"""What texts are classified by, as the page's controls send it: all of it is checked here, as it may be anything.
+"""The settings of the Classify tab. All values come from a browser, so they are checked here.
 
-form = read_form({"labels": "sport, science", "template": "..."})     # from the browser's storage
-form.task()                                                           # raises StudioError for what can't be used
+form = read_form({"labels": "sport, science", "template": "..."})     # from browser storage
+form.task()                                                           # raises StudioError if settings are invalid
 texts = split_texts("one\\ntwo", one_a_line=True)
 """
 
@@ -24,7 +24,7 @@ from studio.ui.common.longest_text import longest_text
 
 MAX_LABELS_TEXT = MOST_LABELS * (LONGEST_LABEL + 2)
 MAX_LINES = 200
-"""More texts are a file."""
+"""More texts must be uploaded as a file."""
 MAX_NAME = 200
 SENTIMENT = "positive, negative, neutral"
 TOPIC = "sport, science, politics, business, arts"
@@ -32,9 +32,9 @@ SPAM = "spam, a normal message"
 REQUEST = "a question, a complaint, praise, an order"
 LANGUAGE = "English, French, Spanish, German"
 NO_COLUMN = ("none", "")
-"""The choice of a column that leaves it out."""
-OWN = "my own"
-"""The template's name where its text is none of `TEMPLATES`."""
+"""The dropdown choice for no column."""
+OWN = "custom"
+"""Name of a template that is not in `TEMPLATES`."""
 
 
 class Preset(NamedTuple):
@@ -72,34 +72,34 @@ class Form:
     calibrate: bool = False
     one_a_line: bool = False
     by: str = ""
-    """The id of an adapter or of a trained classifier; empty is the model alone."""
+    """Id of an adapter or a trained classifier; empty for the base model."""
     upload: str = ""
     file: str = ""
-    """The name of the uploaded file."""
+    """Name of the uploaded file."""
     column: str = ""
     true_column: str = ""
-    """The column of the true labels, to measure by; empty is none."""
+    """Column of the true labels for the evaluation; empty for none."""
 
     def kept(self) -> dict[str, Any]:
-        """For the browser's storage."""
+        """Return the values for browser storage."""
         return asdict(self)
 
     def task(self) -> LabelTask:
-        """Raises StudioError: labels or template can't be used."""
+        """Return the task. Raise StudioError if the labels or the template are invalid."""
         return LabelTask(parse_labels(self.labels), self.template, self.calibrate)
 
     def training_data(self) -> dict[str, Any]:
-        """Return the uploaded file and its columns, for Fine-tune to train a classifier on.
+        """Return the uploaded file and its columns, so that Fine-tune can train a classifier on it.
 
         Raises:
-            StudioError: there is no file, or its text and label columns are not chosen.
+            StudioError: there is no file, or its text and label columns are not selected.
         """
         if not self.upload:
             raise StudioError("There is no file to train on. Upload one first.")
         if not self.column or not self.true_column or self.column == self.true_column:
-            raise StudioError("Choose the column of the texts and that of the true labels first: training uses both.")
+            raise StudioError("Training needs texts and labels. Choose the text column and the label column first.")
         columns = {"text": self.column, "label": self.true_column}
-        # The time makes every click a change of the state, even with the same file.
+        # With the time, every click changes the state, even for the same file.
         return {"upload": self.upload, "file": self.file, "columns": columns, "at": time.time()}
 
 
@@ -111,7 +111,7 @@ LONGEST = {
 
 
 def read_form(values: Any) -> Form:
-    """The form; what is missing or of another kind is as in a new one.
+    """Return the form; missing values and values of the wrong type get their defaults.
 
     Raises:
         StudioError: a text is too long.
@@ -124,18 +124,18 @@ def read_form(values: Any) -> Form:
         read[field.name] = value if type(value) is type(usual) else usual
     for name, most in LONGEST.items():
         if len(read[name]) > most:
-            raise StudioError(f"The {name} have {len(read[name]):,} characters in all. Keep them under {most:,}.")
+            raise StudioError(f"The value of {name} has {len(read[name]):,} characters. Keep it under {most:,}.")
     return Form(**read)
 
 
 def split_texts(text: Any, one_a_line: bool) -> list[str]:
-    """The texts in the box, at least one.
+    """Return the texts in the box, at least one.
 
     Raises:
-        StudioError: there is none, it is too long, or there are too many.
+        StudioError: there is no text, it is too long, or there are too many texts.
     """
     if not isinstance(text, str) or not text.strip():
-        raise StudioError("There is no text to classify. Write one, or click an example.")
+        raise StudioError("There is no text to classify. Enter one or click an example.")
     if len(text) > longest_text():
         raise StudioError(
             f"The text has {len(text):,} characters. Keep it under {longest_text():,}, or upload it as a file."
@@ -143,7 +143,7 @@ def split_texts(text: Any, one_a_line: bool) -> list[str]:
     texts = [line.strip() for line in text.splitlines() if line.strip()] if one_a_line else [text.strip()]
     if len(texts) > MAX_LINES:
         raise StudioError(
-            f"These are {len(texts):,} texts, and at most {MAX_LINES} are read here. Upload them as a file."
+            f"There are {len(texts):,} texts, but at most {MAX_LINES} are allowed here. Upload them as a file."
         )
     return texts
 

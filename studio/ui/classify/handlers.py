@@ -1,11 +1,11 @@
-"""What the classification tab does: values in, values out. The components are in `tab.py`.
+"""Handlers of the Classify tab: plain values in, plain values out. The components are in `tab.py`.
 
     handlers = ClassifyHandlers(engine)
     for shown in handlers.classify("It rains.", form, session):        # HTML, and a message for the routing panel
     taken = handlers.take(Path("/tmp/gradio/mails.csv"))               # an uploaded file, and its columns
-    for shown in handlers.classify_file(form, session):                # HTML, and the id of the file that is written
+    for shown in handlers.classify_file(form, session):                # HTML, and the id of the result file
 
-Closing either iterator, as when the person has left, or `stop` ends the work; what is finished stays.
+Closing an iterator, as when the user leaves, or calling `stop` or `stop_file` ends the work; finished results are kept.
 """
 
 from __future__ import annotations
@@ -48,29 +48,29 @@ from studio.ui.server.identity import Owned
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
 
-BUSY = "Texts are still being classified. Stop that, or wait until it is done."
+BUSY = "Texts are still being classified. Stop the classification or wait until it is done."
 TRAINED = " · trained classifier"
 BATCH = 32
-"""Texts after which a trained classifier tells how far it is."""
+"""Texts per progress update of a trained classifier."""
 TICK_S = 0.3
 SHOWN_ROWS = 20
-ONE_BY_ONE = "The routing is shown of one text at a time."
-ALONE = "The model alone"
+ONE_BY_ONE = "Routing is shown for a single text only."
+ALONE = "Base model (zero-shot)"
 
 
 class Shown(NamedTuple):
     result: str
     """HTML."""
     routing: str | None = None
-    """A message for the panel; None leaves it as it is."""
+    """Message for the routing panel; None leaves the panel unchanged."""
 
 
 class FileShown(NamedTuple):
     html: str
     result: str | None = None
-    """The id of the file that is being written, told once."""
+    """Id of the result file; sent once."""
     quality: str | None = None
-    """How good what classified is on the file's rows, as HTML; None where nothing was measured."""
+    """Evaluation on the file's rows as HTML; None if nothing was measured."""
 
 
 class Taken(NamedTuple):
@@ -78,13 +78,13 @@ class Taken(NamedTuple):
     name: str
     columns: list[str]
     column: str | None
-    """That of the texts, where its name tells."""
+    """Text column, if its name is recognised."""
     true_column: str = ""
-    """That of the true labels, where its name tells."""
+    """Label column, if its name is recognised."""
 
     @property
     def label_columns(self) -> list[str]:
-        """Those that may hold the true labels."""
+        """Return the columns that may hold the true labels."""
         return [name for name in self.columns if name != self.column]
 
 
@@ -94,15 +94,15 @@ class ClassifyHandlers(Owned):
         self.zero_shot = ZeroShot(engine)
         self._texts, self._files = Running(BUSY), Running(BUSY)
 
-    # --- who classifies
+    # --- classifiers
 
     def choices(self) -> list[tuple[str, str]]:
-        """(title, id): the model alone, with an adapter, and the trained classifiers."""
+        """Return (title, id) of the base model, its adapters and the trained classifiers."""
         trained = [(f"{choice.title}{TRAINED}", choice.id) for choice in self._trained()]
         return [*offered(self.engine.status().model_id, self.owner), *trained]
 
     def is_trained(self, chosen: str) -> bool:
-        """Whether its labels were learned."""
+        """Return whether the choice is a trained classifier, which has its own labels."""
         return chosen in [choice.id for choice in self._trained()]
 
     def _trained(self) -> list[Choice]:
@@ -110,15 +110,17 @@ class ClassifyHandlers(Owned):
         return [] if model_id is None else adapter_choices(model_id, "classify", self.owner)
 
     def _classifier(self, form: Form) -> _Labels | TrainedHead:
-        """Raises StudioError: labels or template can't be used, or what is chosen is gone."""
+        """Raise StudioError if labels or template are invalid, or the selected classifier does not exist."""
         if self.is_trained(form.by):
             return TrainedHead(TrainedClassifier.load(form.by, self.engine), BATCH)
         if form.by not in [identity for _, identity in self.choices()]:
-            raise StudioError("What is chosen under “Classified by” was deleted, or is of another model. Choose again.")
+            raise StudioError(
+                "The selected classifier was deleted or belongs to another model. Select another under “Classifier”."
+            )
         return _Labels(self.zero_shot, form)
 
     def quality(self, chosen: str) -> str:
-        """How good a trained classifier was on the rows that its run held out, as HTML, or what to do to know."""
+        """Return a trained classifier's evaluation on its held-out rows as HTML, or a hint how to get one."""
         if not self.is_trained(chosen):
             return evaluation_view.waiting()
         try:
@@ -136,10 +138,10 @@ class ClassifyHandlers(Owned):
     # --- texts
 
     def classify(self, text: str, form: Form, session: str) -> Iterator[Shown]:
-        """What is classified so far, at last all of it.
+        """Yield the results so far, and finally all of them.
 
         Raises:
-            StudioError: texts, labels or template can't be used, or no model is ready.
+            StudioError: the texts, labels or template are invalid, or no model is ready.
         """
         texts = split_texts(text, form.one_a_line)
         with self._texts.answer(session) as run:
@@ -157,8 +159,8 @@ class ClassifyHandlers(Owned):
             except Exception:
                 yield Shown(view.shown(done) if done else view.waiting())
                 raise
-        # By now the next one may begin, even before the page has taken this.
-        stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts are classified."
+        # Outside of `with`, so that the next request may start before the page has received this.
+        stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts classified."
         yield Shown(view.shown(done, stopped), _routing(done, self.owner) if single else None)
 
     def stop(self, session: str) -> None:
@@ -167,16 +169,16 @@ class ClassifyHandlers(Owned):
     # --- a file
 
     def take(self, file: Path) -> Taken:
-        """Keeps an uploaded file.
+        """Store an uploaded file.
 
         Raises:
-            StudioError: it is too large, or nothing of it can be read.
+            StudioError: it is too large, or can't be read.
         """
         upload = uploads.keep(file, self.owner)
         return self._taken(upload, file.name[:80])
 
     def taken(self, form: Form) -> Taken | None:
-        """The file of an earlier visit, where it is still there."""
+        """Return the file of an earlier visit, if it still exists."""
         try:
             taken = self._taken(form.upload, form.file) if form.upload else None
         except StudioError:
@@ -193,20 +195,20 @@ class ClassifyHandlers(Owned):
         return taken._replace(true_column=_named_like("label", taken.label_columns) or "")
 
     def classify_file(self, form: Form, session: str) -> Iterator[FileShown]:
-        """How far it is, with the first rows, and at last the report and the download.
+        """Yield the progress with the first rows, and finally the report and the download.
 
         Raises:
-            StudioError: there is no file, its two columns are one, or labels or template can't be used. What goes wrong
-                later is part of what is shown, beside the rows that are finished.
+            StudioError: there is no file, both columns are the same, or labels or template are invalid. Later problems
+                are shown together with the finished rows.
         """
         if not form.upload:
             raise StudioError("There is no file to classify. Upload one first.")
         if form.true_column and form.true_column == form.column:
-            raise StudioError(f"{form.column!r} holds the texts: choose another column of the true labels, or none.")
+            raise StudioError(f"{form.column!r} is the text column. Choose another label column, or none.")
         source = uploads.find(form.upload, self.owner)
         with self._files.answer(session) as run:
             classifier = self._classifier(form)
-            # Beside the uploads, with which it is deleted after a day.
+            # Stored with the uploads, so that it is deleted with them after a day.
             folder = uploads.new_folder(self.owner)
             result = folder.name
             yield FileShown(view.waiting("Reading the file …", busy=True), result)
@@ -220,7 +222,7 @@ class ClassifyHandlers(Owned):
             yield FileShown(job.ended(result, measured), quality=quality)
 
     def _of_file(self, report: evaluation.Report, by: str) -> str:
-        """With what is known of the classifier from its training below."""
+        """Return the evaluation on the file, followed by the one from the classifier's training."""
         title = self._title(by)
         here = evaluation_view.shown(report, title)
         try:
@@ -233,13 +235,13 @@ class ClassifyHandlers(Owned):
         self._files.stop(session)
 
     def earlier(self, result: object) -> str:
-        """The file that an earlier visit left, as HTML; nothing where there is none."""
+        """Return the result file of an earlier visit as HTML, or "" if there is none."""
         file = labelled_file(result, self.owner)
         return "" if file is None else view.earlier(file.name, str(result))
 
 
 class _Labels:
-    """Zero-shot: the model is asked about the labels."""
+    """Zero-shot classifier: the language model scores the labels."""
 
     def __init__(self, zero_shot: ZeroShot, form: Form) -> None:
         self.zero_shot, self.task, self.by = zero_shot, form.task(), form.by or None
@@ -250,7 +252,7 @@ class _Labels:
 
 
 def _named_like(field: str, columns: Sequence[str]) -> str | None:
-    """The column whose name tells that it is this field of labelled texts."""
+    """Return the column whose name matches a field of the labelled format."""
     known = {column.strip().casefold(): column for column in columns}
     return next((known[name] for name in LABELLED.fields[field] if name in known), None)
 
@@ -278,21 +280,21 @@ class _FileJob:
     column: str
     cancel: threading.Event
     test: FileTest | None = None
-    """Where the file has true labels."""
+    """Set if the file has true labels."""
     first: list[LabelledRow] = field(default_factory=list)
-    """The first rows that are finished."""
+    """The first finished rows."""
     fraction: float = 0.0
     text: str = ""
     report: FileReport | None = None
     problem: str = ""
 
     def watched(self, classifier: _Labels | TrainedHead) -> Generator[str]:
-        """How far it is, until it ends; closing the iterator cancels it."""
+        """Yield the progress until the job ends; closing the iterator cancels it."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self._run, classifier)
             try:
                 while not future.done():
-                    # Also where nothing is new: only who tells something finds out that the person has left.
+                    # Yield even without news, because only a yield detects that the user has left.
                     yield view.progress(self.fraction, self.text, self.first)
                     wait([future], TICK_S)
                 self.report = future.result()
@@ -302,7 +304,7 @@ class _FileJob:
                 self.cancel.set()
 
     def measured(self) -> tuple[evaluation.Report | None, str]:
-        """How good the finished rows are, and that in a sentence, or why it can't be said."""
+        """Return the evaluation of the finished rows and a sentence about it, or about why there is none."""
         if self.test is None or not self.first:
             return None, ""
         try:
@@ -312,7 +314,7 @@ class _FileJob:
         return report, evaluation_view.in_a_sentence(report)
 
     def ended(self, result: str, measured: str) -> str:
-        """What came out; a file without a row is not kept."""
+        """Return the result as HTML; delete the result file if it has no rows."""
         if not self.first:
             shutil.rmtree(self.out.parent, ignore_errors=True)
         return view.ended(self.report, self.problem, self.first, self.out.name, result, measured)

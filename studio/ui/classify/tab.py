@@ -1,4 +1,4 @@
-"""The classification tab: what texts are asked about on the left, texts or a file and what came out on the right."""
+"""The Classify tab: settings on the left; texts, files and results on the right."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-ROUTING_HINT = "Every token of a text appears here, with the experts that read it."
-# In the browser, so that no key that is pressed waits for the server.
+ROUTING_HINT = "The tokens of a text appear here with the experts that process them."
+# Runs in the browser, so that typing does not wait for the server.
 REMEMBER = f"(...values) => Object.fromEntries({NAMES}.map((name, i) => [name, values[i]]))"
 
 TEMPLATE_NAME = f"(text) => ({json.dumps({text: name for name, text in TEMPLATES.items()})})[text] ?? {json.dumps(OWN)}"
@@ -32,7 +32,7 @@ TEMPLATE_NAME = f"(text) => ({json.dumps({text: name for name, text in TEMPLATES
 class Kept(NamedTuple):
     form: gr.BrowserState
     result: gr.BrowserState
-    """The id of the file that was classified last."""
+    """Id of the last classified file."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ TAB = Tab("classify", "Classify", order=15)
 
 
 class _Page:
-    """The components, in the order in which they stand on the page."""
+    """The components, in page order."""
 
     def __init__(self, kept: Kept) -> None:
         self.kept, self.default = kept, Form()
         self.handed = handed_draft()
         self.listed = gr.State([(NONE.title, NONE.id)])
-        # In the page, not in gr.State, which a restart of the server forgets.
+        # Hidden text boxes, because gr.State is lost when the server restarts.
         self.upload, self.file = (gr.Textbox(visible="hidden") for _ in range(2))
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=4, min_width=320):
@@ -69,7 +69,7 @@ class _Page:
             with gr.Column(scale=6, min_width=320), gr.Tabs(elem_id="classify-parts"):
                 with gr.Tab("Texts", id="texts"):
                     self._texts()
-                with gr.Tab("A file", id="file"):
+                with gr.Tab("File", id="file"):
                     self._file()
                 with gr.Tab(evaluation_view.NAME, id="quality"):
                     self.quality = gr.HTML(
@@ -78,43 +78,43 @@ class _Page:
 
     def _asked(self) -> None:
         self.by = gr.Dropdown(
-            [(NONE.title, NONE.id)], value=NONE.id, label="Classified by", filterable=False, elem_id="classify-by",
-            info="The model needs no training for this; trained classifiers are made under Fine-tune.",
+            [(NONE.title, NONE.id)], value=NONE.id, label="Classifier", filterable=False, elem_id="classify-by",
+            info="The base model needs no training. Train a classifier under “Fine-tune”.",
         )  # fmt: skip
         self.learned = gr.Markdown(
-            "This classifier knows its labels: it was trained on them.", visible="hidden", elem_classes="hint",
+            "The labels of this classifier were set when it was trained.", visible="hidden", elem_classes="hint",
         )  # fmt: skip
         with gr.Column(elem_id="classify-asked") as self.asked:
             self.preset = gr.Dropdown(
                 [(f"{preset.title}: {preset.labels}", i) for i, preset in enumerate(PRESETS)], value=None,
-                label="Start from a preset", info="Sets labels and template.", filterable=False,
+                label="Preset", info="Sets the labels and the template.", filterable=False,
                 elem_id="classify-preset",
             )  # fmt: skip
             self.labels = gr.Textbox(
                 self.default.labels, label="Labels", lines=2, max_lines=8, elem_id="classify-labels",
-                info=f"Separated by commas or lines, 2 to {MOST_LABELS}. Plain words work best: the model reads them.",
+                info=f"2 to {MOST_LABELS}, separated by commas or lines. Plain words work best.",
             )  # fmt: skip
-            with gr.Accordion("How the model is asked", open=False, elem_id="classify-how"):
+            with gr.Accordion("Prompt template", open=False, elem_id="classify-how"):
                 self.template = gr.Dropdown(
                     [*TEMPLATES, OWN], value=template_name(self.default.template), label="Template",
                     filterable=False, elem_id="classify-template",
                 )  # fmt: skip
                 self.template_text = gr.Textbox(
-                    self.default.template, label="Its text", lines=4, max_lines=12, max_length=LONGEST_TEMPLATE,
+                    self.default.template, label="Template text", lines=4, max_lines=12, max_length=LONGEST_TEMPLATE,
                     elem_id="classify-template-text",
-                    info="{text} is where the text goes, exactly once; {labels} where the labels are listed.",
+                    info="{text} is replaced by the text (use it exactly once), {labels} by the list of labels.",
                 )  # fmt: skip
                 self.calibrate = gr.Checkbox(
-                    self.default.calibrate, label="Calibrate", elem_id="classify-calibrate",
-                    info="Subtracts what each label gets where a text says nothing; helps against a favourite label.",
+                    self.default.calibrate, label="Calibration", elem_id="classify-calibrate",
+                    info="Corrects the model's bias towards some labels, measured on texts without content.",
                 )  # fmt: skip
 
     def _texts(self) -> None:
         self.box = gr.Textbox(
-            label="Text", placeholder="Write or paste a text …", lines=1, max_lines=12, elem_id="classify-box",
-            info="Enter classifies it, Shift and Enter begins a new line.",
+            label="Text", placeholder="Enter or paste a text …", lines=1, max_lines=12, elem_id="classify-box",
+            info="Press Enter to classify, Shift+Enter for a new line.",
         )  # fmt: skip
-        self.one_a_line = gr.Checkbox(self.default.one_a_line, label="One text a line", elem_id="classify-lines")
+        self.one_a_line = gr.Checkbox(self.default.one_a_line, label="One text per line", elem_id="classify-lines")
         with gr.Row(elem_classes="buttons"):
             self.go = gr.Button("Classify", variant="primary", elem_id="classify-go")
             self.stop = gr.Button("Stop", interactive=False, elem_id="classify-stop")
@@ -129,31 +129,31 @@ class _Page:
     def _file(self) -> None:
         self.bring = browser.upload_button("classify-upload")
         self.column = gr.Dropdown(
-            [], value=None, label="Column of the texts", visible=False, allow_custom_value=True,
+            [], value=None, label="Text column", visible=False, allow_custom_value=True,
             elem_id="classify-column",
         )  # fmt: skip
         self.true_column = gr.Dropdown(
-            [NO_COLUMN], value="", label="Column of the true labels (optional)", visible=False,
+            [NO_COLUMN], value="", label="Label column (optional)", visible=False,
             allow_custom_value=True, elem_id="classify-true-column",
-            info=f"By it the labels that are found are measured: see “{evaluation_view.NAME}”.",
+            info=f"True labels, which are compared with the predictions; see “{evaluation_view.NAME}”.",
         )  # fmt: skip
         with gr.Row(elem_classes="buttons"):
-            self.file_go = gr.Button("Classify the file", variant="primary", elem_id="classify-file-go")
+            self.file_go = gr.Button("Classify file", variant="primary", elem_id="classify-file-go")
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="classify-cancel")
-            self.train = gr.Button("Train a classifier on this file", visible=False, elem_id="classify-train")
+            self.train = gr.Button("Train classifier on this file", visible=False, elem_id="classify-train")
         self.file_result = gr.HTML(view.waiting(view.FILE_HINT), elem_id="classify-file-result", js_on_load=None)
         gr.Markdown(
-            "The result has all columns of the file, with label, confidence and the share of every label beside them. "
-            "It stays here for a day; leaving the page ends the work and keeps what is finished.", elem_classes="hint",
+            "The result has all columns of the file, plus the label, the confidence and the share of every label. It "
+            "is kept for a day. Leaving the page stops the work and keeps the finished rows.", elem_classes="hint",
         )  # fmt: skip
 
     def form(self) -> list[Any]:
-        """In the order of the fields of `Form`."""
+        """Return the controls in the order of the fields of `Form`."""
         asked = [self.labels, self.template_text, self.calibrate, self.one_a_line, self.by]
         return [*asked, self.upload, self.file, self.column, self.true_column]
 
     def file_controls(self) -> list[Any]:
-        """In the order of `_file_controls`."""
+        """Return the controls in the order of `_file_controls`."""
         return [self.upload, self.file, self.bring, self.column, self.true_column, self.train]
 
 
@@ -162,7 +162,7 @@ AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 
 def _wire_form(page: _Page, events: ClassifyEvents) -> None:
-    # Not "input", which Gradio's text boxes tell of keys alone, not of what is pasted or deleted.
+    # Not `input`, which Gradio's text boxes fire for typed text only, not for pasted or deleted text.
     gr.on(
         [control.change for control in page.form()], None, page.form(), page.kept.form, js=REMEMBER,
         trigger_mode="multiple", **QUIET,
@@ -176,7 +176,7 @@ def _wire_form(page: _Page, events: ClassifyEvents) -> None:
         page.labels, page.template_text, page.template, page.calibrate, page.one_a_line, page.by, page.listed,
         page.asked, page.learned, page.quality, *page.file_controls(), page.file_result,
     ]  # fmt: skip
-    # What the address named is chosen by now; a refresh must not undo a later choice.
+    # The classifier from the URL is selected by now; a refresh must not override a later selection.
     browser.page().load(events.open_page, list(page.kept), opened, **AT_ONCE).then(
         None, page.listed, page.listed, js=browser.forgetting("classifier"), **AT_ONCE
     )
@@ -185,8 +185,8 @@ def _wire_form(page: _Page, events: ClassifyEvents) -> None:
 
 def _wire_texts(page: _Page, events: ClassifyEvents) -> None:
     shown = [page.result, page.routing, page.stop]
-    # Unprocessed: what is wrong with a value is said in the studio's own words. Multiple: who asks while texts are
-    # classified is told so, where Gradio would do nothing.
+    # No preprocessing, so that invalid values get the studio's own error messages. "multiple", so that a second request
+    # while texts are classified gets an error, which Gradio would drop silently.
     working: dict[str, Any] = {
         "fn": events.classify, "inputs": [page.box, *page.form()], "outputs": shown, "preprocess": False,
         "concurrency_limit": 8, "concurrency_id": "classify", "trigger_mode": "multiple", **QUIET,

@@ -1,4 +1,4 @@
-"""Predictions as HTML: bars of one text, a table of several, and how far a file is.
+"""Predictions as HTML: bars for one text, a table for several, and the progress of a file.
 
 gr.HTML(shown([prediction]))
 gr.HTML(progress(0.4, "40 of 100 rows", first_rows))
@@ -17,13 +17,13 @@ from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.ui.common import card
 from studio.ui.common.downloads import labelled_address
 
-LABELS, FILE = "The labels", "The file"
+LABELS, FILE = "Predictions", "File predictions"
 SHOWN_TEXT = 240
-"""Characters of a text in a table; a longer one is cut at its end."""
+"""Characters of a text in a table; longer texts are truncated."""
 SHOWN_LABELS = 20
-HINT = "Write a text, and how well each label fits it appears here."
-FILE_HINT = "Upload a file, and its first rows appear here with their labels while it is classified."
-READY = "Classify the file, and its first rows appear here with their labels."
+HINT = "Enter a text to see how well each label fits."
+FILE_HINT = "Upload a file to see its first rows with their labels here."
+READY = "Classify the file to see its first rows with their labels here."
 
 
 def waiting(text: str = HINT, busy: bool = False) -> str:
@@ -31,7 +31,7 @@ def waiting(text: str = HINT, busy: bool = False) -> str:
 
 
 def shown(predictions: Sequence[Prediction], state: str = "") -> str:
-    """One text as bars, several as a table; `state` says that there is more to come, or that there is not."""
+    """Return one text as bars, or several as a table; `state` is a sentence about the progress."""
     if not predictions:
         return waiting(state)
     status = f'<p class="cl-state" role="status">{escape(state)}</p>' if state else ""
@@ -53,11 +53,11 @@ def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:
 def ended(
     report: FileReport | None, problem: str, first: Sequence[LabelledRow], name: str, result: str, measured: str = ""
 ) -> str:
-    """What came out of a file, and where to get it; there is none without a row.
+    """Return the result of a file with its download link, which needs at least one finished row.
 
     Args:
-        problem: why it ended early, without a report.
-        measured: how many of its true labels were found, or why that can't be said.
+        problem: why the work ended early, without a report.
+        measured: a sentence about the evaluation, or about why there is none.
     """
     parts = [card.problem(problem) if problem else ""]
     if report is not None:
@@ -69,7 +69,7 @@ def ended(
 
 
 def earlier(name: str, result: str) -> str:
-    return card.card(FILE, f"<p>Classified earlier, as far as it came:</p>{_download(name, result)}")
+    return card.card(FILE, f"<p>Classified earlier (may be incomplete):</p>{_download(name, result)}")
 
 
 # --- texts
@@ -85,7 +85,7 @@ def _one(prediction: Prediction) -> str:
 
 
 def _bars(rows: Iterable[tuple[str, float, str]]) -> str:
-    """Of labels: how long the bar is, and what stands behind it."""
+    """Return bars from rows of (label, length of the bar, text after it)."""
     items = "".join(
         f'<li><span class="cl-name" dir="auto">{escape(label)}</span>{_bar(share)}<b>{figure}</b></li>'
         for label, share, figure in rows
@@ -100,7 +100,7 @@ def _bar(share: float) -> str:
 
 def _several(predictions: Sequence[Prediction]) -> str:
     rows = [[cut(each.text), escape(each.label), _confidence(each)] for each in predictions]
-    return table(["text", "label", "confidence"], rows, "The texts with their labels")
+    return table(["text", "label", "confidence"], rows, "Texts with labels")
 
 
 # --- a file
@@ -109,8 +109,8 @@ def _several(predictions: Sequence[Prediction]) -> str:
 def _first_rows(first: Sequence[LabelledRow]) -> str:
     if not first:
         return ""
-    rows = table(["line", "text", "label", "confidence"], map(_row, first), "The first rows with their labels")
-    return f"<h4>The first rows</h4>{rows}"
+    rows = table(["line", "text", "label", "confidence"], map(_row, first), "First rows with labels")
+    return f"<h4>First rows</h4>{rows}"
 
 
 def _row(row: LabelledRow) -> list[str]:
@@ -120,7 +120,7 @@ def _row(row: LabelledRow) -> list[str]:
 
 
 def _counts(report: FileReport) -> str:
-    """How many rows got each label."""
+    """Return bars with the number of rows per label."""
     most = max(report.counts.values(), default=0)
     common = report.counts.most_common(SHOWN_LABELS)
     return _bars((label or "none", count / most, f"{count:,}") for label, count in common) if most else ""
@@ -132,8 +132,8 @@ def _bad_rows(report: FileReport) -> str:
     rows = [[f"{bad.line:,}", escape(bad.column[:60]), escape(bad.reason[:300]), escape(bad.remedy[:300])]
             for bad in report.bad_rows]  # fmt: skip
     more = f"<p>… and {report.bad - len(rows):,} more.</p>" if report.bad > len(rows) else ""
-    title = f"Rows without a text that can be read, which get no label: {report.bad:,}"
-    listed = table(["line", "column", "what is wrong", "what to do"], rows, "Bad rows")
+    title = f"Rows without readable text, which get no label: {report.bad:,}"
+    listed = table(["line", "column", "problem", "solution"], rows, "Bad rows")
     return f'<details class="dp-table"><summary>{title}</summary>{listed}{more}</details>'
 
 
@@ -146,7 +146,7 @@ def _download(name: str, result: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
-    """Of cells that are HTML."""
+    """Return a table; the cells are HTML."""
     columns = "".join(f'<th scope="col">{title}</th>' for title in head)
     body = "".join("<tr>" + "".join(f'<td dir="auto">{cell}</td>' for cell in row) + "</tr>" for row in rows)
     return (
@@ -156,7 +156,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
 
 
 def cut(text: str) -> str:
-    """Escaped, and without its end where it is long."""
+    """Escape a text, and truncate it if it is long."""
     return escape(text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]} …")
 
 

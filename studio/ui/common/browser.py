@@ -1,7 +1,7 @@
-"""What tabs have to do with the browser: what it keeps for them, what it saves, and who it is.
+"""Browser helpers for the tabs: storage, downloads, uploads, URL parameters and sessions.
 
-stored = kept("", "jetmoe-studio-conversation")         # outlives a refresh and the server
-page().load(open_page, stored, ...)                     # inside of gr.Blocks
+stored = kept("", "jetmoe-studio-conversation")         # survives a refresh and a server restart
+page().load(open_page, stored, ...)                     # inside gr.Blocks
 button.click(export, None, hidden).success(None, hidden, hidden, js=saving("json", "conversation"))
 """
 
@@ -15,7 +15,7 @@ import gradio as gr
 from studio.ui.server.identity import owner_of
 
 ROW_FILES = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
-STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that what is kept outlives the server
+STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that stored values survive a server restart
 
 
 def kept(default: Any, key: str) -> gr.BrowserState:
@@ -23,11 +23,11 @@ def kept(default: Any, key: str) -> gr.BrowserState:
 
 
 def saving(kind: str, name: str) -> str:
-    """A script that saves the text that it is given as a file, and gives back an empty one.
+    """Return JavaScript that downloads its argument as a file and returns "".
 
     Args:
-        kind: of the text, after "application/"; the ending of the file too.
-        name: a JavaScript expression.
+        kind: media type of the text after "application/".
+        name: JavaScript expression for the file name.
     """
     return f"""(text) => {{
   if (!text) return "";
@@ -41,25 +41,25 @@ def saving(kind: str, name: str) -> str:
 
 
 def upload_button(elem_id: str) -> gr.UploadButton:
-    """For a file of rows."""
-    label, endings = f"Upload a file ({', '.join(ROW_FILES)})", [f".{ending}" for ending in ROW_FILES]
+    """Return an upload button for a file of rows."""
+    label, endings = f"Upload file ({', '.join(ROW_FILES)})", [f".{ending}" for ending in ROW_FILES]
     return gr.UploadButton(label, file_types=endings, elem_id=elem_id, size="sm")
 
 
 def page() -> gr.Blocks:
-    """The page that is being built."""
+    """Return the page that is being built."""
     blocks = gr.context.Context.root_block
-    assert blocks is not None, "a tab is built inside of gr.Blocks"
+    assert blocks is not None, "tabs must be built inside gr.Blocks"
     return blocks
 
 
 def component(elem_id: str) -> Any:
-    """One that is built already, of whatever part of the page."""
+    """Return a component that was already built, from any part of the page."""
     return next(block for block in page().blocks.values() if block.elem_id == elem_id)
 
 
 def forgetting(name: str) -> str:
-    """JavaScript that takes a parameter out of the page's address, and hands on its argument."""
+    """Return JavaScript that removes a query parameter from the URL and returns its argument."""
     return f"""(value) => {{
   const url = new URL(location);
   url.searchParams.delete({json.dumps(name)});
@@ -69,5 +69,5 @@ def forgetting(name: str) -> str:
 
 
 def session(request: gr.Request) -> str:
-    """Of one page that is open; nobody can name that of somebody else."""
+    """Return the id of an open page. It includes the owner, so that no one can use another owner's session."""
     return f"{owner_of(request)} {request.session_hash or ''}"

@@ -1,8 +1,8 @@
-"""The pieces of HTML that tell what came of something: a card with figures, notes and what went wrong.
+"""HTML cards that show results: figures, notes and problems.
 
-gr.HTML(card("The data", figures([("407", "rows")]) + note("Two columns are not used.")))
+gr.HTML(card("Data", figures([("407", "rows")]) + note("Two columns are not used.")))
 
-A `text` is escaped here; `html` is put in as it is.
+`text` arguments are escaped; `html` is inserted as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def card(name: str, html: str) -> str:
 
 
 def waiting(name: str, text: str, busy: bool = False) -> str:
-    """A card without anything in it yet: what is being done, or what a person may do."""
+    """Return a card without results: a progress message, or a hint about what to do."""
     return card(name, f'<p class="{"dp-busy" if busy else "dp-empty"}" role="status">{escape(text)}</p>')
 
 
@@ -29,6 +29,6 @@ def problem(text: str) -> str:
 
 
 def figures(pairs: Iterable[tuple[str, str]]) -> str:
-    """Of (value, what it is)."""
+    """Return a list of (value, description) pairs."""
     terms = "".join(f"<div><dd>{escape(value)}</dd><dt>{escape(name)}</dt></div>" for value, name in pairs)
     return f'<dl class="dp-figures">{terms}</dl>'

@@ -1,4 +1,4 @@
-// Everything on the panel is built with these two: text becomes text nodes, so no token can be markup or code.
+// The panels build everything with these two functions: text becomes text nodes, so tokens can't be markup or code.
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -6,7 +6,7 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A token's text with its whitespace visible.
+// Returns a token's text with visible whitespace.
 function tokenText(text) {
   if (text === "") return [el("span", { class: "rp-ws", title: "part of a character" }, "⋯")];
   const marks = { " ": "·", "\n": "↵", "\t": "⇥", "\r": "␍" };

@@ -1,9 +1,8 @@
-"""What people take along: exported models, as zip files that are made while they are sent, so none lies on the disk,
-and files whose texts were classified.
+"""Download routes for exported models and classified files. Zip files are streamed and never written to disk.
 
     demo.launch(app_kwargs={"routes": routes(jobs.store)})     # GET exports/<run id>/<kind>.zip, labelled/<id>.csv
 
-Gradio's own downloads are copied into a cache that anybody may read who knows the address.
+Gradio's own downloads are copied into a cache that anyone who knows the URL can read.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def routes(store: RunStore) -> list[Route]:
     def download(request: Request) -> Response:
         run_id, kind = request.path_params["run_id"], request.path_params["kind"]
         try:
-            # By its whole id: the store itself takes its first characters too.
+            # Require the full id, because the store also accepts its first characters.
             is_asked_well = kind in KINDS and len(run_id) == 36
             folder = exported(store, run_id, kind, owner_of(request)) if is_asked_well else None
         except StudioError:
             folder = None
         if folder is None:
-            return PlainTextResponse("There is no such export. Make it on the run's page first.", 404)
+            return PlainTextResponse("There is no such export. Create it on the run's page first.", 404)
         name = f"{kind}-{run_id[:8]}.zip"
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
         return StreamingResponse(zipped(folder), media_type="application/zip", headers=headers)
@@ -50,10 +49,10 @@ def routes(store: RunStore) -> list[Route]:
 
 
 def labelled(request: Request) -> Response:
-    """A classified file, or as much of it as is written."""
+    """Send a classified file, or the part of it that is already written."""
     file = labelled_file(request.path_params["result"], owner_of(request))
     if file is None:
-        return PlainTextResponse("There is no such file (any more): it is deleted a day later. Classify it again.", 404)
+        return PlainTextResponse("There is no such file; it is deleted after a day. Classify the file again.", 404)
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name, safe='')}", "Cache-Control": "no-store",
     }  # fmt: skip
@@ -61,7 +60,7 @@ def labelled(request: Request) -> Response:
 
 
 def labelled_file(result: object, owner: str = "") -> Path | None:
-    """The owner's classified file of this id, 32 hexadecimal digits."""
+    """Return the owner's classified file with this id of 32 hexadecimal digits."""
     try:
         file = find(result, owner) if isinstance(result, str) else None
     except StudioError:
@@ -70,7 +69,7 @@ def labelled_file(result: object, owner: str = "") -> Path | None:
 
 
 def labelled_address(result: str) -> str:
-    """Of the download, as seen from the page."""
+    """Return the address of the download, relative to the page."""
     return f"labelled/{result}.csv"
 
 
@@ -81,12 +80,12 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def address(run_id: str, kind: str) -> str:
-    """Of the download, as seen from the page."""
+    """Return the address of the download, relative to the page."""
     return f"exports/{run_id}/{kind}.zip"
 
 
 def zipped(folder: Path) -> Iterator[bytes]:
-    """The files of a folder as a zip, block by block; weights don't get smaller by packing."""
+    """Yield the files of a folder as an uncompressed zip, block by block; weights don't compress."""
     sink = _Sink()
     with ZipFile(sink, "w", ZIP_STORED) as archive:
         for file in sorted(each for each in folder.iterdir() if each.is_file()):
@@ -98,7 +97,7 @@ def zipped(folder: Path) -> Iterator[bytes]:
 
 
 class _Sink(io.RawIOBase):
-    """Where a zip file is written to that can't go back: a pipe of one block."""
+    """A buffer for a zip that is streamed: the writer can't seek back, and every block is taken out at once."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The training data that another tab hands to Fine-tune, to be reviewed and started there.
+"""Training data that another tab passes to Fine-tune, to review and start a run there.
 
 handed = handed_draft()                                       # the same gr.State in both tabs
 button.click(lambda: form.training_data(), None, handed)      # in one tab

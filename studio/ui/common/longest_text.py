@@ -1,11 +1,12 @@
-"""How much text a person may send at once."""
+"""The length limit for user text."""
 
 from studio.backend.hosting import demo
 
 MAX_TEXT = 100_000
+"""Characters of one message or text; the context of every model here is far smaller."""
 
 
 def longest_text() -> int:
-    """Return the most characters of one message or text; a demo may allow fewer."""
+    """Return the maximum length of one message or text in characters; a demo may allow less."""
     limits = demo.limits()
     return limits.text if limits else MAX_TEXT

@@ -1,11 +1,11 @@
-r"""Text of people and models as markdown in which HTML shows as text and no image loads.
+r"""User and model text as markdown, with HTML shown as text and without loading images.
 
     shown = as_markdown(text)
     assert as_text(shown) == text
 
-Gradio sanitises the HTML that markdown contains, but would still render `<b>` and load remote images, which tells
-another server that the page was opened. So the `<` of a tag and the `[` of an image get a backslash, which markdown
-removes again; in code, where it would show, the text stays as it is.
+Gradio sanitises HTML in markdown, but still renders `<b>` and loads remote images, which tells another server that the
+page was opened. So the `<` of a tag and the `[` of an image get a backslash, which markdown removes. Code stays as it
+is, because the backslash would show there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# Possessive and bounded, so that no text makes the search quadratic.
+# Possessive and bounded quantifiers, so that no text takes quadratic time.
 _CODE = re.compile(
     r"^ {0,3}(?P<fence>`{3,}+|~{3,}+)[^\n]*+\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
     r"|(?<!`)(?P<run>`++)(?!`)(?:(?!\n\s*\n).){1,2000}?(?<!`)(?P=run)(?!`)",
@@ -26,19 +26,19 @@ _MERMAID = re.compile(r"^( {0,3}(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE)
 
 
 def as_markdown(text: str) -> str:
-    """Markdown that keeps the text's own markup, and shows HTML and images as they were typed."""
+    """Return markdown that keeps the text's own markup, and shows HTML and images as typed."""
     escape = lambda plain: _IMAGE.sub(_escape, _TAG.sub(_escape, plain))  # noqa: E731
     return _replace(text, outside=escape, inside=lambda code: _MERMAID.sub(r"\1text", code))
 
 
 def as_text(markdown: str) -> str:
-    """What `as_markdown` was given (but a fence of mermaid stays a fence of text)."""
+    """Return the text that was passed to `as_markdown`, except that mermaid fences stay text fences."""
     unescape = lambda plain: _IMAGE.sub(_unescape, _TAG.sub(_unescape, plain))  # noqa: E731
     return _replace(markdown, outside=unescape, inside=str)
 
 
 def closed(markdown: str) -> str:
-    """The text with an open fence of code closed, so that something can follow."""
+    """Close an open code fence, so that more text can follow."""
     fences = [match for match in _CODE.finditer(markdown) if match["fence"]]
     is_open = fences and fences[-1].end() == len(markdown) and not _CLOSING.search(fences[-1][0])
     return f"{markdown}\n{fences[-1]['fence']}" if is_open else markdown

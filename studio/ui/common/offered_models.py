@@ -1,8 +1,8 @@
-"""The models that a page may name: those of the catalog, and the one that this server was started with.
+"""The models that the page offers: the catalog, and the model that this server was started with.
 
 [entry.id for entry in offered(engine)]
 
-The command line also takes folders; a page must not choose any folder of the server.
+The command line also accepts folders; a page must not access arbitrary folders of the server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def offered(engine: Engine) -> dict[str, ModelEntry]:
-    """By what the engine calls them."""
+    """Return the models by the ids that the engine uses."""
     known = {entry.id: entry for entry in catalog.models()}
     current = engine.status().model_id
     return known if current is None or current in known else known | {current: catalog.entry(current)}

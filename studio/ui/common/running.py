@@ -1,4 +1,4 @@
-"""The answers that are being written, by browser session, so that Stop reaches them from another request."""
+"""Answers in progress by browser session, so that another request can stop them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from studio.errors import StudioError
 
 
 class Run:
-    """One answer on its way. Discarded means that nobody wants its rest: the conversation was left."""
+    """An answer in progress. `discarded` means that the conversation was closed and the rest is not needed."""
 
     def __init__(self) -> None:
         self.cancel = threading.Event()
@@ -18,16 +18,20 @@ class Run:
 
 
 class Running:
-    """Args: busy: what a person is told who asks for another while one is being written."""
+    """The answers in progress, at most one per session.
 
-    def __init__(self, busy: str = "An answer is still being written. Stop it, or wait until it is complete.") -> None:
+    Args:
+        busy: error message when a session asks for a second answer.
+    """
+
+    def __init__(self, busy: str = "An answer is still being written. Stop it or wait until it is complete.") -> None:
         self.busy = busy
         self._runs: dict[str, Run] = {}
         self._lock = threading.Lock()
 
     @contextmanager
     def answer(self, session: str) -> Iterator[Run]:
-        """Raises StudioError while another answer of the session is being written."""
+        """Register an answer. Raise StudioError if the session already has one in progress."""
         self.check_idle(session)
         run = Run()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The one place where an exception becomes what a person sees."""
+"""Conversion of exceptions to the messages that users see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose StudioError is shown as it is, and any other exception as a bug whose traceback is in the log."""
+    """Wrap a handler to show the text of a StudioError, and to log any other exception and show its error number."""
 
     @functools.wraps(handler)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -40,10 +40,10 @@ def _translated() -> Iterator[None]:
         yield
     except StudioError as error:
         logger.info("request %s was refused: %.300r", request_ids.current(), str(error))
-        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False, duration=20) from error
+        raise gr.Error(escape(str(error)), title="Error", print_exception=False, duration=20) from error
     except gr.Error:
         raise
     except Exception as error:
         number = request_ids.current()
         logger.exception("request %s failed in a handler", number)
-        raise gr.Error(request_ids.sentence(number), title="A bug", print_exception=False) from error
+        raise gr.Error(request_ids.sentence(number), title="Internal error", print_exception=False) from error

@@ -1,9 +1,9 @@
-"""The one place where the traces of answers live: this process's memory, oldest use out first.
+"""In-memory store of routing traces; the least recently used traces are dropped first.
 
-trace_id = traces.open(owner=owner)  # the server makes the ids
+trace_id = traces.open(owner=owner)  # ids are created by the server
 traces.append(trace_id, event.trace)
-traces.get(trace_id, owner)          # None once it was dropped, and for everybody else; the empty owner gets all
-traces.compare(trace_id, base)       # the base's routing of the same tokens, for `base` to give back
+traces.get(trace_id, owner)          # None if dropped or owned by someone else; the empty owner gets every trace
+traces.compare(trace_id, base)       # stores the base model's routing of the same tokens, which `base` returns
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CAPACITY_BYTES = 512 * 2**20
 
 
 class TraceStore:
-    """Thread-safe; a trace grows by `append` while its answer is written."""
+    """Thread-safe store; a trace grows by `append` while its answer is generated."""
 
     def __init__(self, capacity_bytes: int = CAPACITY_BYTES) -> None:
         self.capacity_bytes = capacity_bytes
@@ -29,7 +29,7 @@ class TraceStore:
         self._lock = threading.Lock()
 
     def open(self, trace: RoutingTrace | None = None, owner: str = "") -> str:
-        """A new trace of an owner, empty or this one."""
+        """Create a trace for an owner, empty or with these rows, and return its id."""
         trace_id = uuid.uuid4().hex
         with self._lock:
             self._parts[trace_id], self._sizes[trace_id], self._owners[trace_id] = [], 0, owner
@@ -38,7 +38,7 @@ class TraceStore:
         return trace_id
 
     def append(self, trace_id: str, rows: RoutingTrace) -> None:
-        """Adds rows; does nothing to a trace that was dropped meanwhile."""
+        """Append rows; no-op if the trace was dropped meanwhile."""
         with self._lock:
             if trace_id not in self._parts:
                 return
@@ -58,12 +58,12 @@ class TraceStore:
             return parts[0]
 
     def transfer_owner(self, before: str, after: str) -> None:
-        """All of one owner's become another's."""
+        """Transfer all traces from one owner to another."""
         with self._lock:
             self._owners = {each: after if owner == before else owner for each, owner in self._owners.items()}
 
     def compare(self, trace_id: str, base: RoutingTrace) -> None:
-        """Keeps the base's trace as long as the trace; does nothing to a trace that was dropped meanwhile."""
+        """Store the base model's trace, which is dropped with the trace; no-op if that was dropped meanwhile."""
         with self._lock:
             if trace_id not in self._parts:
                 return

@@ -1,4 +1,4 @@
-"""What `train --dry-run` found, as HTML: what will train, how it is held, and what it will take.
+"""The result of `train --dry-run` as HTML: trained parts, precision, memory and time.
 
 gr.HTML(shown(report))
 """
@@ -11,15 +11,15 @@ from typing import Any
 from studio.backend.training.audit import duration
 from studio.ui.common.card import card, figures, note
 
-NAME = "Check of the run"
-HEAD = ("part", "parameters", "trained", "share", "rank", "loaded as", "4-bit")
+NAME = "Run check"
+HEAD = ("part", "parameters", "trained", "share", "rank", "dtype", "4-bit")
 
 
 def shown(report: dict[str, Any], beside: str = "") -> str:
-    """`beside` says what else went on while it was measured."""
+    """Return the report as HTML; `beside` is a note about other work during the measurement."""
     notes = [*([beside] if beside else []), *report["warnings"]]
     html = (
-        f'<h3>What will train</h3><div class="dp-scroll" tabindex="0"><table><thead><tr>{_head()}</tr></thead><tbody>'
+        f'<h3>Trained parts</h3><div class="dp-scroll" tabindex="0"><table><thead><tr>{_head()}</tr></thead><tbody>'
         f"{''.join(map(_row, report['rows']))}</tbody></table></div>"
         f"{figures(_forecast(report['forecast']))}{''.join(map(note, notes))}"
     )
@@ -41,8 +41,8 @@ def _row(row: dict[str, Any]) -> str:
 
 def _forecast(forecast: dict[str, float]) -> list[tuple[str, str]]:
     return [
-        (f"{forecast['memory_gib']:.1f} GiB", f"memory, of {forecast['free_gib']:.1f} free"),
-        (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, evaluations not counted"),
-        (f"{forecast['step_s']:.2f} s", "a step"),
-        (f"{forecast['tok_s']:,.0f}", "tokens a second"),
+        (f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free"),
+        (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),
+        (f"{forecast['step_s']:.2f} s", "per step"),
+        (f"{forecast['tok_s']:,.0f}", "tokens per second"),
     ]

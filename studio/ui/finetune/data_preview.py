@@ -1,4 +1,4 @@
-"""A data set before training, as HTML: counts, rows with the trained text marked, lengths, and bad rows.
+"""Training data as HTML: counts, rows with the trained text marked, lengths and bad rows.
 
 gr.HTML(shown(preview(recipe)))
 """
@@ -14,13 +14,13 @@ from studio.ui.common.card import card, figures, note
 from studio.ui.common.card import problem as card_problem
 from studio.ui.common.card import waiting as card_waiting
 
-NAME = "The data"
+NAME = "Data preview"
 SHOWN_TEXT = 1500
-"""Characters of a span; a longer one is cut in the middle."""
+"""Characters of a span; longer spans are truncated in the middle."""
 
 
 def shown(seen: Preview) -> str:
-    """All text of the file is escaped."""
+    """Return the preview as HTML. All text from the file is escaped."""
     if seen.problem:
         columns = ", ".join(f"<code>{escape(name[:60])}</code>" for name in seen.names[:30])
         return card(NAME, f"{card_problem(seen.problem)}<p>Columns of {escape(seen.file)}: {columns}.</p>")
@@ -34,27 +34,30 @@ def shown(seen: Preview) -> str:
     return card(NAME, "".join(parts))
 
 
-def waiting(text: str = "Choose a sample or upload a file, and its rows appear here.") -> str:
+def waiting(text: str = "Choose a sample or upload a file to see its rows here.") -> str:
     return card_waiting(NAME, text)
 
 
 def _figures(seen: Preview) -> str:
     tokens = seen.tokens
     pairs = [
-        (f"{seen.rows:,}", "rows that can be used"),
-        (f"{seen.train_rows:,}", "to train on"),
-        (f"{seen.held_out_rows:,}", "held out"),
+        (f"{seen.rows:,}", "usable rows"),
+        (f"{seen.train_rows:,}", "training rows"),
+        (f"{seen.held_out_rows:,}", "held-out rows"),
         (f"{seen.duplicates:,}", "duplicates"),
         (f"{seen.bad_count:,}", "bad rows"),
     ]
     if tokens:
-        pairs += [(f"{tokens.trained_tokens:,}", f"of {tokens.tokens:,} tokens trained"), (f"{tokens.cut:,}", "cut")]
+        pairs += [
+            (f"{tokens.trained_tokens:,}", f"of {tokens.tokens:,} tokens trained"),
+            (f"{tokens.cut:,}", "truncated"),
+        ]
     columns = ", ".join(f"{escape(key)} from “{escape(column[:60])}”" for key, column in seen.columns.items())
     return f"<h3>{escape(seen.file)} <small>read as {escape(seen.format)}: {columns}</small></h3>{figures(pairs)}"
 
 
 def _lengths(tokens: Summary) -> str:
-    """A histogram, and the same numbers as a table."""
+    """Return a histogram, and the same numbers as a table."""
     bins = list(zip(tokens.edges, tokens.edges[1:], tokens.counts, strict=False))
     most = max(tokens.counts, default=0) or 1
     bars = "".join(
@@ -64,9 +67,9 @@ def _lengths(tokens: Summary) -> str:
     )
     rows = _rows([f"{low} to {high - 1}", f"{count:,}"] for low, high, count in bins if count)
     return (
-        f'<h4>Length of a row in tokens</h4><div class="dp-bars" aria-hidden="true">{bars}</div>'
+        f'<h4>Row length in tokens</h4><div class="dp-bars" aria-hidden="true">{bars}</div>'
         f'<div class="dp-axis" aria-hidden="true"><span>{tokens.edges[0]}</span>'
-        f"<span>{tokens.edges[-1] - 1}, where rows are cut</span></div>{_table('As a table', ['tokens', 'rows'], rows)}"
+        f"<span>{tokens.edges[-1] - 1}, the maximum length</span></div>{_table('Table', ['tokens', 'rows'], rows)}"
     )
 
 
@@ -75,8 +78,8 @@ def _examples(examples: Sequence[Sequence[tuple[str, bool]]]) -> str:
         return ""
     items = "".join(f"<li>{''.join(_span(*span) for span in spans)}</li>" for spans in examples)
     return (
-        '<h4>The first rows <small>as the model reads them; <mark class="dp-trained">marked</mark> is what it learns '
-        f'to write</small></h4><ol class="dp-rows" tabindex="0" aria-label="The first rows">{items}</ol>'
+        '<h4>First rows <small>as the model reads them; only <mark class="dp-trained">marked</mark> text is trained'
+        f'</small></h4><ol class="dp-rows" tabindex="0" aria-label="First rows">{items}</ol>'
     )
 
 
@@ -95,12 +98,12 @@ def _bad_rows(seen: Preview) -> str:
     )
     left = seen.bad_count - len(seen.bad_rows)
     more = f"<p>… and {left:,} more.</p>" if left > 0 else ""
-    title = f"{seen.bad_count:,} bad rows, which are left out"
-    return _table(title, ["line", "column", "what is wrong", "what to do"], rows, opened=True) + more
+    title = f"{seen.bad_count:,} bad rows, which are skipped"
+    return _table(title, ["line", "column", "problem", "solution"], rows, opened=True) + more
 
 
 def _rows(rows: Iterable[Sequence[str]]) -> str:
-    """Of cells that are HTML."""
+    """Return table rows; the cells are HTML."""
     return "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""The events of the fine-tuning tab: values of the page in, values of the page out."""
+"""Event listeners of the Fine-tune tab, from component values to component updates."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-HINT = "Check, and what will really train appears here, with the memory and the time that it takes."
+HINT = "Click “Check” to see the trained parts, the memory and the time of the run here."
 
 
 class FinetuneEvents:
-    """The Gradio functions of the fine-tuning tab: each works for the owner of its request."""
+    """Event listeners of the Fine-tune tab; each uses the owner of its request."""
 
     def __init__(self, engine: Engine, jobs: Jobs) -> None:
         self.handlers = FinetuneHandlers(engine, jobs)
 
     def looked(self, request: gr.Request, draft: Draft, sent: dict[str, str] | None = None) -> list[Any]:
-        """The preview and the columns; what can't be read is said where the data would be.
+        """Return the preview and the columns; a problem with the data is shown in place of the preview.
 
         Args:
-            sent: columns as they were chosen on the page, where by now others may be chosen.
+            sent: columns that the page sent; the user may have selected others by now.
         """
         try:
             seen = self.handlers.of(request).look(draft)
@@ -47,7 +47,7 @@ class FinetuneEvents:
         return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
 
     def remembered(self, request: gr.Request, draft: Draft) -> list[Any]:
-        """For the browser, the command, and instead of a check, which was of other settings."""
+        """Return the values for browser storage and the command, and clear the check, which is out of date."""
         return [draft.to_json(), self.handlers.of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
@@ -64,10 +64,10 @@ class FinetuneEvents:
         try:
             draft = from_json(stored) if stored else draft
         except StudioError as error:
-            lost = _problem_card(f"{error} A new one is begun.")
+            lost = _problem_card(f"{error} The form starts with default values.")
         model = gr.update(choices=self.handlers.of(request).models(), value=draft.settings["model"])
         values = _controls(replace(draft, settings=draft.settings | {"model": model}))
-        # A run that the address names is opened by the panel itself.
+        # The runs panel itself opens a run named in the URL.
         part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
         seen, *columns = self.looked(request, draft)
         return [
@@ -108,7 +108,7 @@ class FinetuneEvents:
 
     @shows_errors
     def open_handed(self, request: gr.Request, handed: Any) -> list[Any]:
-        """What another tab hands over, for the model that is loaded."""
+        """Open training data from another tab, with the loaded model selected."""
         draft = from_handed(handed)
         draft = replace(draft, settings=draft.settings | {"model": self.handlers.of(request).fresh().settings["model"]})
         shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
@@ -126,7 +126,7 @@ class FinetuneEvents:
     def start(self, request: gr.Request, ticket: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         handlers = self.handlers.of(request)
         run = handlers.start(_draft(*values), ticket)
-        gr.Info(escape(handlers.queued(run)), title="Started")
+        gr.Info(escape(handlers.queued(run)), title="Run queued")
         yield handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
         for _ in handlers.accompany(run.id):
             yield gr.skip(), gr.skip(), gr.skip()
@@ -135,7 +135,7 @@ class FinetuneEvents:
     def opened(self, request: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
         handlers = self.handlers.of(request)
         run = handlers.exportable(str(event._data.get("id", "")))
-        title = f"<h3>Export of “{escape(run.name)}”</h3>" if run else ""
+        title = f"<h3>Export “{escape(run.name)}”</h3>" if run else ""
         form = handlers.pushable(run)
         arriving = handlers.arriving(run.id, form.repo) if run else ""
         box = [run.id if run else "", gr.update(visible=run is not None), title, ""]
@@ -168,8 +168,8 @@ class FinetuneEvents:
 
 
 def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
-    """Leaves a choice alone that is as it was sent: meanwhile the person may have made another."""
-    needed = "needed" if column.needed else "optional"
+    """Return the update of a column, without a value if it equals the one sent: the user may have changed it since."""
+    needed = "required" if column.needed else "optional"
     choices = column.choices if column.needed else [("none", ""), *column.choices]
     is_same = sent is not None and sent.get(field, "") == (column.value or "")
     value = {} if is_same else {"value": column.value}
@@ -184,7 +184,7 @@ def _draft(upload: str, file: str, source: str, format: str, name: str, *values:
 
 
 def _controls(draft: Draft) -> list[Any]:
-    """New values of the controls that hold a draft, but for the columns, which come with the data."""
+    """Return new values for the controls of a draft, except the columns, which come with the data."""
     return [draft.upload, draft.file, draft.source, draft.format, draft.name, *(draft.settings[name] for name in NAMES)]
 
 

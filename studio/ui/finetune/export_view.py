@@ -1,4 +1,4 @@
-"""An export as HTML: where to get it, its merge proof, and the model card as text.
+"""An export as HTML: download link, merge proof and model card.
 
 gr.HTML(shown(run, "merged-bf16", folder))
 """
@@ -26,27 +26,26 @@ def shown(run: Run, kind: str, folder: Path) -> str:
         NAME,
         f'<p><a class="dp-download" href="{href}" download>Download '
         f"{escape(TITLES[kind])} (zip, {mib:,.1f} MiB)</a></p>{_proof(kept.proof(folder))}"
-        f'<details class="dp-table"><summary>The model card</summary><pre class="dp-text" tabindex="0">'
+        f'<details class="dp-table"><summary>Model card</summary><pre class="dp-text" tabindex="0">'
         f"{escape(kept.card(folder).strip())}</pre></details>",
     )
 
 
 def _agreement(proof: dict[str, Any]) -> tuple[str, str]:
     if "same_label" in proof:
-        return f"{proof['same_label']:.0%}", "of its beginnings to which both give the same label"
-    return f"{proof['same_next_token']:.0%}", "of tokens after which both predict the same"
+        return f"{proof['same_label']:.0%}", "of prefixes get the same label from both"
+    return f"{proof['same_next_token']:.0%}", "of next tokens predicted the same by both"
 
 
 def _proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
-        return note("PEFT's own files; they load in stock PEFT on stock transformers.")
+        return note("PEFT files, which load with stock PEFT and transformers.")
     pairs = [
-        (f"{proof['error']:.3f}", f"off base and adapter, of the adapter's change; {proof['tolerance']:g} is allowed"),
-        (f"{proof['from_base']:.3f}", "from the base, in the same measure"),
+        (f"{proof['error']:.3f}", f"error relative to the adapter's change, at most {proof['tolerance']:g}"),
+        (f"{proof['from_base']:.3f}", "distance to the base model, same unit"),
         _agreement(proof),
-        (f"{proof['change']:.1%}", "is what the adapter changes"),
+        (f"{proof['change']:.1%}", "change by the adapter"),
     ]
     return (
-        f"<h4>Merge proof passed <small>read back from the written files, on {proof['tokens']} tokens</small></h4>"
-        f"{figures(pairs)}"
+        f"<h4>Merge proof passed <small>for the written files, on {proof['tokens']} tokens</small></h4>{figures(pairs)}"
     )

@@ -1,10 +1,10 @@
-"""What the fine-tune tab does: values in, values out. The components are in `tab.py`.
+"""Handlers of the Fine-tune tab: plain values in, plain values out. The components are in `tab.py`.
 
     handlers = FinetuneHandlers(engine, jobs)
-    seen = handlers.look(draft)                       # the data, as HTML, with the columns to choose from
-    run = handlers.start(draft, ticket)               # queued; the page may go
+    seen = handlers.look(draft)                       # the data as HTML, and the columns to choose from
+    run = handlers.start(draft, ticket)               # queued; the page may be closed
 
-The server keeps runs and uploads; all that is being typed is in the browser (`run_draft.py`).
+The server stores runs and uploads; the browser stores the form (`run_draft.py`).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 FORMATS = ["auto", *(each.name for each in formats())]
 FIELDS = list(dict.fromkeys(name for each in formats() for name in fields_of(each.name)))
-"""Of all formats; a dropdown for each is on the page, and those of one format are shown."""
-STAY = "Here it takes your ZeroGPU time, so it goes on while this page stays open; Resume goes on from where it was."
+"""Fields of all formats. The page has a dropdown for each, and shows those of the selected format."""
+STAY = "It uses your ZeroGPU time, so it only runs while this page stays open. “Resume” continues it later."
 TICKETS = 1000
 TICK_S = 0.5
 
 
 class Column(NamedTuple):
-    """One dropdown of the mapping."""
+    """State of one column dropdown."""
 
     shown: bool
     needed: bool
@@ -64,49 +64,49 @@ class Column(NamedTuple):
 class Seen(NamedTuple):
     html: str
     columns: dict[str, Column]
-    """By field, every one of `FIELDS`."""
+    """By field, for all `FIELDS`."""
 
 
 class PushForm(NamedTuple):
     offered: bool
     html: str
-    """Where it goes, or what to do instead."""
+    """The destination, or what to do instead."""
     repo: str
-    """A name to begin with."""
+    """Suggested name."""
 
 
 class FinetuneHandlers(Owned):
     def __init__(self, engine: Engine, jobs: Jobs) -> None:
         self.engine, self.jobs = engine, jobs
         self._started: OrderedDict[tuple[str, str], str] = OrderedDict()
-        """By owner and ticket."""
+        """Run ids by owner and ticket."""
         self._starting = threading.Lock()
 
     def models(self) -> list[tuple[str, str]]:
-        """(title, id) of what may be trained."""
+        """Return (title, id) of the models that can be trained."""
         return [(entry.title, model_id) for model_id, entry in offered(self.engine).items()]
 
     # --- a new run
 
     def fresh(self) -> Draft:
-        """A new draft, of the model that this server has loaded."""
+        """Return a new draft with the loaded model."""
         model, draft = self.engine.status().model_id, Draft()
         return replace(draft, settings=draft.settings | {"model": model}) if model in self._model_ids() else draft
 
     def upload(self, draft: Draft, file: Path) -> Draft:
-        """The draft with a file that was just uploaded."""
+        """Return the draft with a newly uploaded file."""
         upload = uploads.keep(file, self.owner)
         return replace(draft, source=OWN_FILE, upload=upload, file=file.name[:80], format="auto", columns={})
 
     def look(self, draft: Draft) -> Seen:
-        """The data as it would be trained on."""
+        """Return a preview of the training data."""
         if draft.source == OWN_FILE and not draft.upload:
             return Seen(data_preview.waiting(), _mapping(draft, None))
         seen = preview(draft.recipe(self._model_ids(), OF_DATA, self.owner))
         return Seen(data_preview.shown(seen), _mapping(draft, seen))
 
     def command(self, draft: Draft) -> str:
-        """What does the same in a terminal; a sentence after # where the settings can't be used."""
+        """Return the equivalent command; a comment with the problem if the settings are invalid."""
         try:
             recipe = draft.shared(self._recipe(draft))
         except StudioError as error:
@@ -114,35 +114,35 @@ class FinetuneHandlers(Owned):
         return f"python -m studio train recipe.yaml data={recipe.data}"
 
     def saved(self, draft: Draft) -> str:
-        """The recipe as a YAML file, without columns that are found by their names."""
+        """Return the recipe as YAML, without columns that are recognised by their names."""
         recipe = self._recipe(draft)
         if preview(replace(recipe, columns={})).columns == recipe.columns:
             recipe = replace(recipe, columns={})
         return draft.shared(recipe).to_yaml()
 
     def load(self, draft: Draft, file: Path | str) -> tuple[Draft, str]:
-        """The draft with the settings of a recipe's file or a bundled recipe, and what could not be taken over."""
+        """Return the draft with the settings of a recipe file or bundled recipe, and a notice if one was changed."""
         try:
             recipe = Recipe.load(file)
         except StudioError as error:
             raise StudioError(str(error).replace(str(file), Path(file).name)) from error
         notice = ""
         if recipe.model not in self._model_ids():
-            notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is chosen instead."
+            notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
             recipe = replace(recipe, model=catalog.STARTER.id)
         return draft.loaded(recipe), notice
 
     def check(self, draft: Draft) -> Iterator[str]:
-        """What would train, and what it would take, found in a process of its own; closing the iterator ends that."""
+        """Yield the progress and result of a dry run in a separate process; closing the iterator ends the process."""
         recipe = self._usable(draft)
         training = self.jobs.training()
         whose = "" if training is None else name_for(self.owner, training)
-        note = f"{whose} is being trained: the time is measured beside it." if whose else ""
+        note = f"{whose} is training at the same time, which slows down the measured steps." if whose else ""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.yaml"
             file.write_text(recipe.to_yaml(), encoding="utf-8")
             command = ["-m", "studio", "train", str(file), "--dry-run", "--json"]
-            text = "Loading the model and trying three steps"
+            text = "Loading the model and running three steps"
             try:
                 for seconds, report in _beside(lambda cancel: run_json(command, cancel)):
                     waiting = card.waiting(audit_view.NAME, f"{text}: {seconds} s …", busy=True)
@@ -151,8 +151,8 @@ class FinetuneHandlers(Owned):
                 yield card.card(audit_view.NAME, card.problem(str(error)))
 
     def start(self, draft: Draft, ticket: str) -> Run:
-        """Queues the run. The same ticket, as from a button that was pressed twice, gives the same run."""
-        # The rows are read before the lock is taken: a large file of one person holds up nobody else.
+        """Queue the run. The same ticket, as from a double click, returns the same run."""
+        # Read the rows before taking the lock, so that one user's large file does not block the others.
         key = self.owner, ticket
         recipe = None if key in self._started else self._usable(draft)
         with self._starting:
@@ -165,16 +165,16 @@ class FinetuneHandlers(Owned):
             return run
 
     def queued(self, run: Run) -> str:
-        """What to say of a run that was just started."""
-        goes_on = "It goes on whether you watch or not." if self.jobs.begins else STAY
+        """Return the message for a run that was just started."""
+        goes_on = "You can close this page." if self.jobs.begins else STAY
         return f"“{run.name}” is in the queue. {goes_on}"
 
     def accompany(self, run_id: str) -> Iterator[str]:
-        """Carries a queued run out where that takes the GPU time of whoever watches; nothing anywhere else."""
+        """Execute a queued run where training uses the viewer's GPU time; no-op elsewhere."""
         if self.jobs.begins:
             return
         from studio.backend.training.zero_gpu_slices import (
-            slices,  # and with it all of training, which no other page needs
+            slices,  # imported late, because it imports all of training
         )
 
         yield from slices(self.jobs, self._run(run_id).id)
@@ -189,8 +189,7 @@ class FinetuneHandlers(Owned):
         return list(offered(self.engine))
 
     def _usable(self, draft: Draft) -> Recipe:
-        """Raises StudioError also where the rows can't be used, so that no run is made that is bound to fail, or where
-        a demo has no room for it."""
+        """Return the recipe. Raise StudioError if the rows can't be used or the run exceeds a demo's limits."""
         recipe = self._recipe(draft)
         seen = preview(recipe)
         if seen.problem:
@@ -200,38 +199,38 @@ class FinetuneHandlers(Owned):
             limits.check_rows(seen.rows)
         return recipe
 
-    # --- a run that is there
+    # --- existing runs
 
     def act(self, action: str, run_id: str) -> str:
-        """Cancels, resumes, deletes, shares or shares no more; returns what to say of it."""
+        """Cancel, resume, delete, share or unshare a run, and return a message about it."""
         run = self._run(run_id)
         match action:
             case "cancel":
                 now = self.jobs.cancel(run.id)
-                how = "is out of the queue" if now.state == "cancelled" else "stops after the step it is at"
+                how = "was removed from the queue" if now.state == "cancelled" else "stops after the current step"
                 return f"“{run.name}” {how}."
             case "resume":
                 self.jobs.resume(run.id)
                 stay = "" if self.jobs.begins else f" {STAY}"
-                return f"“{run.name}” goes on from its last checkpoint, as soon as its turn comes.{stay}"
+                return f"“{run.name}” is in the queue and resumes from its last checkpoint.{stay}"
             case "delete":
                 self.jobs.delete(run.id)
-                return f"“{run.name}” and its files are deleted."
+                return f"“{run.name}” and its files were deleted."
             case "share":
                 self.jobs.store.share(run.id)
                 return (
-                    f"Whoever has this page's address can look at “{run.name}” now: its curves, its answers, and what "
-                    "it trains on, with one row as an example. Chat and export stay yours."
+                    f"Anyone with the address of this page can now see “{run.name}”: its curves, its answers and its "
+                    "data, including one example row. Only you can chat with it and export it."
                 )
             case "unshare":
                 self.jobs.store.share(run.id, False)
-                return f"“{run.name}” is yours alone again."
-        raise StudioError("A page can cancel, resume, delete and share a run. Reload the page.")
+                return f"“{run.name}” is private again."
+        raise StudioError("This action does not exist. Reload the page.")
 
     def export(self, run_id: str, kind: str) -> Iterator[str]:
-        """How far it is, and at last the download, the proof and the model card, as HTML."""
+        """Yield the progress, and finally the download, the merge proof and the model card, as HTML."""
         run = self._run(run_id)
-        text = "Copying the adapter" if kind == "adapter" else "Merging, reading back and comparing"
+        text = "Copying the adapter" if kind == "adapter" else "Merging and verifying the model"
         try:
             for seconds, folder in _beside(lambda cancel: kept.make(self.jobs.store, run.id, kind, cancel)):
                 waiting = card.waiting(export_view.NAME, f"{text}: {seconds} s …", busy=True)
@@ -240,20 +239,20 @@ class FinetuneHandlers(Owned):
             yield card.card(export_view.NAME, card.problem(str(error)))
 
     def pushable(self, run: Run | None) -> PushForm:
-        """What the page offers of pushing a run's adapter, or what to do instead."""
+        """Return the form for pushing a run's adapter, or what to do instead."""
         try:
             return PushForm(True, card.note(pushing.goes_to(self.owner)), hub.safe_name(run.name if run else ""))
         except StudioError as error:
             return PushForm(False, card.note(str(error)), "")
 
     def arriving(self, run_id: str, repo: str) -> str:
-        """What a push would bring to a repository of this name, as HTML; empty where nothing can be pushed."""
+        """Return a preview of a push to this repository as HTML; empty if pushing is not available."""
         folder = self._adapter(run_id)
         if not self.pushable(None).offered:
             return ""
         if folder is None:
             return card.waiting(pushing.NAME, pushing.EXPORT_FIRST)
-        own = self.owner.removeprefix(sign_in.OWNER) or "YOUR-NAME"  # nobody asks the hub while a person types
+        own = self.owner.removeprefix(sign_in.OWNER) or "YOUR-NAME"  # no request to the Hub while the user types
         repo_id = repo.strip() if "/" in repo else f"{own}/{repo.strip()}"
         try:
             hub.check_repo_id(repo_id)
@@ -262,8 +261,8 @@ class FinetuneHandlers(Owned):
         return pushing.preview(folder, repo_id)
 
     def push(self, run_id: str, repo: str, public: bool, account: Account) -> Iterator[str]:
-        """How far it is, and at last the repository's address, as HTML. It goes on when the person leaves."""
-        folder, told = self._adapter(run_id), ["Asking the Hub …"]
+        """Yield the progress, and finally the repository's address, as HTML. The push continues if the user leaves."""
+        folder, told = self._adapter(run_id), ["Contacting the Hub …"]
         if folder is None:
             raise StudioError(pushing.EXPORT_FIRST)
 
@@ -284,13 +283,13 @@ class FinetuneHandlers(Owned):
         return kept.exported(self.jobs.store, self._run(run_id).id, "adapter", self.owner)
 
     def _run(self, run_id: str) -> Run:
-        """By its whole id."""
+        """Return the run with this full id."""
         if not re.fullmatch(r"[0-9a-f-]{36}", run_id):
             raise StudioError("There is no such run. Reload the page.")
         return self.jobs.store.get(run_id, self.owner)
 
     def exportable(self, run_id: str) -> Run | None:
-        """The run, where it has an adapter to export."""
+        """Return the run if it has an adapter to export."""
         try:
             run = self._run(run_id)
         except StudioError:
@@ -314,11 +313,13 @@ def _mapping(draft: Draft, seen: Preview | None) -> dict[str, Column]:
 
 
 def _beside(work: Callable[[threading.Event], Any]) -> Iterator[tuple[int, Any]]:
-    """(seconds so far, None) while the work goes on in another thread, then (seconds, its result). Closing the iterator
-    cancels the work, as when the person has left."""
+    """Yield (seconds, None) while the work runs in another thread, then (seconds, result).
+
+    Closing the iterator cancels the work, as when the user leaves.
+    """
     cancel, begun, pool = threading.Event(), time.monotonic(), ThreadPoolExecutor(1)
     future = pool.submit(work, cancel)
-    # Nobody waits for its end: Gradio closes iterators in the loop that serves everybody.
+    # Don't wait for the thread: Gradio closes iterators in its event loop, which would block for everyone.
     pool.shutdown(wait=False)
     try:
         while not future.done():

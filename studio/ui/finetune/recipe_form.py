@@ -1,10 +1,10 @@
-"""The controls of a `Recipe`, generated from its fields: names, defaults, bounds and help are written there only.
+"""Controls for a `Recipe`, generated from its fields, which define names, defaults, bounds and help texts.
 
     form = RecipeForm()                                   # inside a gr.Blocks
-    settings = read_form(dict(zip(NAMES, values)))        # what Recipe.from_settings takes
-    shown = form_values(recipe)                           # new values of the controls, by name
+    settings = read_form(dict(zip(NAMES, values)))        # for Recipe.from_settings
+    shown = form_values(recipe)                           # new control values, by name
 
-The data is chosen elsewhere on the page, and so are its format and columns.
+The data, its format and its columns are selected elsewhere on the page.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from studio.errors import StudioError
 
 ELSEWHERE = ("data", "format", "columns")
 NAMES = [name for name in DEFAULTS if name not in ELSEWHERE]
-"""The settings of the form, in the recipe's order."""
+"""Settings in the form, in the order of the recipe."""
 BASIC = ("preset", "r", "learning_rate", "max_steps", "epochs", "batch_size", "max_length", "eval_share")
-"""What most people change; all else is folded away."""
+"""The most common settings; the others are in a collapsed accordion."""
 STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "max_grad_norm": 0.1} | dict.fromkeys(
     ("eval_share", "hot_share", "warmup_share"), 0.05
 )
-"""How far an arrow key goes, where it isn't 1."""
+"""Step sizes other than 1."""
 LABELS = {
-    "preset": "What to train", "r": "Rank", "max_length": "Longest row, in tokens",
-    "eval_share": "Share of rows held out", "lr_scheduler": "Learning rate schedule",
-    "warmup_share": "Warm-up", "max_grad_norm": "Gradient clipping",
-    "sample_tokens": "Longest sample answer, in tokens", "insist_on_router": "Train tied routers anyway",
+    "preset": "Trained weights", "r": "LoRA rank", "max_length": "Maximum row length in tokens",
+    "eval_share": "Held-out share", "lr_scheduler": "Learning rate schedule",
+    "warmup_share": "Warm-up share", "max_grad_norm": "Gradient clipping",
+    "sample_tokens": "Maximum sample length in tokens", "insist_on_router": "Train tied routers anyway",
 }  # fmt: skip
-"""Where the name of a setting says too little; it stands behind, as messages and recipes have it."""
+"""Labels for settings with unclear names; the name, which messages and recipes use, follows in parentheses."""
 HELPS = {
-    "model": "What is tuned. The starter needs no GPU.",
-    "preset": "Which weights get an adapter: attention experts and key-value projection (attention), feed-forward "
-    "experts (experts), attention experts alone (moa), all, the routers, or the experts that your rows use (hot).",
+    "model": "Base model to fine-tune. The starter needs no GPU.",
+    "preset": "Weights that get an adapter: attention experts and key-value projection (attention), MLP experts "
+    "(experts), attention experts only (moa), all, routers (router), or the relevant experts of your rows, ESFT (hot).",
 }
-"""Where the help of a file or a command line does not fit a form."""
+"""Help texts for the form where those of the recipe don't fit."""
 LONGEST = {"sample_prompts": 16 * 1001, "probe_text": 10_000}
 
 
 class RecipeForm:
-    """The controls by name, in the order of the page: the basic ones, then all others in their sections."""
+    """The controls by name, in page order: the common ones, then all others by section."""
 
     def __init__(self, models: list[tuple[str, str]]) -> None:
         self._helps, self._models = field_help(), models
@@ -61,7 +61,7 @@ class RecipeForm:
                         self._place(others)
 
     def in_order(self) -> list[Component]:
-        """As `NAMES`."""
+        """Return the controls in the order of `NAMES`."""
         return [self.controls[name] for name in NAMES]
 
     def _place(self, names: Any) -> None:
@@ -84,7 +84,7 @@ class RecipeForm:
             case bool():
                 return gr.Checkbox(default, **common)
             case int() | float():
-                # No bounds here: the recipe names all that is wrong at once, with the remedies.
+                # No bounds here: the recipe reports all invalid values at once, with valid ranges.
                 return gr.Number(default, step=STEPS.get(name, 1), **common)
             case tuple():
                 return gr.Textbox(default, lines=3, max_length=LONGEST[name], **common)
@@ -92,18 +92,18 @@ class RecipeForm:
 
 
 def form_values(recipe: Recipe) -> dict[str, Any]:
-    """What the controls show of a recipe, by name."""
+    """Return the control values for a recipe, by name."""
     return {name: _shown(name, getattr(recipe, name)) for name in NAMES}
 
 
 def read_form(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the values that the controls hold, for `Recipe.from_settings`, which checks them.
+    """Return the settings for `Recipe.from_settings`, which checks them, from the values of the controls.
 
     Raises:
-        StudioError: they are not those of this form, as those of a page that is older than the server.
+        StudioError: the names don't match the form, for example because the page is older than the server.
     """
     if set(values) != set(NAMES):
-        raise StudioError("This form is of another version of the studio. Reload the page; what you typed is kept.")
+        raise StudioError("This form is from another version of the studio. Reload the page; your input is kept.")
     return {name: _read(name, value) for name, value in values.items()}
 
 
@@ -119,7 +119,7 @@ def _read(name: str, value: Any) -> Any:
     if isinstance(DEFAULTS[name], tuple):
         return tuple(line for line in str(value or "").splitlines() if line.strip())
     if name in RANGES and value is None:
-        return ""  # an empty field, which is no number
+        return ""  # an empty field, which `Recipe` rejects
     return value
 
 

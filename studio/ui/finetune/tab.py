@@ -1,4 +1,4 @@
-"""The fine-tune tab: a new run step by step, and the runs that there are."""
+"""The Fine-tune tab: the form for a new run, and the runs panel."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("My own file", OWN_FILE)]
+SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("Uploaded file", OWN_FILE)]
 STORAGE = "jetmoe-studio-run-draft"
 ELSEWHERE = (
-    '<p class="dp-note" role="status" hidden>This form is open in another tab too. Start takes what this tab '
-    "shows; a reload brings back what was typed last, here or there.</p>"
+    '<p class="dp-note" role="status" hidden>This form is also open in another tab. “Start run” uses the values of '
+    "this tab. Reloading the page restores the latest input of either tab.</p>"
 )
 WATCH_STORAGE = f"""
 window.addEventListener("storage", (event) => {{
@@ -43,7 +43,7 @@ class Tab:
     order: int
 
     def keep(self) -> gr.BrowserState:
-        """The run that is being put together."""
+        """Create the browser storage for the draft of a run."""
         return browser.kept("", STORAGE)
 
     def build(self, engine: Engine, jobs: Jobs, kept: gr.BrowserState) -> None:
@@ -61,11 +61,11 @@ TAB = Tab("finetune", "Fine-tune", order=20)
 
 
 class _NewRun:
-    """The components, in the order in which they stand on the page."""
+    """The components, in page order."""
 
     def __init__(self, models: list[tuple[str, str]], stored: gr.BrowserState) -> None:
         self.stored = stored
-        # In the page, not in gr.State, which a restart of the server forgets.
+        # Hidden text boxes, because gr.State is lost when the server restarts.
         self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
         gr.HTML(html_template=ELSEWHERE, js_on_load=WATCH_STORAGE, elem_id="draft-elsewhere")
         with gr.Row(elem_classes="columns", equal_height=False):
@@ -82,11 +82,11 @@ class _NewRun:
 
     def _data(self) -> None:
         gr.Markdown("### 1 · Data")
-        self.source = gr.Radio(SOURCES, value=Draft().source, label="Rows to learn from", elem_id="source")
+        self.source = gr.Radio(SOURCES, value=Draft().source, label="Training data", elem_id="source")
         self.file = browser.upload_button("upload")
         self.format = gr.Dropdown(
             FORMATS, value="auto", label="Format", elem_id="format",
-            info="How a row is read. auto tells it from the columns.",
+            info="Format of the rows. “auto” detects it from the columns.",
         )  # fmt: skip
         with gr.Row(elem_classes="settings"):
             self.columns = {
@@ -104,32 +104,30 @@ class _NewRun:
     def _recipe(self, models: list[tuple[str, str]]) -> None:
         gr.Markdown("### 2 · Recipe")
         self.bundled = gr.Dropdown(
-            list(recipes()), value=BUNDLED, label="Start from", info="Sets everything below.", elem_id="bundled"
+            list(recipes()), value=BUNDLED, label="Bundled recipe", info="Sets all settings below.", elem_id="bundled"
         )
         self.form = RecipeForm(models)
         with gr.Row(elem_classes="buttons"):
             self.save = gr.Button("Save as YAML", size="sm", elem_id="save-recipe")
             self.load = gr.UploadButton("Load YAML", size="sm", file_types=[".yaml", ".yml"], elem_id="load-recipe")
         self.command = gr.Textbox(
-            label="The same in a terminal, with the saved recipe", interactive=False, lines=1, max_lines=4,
+            label="Command line equivalent", interactive=False, lines=1, max_lines=4,
             elem_id="command", buttons=["copy"],
         )  # fmt: skip
 
     def _begin(self) -> None:
         gr.Markdown("### 3 · Check and start")
-        self.name = gr.Textbox(
-            label="Name of the run", placeholder="found for you if empty", max_length=80, elem_id="run-name"
-        )
+        self.name = gr.Textbox(label="Run name", placeholder="Generated if empty", max_length=80, elem_id="run-name")
         with gr.Row(elem_classes="buttons"):
             self.check = gr.Button("Check", elem_id="check")
-            self.start = gr.Button("Start", variant="primary", elem_id="start")
+            self.start = gr.Button("Start run", variant="primary", elem_id="start")
         gr.Markdown(
-            "**Check** loads the model, says what will really train, and tries three steps for memory and time. "
-            "**Start** puts the run in the queue; it goes on when you leave.", elem_classes="hint"
+            "**Check** loads the model, shows the trained parts, and measures memory and time in three steps. "
+            "**Start run** puts the run in the queue; it continues if you close the page.", elem_classes="hint"
         )  # fmt: skip
 
     def draft_inputs(self) -> list[Any]:
-        """In the order of `_draft`."""
+        """Return the inputs in the order of `_draft`."""
         return [
             self.upload, self.file_name, self.source, self.format, self.name,
             *self.columns.values(), *self.form.in_order(),
@@ -146,7 +144,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     form: dict[str, Any] = new.form.controls
     everything = [*controls, *memory, *seen]
     typed = [component for component in inputs if component not in (new.upload, new.file_name, new.source, new.format)]
-    # A text that is pasted is no input until it is left.
+    # `blur` too, because Gradio fires no `input` for pasted text.
     texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
     gr.on(texts, events.leave, inputs, memory[:2], **at_once, trigger_mode="always_last")
     gr.on(
@@ -176,7 +174,7 @@ class _Runs:
         with gr.Column(visible=False, elem_id="export-box") as self.box:
             self.title = gr.HTML(elem_id="export-title", js_on_load=None)
             kinds = [(title, kind) for kind, title in TITLES.items()]
-            self.kind = gr.Radio(kinds, value="adapter", label="What", elem_id="export-kind")
+            self.kind = gr.Radio(kinds, value="adapter", label="Export format", elem_id="export-kind")
             with gr.Row(elem_classes="buttons"):
                 self.export = gr.Button("Export", elem_id="make-export")
             self.result = gr.HTML("", elem_id="export-result", js_on_load=None)
@@ -184,15 +182,15 @@ class _Runs:
                 self.place = gr.HTML("", elem_id="push-place", js_on_load=None)
                 with gr.Column(visible=False, elem_id="push-form") as self.form:
                     self.repo = gr.Textbox(
-                        label="Repository", info="It is made where it is not there yet.", max_length=200,
+                        label="Repository", info="Created if it does not exist.", max_length=200,
                         elem_id="push-repo",
                     )  # fmt: skip
                     self.public = gr.Checkbox(
-                        False, label="Public", info="Everybody can see it; else you alone.", elem_id="push-public"
+                        False, label="Public", info="Visible to everyone; otherwise only to you.", elem_id="push-public"
                     )
                     self.arriving = gr.HTML("", elem_id="push-arriving", js_on_load=None)
                     with gr.Row(elem_classes="buttons"):
-                        self.push = gr.Button("Push the adapter", elem_id="push")
+                        self.push = gr.Button("Push adapter", elem_id="push")
                     self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
 
 
@@ -201,12 +199,12 @@ def _wire_runs(runs: _Runs, parts: gr.Tabs, events: FinetuneEvents) -> None:
     at_once: dict[str, Any] = {**quiet, "queue": False}
     push_form = [runs.place, runs.form, runs.repo, runs.public, runs.arriving, runs.pushed]
     runs.panel.open(events.opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **at_once)
-    # Through the queue, as what is not queued shows no message.
+    # Queued, because Gradio shows no message from unqueued events.
     runs.panel.act(events.act, None, None, **quiet, trigger_mode="multiple", concurrency_limit=None)
     made = runs.export.click(events.export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
                              concurrency_id="export")  # fmt: skip
     made.then(events.look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once)
-    # Not when it is typed into, which a text that is pasted isn't.
+    # `change`, not `input`, which Gradio does not fire for pasted text.
     runs.repo.change(
         events.look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once, trigger_mode="always_last"
     )

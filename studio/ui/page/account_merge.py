@@ -1,4 +1,4 @@
-"""What a browser made before its person signed in becomes the account's.
+"""Transfer an anonymous visitor's data to their account after sign-in.
 
 move = mover(store)
 move("anon:" + 32 * "0", "hf:ada")
@@ -15,8 +15,11 @@ from studio.ui.common.trace_store import traces
 
 
 def mover(store: RunStore) -> Callable[[str, str], None]:
-    """Gives all that is one owner's to another; once more changes nothing. It raises StudioError where a disk or a
-    database can't be written; the rest is given the next time."""
+    """Return a function that transfers everything from one owner to another.
+
+    The function is idempotent. It raises StudioError if a file or database can't be written; the next call transfers
+    the rest.
+    """
 
     def move(before: str, after: str) -> None:
         for each in (store, uploads, adapters, traces):

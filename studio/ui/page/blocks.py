@@ -1,4 +1,4 @@
-"""Gradio's page, on which a skipped component costs nothing."""
+"""`gr.Blocks` in which skipped outputs cost nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import gradio as gr
 
 
 class Blocks(gr.Blocks):
-    """`gr.Blocks` makes every skipped component anew, with the schema of its values. A chat skips seven of its eleven
-    in each update, which took six sevenths of the time that an update costs the server's loop."""
+    """`gr.Blocks` that leaves skipped outputs alone.
+
+    Gradio rebuilds every skipped component and its schema. A chat update skips seven of eleven outputs, which took six
+    sevenths of the event loop's time for the update.
+    """
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
-        """As Gradio's: what the page gets for each output."""
+        """Return the value for each output, like `gr.Blocks`."""
         outputs = list(block_fn.outputs)
         if not isinstance(predictions, list | tuple) or len(predictions) != len(outputs) or len(outputs) == 1:
             return await super().postprocess_data(block_fn, predictions, state)

@@ -1,4 +1,4 @@
-"""The whole page: a header, and the tabs that the folders of `studio/ui` register.
+"""The page: a header and the tabs registered by the folders of `studio/ui`.
 
 demo = build(engine, jobs)
 demo.launch(**launch_settings(jobs))
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 TITLE = "JetMoE Studio"
 ADDRESSES = {"run": "finetune", "classifier": "classify"}
-"""Parameters of the page's address, and the tabs that they open."""
+"""Query parameters of the page's URL, and the tabs they open."""
 PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
 /></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
 cy="16" r="3.4" fill="var(--u1)"/><circle cx="20" cy="24" r="3.4" fill="var(--u2)"/><circle cx="20" cy="32" r="3.4"
-fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1><p>Chat with a mixture of experts, tune it, and watch them work</p>
-</div></header>"""
+fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1>
+<p>Chat with a mixture-of-experts model, fine-tune it and inspect its routing</p></div></header>"""
 
 
 def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
-    """The page over this engine and these training runs; every listener is private, and only polls bypass the queue."""
+    """Return the page for an engine and a training queue. All events are private; only polls bypass Gradio's queue."""
     tabs = discover("studio.ui", "TAB", module="tab")
     with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         _masthead(engine, jobs)
-        # Outside of the tabs, of which only the one that is shown exists when the page opens.
+        # Created outside the tabs, because Gradio renders the contents of a tab only when it is opened.
         kept = {tab.id: tab.keep() for tab in tabs}
         with gr.Tabs(elem_id="tabs") as shown:
             for tab in tabs:
@@ -64,7 +64,7 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
 
 
 def _asked_for(request: gr.Request) -> Any:
-    """The tab that the page's address means: that of a run, or of a classifier."""
+    """Select the tab of the run or classifier named in the URL."""
     asked = [tab for name, tab in ADDRESSES.items() if request.query_params.get(name)]
     return gr.Tabs(selected=asked[0]) if asked else gr.skip()
 
@@ -86,13 +86,13 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
 
 
 def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
-    """The safe options of `Blocks.launch`: nothing is shared, listed, monitored or served from the disk.
+    """Return safe options for `Blocks.launch`: no sharing, public API, monitoring or file serving.
 
     Args:
-        exposure: who reaches the page; without it, this machine alone.
+        exposure: who can reach the page; by default only this machine.
 
     Raises:
-        StudioError: the key of the visitors' cookies can't be read or made.
+        StudioError: the key that signs visitor cookies can't be read or created.
     """
     exposure = exposure or Exposure()
     accounts = exposure.accounts()
@@ -115,15 +115,15 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
 
 
 def _routes(jobs: Jobs) -> list[Route]:
-    # Whoever shows a page waits only a moment for others who write.
+    # A short timeout, so that pages don't wait long for a locked database.
     views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
     return [*downloads.routes(jobs.store), *run_routes.routes(views)]
 
 
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
-    """In the order in which a request passes."""
+    """Return the middleware in the order in which requests pass through it."""
     accounts = exposure.accounts()
-    guarded = accounts is not None or not exposure.space  # a Space without a login may be embedded anywhere
+    guarded = accounts is not None or not exposure.space  # Spaces without a login may be embedded anywhere
     return [
         Middleware(RequestIds),
         Middleware(SafeHeaders, space=exposure.space),

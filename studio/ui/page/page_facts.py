@@ -1,6 +1,6 @@
-"""What the page tells everybody, asked of the page itself: `python -m studio.ui.page.page_facts` prints it as JSON.
+"""Print security facts about the running page as JSON: `python -m studio.ui.page.page_facts`.
 
-It runs in a process of its own, because only the page imports the page. No model is loaded.
+It runs in a separate process, because the backend must not import the page. No model is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLOSED = {"monitoring": "/monitoring/summary", "run history": "/gradio_api/runs"
 
 
 def facts() -> dict[str, Any]:
-    """`missing_headers`; `open`, of what should be closed; and whether another website is answered."""
+    """Return `missing_headers`, `open` (endpoints that should be closed) and `answers_others` (other websites)."""
     jobs = Jobs()
     page = build(Engine(), jobs)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""What the model is doing, as a line at the top of the page: built, loading, ready, compiled or failed."""
+"""The status line at the top of the page: model state, progress and training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from studio.backend.hosting import demo
 
 SPEEDS = {
     "eager": "",
-    "compiling": "It answers already; compiling it for more speed in the background …",
+    "compiling": "Compiling in the background for faster answers …",
     "compiled": "Compiled: answers are now faster.",
 }
 
 
 def banner(status: EngineStatus, training: str = "") -> str:
-    """HTML; everything that isn't written here is escaped. `training` says what else the machine does."""
+    """Return the status as escaped HTML. `training` is a sentence about the training queue."""
     state = "busy" if status.state in ("preparing", "loading") else status.state
     sentence = status.text if status.state != "ready" else _ready(status)
     sentence = f"{sentence} {training}".strip()
@@ -24,13 +24,13 @@ def banner(status: EngineStatus, training: str = "") -> str:
 
 
 def demo_note() -> str:
-    """HTML: what visitors of a demo may ask for, and how to have a studio of one's own; empty where it is none."""
+    """Return HTML with the demo's limits and a link to duplicate the Space; empty outside a demo."""
     limits, space = demo.limits(), demo.space_id()
     if limits is None:
         return ""
     own = (
         f'<a href="https://huggingface.co/spaces/{escape(space, quote=True)}?duplicate=true" target="_blank" '
-        'rel="noopener">Duplicate this Space</a> for one of your own.'
+        'rel="noopener">Duplicate this Space</a> to run your own.'
         if space
         else ""
     )

@@ -1,4 +1,4 @@
-"""How the studio looks: Gradio's theme, the style sheets, and the colours of experts.
+"""The studio's appearance: Gradio theme, style sheets and expert colours.
 
 demo.launch(theme=theme(), css=css())
 """
@@ -13,11 +13,11 @@ from studio.ui.classify.evaluation.view import style as evaluation_style
 from studio.ui.finetune.runs.runs_panel import style as runs_style
 from studio.ui.routing.routing_panel import style as panel_style
 
-# Okabe and Ito's palette, told apart with every common kind of colour blindness; groups and experts take them in turn,
-# and their number always stands beside the colour.
+# The Okabe-Ito palette, which is safe for all common kinds of colour blindness. Groups and experts reuse the colours in
+# turn, and their number is always shown next to the colour.
 EXPERT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#8a8a8a")
 TINT = {"light": 0.24, "dark": 0.34}
-"""How much of the colour goes into a token's background; the text on it keeps a contrast of 4.5 and more."""
+"""Share of the expert's colour in a token's background; text on it keeps a contrast of at least 4.5."""
 SURFACE = {"light": "#ffffff", "dark": "#161b26"}
 INK = {"light": "#1c2330", "dark": "#e8ebf2"}
 
@@ -26,7 +26,7 @@ MONO = ("JetBrains Mono", "ui-monospace", "SFMono-Regular", "Menlo", "Consolas",
 
 
 def theme() -> gr.themes.Base:
-    """A quiet page: white cards on a cool grey, one blue for what can be clicked."""
+    """Return the Gradio theme: white cards on grey, and blue for interactive elements."""
     neutral = gr.themes.Color(
         c50="#f6f7f9", c100="#eceef2", c200="#dfe3ea", c300="#c6ccd8", c400="#8d96a8", c500="#5a6375", c600="#4b5568",
         c700="#333c4d", c800="#1d2431", c900="#161b26", c950="#0f131b",

@@ -1,11 +1,11 @@
-"""The panel that shows the routing of an answer, and the messages that feed it.
+"""The panel that shows the routing of an answer, and the messages that update it.
 
     panel = routing_panel()                                          # a gr.HTML component
-    yield message(trace_id, trace, seen, 0, 0)                       # its new value: what was added since `seen`
+    yield message(trace_id, trace, seen, 0, 0)                       # a new value: the rows added since `seen`
 
-The panel's template is constant, and text reaches it as base64 of JSON that becomes text nodes: gr.HTML compiles what
-its templates render, so text put through them would run (see `${...}`). `rows` serves whatever the page has missed, and
-where the base's routing of an adapter's answer is known, which strongest units are others in it.
+The template is constant, and text arrives as base64-encoded JSON that becomes text nodes, because gr.HTML compiles the
+output of its templates and would execute `${...}` in text. `rows` serves rows that the page has missed and, if the base
+model's routing is known, the strongest units that differ from it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from studio.ui.server.identity import owner_of
 
 HERE = Path(__file__).parent
 PUSHED = 64
-"""Tokens that a message carries at most; the page fetches the others, such as a long prompt."""
+"""Maximum tokens per message; the page fetches the others, such as a long prompt."""
 FETCHED = 256
 UNITS: tuple[Unit, Unit] = ("group", "expert")
 
 
 @dataclass(frozen=True)
 class View:
-    """A view of the routing: `views/<name>.js` adds itself to `views`, `views/<name>.css` is optional."""
+    """A view of the routing: `views/<name>.js` adds itself to `views`; `views/<name>.css` is optional."""
 
     name: str
     order: int
@@ -46,12 +46,12 @@ class View:
 
 
 def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "answer") -> gr.HTML:
-    """The component. Its value is a `message`.
+    """Return the component, whose value is a `message`.
+
+    Its event "pick" selects another answer of the conversation, "compare" a comparison with the base model's routing.
 
     Args:
-        of: what it shows: answers with their prompts, or only what a model read.
-
-    Its event "pick" asks for another answer of the conversation, "compare" for the base's routing of one's tokens.
+        of: "answer" shows answers with their prompts, "prompt" only prompts.
     """
     template = (HERE / "panel" / "panel.html").read_text(encoding="utf-8")
     return gr.HTML(
@@ -78,7 +78,7 @@ def _script() -> str:
 
 
 def nothing(hint: str = "") -> str:
-    """The panel without an answer."""
+    """Return the message that empties the panel."""
     return json.dumps({"id": "", "hint": hint})
 
 
@@ -92,12 +92,12 @@ def message(
     note: str = "",
     adapted: bool = False,
 ) -> str:
-    """What the page is told of a trace: its head, its size and, from `start` on, its last rows.
+    """Return the message with a trace's head, its size and its last rows from `start` on.
 
     Args:
-        answer, last: number of the answer, and of the conversation's last one, from 0; each can be picked.
-        picked: a person asked for this answer, so that it is shown whatever is being written.
-        adapted: an adapter wrote the answer, so that the base may route its tokens otherwise.
+        answer, last: index of the answer, and of the last answer of the conversation.
+        picked: the user selected this answer, so it is shown even while another one is generated.
+        adapted: an adapter wrote the answer, so the base model may route its tokens differently.
     """
     start = max(start, len(trace) - PUSHED)
     told = {"id": trace_id, "head": _head(trace), "total": len(trace), "answer": answer, "answers": last + 1}
@@ -109,9 +109,9 @@ def message(
 
 
 def rows(asked: Any, request: gr.Request) -> dict[str, Any]:
-    """Called by the page with `[trace_id, start]`: up to `FETCHED` rows from there on, or nothing.
+    """Return up to `FETCHED` rows for the page's `[trace_id, start]`, or {} if there are none.
 
-    With `[trace_id, start, "base"]` they are not the trace's, but what is otherwise in the base.
+    `[trace_id, start, "base"]` asks for the differences to the base model's routing instead.
     """
     if not (isinstance(asked, list) and len(asked) in (2, 3) and isinstance(asked[0], str)):
         return {}
@@ -145,13 +145,13 @@ def _rows(trace: RoutingTrace) -> dict[str, str]:
 
 
 def _shares(base: RoutingTrace, trace: RoutingTrace) -> dict[str, list[float]]:
-    """Of either unit: the share of flipped strongest ones over all routers, then that of each kind."""
+    """Return the share of flipped strongest units by unit: over all routers, then for each kind of router."""
     shares = {unit: flip_shares(base, trace, unit) for unit in UNITS}
     return {unit: [share.all, *share.by_kind.values()] for unit, share in shares.items()}
 
 
 def _base_rows(base: RoutingTrace, trace: RoutingTrace) -> dict[str, str]:
-    """Of either unit: 0 where the strongest one is as in the base, else 1 + the base's."""
+    """Return by unit: 0 where the strongest one is the same in the base model, else 1 + the base model's unit."""
     found = {unit: np.where(flips(base, trace, unit), strongest(base, unit).astype("<u2") + 1, 0) for unit in UNITS}
     return {unit: _base64(other.astype("<u2").transpose(2, 0, 1)) for unit, other in found.items()}  # [T, L, N]
 

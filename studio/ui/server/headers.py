@@ -1,12 +1,12 @@
-"""Response headers that keep the page from loading or leaking anything elsewhere; plain ASGI, so streams pass."""
+"""Security headers that keep the page from loading from or leaking to other hosts; plain ASGI, so streams pass."""
 
 from __future__ import annotations
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio runs inline scripts and compiles templates, hence 'unsafe-inline' and 'unsafe-eval'. The fonts that it wants
-# from others on a Space stay out: a visit is nobody else's business.
+# Gradio runs inline scripts and compiles templates, hence 'unsafe-inline' and 'unsafe-eval'. Fonts from other hosts,
+# which Gradio requests on a Space, are blocked because they would reveal the visit.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
@@ -22,7 +22,11 @@ HEADERS = {
 
 
 class SafeHeaders:
-    """Args: space: the page may ask the hub how its Space is, as Gradio's does there."""
+    """Add security headers to every response.
+
+    Args:
+        space: allow requests to the Hub, which Gradio needs for the Space's status.
+    """
 
     def __init__(self, app: ASGIApp, space: bool = False) -> None:
         self.app = app

@@ -1,12 +1,12 @@
-"""Whose a request is: the middleware finds it out once, and everything that is private asks for it.
+"""The owner of a request: set once by the middleware, and checked wherever data is private.
 
     demo.launch(app_kwargs={"middleware": [Middleware(Identity, secret=secret(home()))]})     # several people
     demo.launch(app_kwargs={"middleware": [Middleware(Identity)]})                            # one person
-    runs = store.list(owner_of(request))                       # of a gr.Request or a Starlette request
+    runs = store.list(owner_of(request))                       # a gr.Request or a Starlette request
 
-One person is the owner "" and sees everything. Of several, each sees only their own: who is logged in is "user:NAME",
-who is signed in on a Space "hf:NAME", and everybody else "anon:ID", a random id that the browser keeps in a signed
-cookie.
+A single user is the owner "" and sees everything. With several users, each sees only their own data. The owner is
+"user:NAME" after a login, "hf:NAME" after a sign-in on a Space, and otherwise "anon:ID", with a random id that the
+browser keeps in a signed cookie.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ logger = logging.getLogger(__name__)
 SECRET_BYTES = 32
 DAY_S = 24 * 3600
 KEPT_DAYS = 365
-"""How long a browser that does not come back stays known."""
+"""Lifetime of a visitor cookie."""
 RENEWED_DAYS = 30
 
 
 def owner_of(request: gr.Request | Request) -> str:
-    """Raises AttributeError: no middleware has seen the request, so that nobody is taken for the one who sees all."""
+    """Return the owner of a request. Raise AttributeError if the middleware set none, so that access fails closed."""
     return request.state.owner
 
 
 class Owned:
-    """Handlers that see what is one owner's; at first the empty one's, which is everything."""
+    """Handlers restricted to one owner's data; the initial owner "" sees everything."""
 
     owner = ""
 
     def of(self, request: gr.Request) -> Self:
-        """The same for whose request it is."""
+        """Return a copy for the owner of this request."""
         same = copy(self)
         same.owner = owner_of(request)
         return same
 
 
 def serves_several(exposure: Exposure) -> bool:
-    """Whether people who are strangers to each other may use a studio that is reached so.
+    """Return whether several users may share a studio with this exposure.
 
     Raises:
         StudioError: `$STUDIO_DEMO` is neither 0 nor 1.
@@ -76,10 +76,10 @@ def serves_several(exposure: Exposure) -> bool:
 
 
 def secret(home: Path) -> bytes:
-    """The key of the cookies' signatures, made by whoever asks first: <home>/secret, which only its owner may read.
+    """Return the key that signs cookies. Create <home>/secret on first use, readable only by its owner.
 
     Raises:
-        StudioError: it can't be read or made, or is damaged.
+        StudioError: the file is damaged, or can't be read or created.
     """
     file = home / "secret"
     try:
@@ -91,18 +91,18 @@ def secret(home: Path) -> bytes:
                 atomic_write(file, secrets.token_bytes(SECRET_BYTES), mode=0o600)
         key = file.read_bytes()
     except OSError as error:
-        raise StudioError(f"{file} can't be read and written ({error.strerror}). Check its permissions.") from error
+        raise StudioError(f"{file} can't be read or written ({error.strerror}). Check its permissions.") from error
     if len(key) != SECRET_BYTES:
-        raise StudioError(f"{file} is damaged. Delete it; visitors without a login then begin anew.")
+        raise StudioError(f"{file} is damaged. Delete it; visitors without a login then start over.")
     return key
 
 
 class Identity:
-    """Writes into every request whose it is. Plain ASGI, so streams pass.
+    """Store the owner in every request. Plain ASGI, so streams pass.
 
     Args:
-        secret: what cookies are signed with; None where one person uses the studio.
-        move: gives what is one owner's to another.
+        secret: key that signs cookies; None for a single user.
+        move: transfers everything from one owner to another.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Identity:
         scope.setdefault("state", {})["owner"] = owner
 
         async def send_with_cookie(message: Message) -> None:
-            # Never with what a cache may give to others, such as a script.
+            # Never on cacheable responses such as scripts, which a cache may send to others.
             if cookie and message["type"] == "http.response.start" and (scope["method"] == "POST" or _is_page(message)):
                 headers = MutableHeaders(scope=message)
                 headers.append("Set-Cookie", cookie)
@@ -136,29 +136,31 @@ class Identity:
         await self.app(scope, receive, send_with_cookie)
 
     async def _move_in(self, scope: Scope, owner: str, visitors: Visitors) -> str:
-        """The cookie with which a browser forgets who it was, once that is the account's: with the page, which every
-        sign-in ends with."""
+        """Transfer the visitor's data to the account, and return a cookie that deletes the visitor's cookie.
+
+        This happens when the page itself is requested, which is the last step of every sign-in.
+        """
         before = visitors.known(_cookies(scope)) if (scope.get("method"), scope["path"]) == ("GET", "/") else ""
         if not before:
             return ""
         try:
             await anyio.to_thread.run_sync(self.move, before, owner)
         except StudioError as error:
-            logger.warning("what somebody made before signing in can't be moved yet: %s", error)
+            logger.warning("a visitor's data can't be transferred to their account yet: %s", error)
             return ""
         return visitors.forgotten()
 
 
 class Visitors:
-    """Browsers without a login, known again by a cookie that nobody else can make."""
+    """Recognise browsers without a login by a signed cookie."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        # Of two studios on one host, which share its cookies, neither replaces the other's.
+        # Studios on one host share its cookies; a name per key keeps them apart.
         self.name = f"jetmoe-studio-{self._mac('name')[:8]}"
 
     def recognise(self, cookies: dict[str, str], https: bool = False) -> tuple[str, str]:
-        """Who it is, and the cookie to set; an empty one where that of the browser is fine."""
+        """Return the owner and the cookie to set, which is empty if the browser's cookie is still good."""
         visitor, age_s = self._read(cookies.get(self.name, ""))
         if visitor and age_s < RENEWED_DAYS * DAY_S:
             return f"anon:{visitor}", ""
@@ -166,26 +168,26 @@ class Visitors:
         return f"anon:{visitor}", self._cookie(self.sign(visitor), KEPT_DAYS * DAY_S, https)
 
     def known(self, cookies: dict[str, str]) -> str:
-        """Whom the browser's cookie says, if it has a good one."""
+        """Return the owner from a valid cookie, or ""."""
         visitor, _ = self._read(cookies.get(self.name, ""))
         return f"anon:{visitor}" if visitor else ""
 
     def forgotten(self) -> str:
-        """A cookie that replaces the browser's and is gone at once."""
+        """Return a cookie that deletes the browser's cookie."""
         return self._cookie("", 0, https=True)
 
     def sign(self, visitor: str, now: float | None = None) -> str:
-        """The value of a visitor's cookie that is made now."""
+        """Return a signed cookie value for a visitor; `now` defaults to the current time."""
         text = f"{visitor}.{int(time.time() if now is None else now)}"
         return f"{text}.{self._mac(text)}"
 
     def _cookie(self, value: str, age_s: int, https: bool) -> str:
-        # A Space is shown in a frame of another site.
+        # A Space runs in an iframe of another site.
         site = "SameSite=None; Secure; Partitioned" if demo.space_id() else "SameSite=Lax" + "; Secure" * https
         return f"{self.name}={value}; Path=/; Max-Age={age_s}; HttpOnly; {site}"
 
     def _read(self, value: str) -> tuple[str, float]:
-        """The id, and the age of the cookie in seconds; no id where it is forged or too old."""
+        """Return the visitor id and the cookie's age in seconds; the id is "" if the cookie is forged or expired."""
         if not re.fullmatch(r"[0-9a-f]{32}\.[0-9]{1,12}\.[0-9a-f]{64}", value):
             return "", 0.0
         text, mac = value.rsplit(".", 1)
@@ -199,7 +201,7 @@ class Visitors:
 
 
 def _logged_in(scope: Scope) -> str:
-    """By the login of Gradio's `auth`, which tells names to its listeners alone, not to downloads and functions."""
+    """Read Gradio's login from its tokens, because Gradio passes the name only to events, not to other routes."""
     name = user_of(scope) if hasattr(scope.get("app"), "tokens") else None
     return f"user:{name}" if name else ""
 

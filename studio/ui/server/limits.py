@@ -1,9 +1,9 @@
-"""How much one visitor may ask for, so that nobody takes the page away from the others.
+"""Rate and size limits, so that one visitor can't block the page for others.
 
     [Middleware(Rates), ..., Middleware(Bodies, folder=Path("/tmp/gradio"))]
 
-Plain ASGI, so streams pass. Limits are per address, and many people may share one: a class room of a hundred pages that
-ask once a second stays far below them.
+Plain ASGI, so streams pass. Limits are per address, which many people may share: a classroom of a hundred pages that
+poll once a second stays far below them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from studio.ui.server.refusal import refusal
 
 MIB = 2**20
 UPLOAD_BYTES = 200 * MIB
-"""Of one upload; `Blocks.launch` limits each file of it to the same."""
+"""Per upload; `Blocks.launch` limits each of its files to the same size."""
 OTHER_BYTES = 8 * MIB
-"""Of every other request: a conversation as long as it may be, in the widest letters."""
+"""Per request of any other kind; enough for the longest conversation in four-byte characters."""
 FILES = 16
-"""In one upload."""
+"""Per upload."""
 FOLDER_BYTES = 4 * 1024 * MIB
 FOLDER_FILES = 20_000
-"""Of all uploads that Gradio keeps; it deletes them a day later. Small files take space and time beside their bytes."""
+"""For all uploads, which Gradio deletes after a day. The number counts too, because small files cost space and time."""
 GRACE_S, SLOWEST = 60.0, 16 * 1024
-"""A body may take so many seconds, and one more for as many bytes of it as have arrived."""
+"""Seconds allowed for a body, plus one for every SLOWEST bytes that have arrived."""
 VISITORS = 10_000
-"""Whose requests are remembered; who asked longest ago is forgotten first."""
+"""Number of visitors with counted requests; the least recent are dropped first."""
 UPLOAD = "/gradio_api/upload"
 
 
@@ -47,18 +47,18 @@ UPLOAD = "/gradio_api/upload"
 class Rate:
     per_second: float
     burst: int
-    sentence: str = "That was too much at once. Wait a moment, then go on."
+    sentence: str = "Too many requests from your address. Wait a moment, then try again."
 
 
 RATES = {
-    # Pages ask about once a second, and more often when they open.
+    # Pages poll about once a second, and more often when they open.
     "poll": Rate(250, 1000),
-    # What makes the model, the disk or the network work.
+    # Requests that use the model, the disk or the network.
     "work": Rate(10, 30),
-    # What succeeds is given back.
-    "login": Rate(0.1, 10, "There were too many tries to log in from your address. Wait a minute, then try again."),
+    # Successful logins are not counted.
+    "login": Rate(0.1, 10, "Too many login attempts from your address. Wait a minute, then try again."),
 }
-# The first that fits; files of the page itself are not counted.
+# The first match counts; the page's own files are not limited.
 KINDS = (
     (("/login",), "login"),
     (("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/process_recording", UPLOAD), "work"),
@@ -68,10 +68,10 @@ KINDS = (
 
 
 class Buckets:
-    """Tokens of each visitor and kind of request, which come back with time.
+    """Token buckets per visitor and kind of request.
 
     Args:
-        clock: seconds that only grow.
+        clock: returns monotonic time in seconds.
     """
 
     def __init__(self, visitors: int = VISITORS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,7 +83,7 @@ class Buckets:
         return len(self._left)
 
     def take(self, visitor: str, kind: str, rate: Rate) -> float:
-        """Takes a token and returns 0, or the seconds until there is one."""
+        """Take a token and return 0, or return the seconds until the next token."""
         now = self.clock()
         left, at = self._left.pop((visitor, kind), (float(rate.burst), now))
         left = min(rate.burst, left + (now - at) * rate.per_second)
@@ -99,7 +99,7 @@ class Buckets:
 
 
 class Rates:
-    """Answers 429 to who asks too often."""
+    """Answer 429 when a visitor exceeds a rate."""
 
     def __init__(self, app: ASGIApp, rates: dict[str, Rate] | None = None, buckets: Buckets | None = None) -> None:
         self.app = app
@@ -131,7 +131,7 @@ def kind_of(path: str) -> str | None:
 
 
 def visitor_of(scope: Scope) -> str:
-    """An address; of the sixth version its first half, as the rest is the visitor's own choice."""
+    """Return the client's address; for IPv6 only the /64 prefix, because the client chooses the rest."""
     host = (scope.get("client") or ("",))[0]
     try:
         address = ipaddress.ip_address(host)
@@ -145,12 +145,13 @@ def visitor_of(scope: Scope) -> str:
 
 
 class Bodies:
-    """Counts what arrives while it arrives, and stops at the limit, whatever the request says of its length. Ends what
-    arrives so slowly that its sender can only mean to keep a connection and a file open.
+    """Limit request bodies while they arrive, whatever the Content-Length header claims.
+
+    Bodies that arrive too slowly are refused too, because they keep a connection and a file open.
 
     Args:
-        folder: where Gradio keeps uploads.
-        grace_s: how long the first bytes may take.
+        folder: Gradio's upload folder.
+        grace_s: seconds allowed for the first bytes.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Bodies:
     ) -> None:  # fmt: skip
         self.app = app
         self.folder = folder
-        # The names of the files and what stands between them come on top.
+        # File names and separators come on top.
         self.upload_bytes = upload_bytes + 64 * 1024
         self.other_bytes = other_bytes
         self.files = files
@@ -177,7 +178,7 @@ class Bodies:
         if upload:
             used, files = await anyio.to_thread.run_sync(_contents, self.folder)
             if used + self._arriving + body.announced > self.folder_bytes or files >= self.folder_files:
-                body.problem = (507, "There is no room for more files here now. Try again tomorrow.")
+                body.problem = (507, "The server has no room for more uploads. Try again tomorrow.")
             body.separator = _separator(Headers(scope=scope).get("content-type", ""))
             body.most_parts = self.files
             body.on_arrival = self._count
@@ -191,11 +192,11 @@ class Bodies:
 
 
 class _NoMore(MultiPartException):
-    """Ends the reading of a body; of this kind, because on others Gradio leaves the files behind that it has begun."""
+    """Stop reading a body. Gradio deletes its partial files only for this type of exception."""
 
 
 class _Body:
-    """One request on its way through."""
+    """The body of one request as it passes through."""
 
     def __init__(self, limit: int, receive: Receive, send: Send, scope: Scope, grace_s: float) -> None:
         self.limit = limit
@@ -215,7 +216,7 @@ class _Body:
         if self.problem is None:
             with suppress(_NoMore):
                 await app(self.scope, self._receive, self._send)
-        # A route may have caught the exception and answered; that answer was held back.
+        # A route may have caught the exception and answered; `_send` dropped that answer.
         if self.problem is not None and not self._begun:
             await refusal(self.scope, *self.problem, {"Connection": "close"})(self.scope, self.receive, self.send)
 
@@ -224,7 +225,7 @@ class _Body:
             raise _NoMore(self.problem[1])
         message = await self._next()
         if message["type"] == "http.disconnect" and self.separator and not self._complete:
-            raise _NoMore("Its sender has left.")
+            raise _NoMore("The client disconnected.")
         self._complete = not message.get("more_body", False)
         data = message.get("body", b"")
         self.arrived += len(data)
@@ -232,18 +233,18 @@ class _Body:
         if self.arrived > self.limit:
             self.problem = self._too_large()
         elif self.separator and self._count_parts(data) > self.most_parts:
-            self.problem = (413, f"At most {self.most_parts} files can be sent at once.")
+            self.problem = (413, f"At most {self.most_parts} files can be uploaded at once. Upload fewer files.")
         if self.problem is not None:
             raise _NoMore(self.problem[1])
         return message
 
     async def _next(self) -> Message:
-        if self._complete:  # what comes then is the sender's leaving, which may take as long as the answer
+        if self._complete:  # only a disconnect can follow, at any time before the answer ends
             return await self.receive()
         spent = time.monotonic() - self.begun_at
         with anyio.move_on_after(self.grace_s + self.arrived / SLOWEST - spent):
             return await self.receive()
-        self.problem = (408, "That arrived too slowly. Try again where the connection is better.")
+        self.problem = (408, "The request arrived too slowly. Try again with a better connection.")
         raise _NoMore(self.problem[1])
 
     async def _send(self, message: Message) -> None:
@@ -253,24 +254,24 @@ class _Body:
         await self.send(message)
 
     def _count_parts(self, data: bytes) -> int:
-        """Of what has arrived; a separator may be cut in two by the seam of two pieces."""
+        """Count the parts so far; a separator may be split across two pieces."""
         text = self._seam + data
         self._parts += text.count(self.separator)
         self._seam = text[-(len(self.separator) - 1) :] if len(self.separator) > 1 else b""
-        return self._parts - 1  # one stands before the first file, and one after the last
+        return self._parts - 1  # one separator precedes the first file, and one follows the last
 
     def _too_large(self) -> tuple[int, str]:
-        return 413, f"That is too large: at most {self.limit // MIB} MiB can be sent at once."
+        return 413, f"The request is too large: at most {self.limit // MIB} MiB can be sent at once."
 
 
 def _separator(content_type: str) -> bytes:
-    """What stands before each file, as Gradio reads it too."""
+    """Return the separator before each file, parsed as Gradio does."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     return b"--" + boundary if boundary else b""
 
 
 def _contents(folder: Path) -> tuple[int, int]:
-    """Bytes and number of all files below; some may be deleted meanwhile."""
+    """Return the total size and number of files below a folder; files may be deleted meanwhile."""
     size = number = 0
     for file in folder.rglob("*"):
         with suppress(OSError):

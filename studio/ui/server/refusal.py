@@ -1,4 +1,4 @@
-"""The answer to a request that is refused: a sentence, as JSON for the page's own scripts and as text for people."""
+"""The response to a refused request: a sentence, as JSON for scripts and as plain text for browsers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A short number for every request, which the page shows and the log says when something unexpected happened.
+"""Request ids, which the page shows and the log contains when something unexpected fails.
 
-demo.launch(app_kwargs={"middleware": [Middleware(RequestIds), ...]})      # the outermost
-number = current()                                                         # inside of a handler
+demo.launch(app_kwargs={"middleware": [Middleware(RequestIds), ...]})      # the outermost middleware
+number = current()                                                         # inside a handler
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from studio.ui.server.refusal import refusal
 logger = logging.getLogger(__name__)
 KEY, HEADER = "studio.request_id", "X-Request-ID"
 TOLD = {403, 408, 413, 507}
-"""What was refused and is worth a line in the log; who has to wait or to log in is not."""
+"""Statuses to log; rate limits and missing logins are not logged."""
 _numbers = count(secrets.randbits(32))
 
 
 class RequestIds:
-    """Numbers requests, and answers those on which a route failed; a traceback is in the log alone."""
+    """Give each request an id, and answer 500 if its route fails; the traceback goes only to the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,16 +50,16 @@ class RequestIds:
         try:
             await self.app(scope, receive, numbered)
         except ClientDisconnect:
-            logger.debug("request %s: its sender has left", number)
+            logger.debug("request %s: the client disconnected", number)
         except Exception:
             logger.exception("request %s failed: %s %s", number, scope["method"], scope["path"])
             if begun:
-                raise  # the server under this one cuts the connection, so that half an answer isn't taken for a whole
+                raise  # the server closes the connection, so that a partial answer isn't taken for a complete one
             await refusal(scope, 500, sentence(number))(scope, receive, numbered)
 
 
 def current() -> str:
-    """The number of the request whose handler this is; a new one outside of requests."""
+    """Return the id of the current request, or a new id outside a request."""
     request = LocalContext.request.get(None)
     # Gradio wraps the requests of queued handlers.
     scope = getattr(getattr(request, "request", request), "scope", None) or {}
@@ -67,10 +67,10 @@ def current() -> str:
 
 
 def sentence(number: str) -> str:
-    return f"Something went wrong here ({number}). The log of the server says more under this number."
+    return f"Something went wrong (error {number}). The server log has the details under this number."
 
 
 def _new() -> str:
-    # Counted, not drawn: asking the system for chance gives the interpreter away, and getting it back takes
-    # milliseconds beside a model that writes.
+    # Counted, not random: reading random bytes releases the GIL, and getting it back takes milliseconds while a model
+    # decodes.
     return f"{next(_numbers) % 2**32:08x}"

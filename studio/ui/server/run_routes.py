@@ -1,10 +1,10 @@
-"""What pages ask again and again of training runs, answered in the server's loop.
+"""Routes that pages poll for training runs, answered in the server's event loop.
 
     demo.launch(app_kwargs={"routes": routes(RunViews(store))})
     # GET watch/runs, watch/runs/<id>?after=<seq>, watch/comparison?id=<id>&id=<id>
 
-Not through Gradio's functions, which ask a thread for every one: a hundred pages would stand in line behind the model.
-A thread reads what is due once a second, for all who look.
+Gradio's functions need a thread per request, so a hundred pages would queue behind the model. Here a thread reads new
+data once a second, for all viewers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def routes(views: RunViews) -> list[Route]:
 
 
 def _answer(answer: dict[str, Any]) -> Response:
-    """What is not finite becomes null, which JSON has."""
+    """Return a JSON response; numbers that are not finite become null."""
     return Response(orjson.dumps(answer), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -1,10 +1,10 @@
-"""Signing in with a Hugging Face account, which a Space offers whose README asks for it.
+"""Sign-in with a Hugging Face account, available on Spaces whose README enables it.
 
     if offered():
         gr.LoginButton()
-    owner_by(scope)             # "hf:ada"; empty for who is not signed in
+    owner_by(scope)             # "hf:ada", or "" if not signed in
 
-Elsewhere Gradio would play it, with a session that anybody can make.
+Outside a Space, Gradio only mocks the sign-in, with a session that anyone can forge.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from studio.backend.hosting.exposure import AUTH
 from studio.ui.server.visitors import is_foreign
 
 SCOPE = "contribute-repos"
-"""What is asked for beside the name: to make repositories, and to write to those."""
+"""Permission requested in addition to the name: create repositories and write to them."""
 OWNER = "hf:"
-"""Before the name of an account."""
+"""Prefix of the owner for an account."""
 
 
 def offered() -> bool:
-    """Not beside a login with passwords, whose way out Gradio would replace."""
-    # As Gradio read them: a session that is signed with a secret that came later anybody could sign.
+    """Return whether sign-in is available. Not together with passwords, because Gradio would replace their logout."""
+    # Use the values that Gradio read at import: if the secret was set later, anyone can sign a session.
     settings = oauth.OAUTH_CLIENT_ID, oauth.OAUTH_CLIENT_SECRET, oauth.OAUTH_SCOPES, oauth.OPENID_PROVIDER_URL
     return get_space() is not None and all(settings) and not os.environ.get(AUTH)
 
 
 def owner_by(scope: Scope) -> str:
-    """Whose a request is. A browser sends its session with what other websites ask too, which is not their owner's."""
+    """Return the owner of a signed-in request, or "". A session sent on behalf of another website does not count."""
     if not offered() or is_foreign(Headers(scope=scope)):
         return ""
     info = scope.get("session", {}).get("oauth_info") or {}

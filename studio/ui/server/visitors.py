@@ -1,9 +1,9 @@
-"""Who asks, and from which page: addresses behind a proxy, requests that other websites cause, and logins.
+"""Client addresses behind a proxy, cross-origin requests and logins.
 
     [Middleware(Forwarded, exposure=exposure), Middleware(SameOrigin, ...), Middleware(RequireLogin, accounts=accounts)]
 
-Plain ASGI, so streams pass. Gradio alone asks no login of routes that are not its own and of some that are, and answers
-every website where the page's host is not this machine.
+Plain ASGI, so streams pass. Gradio's own checks are not enough: custom routes and some of Gradio's need no login, and
+every website gets an answer unless the page's host is this machine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from studio.backend.hosting.exposure import Exposure, is_loopback
 from studio.errors import StudioError
 from studio.ui.server.refusal import refusal
 
-# The server under Gradio would believe forwarded headers of everybody on this machine; `Forwarded` reads them itself.
+# Otherwise uvicorn trusts forwarded headers from every local process; `Forwarded` reads them instead.
 os.environ["FORWARDED_ALLOW_IPS"] = ""
 logger = logging.getLogger(__name__)
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip")
-# What the login page itself is made of.
+# Paths that the login page needs.
 OPEN = {
     "/", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/gradio_api/theme.css",
     "/gradio_api/startup-events", "/gradio_api/login_check", "/gradio_api/user",
@@ -37,8 +37,7 @@ OPEN_FOLDERS = ("/assets/", "/static/", "/svelte/", "/pwa_icon")
 
 
 class Forwarded:
-    """The true address of a visitor, and whether they came by https, where a proxy is known to stand before the page;
-    else its headers are dropped."""
+    """Set the client's address and scheme from the headers of a trusted proxy; without one, drop these headers."""
 
     def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
         self.app = app
@@ -52,17 +51,17 @@ class Forwarded:
             else:
                 if address := _client(headers.getlist("x-forwarded-for"), skip_private=self.exposure.space):
                     scope["client"] = (address, 0)
-                # What the nearest proxy says is the last.
+                # The nearest proxy adds the last value.
                 scheme = ",".join(headers.getlist("x-forwarded-proto")).rpartition(",")[2].strip().lower()
                 scope["scheme"] = scheme if scheme in ("http", "https") else scope["scheme"]
         await self.app(scope, receive, send)
 
 
 def _client(lines: list[str], skip_private: bool) -> str | None:
-    """The address that the nearest proxy saw, which is the last; whatever stands before it, a visitor may have made up.
+    """Return the address seen by the nearest proxy, which is the last one; a client can forge those before it.
 
     Args:
-        skip_private: there may be several proxies, all of which have private addresses.
+        skip_private: skip private addresses, which belong to further proxies.
     """
     for text in reversed(",".join(lines).split(",")):
         try:
@@ -75,7 +74,7 @@ def _client(lines: list[str], skip_private: bool) -> str | None:
 
 
 class SameOrigin:
-    """Refuses what other websites make a browser send, and on this machine names that others point to it."""
+    """Refuse cross-origin requests and, on a local server, host names that could be rebound to this machine."""
 
     def __init__(self, app: ASGIApp, exposure: Exposure) -> None:
         self.app = app
@@ -91,14 +90,14 @@ class SameOrigin:
     def _problem(self, headers: Headers) -> str:
         host = _host(headers.get("host", ""))
         if self.exposure.local and not _of_this_machine(host):
-            return "This studio answers to its own address alone. Behind a proxy, start it with --proxy."
+            return "This studio can only be opened at its own address. Behind a proxy, start it with --proxy."
         if is_foreign(headers):
-            return "Only the studio's own page may ask this. Behind a proxy, start the studio with --proxy."
+            return "Only the studio's own page may send this request. Behind a proxy, start the studio with --proxy."
         return ""
 
 
 def is_foreign(headers: Headers) -> bool:
-    """Whether a page of another website made the browser send it."""
+    """Return whether another website made the browser send the request."""
     origin = headers.get("origin")
     own = (_host(headers.get("host", "")), _host(headers.get("x-forwarded-host", "")))
     return origin is not None and _origin_host(origin) not in own
@@ -109,7 +108,7 @@ def _host(text: str) -> str:
 
 
 def _origin_host(origin: str) -> str | None:
-    """None is no host: that of a file, a sandbox or nonsense."""
+    """Return the host of an origin; None for files, sandboxed frames and invalid origins."""
     try:
         return _host(urlsplit(origin).netloc) or None
     except ValueError:
@@ -117,7 +116,7 @@ def _origin_host(origin: str) -> str | None:
 
 
 def _of_this_machine(host: str) -> bool:
-    """By a name that no one else gives out, or by a number, which isn't looked up."""
+    """Return whether the host is a loopback name or an IP address, which DNS can't point elsewhere."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return is_loopback(name) or bool(ipaddress.ip_address(name))
@@ -126,14 +125,16 @@ def _of_this_machine(host: str) -> bool:
 
 
 class RequireLogin:
-    """Answers those alone who are logged in, but for what the login page is made of. Who is removed is out at once, and
-    so is everybody who logged in with a password that was changed since."""
+    """Require a login for everything except the login page itself.
+
+    Removing a user or changing their password ends their sessions at once.
+    """
 
     def __init__(self, app: ASGIApp, accounts: Accounts) -> None:
         self.app = app
         self.accounts = accounts
         self._stamps: dict[str, str] = {}
-        """By Gradio's token of a login, the password's at that time."""
+        """Stamp of the password at login, by Gradio's session token."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -149,10 +150,10 @@ class RequireLogin:
         if known or _is_open(scope["path"]):
             await self.app(scope, receive, stamped if scope["path"].rstrip("/") == "/login" else send)
         else:
-            await refusal(scope, 401, "Log in on the studio's page first.")(scope, receive, send)
+            await refusal(scope, 401, "You are not logged in. Log in on the studio's page first.")(scope, receive, send)
 
     def _known(self, scope: Scope) -> bool:
-        """Forgets a login that counts no more, so that Gradio shows the login page again."""
+        """Return whether the login is valid. Remove an invalid one, so that Gradio shows the login page again."""
         token, tokens = _token(scope), scope["app"].tokens
         user = tokens.get(token)
         if user is None:
@@ -160,7 +161,7 @@ class RequireLogin:
         try:
             stamp = self.accounts.stamp(user)
         except StudioError as error:
-            logger.warning("nobody is let in: %s", error)
+            logger.warning("all logins are refused: %s", error)
             return False
         if stamp is None or stamp != self._stamps.get(token):
             del tokens[token]
@@ -169,7 +170,7 @@ class RequireLogin:
         return True
 
     def _stamp(self, scope: Scope) -> None:
-        """Every login that just succeeded."""
+        """Store the password stamps of new logins."""
         tokens = scope["app"].tokens
         for token in tokens.keys() - self._stamps.keys():
             self._stamps[token] = self.accounts.stamp(tokens[token]) or ""
@@ -182,7 +183,7 @@ def _is_open(path: str) -> bool:
 
 
 def user_of(scope: Scope) -> str | None:
-    """The name of who is logged in, by Gradio's cookies."""
+    """Return the name of the logged-in user from Gradio's cookies."""
     return scope["app"].tokens.get(_token(scope))
 
 

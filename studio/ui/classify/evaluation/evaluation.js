@@ -1,5 +1,5 @@
-// A cell of the confusion matrix, or a choice above the texts, says which texts of its report are shown. The buttons are
-// listened to from outside, as every new report replaces them.
+// Buttons in the confusion matrix and above the texts select which texts of their report are shown. The listener is on
+// the root element, because every new report replaces the buttons.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-shows]");
   const report = button?.closest(".ev-report");

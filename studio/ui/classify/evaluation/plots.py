@@ -1,4 +1,4 @@
-"""How far a classifier's confidence can be believed, and which experts fire more for each label, as HTML and SVG.
+"""Calibration of a classifier and experts by label, as HTML and SVG.
 
 html = reliability(report) + experts(report)
 """
@@ -15,15 +15,15 @@ from studio.backend.classification.evaluation import Report
 from studio.ui.classify.view import percent, table
 from studio.ui.common import card
 
-BELIEVED, EXPERTS = "Can its confidence be believed?", "Experts of each label"
+BELIEVED, EXPERTS = "Calibration", "Experts by label"
 MOST_EXPERTS = 8
-"""Shown of a label."""
+"""Experts shown per label."""
 OPENED = 2
-"""Labels whose experts are unfolded."""
+"""Labels whose experts are expanded."""
 LEFT, TOP, SIDE, WIDTH, HEIGHT = 46, 12, 260, 326, 314
-"""Of the plot, in its own units."""
+"""Layout of the plot, in SVG units."""
 SMALLEST, LARGEST = 3.0, 11.0
-"""Radius of a point."""
+"""Radius of a point, in SVG units."""
 
 
 # --- reliability
@@ -46,11 +46,11 @@ def reliability(report: Report) -> str:
     rows = [[_range(each), f"{each.size:,}", percent(each.confidence), percent(each.accuracy)] for each in bins]
     head = [
         "confidence",
-        "labels of texts" if several else "texts",
+        "text-label pairs" if several else "texts",
         "mean confidence",
-        "has it" if several else "right",
+        "has the label" if several else "correct",
     ]
-    twin = f'<details class="dp-table"><summary>As a table</summary>{table(head, rows, "Reliability")}</details>'
+    twin = f'<details class="dp-table"><summary>Table</summary>{table(head, rows, "Reliability")}</details>'
     said = "".join(f"<p>{sentence}</p>" for sentence in _sentences(report, bins, several))
     return card.card(
         BELIEVED, f'<h3>{BELIEVED}</h3><div class="ev-believed">{_plot(bins, several)}<div>{said}{twin}</div></div>'
@@ -58,7 +58,7 @@ def reliability(report: Report) -> str:
 
 
 def _bins(curve: dict[str, Any]) -> list[Bin]:
-    """Those that are not empty."""
+    """Return the bins that are not empty."""
     edges = curve["edges"]
     every = zip(edges, edges[1:], curve["counts"], curve["confidence"], curve["accuracy"], strict=False)
     return [Bin(*each) for each in every if each[2]]
@@ -70,22 +70,22 @@ def _range(each: Bin) -> str:
 
 def _sentences(report: Report, bins: Sequence[Bin], several: bool) -> list[str]:
     ece, temperature = report["reliability"]["ece"], report["temperature"]
-    right = "the share of texts that have the label" if several else "the share that is right"
+    right = "the share of texts with the label" if several else "accuracy"
     sentences = [
-        f"<b>ECE {ece:.3f}</b>: confidence and {right} are {100 * ece:.1f} points apart on average. On the diagonal "
-        "they are the same; the larger a point, the more of them there are."
+        f"<b>ECE {ece:.3f}</b>: confidence and {right} differ by {100 * ece:.1f} points on average. On the diagonal "
+        "they are equal. Larger points stand for more predictions."
     ]
     if not several:
         count = sum(each.size for each in bins)
         excess = sum(each.size * (each.confidence - each.accuracy) for each in bins) / count
         if abs(excess) >= 0.005:
-            how = "surer than it should be" if excess > 0 else "more often right than it says"
-            sentences.append(f"All in all it is {how}, by {100 * abs(excess):.1f} points.")
+            how = "overconfident" if excess > 0 else "underconfident"
+            sentences.append(f"Overall, the classifier is {how} by {100 * abs(excess):.1f} points.")
     if temperature:
         sentences.append(
-            f"Its scores are divided by the temperature <b>{temperature['value']:.2f}</b>, fitted on these rows, "
-            "before they become confidences. Measured on rows that it was not fitted on, that takes the ECE from "
-            f"{temperature['ece_before']:.3f} to {temperature['ece_after']:.3f}; the plot is without it."
+            f"The classifier scales its scores by the temperature <b>{temperature['value']:.2f}</b>, fitted on these "
+            "rows. On rows left out of the fit, it changes the ECE from "
+            f"{temperature['ece_before']:.3f} to {temperature['ece_after']:.3f}. The plot shows unscaled scores."
         )
     return sentences
 
@@ -95,7 +95,7 @@ def _plot(bins: Sequence[Bin], several: bool) -> str:
     ticks = "".join(_tick(i / 4) for i in range(5))
     points = "".join(_point(each, most) for each in bins)
     bottom, right = TOP + SIDE, LEFT + SIDE
-    side = "share that has the label" if several else "share that is right"
+    side = "share with the label" if several else "accuracy"
     return (
         f'<svg class="ev-plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{side.capitalize()} by '
         f'confidence; the table has the same numbers">{ticks}<line class="ev-ideal" x1="{LEFT}" y1="{bottom}" '
@@ -143,7 +143,7 @@ def experts(report: Report) -> str:
     texts, comparisons = f"{profile['texts']:,} texts", f"{profile['comparisons']:,} comparisons"
     if not profile["entries"]:
         told = (
-            f"No expert fires reliably more for any label: none of {comparisons} in {texts} shows more than chance."
+            f"No expert is used significantly more for any label ({comparisons} in {texts})."
             if profile["comparisons"]
             else f"{texts} are too few to compare experts: each label needs at least eight. Hold out more rows."
         )
@@ -153,11 +153,11 @@ def experts(report: Report) -> str:
     return card.card(
         EXPERTS,
         f"<h3>{EXPERTS} <small>in {texts}</small></h3>"
-        "<p>Of all choices that a router makes in a text, the share that goes to an expert, on average over the texts "
-        "of a label, beside that of all other texts. Listed are experts that fire more for the label beyond chance: "
-        f"the interval of the difference holds at 95 % for all {comparisons} together.</p>"
-        '<p class="ev-legend" aria-hidden="true"><i class="ev-this"></i> texts of the label <i class="ev-range"></i> '
-        'where its share is, at 95 % <i class="ev-others"></i> all other texts</p>'
+        "<p>Share of a router's assignments that go to an expert, averaged over the texts of a label, compared with "
+        "all other texts. Only experts that are used significantly more for the label are listed: the 95 % interval "
+        f"of the difference is corrected for {comparisons}.</p>"
+        '<p class="ev-legend" aria-hidden="true"><i class="ev-this"></i> texts with the label <i class="ev-range"></i> '
+        '95 % interval <i class="ev-others"></i> all other texts</p>'
         + "".join(_of_label(label, entries, widest, i < OPENED) for i, (label, entries) in enumerate(labels)),
     )
 
@@ -183,7 +183,7 @@ def _expert(entry: dict[str, Any], widest: float) -> str:
         f'<span><i class="ev-this" style="width:{this:.1f}%"></i>'
         f'<i class="ev-range" style="left:{start:.1f}%;width:{end - start:.1f}%"></i></span>'
         f'<span><i class="ev-others" style="width:{others:.1f}%"></i></span></span>'
-        f"<span><b>{percent(entry['share'])}</b> beside {percent(entry['others'])}, {entry['count']:,} choices "
+        f"<span><b>{percent(entry['share'])}</b> vs. {percent(entry['others'])}, {entry['count']:,} assignments "
         f"<small>{100 * difference:+.1f} points ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})</small>"
         "</span></li>"
     )

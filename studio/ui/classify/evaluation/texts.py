@@ -1,9 +1,8 @@
-"""What a classifier takes for what: the confusion matrix, whose cells choose the texts below it.
+"""The confusion matrix of a classifier, whose cells select the texts below it.
 
 html = mistakes(report)
 
-Every button says in `data-shows` which rows it shows, and in `data-caption` how that is told;
-`evaluation/evaluation.js` does it.
+`data-shows` of a button selects the rows to show, and `data-caption` is their caption; see `evaluation.js`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from studio.ui.classify.view import cut, percent
 from studio.ui.common import card
 
 TITLES = {
-    "single_label": "What it takes for what",
-    "multi_label": "Where the labels differ",
-    "regression": "The largest errors",
+    "single_label": "Confusion matrix",
+    "multi_label": "Label errors",
+    "regression": "Largest errors",
 }
 WRONG, ALL = "wrong", "all"
 
@@ -44,10 +43,10 @@ def _matrix(report: Report) -> str:
         for true, (label, counts) in enumerate(zip(labels, report["confusion"], strict=True))
     )
     return (
-        "<p>Rows are what is true, columns what was found; the stronger the colour, the larger the share of the row. "
-        "A cell shows its texts below.</p>"
-        '<div class="dp-scroll ev-matrix" tabindex="0" role="region" aria-label="Confusion matrix"><table><thead>'
-        f'<tr><td></td><th scope="colgroup" colspan="{len(labels)}">found</th></tr>'
+        "<p>Rows are true labels, columns are predicted labels. A stronger colour means a larger share of the row. "
+        "Click a cell to show its texts below.</p>"
+        '<div class="dp-scroll ev-matrix" tabindex="0" role="region" aria-label="True and predicted labels"><table>'
+        f'<thead><tr><td></td><th scope="colgroup" colspan="{len(labels)}">predicted</th></tr>'
         f'<tr><th scope="col">true</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -57,7 +56,7 @@ def _cell(labels: Sequence[str], true: int, found: int, count: int, of_row: int,
     if not count:
         return f"<td{right}>0</td>"
     place = f"{true}-{found}"
-    what = f"True {labels[true]}, found {labels[found]}: {_count(count)}"
+    what = f"True {labels[true]}, predicted {labels[found]}: {_count(count)}"
     button = _button(place, f"{what}{_left_out(count, there[place])}", f"{count:,}", what)
     return f'<td{right} style="--share:{count / of_row:.3f}">{button}</td>'
 
@@ -82,22 +81,22 @@ def _texts(report: Report) -> str:
     wrong, left_out = sum(_is_wrong(each) for each in shown), report["texts_left_out"]
     all_wrong = _wrong(report)
     captions = {
-        WRONG: f"All wrong ones: {_count(all_wrong)}{_left_out(all_wrong, wrong)}",
-        ALL: f"Right ones too: {_count(len(shown) + left_out)}{_left_out(len(shown) + left_out, len(shown))}",
+        WRONG: f"Errors: {_count(all_wrong)}{_left_out(all_wrong, wrong)}",
+        ALL: f"All: {_count(len(shown) + left_out)}{_left_out(len(shown) + left_out, len(shown))}",
     }
     choices = "".join(
         _button(shows, captions[shows], text, pressed=shows == WRONG)
-        for shows, text in ((WRONG, "Wrong ones"), (ALL, "Right ones too"))
+        for shows, text in ((WRONG, "Errors"), (ALL, "All texts"))
     )
     rows = "".join(_row(report["labels"], each) for each in shown)
     return (
         f'<div class="ev-shows">{choices}</div><p class="ev-shown" role="status">{captions[WRONG]}</p>'
-        f"{_table(('text', 'true', 'found', 'confidence'), rows)}"
+        f"{_table(('text', 'true', 'predicted', 'confidence'), rows)}"
     )
 
 
 def _wrong(report: Report) -> int:
-    """How many rows are; the texts of a report hold all of them as long as they fit, and before all others."""
+    """Return the number of wrong rows. The report's texts start with them, but may not contain all of them."""
     if report.get("confusion"):
         return sum(sum(row) for row in report["confusion"]) - sum(row[i] for i, row in enumerate(report["confusion"]))
     return round((1 - report["systems"][0]["accuracy"]) * report["rows"])
@@ -117,7 +116,7 @@ def _estimates(report: Report) -> str:
     )
     shown = report["rows"] - report["texts_left_out"]
     caption = f"{_count(report['rows'])}{_left_out(report['rows'], shown)}"
-    return f'<p class="ev-shown">{caption}</p>{_table(("text", "true", "estimate", "off by"), rows)}'
+    return f'<p class="ev-shown">{caption}</p>{_table(("text", "true", "predicted", "error"), rows)}'
 
 
 def _of_number(each: dict[str, Any]) -> tuple[float, float, float]:
@@ -130,7 +129,7 @@ def _of_number(each: dict[str, Any]) -> tuple[float, float, float]:
 def _table(head: Sequence[str], rows: str) -> str:
     columns = "".join(f'<th scope="col">{title}</th>' for title in head)
     return (
-        f'<div class="dp-scroll cl-table ev-texts" tabindex="0" role="region" aria-label="The texts"><table><thead><tr>'
+        f'<div class="dp-scroll cl-table ev-texts" tabindex="0" role="region" aria-label="Texts"><table><thead><tr>'
         f"{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -140,7 +139,7 @@ def _line(cells: Sequence[str], attributes: str = "") -> str:
 
 
 def _place(each: dict[str, Any]) -> str:
-    """The cell that a text is in; of several labels there is none."""
+    """Return the cell of a text, or "" if texts may have several labels."""
     return f"{each['true']}-{each['found']}" if isinstance(each["true"], int) else ""
 
 
@@ -157,5 +156,5 @@ def _count(count: int) -> str:
 
 
 def _left_out(count: int, there: int) -> str:
-    """What a caption goes on with where a report does not hold them all."""
-    return f", {there:,} of them here." if there < count else "."
+    """Return the end of a caption, with the number of texts in the report if some are missing."""
+    return f", {there:,} shown here." if there < count else "."

@@ -1,10 +1,10 @@
-"""How good a classifier is, as HTML: its figures beside plain methods, what it takes for what, each label, how far its
-confidence can be believed, and the experts of each label.
+"""The evaluation of a classifier as HTML: figures and baselines, confusion matrix, metrics by label, calibration, and
+experts by label.
 
     gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=script())
-    gr.HTML(shown(test.report("mails.csv"), "the model alone") + beside(report_of_the_run, "tone"))
+    gr.HTML(shown(test.report("mails.csv"), "base model") + beside(report_of_the_run, "tone"))
 
-A report is what `studio.backend.classification.evaluation` makes. All text is escaped.
+Reports come from `studio.backend.classification.evaluation`. All text is escaped.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from studio.ui.classify.evaluation.texts import mistakes
 from studio.ui.classify.view import percent, table
 from studio.ui.common import card
 
-NAME = "How good it is"
+NAME = "Evaluation"
 UNTRAINED = (
-    "How good the model is at these labels is not known yet. Upload a file with a column of true labels under “A "
-    "file”, choose that column, and classify it: the report appears here."
+    "There is no evaluation yet. Upload a file with true labels under “File”, choose its label column, and classify it."
 )
 UNMEASURED = (
-    "Nothing was measured when this classifier was trained: its run held no rows out, or is of an older version of the "
-    "studio. Classify a file that has true labels under “A file”, or train it again with eval_share above 0."
+    "There is no evaluation of this classifier: its run held out no rows, or used an older version of the studio. "
+    "Classify a file with true labels under “File”, or train again with eval_share above 0."
 )
 HERE = Path(__file__).parent
 
@@ -37,7 +36,7 @@ class Figure(NamedTuple):
     title: str
     shown: Callable[[float], str]
     lowest: bool = False
-    """Whether the lowest is the best."""
+    """Whether the lowest value is the best."""
 
 
 def _decimals(value: float) -> str:
@@ -72,28 +71,29 @@ def problem(text: str) -> str:
 
 
 def shown(report: Report, who: str) -> str:
-    """
+    """Return a report as HTML.
+
     Args:
-        who: the name of what classified.
+        who: name of the classifier.
     """
     parts = [_headline(report, who), mistakes(report), _classes(report), reliability(report), experts(report)]
     return f'<div class="ev-report">{"".join(parts)}</div>'
 
 
 def beside(report: Report, who: str) -> str:
-    """Below another report, folded."""
+    """Return a collapsed report, for display below another report."""
     summary = f"{escape(who)}: {escape(report['of'])}"
     return f'<details class="ev-beside"><summary>{summary}</summary>{shown(report, who)}</details>'
 
 
 def in_a_sentence(report: Report) -> str:
-    """ "Right in 91.2 % of 480 rows with a true label: see “How good it is”."""
+    """Return a sentence such as "Correct for 91.2 % of 480 rows with a true label: see “Evaluation”."""
     own, rows = report["systems"][0], f"{report['rows']:,} row{'s' if report['rows'] > 1 else ''}"
     if report["problem"] == "regression":
         off = _number(own["mean_absolute_error"])
-        return f"Off by {off} on average in {rows} with a true number: see “{NAME}”."
-    right = "Right" if report["problem"] == "single_label" else "All labels are right"
-    return f"{right} in {percent(own['accuracy'])} of {rows} with a true label: see “{NAME}”."
+        return f"Mean absolute error {off} on {rows} with a true number: see “{NAME}”."
+    right = "Correct" if report["problem"] == "single_label" else "All labels correct"
+    return f"{right} for {percent(own['accuracy'])} of {rows} with a true label: see “{NAME}”."
 
 
 def script() -> str:
@@ -104,7 +104,7 @@ def style() -> str:
     return (HERE / "evaluation.css").read_text(encoding="utf-8")
 
 
-# --- the figures, beside plain methods
+# --- figures and baselines
 
 
 def _headline(report: Report, who: str) -> str:
@@ -118,7 +118,7 @@ def _headline(report: Report, who: str) -> str:
 
 
 def _figures(report: Report) -> list[Figure]:
-    """Those that say something: of one label a text, micro F1 is the accuracy."""
+    """Return the available figures, without micro F1 for single labels, where it equals the accuracy."""
     if report["problem"] == "regression":
         return [*OF_NUMBERS]
     known = [each for each in OF_LABELS if any(system[each.key] is not None for system in report["systems"])]
@@ -126,7 +126,7 @@ def _figures(report: Report) -> list[Figure]:
 
 
 def _compared(report: Report) -> str:
-    """With the best of the plain methods."""
+    """Return a comparison with the best baseline."""
     own, *others = report["systems"]
     if not others:
         return ""
@@ -137,12 +137,12 @@ def _compared(report: Report) -> str:
     if better <= 0:
         text = f"{name} does {'better' if better < 0 else 'as well'} on these rows and costs almost nothing."
         if best["name"] in (MAJORITY, MEAN):
-            text += " Nothing shows that the classifier tells the texts apart."
+            text += " There is no evidence that the classifier distinguishes the texts."
     elif figure.lowest:
-        text = f"{_number(better)} less off on average than {name}."
+        text = f"Mean absolute error {_number(better)} below {name}."
     else:
         count = round(better * report["rows"])
-        text = f"{100 * better:.1f} points of accuracy above {name}: {count:,} of {report['rows']:,} rows."
+        text = f"Accuracy {100 * better:.1f} points above {name}: {count:,} of {report['rows']:,} rows."
     return f'<p class="ev-lead">{text}</p>'
 
 
@@ -156,13 +156,13 @@ def _systems(report: Report) -> str:
     )
     columns = "".join(f'<th scope="col">{each.title}</th>' for each in figures)
     return (
-        f'<div class="dp-scroll ev-systems" tabindex="0" role="region" aria-label="Beside plain methods"><table><thead>'
-        f'<tr><th scope="col">on the same rows</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="dp-scroll ev-systems" tabindex="0" role="region" aria-label="Comparison with baselines"><table>'
+        f'<thead><tr><th scope="col">on the same rows</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
 def _cell(figure: Figure, system: dict[str, Any], systems: Sequence[dict[str, Any]]) -> str:
-    """The best of a column is marked, as far as what is shown tells."""
+    """Mark the best value of a column, compared at the shown precision."""
     values = [each[figure.key] for each in systems if each[figure.key] is not None]
     if system[figure.key] is None:
         return "–"
@@ -188,8 +188,8 @@ def _classes(report: Report) -> str:
     ]
     head = ["label", "precision", "recall", "F1", "ROC-AUC", "rows"]
     explained = (
-        "Precision: of the texts that were given the label, the share that has it. Recall: of the texts that have it, "
-        "the share that was given it."
+        "Precision: share of texts predicted as the label that have it. Recall: share of texts with the label that are "
+        "predicted as it."
     )
-    title = "Each label"
+    title = "Metrics by label"
     return card.card(title, f"<h3>{title}</h3>{table(head, rows, title)}<p><small>{explained}</small></p>")

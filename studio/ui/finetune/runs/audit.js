@@ -1,23 +1,23 @@
-// What trains, what it was forecast to take, and what is in the data.
+// The trained parts, the forecast and the data of a run.
 function createAudit() {
-  const root = el("section", { class: "rn-audit", "aria-label": "What trains" });
+  const root = el("section", { class: "rn-audit", "aria-label": "Setup" });
   let drawn = null;
 
   function show({ audit, gradients }) {
     if (drawn && drawn[0] === audit && drawn[1] === gradients) return;
     drawn = [audit, gradients];
-    if (!audit) return root.replaceChildren(hint("The parts that train are counted before the first step."));
+    if (!audit) return root.replaceChildren(hint("The trained parts are counted before the first step."));
     const data = audit.data ?? {};
     root.replaceChildren(parts(audit, gradients), facts("Forecast", forecast(audit)), facts("Data", report(data)),
       lengths(data), example(audit.example ?? []));
   }
 
   function parts(audit, gradients) {
-    const names = ["Part", "Parameters", "Trained", "Share", "Rank", "Loaded as", "In 4 bits", "Gradient"];
+    const names = ["Part", "Parameters", "Trained", "Share", "Rank", "Dtype", "4-bit", "Gradient"];
     const total = audit.rows.reduce((sum, row) => sum + row.parameters, 0);
     return el("div", {}, el("h4", {}, "Parts"),
-      table("Parts of the model", columns(names), el("tbody", {}, ...audit.rows.map((row) => part(row, gradients)))),
-      hint(`${figure(audit.trained)} numbers are trained, beside a model of ${figure(total)}.`));
+      table("Model parts", columns(names), el("tbody", {}, ...audit.rows.map((row) => part(row, gradients)))),
+      hint(`${figure(audit.trained)} trained parameters, for a model with ${figure(total)}.`));
   }
 
   function part(row, gradients) {
@@ -30,20 +30,20 @@ function createAudit() {
     return node;
   }
 
-  // What the backward pass of the first steps really reached.
+  // Returns which tensors of a part got a gradient in the first steps.
   function gradient(row, gradients) {
     const counts = gradients?.[row.part];
-    if (!counts) return row.trained ? (gradients ? "none seen" : "not yet known") : "";
+    if (!counts) return row.trained ? (gradients ? "none" : "not measured yet") : "";
     const [without, all] = [counts.without_gradient, counts.tensors].map(figure);
-    return counts.without_gradient ? `${without} of ${all} without` : `in all ${all}`;
+    return counts.without_gradient ? `${without} of ${all} without` : `all ${all}`;
   }
 
   function forecast({ forecast = {}, precision }) {
     return [
       ["Precision", precision],
-      ["Memory", `about ${figure(forecast.memory_gib)} GiB, ${figure(forecast.free_gib)} were free`],
+      ["Memory", `about ${figure(forecast.memory_gib)} GiB, ${figure(forecast.free_gib)} GiB free`],
       ["Steps", figure(forecast.steps)],
-      ["Time", `about ${timeSpan(forecast.seconds)}, ${figure(forecast.step_s)} s a step`],
+      ["Time", `about ${timeSpan(forecast.seconds)}, ${figure(forecast.step_s)} s per step`],
       ["Speed", `${figure(forecast.tok_s)} tokens/s`],
     ];
   }
@@ -53,11 +53,11 @@ function createAudit() {
       ["File", data.file],
       ["Format", data.format],
       ["Examples", figure(data.examples)],
-      ["Left out", data.bad_rows ? `${figure(data.bad_rows)} bad rows` : "none"],
+      ["Skipped", data.bad_rows ? `${figure(data.bad_rows)} bad rows` : "none"],
       ["Duplicates", figure(data.duplicates)],
-      ["Rows", `${figure(data.train_rows)} to train on, ${figure(data.held_out_rows)} held out`],
-      ["Tokens", `${figure(data.tokens)}, of which ${figure(data.trained_tokens)} are trained`],
-      ["Cut", `${figure(data.cut)} examples`],
+      ["Rows", `${figure(data.train_rows)} for training, ${figure(data.held_out_rows)} held out`],
+      ["Tokens", `${figure(data.tokens)}, ${figure(data.trained_tokens)} trained`],
+      ["Truncated", `${figure(data.cut)} examples`],
     ];
   }
 
@@ -74,14 +74,14 @@ function createAudit() {
       const bar = el("i", { "aria-hidden": "true", style: `width: ${(100 * count) / most}%` });
       return tableRow(name, [bar, figure(count)]);
     });
-    const caption = el("caption", { class: "rn-unseen" }, "How many examples have so many tokens");
-    return el("div", {}, el("h4", {}, "Tokens of an example"),
+    const caption = el("caption", { class: "rn-unseen" }, "Number of examples by length");
+    return el("div", {}, el("h4", {}, "Tokens per example"),
       el("table", { class: "rn-lengths" }, caption, el("tbody", {}, ...shown)));
   }
 
   function example(spans) {
     if (!Array.isArray(spans) || !spans.length) return "";
-    return el("div", {}, el("h4", {}, "The first row, trained where marked"),
+    return el("div", {}, el("h4", {}, "First row, trained text marked"),
       el("pre", { class: "rn-example" }, ...spans.map(([text, isTrained]) => (isTrained ? el("mark", {}, String(text)) : String(text)))));
   }
 

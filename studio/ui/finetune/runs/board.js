@@ -1,4 +1,4 @@
-// Charts that share one range of steps and one crosshair.
+// Charts with a shared step range and crosshair.
 function createBoard() {
   const board = { charts: [], zoomed: null, hover: null, isLog: false, smoothing: 0 };
   const reset = button("Reset zoom", "rn-small", { hidden: "" });
@@ -7,9 +7,9 @@ function createBoard() {
   const smoothOut = el("output", {}, "off");
   const said = el("p", { class: "rn-said", role: "status" });
   board.tools = el("div", { class: "rn-tools" },
-    el("label", { class: "rn-check" }, log, "Log scale of the loss"),
+    el("label", { class: "rn-check" }, log, "Log scale for loss"),
     el("label", { class: "rn-slide" }, el("span", {}, "Smoothing"), smooth, smoothOut),
-    el("span", { class: "rn-hint" }, "Drag across a chart to zoom in, double-click to see all."),
+    el("span", { class: "rn-hint" }, "Drag across a chart to zoom in, double-click to reset."),
     reset);
   board.root = el("div", { class: "rn-board" }, said);
 
@@ -70,7 +70,7 @@ function createBoard() {
   return board;
 }
 
-// However often it is asked for, the work last asked for is done once before the next picture.
+// Runs the latest requested work once per animation frame, however often it is requested.
 function onceAFrame() {
   let work = null;
   return (asked) => {

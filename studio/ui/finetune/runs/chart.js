@@ -1,7 +1,7 @@
 const KEYS = "Arrow keys move a crosshair, plus and minus zoom; the table below has the numbers.";
 
-// One chart: curves over steps in an SVG, a legend that tells the values under the crosshair, and the same numbers as a
-// table. Nodes stay where they are while points come, so that neither zoom nor crosshair is lost.
+// A chart: curves over steps as SVG, a legend with the values under the crosshair, and the same numbers as a table.
+// Nodes are reused when points arrive, so that zoom and crosshair are kept.
 function createChart(board, { name, title, unit = "", isLoss = false, zero = false }) {
   const HEIGHT = isLoss ? 250 : 170, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 24;
   const grid = svg("g", { class: "rn-grid" }), lines = svg("svg", { class: "rn-lines" });
@@ -18,7 +18,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     el("figcaption", {}, heading, stepOut), legend, plot, twin.root);
   let series = [], across = null, down = null, dragged = null;
 
-  // series: [{ name, colour, points: { x, y }, isMarked }]; the same list of names keeps its nodes.
+  // series: [{ name, colour, points: { x, y }, isMarked }]; the same list of names reuses its nodes.
   chart.show = (shown, version = 0) => {
     const key = (all) => all.map((each) => each.name + each.colour).join("\n"), isSame = key(shown) === key(series);
     series = shown.map((each, i) => ({ ...each, ...(isSame ? nodesOf(series[i]) : createNodes(each)) }));
@@ -50,7 +50,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     if (dragged) select();
   };
 
-  // The crosshair, and the values under it; without one, the latest values.
+  // Draws the crosshair and shows the values under it, or the latest values if there is none.
   chart.mark = () => {
     if (!across || chart.root.hidden) return;
     const { hover } = board, [from, to] = board.range(), isShown = hover !== null && hover >= from && hover <= to;
@@ -59,7 +59,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     setText(stepOut, isShown ? `step ${figure(hover)}` : "");
     for (const each of series) {
       const { x, y } = each.points, at = hover === null ? x.length - 1 : nearest(x, hover);
-      // Curves of other steps, such as evaluations, tell their nearest value only where it is near.
+      // Curves with other steps, such as evaluations, show their nearest value only if it is close.
       const isNear = hover === null || (x.length && Math.abs(across.to(x[at]) - across.to(hover)) < 12);
       setText(each.out, at >= 0 && isNear ? figure(y[at]) : "–");
       const place = isShown && isNear ? down.to(y[at]) : NaN;
@@ -87,7 +87,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     const path = pathOf(x, smooth ?? y, start, end, across, down, width);
     each.line.setAttribute("d", path);
     each.raw.setAttribute("d", smooth ? pathOf(x, y, start, end, across, down, width) : "");
-    // A line of one point has no length, and evaluations are few: they are dots too.
+    // A line of one point has no length, and evaluations are few, so they are also drawn as dots.
     const isDotted = (each.isMarked && end - start < width / 8) || end - start === 1;
     const places = isDotted ? x.slice(start, end).map((step, i) => [across.to(step), down.to(y[start + i])]) : [];
     const marks = places.filter(([, place]) => Number.isFinite(place));
@@ -95,7 +95,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
   }
 
   function frame(width, from, to, ticks) {
-    // What is outside of the range is cut off there, but for half a dot.
+    // Curves are clipped to the range, plus half a dot.
     const [left, inner, height] = [LEFT - 5, Math.max(1, width - LEFT - RIGHT + 10), HEIGHT - BOTTOM + 4];
     const place = { x: left, y: 0, width: inner, height, viewBox: `${left} 0 ${inner} ${height}` };
     for (const [name, value] of Object.entries(place)) lines.setAttribute(name, value);
@@ -116,7 +116,7 @@ function createChart(board, { name, title, unit = "", isLoss = false, zero = fal
     return across.from(Math.max(LEFT, Math.min(plot.clientWidth - RIGHT, place)));
   }
 
-  // The step with a point that is nearest, of any curve of this chart.
+  // Returns the nearest step at which any curve of this chart has a point.
   function snap(step) {
     const found = series.filter((each) => each.points.x.length).map(({ points: { x } }) => x[nearest(x, step)]);
     return found.reduce((best, x) => (best === null || Math.abs(x - step) < Math.abs(best - step) ? x : best), null);

@@ -1,4 +1,4 @@
-// Several runs over each other: their curves, the settings that differ, and their figures.
+// A comparison of runs: their curves in one chart, the settings that differ, and their figures.
 const RUN_COLOURS = ["var(--u0)", "var(--u5)", "var(--u2)", "var(--u3)", "var(--u7)", "var(--u1)"];
 
 function createComparison(onClose) {
@@ -7,7 +7,7 @@ function createComparison(onClose) {
   const board = createBoard();
   const loss = board.add({ name: "loss", title: "Loss", isLoss: true });
   const held = board.add({ name: "eval_loss", title: "Held-out loss", isLoss: true });
-  const close = button("Close the comparison"), title = el("h3"), error = el("p", { class: "rn-failed", hidden: "" });
+  const close = button("Close comparison"), title = el("h3"), error = el("p", { class: "rn-failed", hidden: "" });
   const tables = el("div", { class: "rn-tables" });
   const root = el("section", { class: "rn-comparison", "aria-label": "Comparison" },
     el("div", { class: "rn-head" }, title, close), error, board.tools, board.root, tables);
@@ -30,7 +30,7 @@ function createComparison(onClose) {
     tabulate(runs, names);
   }
 
-  // Asked for again only once there is something new.
+  // Asks the server only if a run has changed.
   async function ask(runs) {
     const now = runs.map((data) => `${data.id} ${data.last} ${data.row?.state}`).join();
     if (now === asked) return;
@@ -56,13 +56,13 @@ function createComparison(onClose) {
     const rows = Object.entries(answer.settings);
     if (!rows.length) return el("div", {}, el("h4", {}, "Settings"), hint("All settings are the same."));
     const told = (value) => (value === null ? "–" : typeof value === "string" ? value || "empty" : JSON.stringify(value));
-    return side("Settings that differ", answer, names, rows, told);
+    return side("Different settings", answer, names, rows, told);
   }
 
   function figures(answer, names) {
     const rows = Object.entries(answer.figures).filter(([name]) => !LEFT_OUT.includes(name));
     const place = ([name]) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
-    return side("Last figures", answer, names, rows.sort((a, b) => place(a) - place(b)), figure);
+    return side("Latest figures", answer, names, rows.sort((a, b) => place(a) - place(b)), figure);
   }
 
   function side(heading, answer, names, rows, told) {

@@ -1,4 +1,4 @@
-// The load of every layer and expert (or group) at one evaluation, or how it moved since the first.
+// The load by layer and expert (or group) at one evaluation, or its change since the first evaluation.
 function createHeatMap() {
   const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
   const MOVED = {
@@ -8,7 +8,7 @@ function createHeatMap() {
   const ROW = 10, LEFT = 26, BOTTOM = 18;
   const slider = el("input", { type: "range", min: "0", max: "0", value: "0", step: "1" });
   const out = el("output", { class: "rn-slide-out" });
-  const modes = segments("What the map shows", [["load", "load"], ["moved", "moved since the first"]], draw);
+  const modes = segments("Map values", [["load", "load"], ["moved", "change since the first"]], draw);
   const maps = el("div", { class: "rn-maps" });
   const bar = el("span", { class: "rn-bar" }), ends = el("span", { class: "rn-ends" });
   const value = el("p", { class: "rn-value" });
@@ -26,7 +26,7 @@ function createHeatMap() {
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(maps);
   new MutationObserver(draw).observe(document.body, { attributeFilter: ["class"] });
 
-  // Whoever looks at the last evaluation is taken along to the next one.
+  // While the last evaluation is selected, the map moves on to new ones.
   function show(all) {
     const usable = all.filter(({ values }) => Array.isArray(values.load) && values.load.length && Array.isArray(values.kinds));
     const follows = !routings.length || Number(slider.value) >= routings.length - 1;
@@ -72,14 +72,14 @@ function createHeatMap() {
     const chance = 1 / unitCount(), top = highest(chance);
     canvases.forEach((canvas, n) => paint(canvas, n, colours, top));
     bar.style.background = `linear-gradient(90deg, ${colours.join(",")})`;
-    const labels = isMoved() ? [`−${top.toFixed(2)}`, "change of the share since the first evaluation", `+${top.toFixed(2)}`]
-      : ["0", `share of the assignments; chance is ${chance.toFixed(3)} = 1/${unitCount()}`, top.toFixed(2)];
+    const labels = isMoved() ? [`−${top.toFixed(2)}`, "change in share since the first evaluation", `+${top.toFixed(2)}`]
+      : ["0", `share of assignments; chance is ${chance.toFixed(3)} = 1/${unitCount()}`, top.toFixed(2)];
     ends.replaceChildren(...labels.map((text) => el("span", {}, text)));
     spell();
     tabulate();
   }
 
-  // Of all evaluations, so that colours can be compared while the slider moves.
+  // The maximum of all evaluations, so that colours can be compared while the slider moves.
   function highest(chance) {
     let top = isMoved() ? 0.02 : Math.min(1, 2 * chance);
     for (const { values } of routings)
@@ -150,7 +150,7 @@ function createHeatMap() {
   }
 
   function spell() {
-    if (!at) return setText(value, "Point at a cell, or use the arrow keys, to read its value.");
+    if (!at) return setText(value, "Hover over a cell or use the arrow keys to read its value.");
     const [n, l, unit] = at, [now, then] = [shown, routings[0]].map((routing) => share(l, n, unit, routing).toFixed(3));
     setText(value, `Layer ${l}, ${shown.values.kinds[n]}, ${unitName()} ${unit}: ${now}, ${then} at the first evaluation`);
   }
@@ -159,7 +159,7 @@ function createHeatMap() {
     if (!twin.open || !shown || twin.dataset.step === String(shown.step)) return;
     twin.dataset.step = shown.step;
     const names = shown.values.kinds.flatMap((kind) => Array.from({ length: unitCount() }, (_, unit) => `${kind} ${unit}`));
-    setText(caption, `Load of every layer at step ${shown.step}`);
+    setText(caption, `Load by layer at step ${shown.step}`);
     head.replaceChildren(...columns(["Layer", ...names]));
     body.replaceChildren(...shown.values.load.map((ofLayer, l) => tableRow(String(l), ofLayer.flat().map(String))));
   }

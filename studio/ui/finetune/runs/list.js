@@ -1,14 +1,14 @@
-// All runs: searched, filtered, opened, ticked for comparison. Rows stay the same nodes while their values change.
+// The list of runs: search, filter, open, and tick for comparison. Row nodes are reused when their values change.
 function createList(onOpen, onTick) {
   const search = el("input", {
     type: "search", placeholder: "Search runs", autocomplete: "off", maxlength: "100",
     "aria-label": "Search runs by name, model, data or state",
   });
   const states = [["", "All states"], ...Object.entries(STATES)].map(([name, text]) => el("option", { value: name }, text));
-  const filter = el("select", { "aria-label": "Show runs of this state" }, ...states);
+  const filter = el("select", { "aria-label": "Filter runs by state" }, ...states);
   const items = el("ul", { class: "rn-items" }), none = el("p", { class: "rn-none", hidden: "" });
-  const empty = el("div", { class: "rn-empty" }, ghost(), el("p", {}, "No runs yet: choose data in ‘New run’ and press Start."));
-  const tools = el("div", { class: "rn-filter" }, search, filter), ticking = hint("Tick two or more runs to compare them.");
+  const empty = el("div", { class: "rn-empty" }, ghost(), el("p", {}, "No runs yet. Choose data under “New run” and click “Start run”."));
+  const tools = el("div", { class: "rn-filter" }, search, filter), ticking = hint("Select two or more runs to compare them.");
   const root = el("section", { class: "rn-list", "aria-label": "Training runs" },
     el("h2", {}, "Training runs"), tools, items, none, empty, ticking);
   const rows = new Map();
@@ -47,7 +47,7 @@ function createList(onOpen, onTick) {
       count += fits;
     }
     none.hidden = count > 0 || !runs.length;
-    setText(none, "No run fits. Change the search or the filter.");
+    setText(none, "No matching runs. Change the search or the filter.");
   }
 
   function createRow(id) {
@@ -83,7 +83,7 @@ function createList(onOpen, onTick) {
     };
   }
 
-  // So many have a colour of their own.
+  // Each compared run needs its own colour.
   function limit() {
     for (const [id, row] of rows) row.tick.disabled = ticked.size >= RUN_COLOURS.length && !ticked.has(id);
   }

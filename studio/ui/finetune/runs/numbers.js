@@ -1,4 +1,4 @@
-// How figures and times are told.
+// Formatting of figures and times.
 const STATES = {
   queued: "Queued", running: "Running", done: "Done", failed: "Failed", cancelled: "Cancelled", interrupted: "Interrupted",
 };
@@ -24,7 +24,7 @@ function timeSpan(seconds) {
   return minutes ? `${minutes} min ${whole % 60} s` : `${whole} s`;
 }
 
-// In the time of whoever looks.
+// In the viewer's time zone.
 function moment(seconds, today = "today ") {
   const then = new Date(1000 * seconds), clock = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   if (then.toDateString() === new Date().toDateString()) return today + clock;
@@ -46,7 +46,7 @@ function stepsOf(run) {
   return run.steps ? `step ${figure(run.step)} of ${figure(run.steps)}` : `step ${figure(run.step)}`;
 }
 
-// Only what differs is written, so that screen readers, selections and the keyboard's focus are left alone.
+// Writes only changes, so that screen readers, selections and the keyboard focus are not disturbed.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }

@@ -1,4 +1,4 @@
-// Small pieces that several parts of the panel are made of.
+// Small building blocks for several parts of the panel.
 function svg(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -14,7 +14,7 @@ function hint(text) {
   return el("p", { class: "rn-hint" }, text);
 }
 
-// A table that scrolls by itself, with the keyboard too; `heads` are the cells of its first row.
+// A table that scrolls in its own box, also by keyboard; `heads` are the cells of its header row.
 function table(label, heads, body, before = []) {
   const caption = el("caption", { class: "rn-unseen" }, label);
   const whole = el("table", {}, caption, el("thead", {}, el("tr", {}, ...heads)), body);
@@ -29,7 +29,7 @@ function tableRow(name, cells) {
   return el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((text) => el("td", {}, text)));
 }
 
-// A row of choices of which one holds.
+// A row of radio buttons.
 let segmentGroups = 0;
 function segments(label, choices, onChange) {
   const root = el("div", { class: "rn-segments", role: "radiogroup", "aria-label": label });
@@ -58,7 +58,7 @@ function showState(node, run) {
   setText(node, run.state === "running" && run.cancel_requested ? "Stopping" : STATES[run.state] ?? run.state);
 }
 
-// A picture where the steps are told beside it; `attributes` make it more than that.
+// Decorative where the steps are shown as text; `attributes` can make it an accessible progress bar.
 function progressBar(attributes = {}) {
   const fill = el("i"), root = el("span", { class: "rn-progress", ...attributes }, fill);
   return {
@@ -73,7 +73,7 @@ function progressBar(attributes = {}) {
   };
 }
 
-// A picture of two curves, where there are none yet.
+// A drawing of two curves, as a placeholder.
 function ghost() {
   const lines = svg("svg", { viewBox: "0 0 200 60", class: "rn-ghost", "aria-hidden": "true" });
   lines.append(

@@ -1,4 +1,4 @@
-// Asks the server again and again while somebody can see the panel; `ask` returns how many milliseconds to wait.
+// Polls the server while the panel is visible; `ask` returns the milliseconds until the next poll.
 function createPoll(ask, onTrouble) {
   const RETRIES = [1000, 2000, 4000, 8000, 15000];
   let timer = 0, isAsking = false, isOnScreen = false, failures = 0, again = false;
@@ -21,12 +21,12 @@ function createPoll(ask, onTrouble) {
       onTrouble("");
     } catch (error) {
       wait = RETRIES[Math.min(failures++, RETRIES.length - 1)];
-      onTrouble("The server does not answer; trying again …");
+      onTrouble("The server does not respond. Trying again …");
       if (!(error instanceof NoAnswer)) console.error(error);
     } finally {
       isAsking = false;
     }
-    // Not to the millisecond: pages that once waited together would ask together ever after.
+    // Random jitter, so that pages that waited for the server together don't keep polling together.
     timer = setTimeout(tick, again ? 0 : wait * (0.9 + 0.2 * Math.random()));
   }
 
@@ -40,7 +40,7 @@ function createPoll(ask, onTrouble) {
 
 class NoAnswer extends Error {}
 
-// What the server knows of runs; see watching.py.
+// Fetches data about runs; the routes are in ui/server/run_routes.py.
 async function askServer(path, parameters = []) {
   const answer = await fetch(`watch/${path}?${new URLSearchParams(parameters)}`).catch(() => null);
   if (!answer?.ok) throw new NoAnswer();

@@ -1,4 +1,4 @@
-// The events of one run, in order, as the series and pieces that the page draws.
+// The events of one run, in order, as the series and other data that the page draws.
 const LOGGED = ["loss", "learning_rate", "grad_norm", "tok_s", "memory_gib"];
 const ROUTED = ["flip_rate", "js", "load_shift", "entropy"];
 
@@ -51,7 +51,7 @@ function createRunData(id) {
     if (sentence && !data.warnings.includes(sentence)) data.warnings.push(sentence);
   }
 
-  // A run that is resumed goes on from its last checkpoint: what came after that is trained anew.
+  // A resumed run continues from its last checkpoint, so it repeats the steps after that.
   function put(series, step, value) {
     if (value === undefined) return;
     while (series.x.length && series.x.at(-1) >= step) {

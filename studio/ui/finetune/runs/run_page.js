@@ -1,4 +1,4 @@
-// The opened run: where it is, what can be done with it, and its curves, routing, answers and parts.
+// The page of one run: its state, actions, curves, routing, answers and setup.
 function createRunPage(act, onClose) {
   const back = button("‹ All runs", "rn-back");
   const title = el("h3"), state = el("span", { class: "rn-state" }), about = el("p", { class: "rn-about" });
@@ -6,15 +6,15 @@ function createRunPage(act, onClose) {
   const bar = progressBar({ role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": "Progress" });
   const buttons = el("div", { class: "rn-actions" }), warnings = el("ul", { class: "rn-warnings", "aria-label": "Warnings" });
   const parts = { curves: el("div"), routing: el("div"), answers: el("div"), audit: el("div") };
-  const titles = [["curves", "Curves"], ["routing", "Routing"], ["answers", "Answers"], ["audit", "What trains"]];
-  const tabs = segments("What of the run is shown", titles, turn);
+  const titles = [["curves", "Curves"], ["routing", "Routing"], ["answers", "Answers"], ["audit", "Setup"]];
+  const tabs = segments("Run details", titles, turn);
   const board = createBoard(), heat = createHeatMap(), samples = createSamples(), audit = createAudit();
   const none = hint(""), noRouting = hint("Routing is measured before training and at every evaluation.");
-  const driftHint = hint("Of a fixed text, against the model before training: share of tokens whose strongest expert is " +
-    "another one, divergence of the routers’ probabilities, and how much of the load moved.");
+  const driftHint = hint("For a fixed text, compared with the model before training: share of tokens with a different " +
+    "strongest expert, divergence of the router probabilities, and change of the load.");
   driftHint.classList.add("rn-drift-hint");
   const routingBoard = el("div", { class: "rn-board" });
-  // Name, options, and curves: [series, label, colour, whether its points are marked].
+  // Name, options and curves: [series, label, colour, whether points are marked].
   const shown = [
     ["loss", { title: "Loss", isLoss: true }, [["loss", "training", 0], ["eval_loss", "held-out", 5, true]]],
     ["learning_rate", { title: "Learning rate", zero: true }, [["learning_rate", "learning rate", 0]]],
@@ -33,7 +33,7 @@ function createRunPage(act, onClose) {
   const head = el("div", { class: "rn-run-head" }, back,
     el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, title, state), buttons),
     about, message, bar.root, figures, warnings);
-  const root = el("section", { class: "rn-run", "aria-label": "The opened run" }, head, tabs.root, ...Object.values(parts));
+  const root = el("section", { class: "rn-run", "aria-label": "Open run" }, head, tabs.root, ...Object.values(parts));
   const ask = createDeletion((id) => act("delete", id));
   root.append(ask.root);
   let opened = "";
@@ -55,7 +55,7 @@ function createRunPage(act, onClose) {
     }
     setText(title, run.name);
     showState(state, run);
-    setText(about, [run.model, run.data, `made ${moment(run.created)}`].join(" · "));
+    setText(about, [run.model, run.data, `created ${moment(run.created)}`].join(" · "));
     showMessage(run);
     bar.show(run, data.logged?.progress);
     showFigures(run, data);
@@ -75,12 +75,12 @@ function createRunPage(act, onClose) {
     if (run.state === "queued") return `Waiting: ${inQueue(run)}.`;
     if (run.state === "running" && run.cancel_requested) return "Stopping at the next step …";
     if (run.state !== "running" || run.message) return run.message;
-    return run.step ? "" : "Preparing: the model is loaded and measured before the first step.";
+    return run.step ? "" : "Preparing: loading and measuring the model before the first step.";
   }
 
   function showMessage(run) {
     const text = sentenceOf(run);
-    setText(message, run.folder_exists ? text : `${text} The files of this run are gone.`.trim());
+    setText(message, run.folder_exists ? text : `${text} The files of this run are missing.`.trim());
     message.hidden = !message.textContent;
     message.className = run.state === "failed" || !run.folder_exists ? "rn-message rn-failed" : "rn-message";
   }
@@ -89,7 +89,7 @@ function createRunPage(act, onClose) {
     const last = data.logged ?? {}, end = run.ended ?? (data.now || Date.now() / 1000);
     const steps = run.steps ? `${figure(run.step)} / ${figure(run.steps)}` : figure(run.step);
     const pairs = [["Step", steps], ["Elapsed", run.started === null ? "–" : timeSpan(end - run.started)]];
-    if (run.state === "running") pairs.push(["Left", timeSpan(last.left_s)]);
+    if (run.state === "running") pairs.push(["Remaining", timeSpan(last.left_s)]);
     const memory = last.memory_gib === undefined ? "–" : `${figure(last.memory_gib)} GiB`;
     pairs.push(["Tokens/s", figure(last.tok_s)], ["Memory", memory], ["Best held-out loss", figure(run.best_eval_loss)]);
     if (figures.childElementCount !== pairs.length) figures.replaceChildren(...pairs.map(() => el("div", {}, el("dt"), el("dd"))));
@@ -102,7 +102,7 @@ function createRunPage(act, onClose) {
 
   function showActions(run) {
     const hasEnded = !isAlive(run);
-    // What others share can only be looked at.
+    // Runs shared by others are read-only.
     const wanted = run.mine === false ? [] : [
       ["chat", "Chat with it", hasEnded && run.has_adapter && !run.classifies, "rn-main"],
       ["classify", "Classify with it", hasEnded && run.has_adapter && run.classifies, "rn-main"],
@@ -141,13 +141,13 @@ function createRunPage(act, onClose) {
     audit.show(data);
   }
 
-  // Where the list makes room for the run, the way back gets the focus that the list had.
+  // On small screens the run replaces the list, so the back button gets the focus that the list had.
   return { root, show, focus: () => back.offsetParent && back.focus() };
 }
 
 function createDeletion(onDelete) {
   const text = el("p"), no = button("Keep it"), yes = button("Delete", "rn-risky");
-  const root = el("dialog", { class: "rn-dialog", "aria-label": "Delete the run" }, text, el("div", { class: "rn-actions" }, no, yes));
+  const root = el("dialog", { class: "rn-dialog", "aria-label": "Delete run" }, text, el("div", { class: "rn-actions" }, no, yes));
   let id = "";
   no.addEventListener("click", () => root.close());
   yes.addEventListener("click", () => {
@@ -158,7 +158,7 @@ function createDeletion(onDelete) {
     root,
     open(run) {
       id = run.id;
-      text.textContent = `Delete “${run.name}”? Its checkpoints, its adapter and its curves are deleted for good.`;
+      text.textContent = `Delete “${run.name}”? Its checkpoints, adapter and curves can't be restored.`;
       root.showModal();
       no.focus();
     },

@@ -1,10 +1,10 @@
-// The panel of training runs: what is opened, what is compared, and the asking that keeps both up to date.
+// The panel of training runs: the open run, the comparison, and the polling that updates both.
 const FAST = 1000, SLOW = 5000, KEPT = 12;
 const root = element.querySelector(".rn-root");
 const [trouble, notice, said] = ["trouble", "notice", "said"].map((name) => element.querySelector(`.rn-${name}`));
 const known = new Map(); // the data of opened and compared runs
-const nothing = el("div", { class: "rn-nothing" }, ghost(), el("p", {}, "Open a run to see its curves, its routing and its answers."));
-const gone = el("p", { class: "rn-message rn-failed", hidden: "" }, "There is no such run: it may have been deleted.");
+const nothing = el("div", { class: "rn-nothing" }, ghost(), el("p", {}, "Open a run to see its curves, routing and answers."));
+const gone = el("p", { class: "rn-message rn-failed", hidden: "" }, "There is no such run. It may have been deleted.");
 const list = createList((id) => {
   open(id);
   page.focus();
@@ -30,7 +30,7 @@ async function ask() {
   return [...rows.values()].some(isAlive) || isHurried() ? FAST : SLOW;
 }
 
-// Who watches one run gets its row with its events, so the others are asked for less often.
+// The row of the open run arrives with its events, so the list of all runs is fetched less often.
 async function askList() {
   const listed = await askServer("runs");
   listedAt = Date.now();
@@ -40,7 +40,7 @@ async function askList() {
   showRows(listed.runs);
 }
 
-// The server reads the list once a second, so what was just done shows a little later.
+// The server reads the list once a second, so changes show with a delay; poll faster for a while.
 const hurry = () => (hurriedUntil = Date.now() + SLOW);
 const isHurried = () => Date.now() < hurriedUntil;
 
@@ -97,7 +97,7 @@ function open(id) {
   tick();
 }
 
-// Chat and export are other parts of the page; the rest is done by Python.
+// Chat, Classify and Export are other parts of the page; Python handles the other actions.
 function act(action, id) {
   if (action === "chat") location.assign(addressOf("adapter", id));
   else if (action === "classify") location.assign(addressOf("classifier", id));
@@ -110,7 +110,7 @@ function act(action, id) {
   }
 }
 
-// Python shows the box of a run that has an adapter now, which it may not have had when it was opened.
+// "open" again makes Python show the export box, because the run may not have had an adapter when it was opened.
 async function showExport(id) {
   trigger("open", { id });
   const box = () => document.getElementById("export-box");
@@ -128,7 +128,7 @@ function close() {
   list.focus(before);
 }
 
-// Other parts of the page keep their own parameters.
+// Query parameters of other parts of the page are kept.
 function address(id) {
   history.replaceState(history.state, "", addressOf("run", id));
 }
@@ -156,7 +156,7 @@ new ResizeObserver(() => {
   root.dataset.size = width >= 860 ? "wide" : width >= 560 ? "middle" : "small";
 }).observe(root);
 
-// Python opens a run by the component's value, which may be there before the panel is.
+// Python opens a run through the component's value, which may be set before this script runs.
 function told() {
   if (!props.value) return;
   hurry();

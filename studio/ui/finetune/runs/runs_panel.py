@@ -1,12 +1,12 @@
-"""The panel that shows training runs: the list, the opened one while it trains, and several compared.
+"""The panel of training runs: the list, the open run, and a comparison of several runs.
 
     panel = runs_panel()                                # a gr.HTML component
     panel.act(act, panel)                               # {"action": "cancel" | "resume" | "delete" | ..., "id"}
-    yield opened(run.id)                                # its new value: the page opens this run
+    yield opened(run.id)                                # a new value that opens this run
 
-The page asks by itself for what is new (`watching.py`), so nothing is lost by closing it, and `?run=` in its address
-names the opened run. Its template is constant, and all text reaches it as data that becomes text nodes: gr.HTML would
-run what is put through a template.
+The page polls for new data (`ui/server/run_routes.py`), so closing it loses nothing, and `?run=` in its URL names the
+open run. The template is constant, and all text arrives as data that becomes text nodes, because gr.HTML would execute
+code in a template.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCRIPTS = (
 
 
 def runs_panel() -> gr.HTML:
-    """The component. Its event "act" asks for what a button says, "open" tells which run is opened ("" for none)."""
+    """Return the component. Its event "act" has a button's action, and "open" the id of the opened run ("" if none)."""
     return gr.HTML(
         value="",
         html_template=(HERE / "runs.html").read_text(encoding="utf-8"),
@@ -37,7 +37,7 @@ def runs_panel() -> gr.HTML:
 
 
 def opened(run_id: str) -> str:
-    """The value that makes the page open a run, even one that it has just closed."""
+    """Return the value that opens a run, even one that was just closed."""
     return json.dumps({"open": run_id, "at": time.time()})
 
 

@@ -1,4 +1,4 @@
-// What the sample prompts were answered before training and at an evaluation, side by side.
+// Answers to the sample prompts before training and at an evaluation, side by side.
 function createSamples() {
   const WORDS = 400;
   const steps = segments("Evaluation", [], (step) => {
@@ -9,7 +9,7 @@ function createSamples() {
   const root = el("section", { class: "rn-samples", "aria-label": "Answers" },
     el("div", { class: "rn-tools" }, el("span", {}, "At step"), steps.root),
     table("Answers to the sample prompts", [...columns(["Prompt"]), before, after], body),
-    hint("Words that the answer before training has not are marked."));
+    hint("Words that are not in the answer before training are marked."));
   const empty = hint("The sample prompts are answered before training and at every evaluation.");
   let samples = new Map(), sampled = [], follows = true, drawn = "";
 
@@ -43,12 +43,12 @@ function createSamples() {
   function answer(label, text, base) {
     const cell = el("td", { "data-label": label });
     if (text === undefined) cell.append(el("span", { class: "rn-hint" }, "not answered"));
-    else if (text.trim() === "") cell.append(el("span", { class: "rn-hint" }, "an empty answer"));
+    else if (text.trim() === "") cell.append(el("span", { class: "rn-hint" }, "empty answer"));
     else cell.append(...(typeof base === "string" ? marked(base, text) : [text]));
     return cell;
   }
 
-  // The words of `text` that are not in the longest common subsequence with `base`.
+  // Marks the words of `text` outside its longest common subsequence with `base`.
   function marked(base, text) {
     const old = base.split(/\s+/).filter(Boolean), parts = text.split(/(\s+)/), words = parts.filter((part) => part.trim());
     if (old.length > WORDS || words.length > WORDS) return [text];

@@ -1,4 +1,4 @@
-// Where values stand on an axis, and which lines to draw.
+// Axis scales, ticks and paths.
 function scaleOf(low, high, start, end, isLog = false) {
   const f = isLog ? Math.log10 : (value) => value;
   const from = f(low), span = f(high) - from || 1;
@@ -50,7 +50,7 @@ function nearest(x, value) {
   return at > 0 && (at === x.length || value - x[at - 1] <= x[at] - value) ? at - 1 : at;
 }
 
-// An exponential mean; the first values weigh as much as they should, not more.
+// An exponential moving average with bias correction for the first values.
 function smoothed(y, weight) {
   let sum = 0, total = 0;
   return y.map((value) => {
@@ -61,7 +61,8 @@ function smoothed(y, weight) {
   });
 }
 
-// A path through the points between two indices: of more points than pixels, the lowest and highest of each column.
+// A path through the points between two indices. If there are more points than pixels, it connects the lowest and
+// highest point of each pixel column.
 function pathOf(x, y, from, to, across, down, width) {
   const parts = [];
   let isOpen = false;

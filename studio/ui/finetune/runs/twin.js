@@ -1,4 +1,4 @@
-// The numbers of a chart as a table: filled while it is open, and only added to while points come.
+// The numbers of a chart as a table: filled only while it is open, and extended as points arrive.
 function createTwin(title) {
   const ROWS = 500;
   const body = el("tbody"), earlier = button("", "rn-small", { hidden: "" });
@@ -23,8 +23,8 @@ function createTwin(title) {
       head.replaceChildren(...columns(["Step", ...series.map((each) => each.name)]));
     }
     earlier.hidden = start === 0;
-    earlier.textContent = `Show the ${figure(start)} earlier rows`;
-    // An evaluation comes after the step it belongs to, so the last row is written again.
+    earlier.textContent = `Show ${figure(start)} earlier rows`;
+    // An evaluation arrives after the log of its step, so the last row is rewritten.
     if (listed.length) {
       listed.pop();
       body.lastElementChild.remove();

@@ -1,6 +1,6 @@
-// Increments come as the component's value, and Gradio may merge two updates into one. So a message says what it adds
-// and how many tokens there are; whatever is missing is fetched from the server, and the trace always ends complete. What
-// is otherwise in the base is only ever fetched, once a message says that it is known.
+// Updates arrive as the component's value, and Gradio may merge two of them into one. So each message has its rows and
+// the total number of tokens; missing rows are fetched from the server, and the trace always ends complete. Differences
+// to the base model are always fetched, as soon as a message announces them.
 function createFeed(trace, onReset, onRows, onCompared) {
   const announced = new Set();
   let picked = "", wanted = "", fetching = false;
@@ -38,7 +38,7 @@ function createFeed(trace, onReset, onRows, onCompared) {
     if (!message.id) return onReset(message);
     const isNew = !announced.has(message.id);
     announced.add(message.id);
-    // Who looks at an earlier answer is not torn away by the one that is being written, except by its beginning.
+    // A new answer is shown when it begins; later updates don't replace an earlier answer that the user selected.
     if (message.picked || isNew) wanted = message.id;
     if (message.id !== wanted) return;
     if (trace.id !== message.id) trace.reset(message.id, message.head);

@@ -1,8 +1,8 @@
-// The routing panel: controls, the shared trace, and the views that registered themselves before this script.
+// The routing panel: the controls, the shared trace, and the views that earlier scripts registered.
 const of = element.querySelector(".rp-root").dataset.of;
 const panel = {
   of,
-  // Radio buttons of one name are one group in the whole page, and a page has several panels.
+  // Radio groups are global to the page by name, and a page has several panels.
   group: (name) => `${name}-${of}`,
   trace: createTrace(),
   settings: { layer: 0, kind: 0, single: false, scope: of },
@@ -31,7 +31,7 @@ const layer = el("input", { type: "range", min: "0", value: "0", step: "1", "ari
 const kinds = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "Router kind" });
 const single = el("input", { type: "checkbox" });
 const singleLabel = el("label", { class: "rp-check" }, single, "single experts");
-const answers = el("select", { "aria-label": "Answer whose routing is shown" });
+const answers = el("select", { "aria-label": "Displayed answer" });
 controls.append(
   el("label", { class: "rp-answer" }, answers),
   el("label", { class: "rp-layer" }, el("span", {}, "Layer"), layer, layerOut),
@@ -98,7 +98,7 @@ function showDifference() {
   const [all, ...kinds] = trace.flips[panel.single() ? "expert" : "group"].map(percent);
   const byKind = trace.kinds.map((kind, n) => `${kind} ${kinds[n]}`).join(", ");
   line.replaceChildren(
-    `${all} of strongest ${panel.unitNames()} differ from the base, over all layers and tokens (${byKind}). Where they do, there is a `,
+    `${all} of the strongest ${panel.unitNames()} differ from the base model, over all layers and tokens (${byKind}). Differences have a `,
     el("span", { class: "rp-flip" }, "dashed frame"), ".");
 }
 

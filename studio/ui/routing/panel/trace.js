@@ -1,4 +1,4 @@
-// A routing trace that grows. Rows are token-major: [T, L, N, K] and, for entropies and the base's units, [T, L, N].
+// A growing routing trace. Rows are token-major: [T, L, N, K], or [T, L, N] for entropies and the base model's units.
 function createTrace() {
   const trace = { id: "", count: 0, texts: [] };
   const mass = new Float64Array(256);
@@ -13,7 +13,7 @@ function createTrace() {
     trace.assigned = [0, 1].map(() => new Float64Array(head.L * head.N * head.E)); // prompt, answer
   };
 
-  // Rows that start beyond `count` leave a gap and are refused; rows that are there already are skipped.
+  // Rows that start beyond `count` would leave a gap and are ignored; rows that exist already are skipped.
   trace.append = (from, rows) => {
     const texts = JSON.parse(new TextDecoder().decode(bytes(rows.t)));
     const skip = trace.count - from;
@@ -40,7 +40,7 @@ function createTrace() {
     trace.compared += fresh;
   };
 
-  // The base's strongest unit where it is another one, or null.
+  // Returns the base model's strongest unit if it is a different one, else null.
   trace.baseUnit = (t, l, n, single) => {
     const other = t < trace.compared ? trace.others[single ? "expert" : "group"][(t * trace.L + l) * trace.N + n] : 0;
     return other ? other - 1 : null;
@@ -51,7 +51,7 @@ function createTrace() {
   trace.entropy = (t, l, n) => trace.entropies[(t * trace.L + l) * trace.N + n] / 65535;
   trace.scope = (name) => (name === "prompt" ? [0, Math.min(trace.prompt, trace.count)] : [Math.min(trace.prompt, trace.count), trace.count]);
 
-  // The unit (expert, or group where not `single`) with the largest sum of gates; ties go to the lowest id.
+  // Returns the unit (expert, or group unless `single`) with the largest sum of gates; ties go to the lowest id.
   trace.strongest = (t, l, n, single) => {
     const sums = trace.massOf(t, l, n, single);
     let best = 0;
@@ -69,7 +69,7 @@ function createTrace() {
     return mass.subarray(0, units);
   };
 
-  // Share of assignments of every unit in one router; sums to 1.
+  // Returns each unit's share of the assignments of one router; they sum to 1.
   trace.load = (scope, l, n, single) => {
     const counts = trace.assigned[scope === "prompt" ? 0 : 1];
     const shares = new Float64Array(single ? trace.E : trace.m);

@@ -5,7 +5,7 @@ views.push({
     const { trace, settings } = panel;
     const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
     const ROW = 10, LEFT = 26, BOTTOM = 18;
-    const scopes = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "What the map shows" });
+    const scopes = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "Map scope" });
     for (const [scope, label] of [["token", "current token"], ["answer", "whole answer"], ["prompt", "prompt"]]) {
       const input = el("input", { type: "radio", name: panel.group("rp-scope"), value: scope });
       input.checked = scope === settings.scope;
@@ -21,7 +21,7 @@ views.push({
     root.append(scopes, maps, legend, value);
     let canvases = [];
     let colours = [];
-    let at = null; // [n, l, unit] under the pointer or the keyboard's cursor
+    let at = null; // [n, l, unit] under the pointer or the keyboard cursor
     let top = 1;
     new ResizeObserver(() => trace.id && update()).observe(maps);
 
@@ -110,7 +110,7 @@ views.push({
 
     function explain(chance) {
       const [start, end] = trace.scope(settings.scope);
-      const what = settings.scope === "token" ? "gate of one token" : `share of the assignments of ${end - start} tokens`;
+      const what = settings.scope === "token" ? "gate of one token" : `share of assignments in ${end - start} tokens`;
       legend.children[0].style.background = `linear-gradient(90deg, ${colours.join(",")})`;
       legend.children[1].style.left = `${(100 * chance) / top}%`;
       legend.children[1].textContent = `chance ${chance.toFixed(3)} = 1/${panel.units()}`;
@@ -142,7 +142,7 @@ views.push({
     }
 
     function spell() {
-      if (!at) return (value.textContent = "Point at a cell, or use the arrow keys, to read its value.");
+      if (!at) return (value.textContent = "Hover over a cell or use the arrow keys to read its value.");
       const [n, l, unit] = at;
       const number = share(l, n)[unit] ?? 0;
       const times = (number * panel.units()).toFixed(2);

@@ -1,4 +1,4 @@
-"""Layer x expert maps of all router kinds side by side, for one token or summed, with the chance level."""
+"""Maps of layers and experts for all kinds of router, for one token or summed, with the chance level."""
 
 from studio.ui.routing.routing_panel import View
 

@@ -1,6 +1,6 @@
 views.push({
   name: "tables",
-  title: "The numbers as tables",
+  title: "Tables",
   build(root, panel) {
     const { trace, settings } = panel;
     const load = table("rp-load");
@@ -25,7 +25,7 @@ views.push({
 
     function refresh(now) {
       const scope = settings.scope === "prompt" ? "prompt" : "answer";
-      load.summary.textContent = `Load of every layer and ${panel.unitName()}, ${scope}`;
+      load.summary.textContent = `Load by layer and ${panel.unitName()}, ${scope}`;
       tokens.summary.textContent = `Tokens in layer ${settings.layer}`;
       if (!trace.id || (!now && performance.now() - refreshed < 1000)) return;
       refreshed = performance.now();
@@ -36,7 +36,7 @@ views.push({
     function fillLoad(scope) {
       const units = Array.from({ length: panel.units() }, (_, unit) => unit);
       const [start, end] = trace.scope(scope);
-      load.caption.textContent = `Share of the assignments of the ${end - start} tokens of the ${scope}; chance is ${(1 / units.length).toFixed(4)}.`;
+      load.caption.textContent = `Share of assignments in ${end - start} tokens of the ${scope}; chance is ${(1 / units.length).toFixed(4)}.`;
       const columns = trace.kinds.flatMap((kind) => units.map((unit) => el("th", { scope: "col" }, `${kind} ${unit}`)));
       load.head.replaceChildren(el("tr", {}, el("th", { scope: "col" }, "Layer"), ...columns));
       load.rows.replaceChildren(...Array.from({ length: trace.L }, (_, l) => {
@@ -47,7 +47,7 @@ views.push({
 
     function fillTokens() {
       const l = settings.layer;
-      tokens.caption.textContent = `Experts with their gates in layer ${l}.`;
+      tokens.caption.textContent = `Experts and gates in layer ${l}.`;
       tokens.head.replaceChildren(el("tr", {}, ...["#", "Part", "Token", ...trace.kinds].map((name) => el("th", { scope: "col" }, name))));
       const fresh = document.createDocumentFragment();
       for (; listed < trace.count; listed++) fresh.append(row(listed, l));
@@ -59,7 +59,7 @@ views.push({
         const parts = [];
         for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++) parts.push(`${trace.experts[at]} (${(trace.gates[at] / 65535).toFixed(2)})`);
         const base = trace.baseUnit(t, l, n, panel.single());
-        return el("td", {}, parts.join(", ") + (base === null ? "" : ` · ${panel.unitName()} in the base: ${base}`));
+        return el("td", {}, parts.join(", ") + (base === null ? "" : ` · ${panel.unitName()} in the base model: ${base}`));
       });
       const part = trace.isPrompt(t) ? "prompt" : "answer";
       return el("tr", {}, el("th", { scope: "row" }, String(t + 1)), el("td", {}, part), el("td", {}, ...tokenText(trace.texts[t])), ...experts);

@@ -1,4 +1,4 @@
-"""The same numbers as tables, for screen readers and for copying."""
+"""The numbers of the other views as tables, for screen readers and copying."""
 
 from studio.ui.routing.routing_panel import View
 

@@ -1,6 +1,6 @@
 views.push({
   name: "token_detail",
-  title: "One token in every layer",
+  title: "One token across layers",
   build(root, panel) {
     const { trace, settings } = panel;
     const name = el("p", { class: "rp-which" });
@@ -34,7 +34,7 @@ views.push({
       const t = panel.current();
       if (t < 0 || t >= trace.count) return;
       const part = trace.isPrompt(t) ? `token ${t + 1} of the prompt` : `token ${t + 1 - trace.prompt} of the answer`;
-      const state = panel.focused !== null ? "" : panel.pinned !== null ? " · pinned, click it again to let go" : " · the latest";
+      const state = panel.focused !== null ? "" : panel.pinned !== null ? " · pinned, click again to unpin" : " · latest";
       name.replaceChildren(el("code", { class: "rp-token-name" }, ...tokenText(trace.texts[t])), ` ${part}${state}`);
       cells.forEach((row, n) => row.forEach((node, l) => paint(node, t, l, n)));
       spell();
@@ -69,7 +69,7 @@ views.push({
 
     function difference(t, l, n) {
       const base = trace.baseUnit(t, l, n, panel.single());
-      return base === null ? "" : ` · strongest ${panel.unitName()} in the base: ${base}, with the adapter: ${trace.strongest(t, l, n, panel.single())}`;
+      return base === null ? "" : ` · strongest ${panel.unitName()} in the base model: ${base}, with the adapter: ${trace.strongest(t, l, n, panel.single())}`;
     }
 
     return { reset, update, recolour: update, select: update };

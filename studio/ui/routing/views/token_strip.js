@@ -3,7 +3,7 @@ views.push({
   title: "Tokens",
   build(root, panel) {
     const { trace, settings } = panel;
-    const OPEN_UP_TO = panel.of === "prompt" ? 2000 : 40; // a longer prompt starts folded
+    const OPEN_UP_TO = panel.of === "prompt" ? 2000 : 40; // longer prompts start collapsed
     const prompt = section("prompt", el("details", { class: "rp-prompt" }, el("summary")));
     const answer = section("answer", el("div", { class: "rp-answer-tokens" }, el("p", { class: "rp-part" })));
     root.append(prompt.box, answer.box);
@@ -104,10 +104,10 @@ views.push({
       if (node) panel.pin(node.token);
     }
 
-    // The label of a token is made when it gets the focus: two thousand of them would never be read.
+    // A token gets its label when it gets the focus, because most of two thousand labels would never be read.
     function describe(node) {
       if (!node) return;
-      const base = baseOf(node.token) === null ? "" : `, in the base ${baseOf(node.token)}`;
+      const base = baseOf(node.token) === null ? "" : `, in the base model ${baseOf(node.token)}`;
       node.setAttribute("aria-label", `${JSON.stringify(trace.texts[node.token])}, ${panel.unitName()} ${unitOf(node.token)}${base}`);
       panel.focus(node.token);
     }

@@ -1,4 +1,4 @@
-"""The text, token by token, coloured and numbered by the strongest unit of the chosen router."""
+"""The tokens of the text, coloured and numbered by the strongest unit of the selected router."""
 
 from studio.ui.routing.routing_panel import View
 

@@ -102,7 +102,7 @@ def test_an_empty_message_is_refused_kindly(text):
 
 
 def test_a_message_of_a_megabyte_is_refused_with_its_size():
-    with pytest.raises(StudioError, match="1,000,000 characters, and at most 100,000"):
+    with pytest.raises(StudioError, match="1,000,000 characters, but at most 100,000"):
         talk.append_user(Conversation(), "x" * 1_000_000)
 
 

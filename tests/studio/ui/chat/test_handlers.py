@@ -380,7 +380,7 @@ def test_a_trace_of_another_model_is_not_compared(toy):
     one_layer = replace(trace, experts=trace.experts[:1], gates=trace.gates[:1], entropy=trace.entropy[:1])
     document = json.loads(shown["stored"])
     document["turns"][1]["answer"]["trace_id"] = traces.open(one_layer)
-    with pytest.raises(StudioError, match="not of this model"):
+    with pytest.raises(StudioError, match="from another model"):
         toy.handlers.compare(json.dumps(document), 0)
     document["turns"][1]["answer"]["model_id"] = "starter"
     with pytest.raises(StudioError, match="written by starter"):
@@ -392,7 +392,7 @@ def test_an_export_goes_without_the_routing_of_an_adapter_that_is_gone(toy):
     document["turns"][1]["answer"] |= {"trace_id": "0" * 32, "adapter": "0" * 32}
     exported = json.loads(toy.handlers.export_file(json.dumps(document), "session"))
     assert "trace" not in exported["turns"][1]["answer"]
-    with pytest.raises(StudioError, match="'one', which is not there any more"):
+    with pytest.raises(StudioError, match="'one', which no longer exists"):
         toy.handlers.show_routing(json.dumps(document), 0)
 
 

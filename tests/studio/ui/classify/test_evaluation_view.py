@@ -62,14 +62,14 @@ def test_a_cell_has_its_count_and_the_texts_that_it_shows(single):
     seen = Elements(view.shown(single, "mine"))
     buttons, rows = seen.buttons(), seen.rows()
     assert set(buttons) == {WRONG, ALL, "0-0", "0-1", "1-1", "2-0", "2-2"}, "a cell of no texts is no button"
-    assert buttons["2-0"]["aria-label"] == "True news, found ham: 2 texts"
-    assert buttons["2-0"]["data-caption"] == "True news, found ham: 2 texts."
-    assert buttons["0-1"]["data-caption"] == "True ham, found spam: 1 text."
+    assert buttons["2-0"]["aria-label"] == "True news, predicted ham: 2 texts"
+    assert buttons["2-0"]["data-caption"] == "True news, predicted ham: 2 texts."
+    assert buttons["0-1"]["data-caption"] == "True ham, predicted spam: 1 text."
     assert [row["data-place"] for row in rows].count("2-0") == 2
     shown = [row for row in rows if "hidden" not in row]
     assert len(rows) == 12 and len(shown) == 3 and all("data-wrong" in row for row in shown)
     assert [name for name, each in buttons.items() if each["aria-pressed"] == "true"] == [WRONG]
-    assert "All wrong ones: 3 texts." in seen.text
+    assert "Errors: 3 texts." in seen.text
 
 
 def test_shades_are_shares_of_the_row(single):
@@ -84,9 +84,9 @@ def test_texts_that_are_left_out_are_told_of(single):
     seen = Elements(view.shown(single, "mine"))
     buttons = seen.buttons()
     place = seen.rows()[0]["data-place"]
-    assert "All wrong ones: 3 texts, 1 of them here." in seen.text
-    assert buttons["0-0"]["data-caption"] == "True ham, found ham: 4 texts, 0 of them here."
-    assert buttons[ALL]["data-caption"] == "Right ones too: 12 texts, 1 of them here."
+    assert "Errors: 3 texts, 1 shown here." in seen.text
+    assert buttons["0-0"]["data-caption"] == "True ham, predicted ham: 4 texts, 0 shown here."
+    assert buttons[ALL]["data-caption"] == "All: 12 texts, 1 shown here."
     assert place in ("0-1", "2-0")
 
 
@@ -102,10 +102,10 @@ def test_figures_and_labels_are_those_of_the_report(single):
 @pytest.mark.parametrize(
     ("accuracy", "name", "sentence"),
     [
-        (0.776, TFIDF, f"12.4 points of accuracy above “{TFIDF}”: 124 of 1,000 rows."),
+        (0.776, TFIDF, f"Accuracy 12.4 points above “{TFIDF}”: 124 of 1,000 rows."),
         (0.9, TFIDF, f"“{TFIDF}” does as well on these rows and costs almost nothing."),
         (0.95, TFIDF, f"“{TFIDF}” does better on these rows and costs almost nothing."),
-        (0.9, MAJORITY, f"“{MAJORITY}” does as well on these rows and costs almost nothing. Nothing shows"),
+        (0.9, MAJORITY, f"“{MAJORITY}” does as well on these rows and costs almost nothing. There is no evidence"),
     ],
 )
 def test_the_best_plain_method_is_compared(single, accuracy, name, sentence):
@@ -133,10 +133,10 @@ def test_several_labels_have_no_matrix():
     scores = np.asarray([[0.9, 0.8, 0.1], [0.9, 0.2, 0.1], [0.1, 0.1, 0.9]])
     report = stored(evaluate(truth, scores, "3 rows"))
     seen = Elements(view.shown(report, "mine"))
-    assert set(seen.buttons()) == {WRONG, ALL} and "All wrong ones: 1 text." in seen.text
+    assert set(seen.buttons()) == {WRONG, ALL} and "Errors: 1 text." in seen.text
     assert [("hidden" in row) for row in seen.rows()] == [False, True, True]
     assert "Text 1noneham" in seen.text and "ham, spam" in seen.text and "micro F1" in seen.text
-    assert view.in_a_sentence(report).startswith("All labels are right in 66.7 % of 3 rows")
+    assert view.in_a_sentence(report).startswith("All labels correct for 66.7 % of 3 rows")
 
 
 def test_numbers_are_shown_with_their_errors():
@@ -145,8 +145,8 @@ def test_numbers_are_shown_with_their_errors():
     seen = Elements(view.shown(report, "mine"))
     assert "Text 142-2Text 011.50.5" in seen.text, "the largest error first"
     assert not seen.buttons() and "1.25mean absolute error" in seen.text and "2 texts." in seen.text
-    assert f"0.25 less off on average than “{MEAN}”" in seen.text
-    assert view.in_a_sentence(report).startswith("Off by 1.25 on average in 2 rows")
+    assert f"Mean absolute error 0.25 below “{MEAN}”" in seen.text
+    assert view.in_a_sentence(report).startswith("Mean absolute error 1.25 on 2 rows")
 
 
 def test_bins_are_drawn_and_told(single):
@@ -157,7 +157,7 @@ def test_bins_are_drawn_and_told(single):
     seen = Elements(view.shown(single, "mine"))
     assert [tag for tag, _ in seen.tags].count("circle") == 1, "an empty bin is no point"
     assert "12 at 80.0 %: 75.0 %" in seen.text and "50 to 100 %1280.0 %75.0 %" in seen.text
-    assert "surer than it should be, by 5.0 points" in seen.text
+    assert "overconfident by 5.0 points" in seen.text
     assert "temperature 1.70" in seen.text and "from 0.090 to 0.030" in seen.text
 
 
@@ -168,10 +168,10 @@ def test_experts_are_listed_by_label(single):
     single["profile"] = {"texts": 200, "comparisons": 1536, "entries": entries}
     seen = Elements(view.shown(single, "mine")).text
     assert "MoE layer 3, expert 7" in seen and "expert 8" not in seen and "… and 2 more." in seen
-    assert "31.0 % beside 12.0 %, 4,211 choices +19.0 points (+11.0 to +27.0)" in seen
+    assert "31.0 % vs. 12.0 %, 4,211 assignments +19.0 points (+11.0 to +27.0)" in seen
     single["profile"] |= {"entries": []}
     assert (
-        "No expert fires reliably more for any label: none of 1,536 comparisons in 200 texts"
+        "No expert is used significantly more for any label (1,536 comparisons in 200 texts)"
         in Elements(view.shown(single, "mine")).text
     )
     single["profile"] |= {"comparisons": 0}
@@ -190,7 +190,7 @@ def test_no_text_is_html(single):
     html = view.shown(single, HOSTILE) + view.beside(single, HOSTILE)
     assert not {"img", "script"} & {tag for tag, _ in Elements(html).tags}
     assert not any(name.startswith("on") for _, each in Elements(html).tags for name in each)
-    assert Elements(html).buttons()["0-0"]["aria-label"] == f"True {HOSTILE}, found {HOSTILE}: 4 texts"
+    assert Elements(html).buttons()["0-0"]["aria-label"] == f"True {HOSTILE}, predicted {HOSTILE}: 4 texts"
 
 
 def test_nothing_yet_says_what_to_do_and_the_style_is_in_the_page():

@@ -160,8 +160,8 @@ def test_what_fails_leaves_no_text_that_says_it_goes_on(handlers):
         ({"labels": ",".join(map(str, range(MOST_LABELS + 1)))}, "at most"),
         ({"labels": "a, A"}, "are the same"),
         ({"template": "no slot"}, "has no {text}"),
-        ({"by": "../../etc"}, "deleted, or is of another model"),
-        ({"by": "0" * 32}, "deleted, or is of another model"),
+        ({"by": "../../etc"}, "deleted or belongs to another model"),
+        ({"by": "0" * 32}, "deleted or belongs to another model"),
     ],
 )
 def test_bad_forms_get_a_sentence(handlers, changes, sentence):
@@ -243,7 +243,7 @@ def test_a_file_that_fails_says_why_and_leaves_nothing(handlers, brought):
 
 
 def test_a_file_that_is_gone_or_was_never_there_gets_a_sentence(handlers):
-    for upload, sentence in [("", "Upload one"), ("0" * 32, "no longer here"), ("../..", "no longer here")]:
+    for upload, sentence in [("", "Upload one"), ("0" * 32, "is gone"), ("../..", "is gone")]:
         with pytest.raises(StudioError, match=sentence):
             next(handlers.classify_file(Form("a, b", TEMPLATES["topic"], upload=upload), "me"))
 
@@ -280,14 +280,14 @@ def test_a_file_with_true_labels_is_measured(handlers, labelled):
     first, *between, shown = handlers.classify_file(form, "me")
     right = sum(row["label"] == row["kind"] for row in rows_of(first.result))
     told = f"{100 * right / 40:.1f} %"
-    assert f"Right in {told} of 40 rows with a true label" in shown.html and "Download" in shown.html
+    assert f"Correct for {told} of 40 rows with a true label" in shown.html and "Download" in shown.html
     assert f"{ALONE} <small>measured on 40 rows of mails.csv" in shown.quality and told in shown.quality
     assert not any(each.quality for each in (first, *between))
     assert last(handlers.classify_file(labelled(["sport"], true_column=""), "me")).quality is None
 
 
-@pytest.mark.parametrize(("labels", "sentence"), [(["ham"] * 3, "has a label that the classifier knows"),
-                                                  ([""] * 3, "No row has a label")])  # fmt: skip
+@pytest.mark.parametrize(("labels", "sentence"), [(["ham"] * 3, "has a label of the classifier"),
+                                                  ([""] * 3, "No row has a true label")])  # fmt: skip
 def test_labels_that_measure_nothing_get_a_sentence_beside_the_download(handlers, labelled, labels, sentence):
     shown = last(handlers.classify_file(labelled(labels), "me"))
     assert sentence in shown.html and "3 of 3 rows" in shown.html and "Download" in shown.html
@@ -305,7 +305,7 @@ def test_what_is_finished_of_a_cancelled_file_is_measured(handlers, labelled):
 
 
 def test_the_texts_are_not_their_own_labels(handlers, labelled):
-    with pytest.raises(StudioError, match="holds the texts"):
+    with pytest.raises(StudioError, match="is the text column"):
         next(handlers.classify_file(labelled(["sport"], true_column="mail"), "me"))
 
 

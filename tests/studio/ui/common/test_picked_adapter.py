@@ -51,7 +51,7 @@ def test_only_what_is_offered_fits(run):
 
 def test_an_open_list_never_gets_shorter():
     listed = [("None", ""), ("One", "1"), ("Two", "2")]
-    assert still_listed(listed[:2], listed) == [*listed[:2], ("Two – no longer there", "2")]
+    assert still_listed(listed[:2], listed) == [*listed[:2], ("Two – no longer available", "2")]
     again = still_listed(listed[:2], still_listed(listed[:2], listed))
-    assert again[-1] == ("Two – no longer there", "2")
+    assert again[-1] == ("Two – no longer available", "2")
     assert still_listed(listed, listed[:2]) == listed

@@ -132,10 +132,10 @@ def test_what_can_not_be_trained_on_makes_no_run(handlers, home):
 
 def test_actions_are_those_of_the_queue_and_no_others(handlers):
     run = handlers.start(handlers.fresh(), handlers.ticket())
-    assert "out of the queue" in handlers.act("cancel", run.id)
+    assert "removed from the queue" in handlers.act("cancel", run.id)
     with pytest.raises(StudioError, match="nothing left to cancel"):
         handlers.act("cancel", run.id)
-    assert "goes on" in handlers.act("resume", run.id)
+    assert "resumes from its last checkpoint" in handlers.act("resume", run.id)
     handlers.act("cancel", run.id)
     assert "deleted" in handlers.act("delete", run.id) and not handlers.jobs.store.list()
     for action, run_id in (("delete", run.id), ("delete", "../x"), ("shell", run.id), ("delete", "")):
@@ -146,7 +146,7 @@ def test_actions_are_those_of_the_queue_and_no_others(handlers):
 def test_the_check_is_that_of_the_command_line_and_ends_with_its_viewer(handlers, monkeypatch):
     monkeypatch.setattr(finetune_handlers, "run_json", run_json)
     *waiting, last = handlers.check(draft_of(handlers, max_length=64, max_steps=5))
-    assert all("trying three steps" in html for html in waiting)
+    assert all("running three steps" in html for html in waiting)
     assert "MLP experts" in last and "for 5 steps" in last
     begun = threading.Event()
     cancelled = threading.Event()

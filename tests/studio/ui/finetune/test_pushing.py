@@ -71,7 +71,7 @@ def test_an_adapter_is_looked_at_and_pushed_by_the_machines_token(handlers, run,
     assert pushing.EXPORT_FIRST in handlers.arriving(run.id, form.repo)
     list(handlers.export(run.id, "adapter"))
     arriving = handlers.arriving(run.id, REPO)
-    assert f"Arrives at {REPO}: {', '.join(sorted(ADAPTER))}" in arriving and fake.requests == []
+    assert f"Files for {REPO}: {', '.join(sorted(ADAPTER))}" in arriving and fake.requests == []
     html = pushed(handlers, run, form.repo)
     assert f'<a href="{fake.url}/{REPO}"' in html and "It is private." in html
     assert {*fake.files} == ADAPTER and fake.visibility == {REPO: "private"}
@@ -81,7 +81,7 @@ def test_an_adapter_is_looked_at_and_pushed_by_the_machines_token(handlers, run,
 
 def test_public_only_where_it_is_said(handlers, run, fake: FakeHub):
     list(handlers.export(run.id, "adapter"))
-    assert "Everybody can see it" in pushed(handlers, run, REPO, public=True) and fake.visibility == {REPO: "public"}
+    assert "It is public" in pushed(handlers, run, REPO, public=True) and fake.visibility == {REPO: "public"}
     assert "and public" in pushed(handlers, run, REPO, public=False) and fake.commits == 1
 
 
@@ -158,7 +158,7 @@ def test_a_push_tells_how_far_it_is_and_goes_on_when_its_page_is_closed(handlers
     list(handlers.export(run.id, "adapter"))
     fake.held = "/api/whoami"
     going = handlers.push(run.id, "pirate", False, account_of("", None, None))
-    assert "Asking the Hub …" in next(going) and fake.arrived.wait(60)
+    assert "Contacting the Hub …" in next(going) and fake.arrived.wait(60)
     going.close()  # would wait for ever, if it waited for the hub
     assert fake.files == {}
     fake.go_on.set()

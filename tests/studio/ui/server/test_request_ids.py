@@ -16,7 +16,7 @@ from studio.errors import StudioError
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server.request_ids import RequestIds
 
-SENTENCE = r"Something went wrong here \(([0-9a-f]{8})\)\. The log of the server says more under this number\."
+SENTENCE = r"Something went wrong \(error ([0-9a-f]{8})\)\. The server log has the details under this number\."
 
 
 def broken(request):

@@ -189,7 +189,7 @@ def test_who_is_signed_in_pushes_what_is_theirs_with_their_own_token(place, hub,
     caplog.set_level(logging.DEBUG)
     ada, run = place.visitor(session("ada")), place.run
     opened = ada.event("opened", "export-box", event={"id": run.id})
-    assert "go to your account, ada" in opened and "Arrives at ada/pirate" in opened
+    assert "go to your account, ada" in opened and "Files for ada/pirate" in opened
     told = push(ada, run)
     assert f"{hub.url}/ada/pirate" in told and "It is private." in told
     assert {*hub.files} == ADAPTER and hub.visibility == {"ada/pirate": "private"}
@@ -218,7 +218,7 @@ def test_nobody_pushes_to_somebody_elses_account(place, hub):
 def test_a_name_that_is_taken_is_said(place, hub):
     hub.refusals["/api/models/ada/pirate/commit"] = 403, "Bad {token}"
     told = push(place.visitor(session("ada")), place.run)
-    assert "by your sign-in it makes repositories" in told and token("ada") not in told and hub.files == {}
+    assert "your sign-in lets it create repositories" in told and token("ada") not in told and hub.files == {}
 
 
 FORGED = {
