@@ -1,7 +1,7 @@
-"""`python -m studio doctor`: what this machine has, who can reach the page, and what to do about each finding.
+"""`python -m studio doctor`: check this machine and who can reach the page, with a remedy for each problem.
 
 examine(Exposure.from_environment())["ok"]
-examine(Exposure("0.0.0.0"), deep=True)      # also answers and trains a little, in processes of their own
+examine(Exposure("0.0.0.0"), deep=True)      # also answers and trains a little, in child processes
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NEED_DISK_GIB = 3.0
 NEED_MEMORY_GIB = 2.5
 PINNED = ("gradio", "torch", "transformers", "peft", "bitsandbytes")
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY")
-# Variables by which Gradio opens what the studio keeps closed.
+# Variables that make Gradio expose what the studio keeps closed.
 OPENING = ("GRADIO_ALLOWED_PATHS", "GRADIO_VIBE_MODE", "GRADIO_LOCAL_DEV_MODE", "GRADIO_SHARE", "GRADIO_PROFILING")
 
 
@@ -42,10 +42,10 @@ class Check:
 
 
 def examine(exposure: Exposure, deep: bool = False, model: str = "starter") -> dict[str, Any]:
-    """`{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`; `ok` is whether all checks are.
+    """Return `{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`; `ok` is whether all checks passed.
 
     Args:
-        deep: also load torch, build the page, answer and train with `model`, which takes a minute or so.
+        deep: also load torch, build the page, answer and train with `model`; takes about a minute.
     """
     checks: list[Callable[[], Check]] = [
         _python, _versions, _memory, _disk, _starter, _compiler,
@@ -108,7 +108,9 @@ def _starter() -> Check:
 
 def _compiler() -> Check:
     found = cpp_compiler()
-    return Check("C++ compiler", found is not None, found or "none", "Install g++; until then decoding stays eager.")
+    return Check(
+        "C++ compiler", found is not None, found or "none", "Install g++; without it, decoding isn't compiled."
+    )
 
 
 def _bf16() -> Check:
@@ -125,37 +127,35 @@ def _exposure(exposure: Exposure) -> Check:
         exposure.require_safe()
     except StudioError as error:
         return Check("exposure", False, f"listens on {exposure.host}", str(error))
-    login = f"with a login of {exposure.auth}" if exposure.auth else "without a login"
+    login = f"with the logins of {exposure.auth}" if exposure.auth else "without a login"
     if exposure.local:
-        return Check("exposure", True, f"{exposure.host}: this machine alone, {login}")
+        return Check("exposure", True, f"{exposure.host}: this machine only, {login}")
     why = "a Space" if exposure.space else "behind a proxy" if exposure.proxy else "public"
     return Check("exposure", True, f"{exposure.host}: {why}, {login}")
 
 
 def _secrets(exposure: Exposure) -> Check:
-    """Names alone; on a machine that others reach, what they find a way to must not be there."""
+    """List secrets by name only. If others can reach the page, an attacker could read them, so there must be none."""
     names = sorted(name for name, value in os.environ.items() if value and SECRET.search(name.upper()))
-    remedy = "Start the page without those that it doesn't need: `env -u NAME python app.py`."
+    remedy = "Start the page without the ones that it doesn't need: `env -u NAME python app.py`."
     return Check("secrets", exposure.local or not names, f"in the environment: {', '.join(names) or 'none'}", remedy)
 
 
 def _opened() -> Check:
     names = [name for name in OPENING if os.environ.get(name)]
-    remedy = f"Unset {', '.join(names)}: Gradio opens files, code or the page to others by them."
-    return Check("gradio's variables", not names, ", ".join(names) or "none that open anything", remedy)
+    remedy = f"Unset {', '.join(names)}: they make Gradio expose files, code or the page to others."
+    return Check("gradio's variables", not names, ", ".join(names) or "none that expose anything", remedy)
 
 
 def _page() -> Check:
     try:
         facts = run_json(["-m", "studio.ui.page.page_facts"])
     except StudioError as error:
-        return Check("page", False, str(error), "Run `python app.py`, and see what it says.")
+        return Check("page", False, str(error), "Run `python app.py` and read its output.")
     problems = [f"no {name}" for name in facts["missing_headers"]] + [f"{name} is on" for name in facts["open"]]
-    problems += ["other websites are answered"] * facts["answers_others"]
+    problems += ["requests from other websites are answered"] * facts["answers_others"]
     fine = "headers are set; monitoring, run history and tools are off"
-    return Check(
-        "page", not problems, ", ".join(problems) or fine, "Undo what was changed in studio/ui/page/layout.py."
-    )
+    return Check("page", not problems, ", ".join(problems) or fine, "Undo the changes in studio/ui/page/layout.py.")
 
 
 def _answers(model: str) -> Check:
@@ -164,11 +164,11 @@ def _answers(model: str) -> Check:
         answer = run_json(command)
     except StudioError as error:
         return Check("answering", False, model, str(error))
-    return Check("answering", True, f"{len(answer['token_ids'])} tokens, {answer['decode_tok_s']} a second")
+    return Check("answering", True, f"{len(answer['token_ids'])} tokens, {answer['decode_tok_s']} per second")
 
 
 def _trains(model: str) -> Check:
-    """The trial that every run begins with: three steps, of which nothing is kept."""
+    """Run the trial that every run starts with: three steps that change and save nothing."""
     settings = [f"model={model}", "data=identity", "max_length=128"]
     try:
         run_json(["-m", "studio", "train", "starter/lora_experts", *settings, "--dry-run", "--json"])

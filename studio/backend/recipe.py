@@ -1,10 +1,10 @@
-"""The settings of a training run: one dataclass, read from YAML, from `key=value` overrides or from a form.
+"""The settings of a training run: one dataclass, built from YAML, `key=value` overrides or a form.
 
     recipe = Recipe.load("starter/lora_experts", ["data=rows.csv", "learning_rate=1e-4"])
     recipe = Recipe.from_settings({"data": "rows.csv", "r": 8})
     recipe.to_yaml()                      # a recipe file that loads as the same recipe
 
-Whatever is wrong with the settings is said in one sentence, before a model is loaded.
+All invalid settings are reported in one message, before a model is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 from studio.backend.recipe_file import find_recipe, parse_yaml, read_yaml
 from studio.errors import StudioError
 
-# Titles of the sections, by their first field; the form, `to_yaml` and the bundled files keep this order.
+# Section titles by the first field of the section; the form, `to_yaml` and the bundled files use this order.
 SECTIONS = {
     "model": "Model",
     "data": "Data",
@@ -41,110 +41,110 @@ class Recipe:
     """All settings of a run.
 
     Raises:
-        StudioError: values of the wrong kind, out of range or at odds with each other, all of them named at once.
+        StudioError: values of the wrong type, out of range or in conflict; the message lists all of them.
     """
 
     model: str = "starter"
-    """A model of the catalog, or a model's folder."""
+    """Model id from the catalog, or the path of a model folder."""
     precision: str = "auto"
-    """How the frozen weights are held: nf4 (4-bit), bf16 or fp32; auto is 4-bit on a GPU, what suits the model else."""
+    """Precision of the frozen weights: nf4 (4-bit), bf16 or fp32; auto is nf4 on a GPU, else the model's default."""
     task: str = "chat"
-    """What is learned: chat tunes how the model answers, classify gives it a head that sorts texts by their labels."""
+    """chat tunes the model's answers; classify trains a classification head on labelled texts."""
     data: str = ""
-    """A file (csv, tsv, json, jsonl, parquet, txt) or the name of a bundled sample."""
+    """Data file (csv, tsv, json, jsonl, parquet, txt) or the name of a bundled sample."""
     format: str = "auto"
-    """How a row is read: the name of a format, such as messages or alpaca; auto looks at the first rows."""
+    """Format of the rows, such as messages or alpaca; auto detects it from the first rows."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Which column holds which field of the format, as field: column; empty finds them by their names."""
+    """Columns of the format's fields, as field: column; empty finds the columns by name."""
     problem: str = "single_label"
-    """With classify: a text has a single_label, multi_label (a list, or joined by ; or |), or a number: regression."""
+    """For classify: single_label, multi_label (labels in a list, or joined by ; or |) or regression (a number)."""
     class_weights: str = "none"
-    """With classify: balanced lets the rows of rare labels count more, so that all labels count the same."""
+    """For classify: balanced gives rows with rare labels more weight, so that all labels count equally."""
     on_bad_rows: str = "skip"
-    """What rows that can't be used do: skip leaves them out and lists them, stop refuses the file."""
+    """Rows that can't be used: skip leaves them out and lists them, stop refuses the file."""
     eval_share: float = 0.1
-    """The share of rows held out to measure the loss on; 0 trains on all of them and measures nothing."""
+    """Share of rows held out for evaluation; 0 trains on all rows and evaluates nothing."""
     max_length: int = 512
-    """Longest row, or pack, in tokens; longer rows are cut. Memory and time grow with it."""
+    """Maximum tokens per row, or per pack; longer rows are cut. Memory and time grow with it."""
     packing: bool = True
-    """With chat: short rows share packs of max_length, and never attend to each other. Faster, same result."""
+    """For chat: short rows share packs of max_length without attending to each other. Faster, same result."""
     preset: str = "all"
-    """Which weights get an adapter: attention, experts, moa (attention without kv_proj), all, router, hot; + joins."""
+    """Weights that get an adapter: attention, experts, moa (attention without kv_proj), all, router, hot; + joins."""
     hot_share: float = 0.5
-    """With hot: only the experts that together take this share of the routing on your data are trained."""
+    """For hot: train only the relevant experts (ESFT), which together take this share of the routing on your data."""
     insist_on_router: bool = False
-    """Train routers even where the model ties them; the tie breaks, and broken slot sets are counted."""
+    """Train routers even if the model ties them; this breaks the tie, and broken slot sets are counted."""
     r: int = 16
-    """Rank of the adapters. Higher learns more and takes more memory."""
+    """LoRA rank. A higher rank learns more and needs more memory."""
     lora_alpha: int = 32
-    """The adapters' change is scaled by lora_alpha / r."""
+    """LoRA scaling: the adapter's change is multiplied by lora_alpha / r."""
     learning_rate: float = 2e-4
-    """The highest step size; lower it when the loss jumps, raise it when nothing changes."""
+    """Peak learning rate; lower it if the loss jumps, raise it if nothing changes."""
     lr_scheduler: str = "cosine"
-    """How the learning rate falls after the warm-up: cosine, linear or constant."""
+    """Schedule of the learning rate after the warm-up: cosine, linear or constant."""
     warmup_share: float = 0.05
-    """The share of all steps over which the learning rate rises from 0."""
+    """Share of all steps in the warm-up, where the learning rate rises from 0."""
     weight_decay: float = 0.0
-    """Pulls adapter weights towards 0 at every step; rarely needed with adapters."""
+    """Weight decay, which pulls adapter weights towards 0 at every step; rarely needed."""
     max_grad_norm: float = 1.0
-    """Longer gradients are cut to this length; 0 cuts none."""
+    """Maximum gradient norm; longer gradients are clipped, and 0 turns clipping off."""
     epochs: float = 3.0
-    """How many times the rows are gone through, unless max_steps is set."""
+    """Passes over the training rows, unless max_steps is set."""
     max_steps: int = 0
-    """Optimizer steps; 0 goes by epochs."""
+    """Number of optimizer steps; 0 trains for epochs."""
     batch_size: int = 4
-    """Rows, or packs, that a device works on at once. The first thing to lower when memory runs out."""
+    """Rows, or packs, per batch and device. Lower this first if memory runs out."""
     gradient_accumulation: int = 1
-    """Batches that are summed up before a step: a larger batch for time instead of memory."""
+    """Batches per optimizer step: a larger effective batch that costs time instead of memory."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: much less memory, about a third slower."""
+    """Compute activations twice instead of storing them: much less memory, about a third slower."""
     balance_loss: float = 0.0
-    """Weight of the load-balancing loss; 0 turns it off, as OLMoE advises for tuning (arXiv 2409.02060, 4.3)."""
+    """Weight of the load-balancing loss; 0 turns it off, as OLMoE advises for fine-tuning (arXiv 2409.02060, 4.3)."""
     seed: int = 0
-    """Order of the rows and start of the adapters; the same seed on the same machine gives the same run."""
+    """Seed of row order and initial adapter; the same seed on the same machine gives the same run."""
     log_steps: int = 1
     """Steps between points of the loss curve."""
     eval_steps: int = 20
-    """Steps between evaluations on the held-out rows; 0 evaluates and saves once an epoch."""
+    """Steps between evaluations on the held-out rows; 0 evaluates and saves once per epoch."""
     save_steps: int = 20
-    """Steps between checkpoints, a multiple of eval_steps: the best checkpoint is known by its evaluation."""
+    """Steps between checkpoints; a multiple of eval_steps, because evaluations find the best checkpoint."""
     keep_checkpoints: int = 2
-    """Checkpoints that are kept, besides the best one; older ones are deleted."""
+    """Number of checkpoints to keep besides the best one; older ones are deleted."""
     early_stopping: int = 0
-    """Stop after this many evaluations without improvement of loss, or of a classifier's macro-F1; 0 never does."""
+    """Stop after this many evaluations without a better loss, or a classifier's macro-F1; 0 turns it off."""
     sample_prompts: tuple[str, ...] = ()
-    """Answered at every evaluation, to see the change; empty takes the first three prompts of the held-out rows."""
+    """Prompts to answer at every evaluation; empty uses the first three prompts of the held-out rows."""
     sample_tokens: int = 48
-    """Longest of these answers, in tokens."""
+    """Maximum tokens per sample answer."""
     probe_text: str = ""
-    """The text on which the drift of the routing is measured; empty takes the studio's own."""
+    """Text on which routing drift is measured; empty uses the studio's own."""
 
     def __post_init__(self) -> None:
         _refuse(_problems(vars(self)))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-        """The recipe of a YAML file or a bundled name such as "starter/lora_experts", with `key=value` overrides.
+        """Load a YAML file or a bundled recipe such as "starter/lora_experts", with `key=value` overrides.
 
         Raises:
-            StudioError: no such file, not a recipe, or bad settings.
+            StudioError: no such file, not a recipe, or invalid settings.
         """
-        _refuse([f"{_shown(text)} must read setting=value" for text in overrides if "=" not in text])
+        _refuse([f"{_shown(text)} must have the form setting=value" for text in overrides if "=" not in text])
         return cls.from_settings(read_yaml(find_recipe(path)) | dict(map(_override, overrides)))
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe of a form's or file's values; what they leave out has its default.
+        """Build a recipe from the values of a form or a file; missing settings get their defaults.
 
         Raises:
-            StudioError: unknown settings or bad values, all of them named at once.
+            StudioError: unknown settings or invalid values; the message lists all of them.
         """
         settings = {name: _coerce(DEFAULTS.get(name), value) for name, value in settings.items()}
         _refuse(_problems(settings))
         return cls(**settings)
 
     def to_yaml(self) -> str:
-        """All settings, in their sections."""
+        """Return all settings as YAML, in sections."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return "\n".join(
             f"# {title}\n" + _dumped({name: values[name] for name in names}) for title, names in sections().items()
@@ -152,7 +152,7 @@ class Recipe:
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`; `above` and `below` leave out the bound itself."""
+    """Numbers from `low` to `high`; `above` and `below` exclude the bound itself."""
 
     low: float
     high: float
@@ -160,7 +160,7 @@ class Range(NamedTuple):
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """False for NaN, and for infinities as every bound is finite."""
+        """Return whether the value is in range; False for NaN, and for infinities because all bounds are finite."""
         return self.low <= value <= self.high and value not in self._left_out()
 
     def _left_out(self) -> list[float]:
@@ -174,7 +174,7 @@ class Range(NamedTuple):
         )
 
 
-# The format of `studio/backend/data/formats/labelled.py`.
+# The format that `studio/backend/data/formats/labelled.py` reads.
 LABELLED = "labelled"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
 CHOICES = {
@@ -211,7 +211,7 @@ RANGES = {
 LONGEST = {"model": 1000, "data": 1000, "format": 50, "probe_text": 10_000}
 MOST_PROMPTS, LONGEST_PROMPT = 16, 1000
 MOST_COLUMNS, LONGEST_COLUMN = 20, 100
-# Settings that are fine alone but not together: which, when, and the remedy.
+# Settings that are valid alone but conflict: their names, the condition, and the remedy.
 CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     (
         ("early_stopping", "eval_share"),
@@ -221,7 +221,7 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     (
         ("save_steps", "eval_steps", "eval_share"),
         lambda save, evaluate, share: bool(share and evaluate and save % evaluate),
-        "save_steps must be a multiple of eval_steps, so that the best checkpoint is known: set both to the same",
+        "save_steps must be a multiple of eval_steps, to find the best checkpoint: set both to the same value",
     ),
     (
         ("task", "sample_prompts"),
@@ -251,13 +251,13 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     (
         ("task", "problem", "class_weights"),
         lambda task, problem, weights: task == "classify" and problem == "regression" and weights != "none",
-        "class_weights has no meaning for numbers: set it to none, or problem to single_label",
+        "class_weights does not apply to regression: set it to none, or problem to single_label",
     ),
 ]
 
 
 def sections() -> dict[str, list[str]]:
-    """The names of the fields by the title of their section."""
+    """Return the field names by section title."""
     titles: dict[str, list[str]] = {}
     for name in DEFAULTS:
         if name in SECTIONS:
@@ -267,7 +267,7 @@ def sections() -> dict[str, list[str]]:
 
 
 def field_help(settings: type = Recipe) -> dict[str, str]:
-    """The docstring under each field of a dataclass."""
+    """Return the docstring under each field of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0].body  # type: ignore[attr-defined]
     return {
         field.target.id: " ".join(text.value.value.split())
@@ -284,7 +284,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def _dumped(values: dict[str, Any]) -> str:
-    # Line breaks that are no newline come back from YAML as blanks unless everything beyond ASCII is escaped.
+    # YAML reads NEL, LS and PS line breaks back as spaces unless all non-ASCII characters are escaped.
     texts = "".join(text for value in values.values() for text in _texts(value))
     readable = not re.search("[\x85\u2028\u2029]", texts)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=readable)
@@ -325,7 +325,7 @@ def _unknown(name: object) -> str:
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to write out whole numbers of thousands of digits
+    except ValueError:  # Python refuses to format integers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -375,12 +375,12 @@ def _are_texts(values: Sequence[Any], most: int, longest: int) -> bool:
 
 
 def _is_text(value: Any, longest: int) -> bool:
-    """Whether a file can hold it: NUL and halves of surrogate pairs it can't."""
+    """Return whether a file can hold the text: it has no NUL and no lone surrogates."""
     return isinstance(value, str) and len(value) <= longest and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _coerce(default: Any, value: Any) -> Any:
-    """Numbers and lists as forms and YAML 1.1 deliver them: there `2e-4` is a text, and 3 may come as 3.0."""
+    """Convert numbers and lists from forms and YAML 1.1, where `2e-4` is a string and 3 may arrive as 3.0."""
     if isinstance(default, int | float) and not isinstance(default, bool) and isinstance(value, str):
         value = _number(value)
     if isinstance(default, int) and isinstance(value, float) and value.is_integer():
@@ -396,9 +396,9 @@ def _number(text: str) -> int | float | str:
 
 
 def _override(text: str) -> tuple[str, Any]:
-    """What can't be read stays a text, which the checks then name together with all else."""
+    """Parse `key=value`; invalid YAML stays a string, which the checks then report with all other problems."""
     name, _, value = text.partition("=")
-    # A file's name may look like YAML, so fields that hold a text take it as it is.
+    # A file name may look like YAML, so the values of text fields are not parsed.
     if isinstance(DEFAULTS.get(name), str):
         return name, value
     try:

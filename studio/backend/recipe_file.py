@@ -1,4 +1,4 @@
-"""Recipe files: where they are, and reading YAML that says each setting once."""
+"""Find recipe files, and read YAML that sets each setting once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import yaml
 from studio.errors import StudioError
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-# Holds the largest recipe that `to_yaml` writes; YAML takes seconds to read more.
+# Enough for the largest recipe that `to_yaml` writes; larger YAML takes seconds to parse.
 LARGEST_FILE = 256 * 1024
 
 
 def recipes() -> dict[str, Path]:
-    """The bundled recipes by name; not accelerate's files, which say on what they run."""
+    """Return the bundled recipes by name, without the launch configurations in accelerate/."""
     files = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
     return {name: path for name, path in files.items() if not name.startswith("accelerate/")}
 
 
 def find_recipe(path: str | Path) -> Path:
-    """Any file of that path; else the bundled recipe, from whatever folder the studio was started in."""
-    with suppress(OSError):  # longer than a file's name can be
+    """Return the file at that path, else the bundled recipe of that name, which doesn't depend on the current folder.
+
+    Raises:
+        StudioError: there is neither.
+    """
+    with suppress(OSError):  # too long for a path
         if Path(path).suffix in (".yaml", ".yml") and Path(path).is_file():
             return Path(path)
     name = str(path).removeprefix("recipes/").removesuffix(".yaml")
@@ -40,21 +44,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StudioError(f"{path} can't be read ({error.strerror}). Check its permissions.") from error
     if len(text) > LARGEST_FILE:
-        raise StudioError(f"{path} is no recipe: it is larger than {LARGEST_FILE // 1024} KiB.")
+        raise StudioError(f"{path} is not a recipe: it is larger than {LARGEST_FILE // 1024} KiB.")
     try:
         settings = parse_yaml(text.decode("utf-8-sig"))
     except (yaml.YAMLError, ValueError) as error:
         raise StudioError(f"{path} can't be read as YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(settings, dict):
-        raise StudioError(f"{path} is no recipe: write one `setting: value` a line.")
+        raise StudioError(f"{path} is not a recipe: write one `setting: value` per line.")
     return settings
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as plain data.
+    """Parse YAML into plain data.
 
     Raises:
-        yaml.YAMLError, ValueError: broken, or with what a recipe has no use for and an attack has.
+        yaml.YAMLError, ValueError: invalid YAML, or features that only attacks need (anchors, deep nesting).
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -68,7 +72,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _refuse_twice(document: yaml.Node | None) -> None:
-    """YAML itself lets the last one win, unseen."""
+    """Raise ValueError for duplicate keys, because YAML silently keeps the last one."""
     if isinstance(document, yaml.MappingNode):
         names = Counter(key.value for key, _ in document.value if isinstance(key, yaml.ScalarNode))
         if twice := [name for name, count in names.items() if count > 1]:

@@ -76,7 +76,8 @@ def predict(
             raise StudioError(f"{'--out' if out else '--column'} only works with a file, not a text. Leave it out.")
         classifier = _classifier(chosen)
         if file is not None:
-            out = out if out or as_json else file.with_name(f"{file.stem}.labelled.csv")
+            beside = Path() if source.startswith("hub:") else file.parent
+            out = out if out or as_json else beside / f"{file.stem}.labelled.csv"
             _predict_file(file, classifier, out, column, chosen, as_json)
             return
         (prediction,) = classifier.predict([source])
@@ -162,7 +163,8 @@ def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict
     from studio.backend.classification.files import predict_file
     from studio.backend.data.dataset import column_names
 
-    names = column_names(_existing(file))
+    file = _existing(file)
+    names = column_names(file)
     if label_column not in names:
         choice = ", ".join(map(repr, names[:20]))
         raise StudioError(f"{file.name} has no column {label_column!r}. Pass --label-column with one of {choice}.")
@@ -190,8 +192,11 @@ def _file(source: str) -> Path | None:
     Raises:
         StudioError: the source looks like a file that does not exist, or is a folder.
     """
+    from studio.backend.data import hub_dataset
     from studio.backend.data.file_type import ENDINGS
 
+    if hub_dataset.is_reference(source):
+        return hub_dataset.fetch(source)
     path = Path(source)
     try:
         if path.is_file():

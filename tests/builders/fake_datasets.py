@@ -8,7 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from studio.backend.data import hub_dataset
 
 COMMIT = "a" * 40
 
@@ -90,6 +97,19 @@ def serving(hub: FakeDatasets) -> Iterator[FakeDatasets]:
         hub.server.shutdown()
         hub.server.server_close()
         thread.join()
+
+
+def use(hub: FakeDatasets, patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Point the libraries of this process at an empty hub, with their caches in that folder."""
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+    patch.setattr(datasets.config, "HUB_DATASETS_URL", hub.url + "/datasets/{repo_id}/resolve/{revision}/{path}")
+    hub_dataset._commit.cache_clear()
+    for held in (hub.requests, hub.gated, hub.repos):
+        held.clear()
 
 
 def _sha(content: bytes) -> str:

@@ -22,6 +22,7 @@ from studio.backend.runs.run import is_alive
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 from tests.builders.adapters import make_adapter
+from tests.builders.fake_datasets import FakeDatasets, serving, use
 from tests.builders.fake_hub import REPO, FakeHub, serving_hub
 from tests.builders.ports import free_port
 from tests.builders.served import ToyStudio
@@ -112,6 +113,24 @@ def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(form)
     expect(again.page.locator("#recipe-epochs input")).to_have_value("2")
     expect(again.page.locator("#run-name input, #run-name textarea").first).to_have_value("kept")
     expect(again.page.locator("#column-completion input")).to_have_value("Antwort")
+
+
+def test_a_data_set_of_the_hub_is_previewed_and_survives_a_refresh(form, monkeypatch, tmp_path):
+    with serving(FakeDatasets()) as hub:
+        use(hub, monkeypatch, tmp_path)
+        hub.add("me/rows", {"train": [{"prompt": f"Say {i}", "completion": "<b>yes"} for i in range(9)]})
+        name = form.page.locator("#hub input, #hub textarea").first
+        name.fill("me/rows:validation")
+        form.page.locator("#hub .submit-button").click()
+        expect(form.preview.locator(".dp-problem")).to_contain_text("Bad split: validation", timeout=SLOW)
+        name.fill("me/rows:train[:6]")
+        name.press("Enter")
+        expect(form.preview.locator("h3")).to_contain_text("rows-train_to_6.jsonl", timeout=SLOW)
+        expect(form.page.get_by_label("Hub data set")).to_be_checked()
+        expect(form.command).to_have_value("python -m studio train recipe.yaml data=hub:me/rows:train[:6]")
+        again = FinetunePage(form.page, form.url).open()
+        expect(again.preview.locator("h3")).to_contain_text("rows-train_to_6.jsonl", timeout=SLOW)
+        expect(name).to_have_value("me/rows:train[:6]")
 
 
 def test_a_form_in_two_tabs_is_said_and_a_pasted_text_is_kept(form, page):

@@ -1,4 +1,4 @@
-"""Takes the two files of an uploaded adapter, loose or in a .zip, into a folder; none other, nor more than they say.
+"""Copy the two files of an uploaded adapter, loose or in a .zip, into a folder; refuse other files and false sizes.
 
 collect([Path("pirate.zip")], folder)      # folder/adapter_config.json and folder/adapter_model.safetensors
 require_finite(folder)
@@ -24,7 +24,7 @@ from studio.backend.system.files import BLOCK, require_space
 from studio.errors import StudioError
 
 MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 4 << 30}
-# The names and shapes of a few thousand tensors; the format itself allows 100 MB.
+# Enough for the names and shapes of a few thousand tensors; the format itself allows 100 MB.
 MAX_HEADER = 4 << 20
 MAX_ZIP_LIST = 1 << 20
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
@@ -38,11 +38,10 @@ class _Source(NamedTuple):
 
 
 def collect(files: Sequence[Path], folder: Path) -> None:
-    """Writes the adapter's two files, taken from two or from one .zip, to an empty folder.
+    """Write the adapter's two files, given as two files or as one .zip, to an empty folder.
 
     Raises:
-        StudioError: these are other files, too large ones, a .zip that is damaged or holds anything else, or the disk
-            is full.
+        StudioError: the files are others or too large, the .zip is damaged or holds anything else, or the disk is full.
     """
     with _sentences():
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
@@ -58,15 +57,15 @@ def collect(files: Sequence[Path], folder: Path) -> None:
 
 
 def require_finite(folder: Path) -> None:
-    """Raises StudioError: the weights are no safetensors, or hold anything but finite floating-point numbers."""
+    """Raise StudioError if the weights are not safetensors, or hold anything but finite floating-point numbers."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118
                 dtype = weights.get_slice(name).get_dtype()
                 if dtype not in FLOATS or not torch.isfinite(weights.get_tensor(name)).all():
                     raise StudioError(
-                        f"The adapter's tensor {name[:99]} ({dtype}) holds other values than finite floating-point "
-                        "numbers: its training went wrong, or it is damaged. Upload one of a sound checkpoint."
+                        f"The adapter's tensor {name[:99]} ({dtype}) holds values that are not finite floating-point "
+                        "numbers: its training diverged, or the file is damaged. Upload one from a good checkpoint."
                     )
     except SafetensorError as error:
         raise StudioError(f"{WEIGHTS} is damaged ({str(error)[:200]}). Save or download the adapter again.") from error
@@ -81,13 +80,16 @@ def _require_both(names: Iterable[str]) -> None:
         )
     if names != [CONFIG, WEIGHTS]:
         got = ", ".join(name[:80] for name in names[:4]) or "nothing"
-        raise StudioError(f"{WANTED}; this is {got}{', …' if len(names) > 4 else ''}. Upload those.")
+        raise StudioError(f"{WANTED}; this is {got}{', …' if len(names) > 4 else ''}. Upload the two files.")
 
 
 def _write(sources: dict[str, _Source], folder: Path) -> None:
     for name, source in sources.items():
         if source.size > MAX_BYTES[name]:
-            raise StudioError(f"{name} has {source.size:,} bytes, and at most {MAX_BYTES[name]:,} are taken.")
+            raise StudioError(
+                f"{name} has {source.size:,} bytes, and at most {MAX_BYTES[name]:,} are allowed. Upload a smaller "
+                "adapter."
+            )
     require_space(folder, sum(source.size for source in sources.values()))
     for name, source in sources.items():
         with source.open() as reading, (folder / name).open("xb") as writing:
@@ -95,7 +97,7 @@ def _write(sources: dict[str, _Source], folder: Path) -> None:
             while block := reading.read(BLOCK):
                 left -= len(block)
                 if left < 0:
-                    raise StudioError(f"{name} is larger than it says. Save or zip the adapter again.")
+                    raise StudioError(f"{name} is larger than its stated size. Save or zip the adapter again.")
                 writing.write(block)
 
 
@@ -115,7 +117,7 @@ def _sentences() -> Iterator[None]:
 
 
 class _SmallReads(io.FileIO):
-    """zipfile reads the list of members in one piece, however large the file says that it is."""
+    """A file with bounded reads, because zipfile reads the whole list of members at its stated size."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_ZIP_LIST:
@@ -124,7 +126,7 @@ class _SmallReads(io.FileIO):
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
-    """The two files by their names; they may be in one folder."""
+    """Return the two files by name; they may be in one folder."""
     every = archive.infolist()
     for info in every[:4]:
         _require_plain(info)
@@ -132,15 +134,15 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
     _require_both(path.name for path, _ in files)
     folders = {path.parent for path, _ in files} | {PurePosixPath(info.filename) for info in every if info.is_dir()}
     if len(every) > 3 or len(folders) > 1 or any(len(path.parts) > 2 for path, _ in files):
-        raise StudioError(f"{WANTED}, in at most one folder; this .zip holds more. Zip the two files alone.")
+        raise StudioError(f"{WANTED}, in at most one folder; this .zip holds more. Zip only the two files.")
     return {path.name: _Source(info.file_size, partial(archive.open, info)) for path, info in files}
 
 
 def _require_plain(info: zipfile.ZipInfo) -> None:
     path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set("\\:\0"):
-        raise StudioError("The .zip names files outside of itself. Zip the adapter's two files alone.")
+        raise StudioError("The .zip names files outside of itself. Zip only the adapter's two files.")
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
         raise StudioError("The .zip holds a link or a device. Zip the adapter's two files themselves.")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise StudioError("The .zip is encrypted or packed in an unusual way. Zip the adapter's two files plainly.")
+        raise StudioError("The .zip is encrypted or uses an unusual compression. Zip the adapter's two files again.")

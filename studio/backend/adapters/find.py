@@ -1,13 +1,13 @@
-"""Where an adapter is: in the folder of a training run, among the uploaded ones, or in a folder that a person names.
+"""Find an adapter: in the folder of a training run, among the uploads, or in any other folder.
 
-    choices("starter")                        # of runs and uploads: what fits the model
-    adapter_folder("3f2a")                    # of the run whose id begins so
+    choices("starter")                        # adapters of runs and uploads that fit the model
+    adapter_folder("3f2a")                    # of the run whose id starts with 3f2a
     find("downloads/pirate").run              # None: no run of this store made it
     require_model(find("3f2a"), "starter")
     import_adapter([Path("pirate.zip")], "pirate", "starter").id
 
-<home>/adapters/<id>/ holds an uploaded adapter: PEFT's two files, and about.json with its name, model and owner. Where
-an owner is named, only their runs and uploads are found; the empty one finds all.
+<home>/adapters/<id>/ holds an uploaded adapter: PEFT's two files, and about.json with its name, model and owner. A
+search for an owner finds only the runs and uploads of that owner; the empty owner finds all.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from studio.errors import StudioError
 
 class Found(NamedTuple):
     folder: Path
-    """Holds PEFT's files."""
+    """The folder with PEFT's files."""
     run: Run | None
-    """The run that made it, where this store knows it."""
+    """The run that made the adapter, if it is in this store."""
     upload: Upload | None = None
 
     @property
     def model(self) -> str | None:
-        """What it was trained on, where a run or an upload says so."""
+        """The base model, if a run or an upload names it."""
         known = self.run or self.upload
         return None if known is None else known.model
 
@@ -53,8 +53,10 @@ class Found(NamedTuple):
 
 
 def choices(model_id: str, task: Literal["chat", "classify"] = "chat", owner: str = "") -> list[Choice]:
-    """An owner's adapters of a task that fit the model: those of runs, the latest first, then the uploaded ones, which
-    all chat, the latest first."""
+    """Return an owner's adapters that fit the task and the model.
+
+    Adapters of runs come first, then uploads, which are all for chat; each latest first.
+    """
     runs = [run for run in RunStore().list(owner) if is_complete(run.adapter)]
     uploads = [upload for upload in list_uploads() if owner in ("", upload.owner)]
     models = {run.model for run in runs} | {upload.model for upload in uploads}
@@ -66,18 +68,18 @@ def choices(model_id: str, task: Literal["chat", "classify"] = "chat", owner: st
 
 
 def adapter_folder(run_or_folder: str | Path) -> Path:
-    """Arguments and errors as of `find`."""
+    """Return the folder of an adapter; arguments and errors as for `find`."""
     return find(run_or_folder).folder
 
 
 def find(run_or_folder: str | Path) -> Found:
-    """The adapter of a run (its id, the first characters of it, or its folder), an upload's, or the folder of any.
+    """Find an adapter by its run (an id, the start of an id, or the run's folder), its upload id or its folder.
 
     Raises:
-        StudioError: there is no such run or folder, several runs begin so, or the run has no adapter yet.
+        StudioError: there is no such run or folder, several ids match, or the run has no adapter yet.
     """
     folder, store, text = Path(run_or_folder), RunStore(), str(run_or_folder)[:200]
-    with suppress(OSError):  # longer than a file's name can be
+    with suppress(OSError):  # too long for a path
         if (folder / CONFIG).is_file():
             return Found(folder, _run_in(store, folder.resolve()), upload_in(folder.resolve()))
         if folder.is_dir() and (run := _run_in(store, folder.resolve())):
@@ -87,21 +89,21 @@ def find(run_or_folder: str | Path) -> Found:
     if re.fullmatch("[0-9a-f-]{1,36}", text):
         return _of_run(store.get(text))
     raise StudioError(
-        f"{text!r} is neither the folder of a PEFT adapter (there is no {CONFIG} in it) nor the id of a run. Runs are "
-        "listed by `python -m studio runs list`."
+        f"{text!r} is neither the folder of a PEFT adapter (there is no {CONFIG} in it) nor the id of a run. List the "
+        "runs with `python -m studio runs list`."
     )
 
 
 def is_id(text: object) -> bool:
-    """Whether it can be the id of a `Choice`."""
+    """Return whether the text has the form of a `Choice` id."""
     return isinstance(text, str) and re.fullmatch(f"{RUN_ID}|{UPLOAD_ID}", text) is not None
 
 
 def find_id(adapter_id: str, owner: str = "") -> Found:
-    """The adapter of a `Choice`: unlike `find`, this takes no path, so that a page may pass on what it is told.
+    """Return the adapter with the id of a `Choice`. It takes no path, so pages may pass untrusted input.
 
     Raises:
-        StudioError: the owner has none of that id, or the run has no adapter yet.
+        StudioError: the owner has no adapter with that id, or the run has no adapter yet.
     """
     if re.fullmatch(RUN_ID, adapter_id):
         return _of_run(RunStore().get(adapter_id, owner))
@@ -112,12 +114,12 @@ def find_id(adapter_id: str, owner: str = "") -> Found:
 
 
 def require_model(found: Found, model_id: str) -> None:
-    """Raises StudioError: the run that made the adapter trained another model, or it was uploaded for another."""
+    """Raise StudioError if the adapter was trained on, or uploaded for, another model."""
     if found.model is None or is_same_model(found.model, model_id):
         return
     made = f"Run {found.run.id[:8]} was trained on" if found.run else "This adapter was uploaded for"
     raise StudioError(
-        f"{made} the model {found.model}, which its adapter needs, and not on {model_id}. Use {found.model} with it."
+        f"{made} the model {found.model}, so the adapter does not fit {model_id}. Use {found.model} with it."
     )
 
 
@@ -127,16 +129,16 @@ def _title(run: Run) -> str:
 
 
 def is_same_model(model: str, other: str) -> bool:
-    """Whether two names of the catalog, or paths, mean one model."""
+    """Return whether two catalog ids, or paths, refer to the same model."""
     if model == other:
         return True
-    with suppress(StudioError):  # the catalog knows one of them no more
+    with suppress(StudioError):  # a model that is no longer in the catalog
         return _folder_of(model) == _folder_of(other)
     return False
 
 
 def _folder_of(model_id: str) -> Path:
-    """Of a hub model that is not here, a name that no other has."""
+    """Return the model's folder, or a unique placeholder for a hub model that is not downloaded."""
     folder = catalog.path(model_id) or Path("hub", catalog.entry(model_id).source)
     return folder.resolve()
 
@@ -148,13 +150,13 @@ def _task(folder: Path) -> str:
 def _of_run(run: Run) -> Found:
     if not (run.adapter / CONFIG).is_file():
         raise StudioError(
-            f"Run {run.id[:8]} has no adapter: it is {run.state}, at step {run.step}. One is there when a run is done."
+            f"Run {run.id[:8]} has no adapter: it is {run.state}, at step {run.step}. The adapter is saved at the end."
         )
     return Found(run.adapter, run)
 
 
 def _run_in(store: RunStore, folder: Path) -> Run | None:
-    """The run in whose folder this one is, or whose folder it is."""
+    """Return the run whose folder is, or contains, this folder."""
     runs = (store.home / "runs").resolve()
     name = folder.relative_to(runs).parts[:1] if folder.is_relative_to(runs) else ()
     return next((run for run in store.list() if (run.id,) == name), None)

@@ -1,4 +1,4 @@
-"""Uploaded adapters: checked before they are kept, listed by owner, deleted on request.
+"""Uploaded adapters: checked before they are stored, listed by owner, deleted on request.
 
 choice = import_adapter(files, "pirate", "starter", owner)
 delete_upload(choice.id, owner)
@@ -36,13 +36,13 @@ UPLOAD_ID = "[0-9a-f]{32}"
 
 class Choice(NamedTuple):
     id: str
-    """Of a run, or of an uploaded adapter."""
+    """Id of a run or of an uploaded adapter."""
     title: str
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded adapter: what about.json holds, and its id."""
+    """An uploaded adapter: its id and the content of about.json."""
 
     id: str
     name: str
@@ -50,7 +50,7 @@ class Upload:
     created: float
     """Seconds since 1970."""
     sha256: str
-    """Of the weights."""
+    """Checksum of the weights."""
     owner: str = ""
 
     @property
@@ -63,16 +63,16 @@ def is_complete(folder: Path) -> bool:
 
 
 def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str = "") -> Choice:
-    """Keeps an uploaded adapter, once everything in it is checked; the model need not be loaded.
+    """Check and store an uploaded adapter; the model need not be loaded.
 
     Args:
         files: adapter_config.json and adapter_model.safetensors, or one .zip of the two.
-        name: how it is called in `choices`; an empty one becomes "adapter" and the beginning of its id.
-        model_id: what it was trained on.
+        name: shown in `choices`; an empty name becomes "adapter" and the start of the id.
+        model_id: the base model.
 
     Raises:
-        StudioError: these are not the files of a LoRA adapter of that model, that isn't here, the name is none, or the
-            disk is full; nothing is left behind then.
+        StudioError: the files are not a LoRA adapter of that model, the model isn't downloaded, the name is invalid, or
+            the disk is full; nothing is stored then.
     """
     upload_id = uuid.uuid4().hex
     name = checked_name(name, "An adapter's") or f"adapter {upload_id[:8]}"
@@ -85,7 +85,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         check_weights(work, config, blank)
         require_finite(work)
         config.base_model_name_or_path = catalog.entry(model_id).id
-        config.save_pretrained(str(work))  # in place of a file that may say anything
+        config.save_pretrained(str(work))  # replaces the uploaded file, which may contain anything
         upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
         (work / ABOUT).write_text(_about(upload))
         work.rename(upload.folder)
@@ -99,7 +99,11 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
 
 
 def transfer_owner(before: str, after: str) -> None:
-    """All uploads of one owner become another's. Raises StudioError: the disk can't be written."""
+    """Transfer all uploads of one owner to another.
+
+    Raises:
+        StudioError: the disk can't be written.
+    """
     try:
         for upload in list_uploads():
             if upload.owner == before:
@@ -109,17 +113,17 @@ def transfer_owner(before: str, after: str) -> None:
 
 
 def delete_upload(upload_id: str, owner: str = "") -> None:
-    """Deletes an uploaded adapter.
+    """Delete an uploaded adapter.
 
     Raises:
-        StudioError: the owner has none of that id, or it can't be deleted.
+        StudioError: the owner has no upload with that id, or it can't be deleted.
     """
     if re.fullmatch(RUN_ID, upload_id):
         raise StudioError("This is the adapter of a run, not an uploaded one. Delete the run.")
     upload = read_upload(upload_id) if re.fullmatch(UPLOAD_ID, upload_id) else None
     if upload is None or owner not in ("", upload.owner):
         raise StudioError(f"There is no adapter {upload_id[:40]!r}: it may have been deleted. Pick another.")
-    gone = upload.folder.with_name(f".{upload.id}.part")  # so that it is never there in part
+    gone = upload.folder.with_name(f".{upload.id}.part")  # a partly deleted upload is never listed
     try:
         upload.folder.rename(gone)
         shutil.rmtree(gone)
@@ -128,10 +132,10 @@ def delete_upload(upload_id: str, owner: str = "") -> None:
 
 
 def _blank(model_id: str) -> JetMoeForCausalLM:
-    """A model of the same shapes that takes no memory."""
+    """Return a model with the same shapes on the meta device, which takes no memory."""
     folder = catalog.path(model_id) if catalog.ready(model_id) else None
     if folder is None:
-        raise StudioError(f"The model {model_id} is not here yet. Load it once, then upload its adapter.")
+        raise StudioError(f"The model {model_id} is not downloaded yet. Load it once, then upload its adapter.")
     try:
         with torch.device("meta"):
             return JetMoeForCausalLM(read_model_config(folder))
@@ -152,7 +156,7 @@ def _uploads() -> Path:
 
 
 def list_uploads() -> list[Upload]:
-    """The latest first."""
+    """Return all uploads, latest first."""
     found = [read_upload(folder.name) for folder in _uploads().glob("*") if re.fullmatch(UPLOAD_ID, folder.name)]
     return sorted((each for each in found if each is not None), key=lambda each: -each.created)
 
@@ -163,7 +167,7 @@ def upload_in(folder: Path) -> Upload | None:
 
 
 def read_upload(upload_id: str) -> Upload | None:
-    """None where no whole upload is."""
+    """Return the upload with this id, or None if it is missing or incomplete."""
     folder = _uploads() / upload_id
     if not (is_complete(folder) and (folder / ABOUT).is_file()):
         return None

@@ -31,6 +31,7 @@ PATTERN = re.compile(
 # Readers of data alone. Other builders of the library unpack archives of any kind of file.
 READERS = {"arrow", "csv", "json", "parquet", "text"}
 TIMEOUT_S = 20
+KEPT_BYTES = 2_000_000_000
 
 
 class Reference(NamedTuple):
@@ -73,6 +74,8 @@ def fetch(text: str) -> Path:
             too large, or neither the Hub nor an earlier copy can be reached.
     """
     reference = parse(text)
+    if demo.limits() and "%" in reference.slice:
+        raise StudioError("A slice in percent downloads the whole data set. Take rows instead, such as train[:1000].")
     folder = home() / "datasets" / reference.repo.replace("/", "--")
     try:
         commit = _commit(reference.repo, reference.revision, int(time.monotonic() // 60))
@@ -80,14 +83,26 @@ def fetch(text: str) -> Path:
         earlier = sorted(folder.glob(f"*/{reference.file_name}"), key=lambda file: file.stat().st_mtime)
         if not earlier:
             raise StudioError(
-                f"The Hugging Face Hub can't be reached for {reference.repo} ({str(error)[:200]}). Check the network, or "
-                "give a file."
+                f"The Hugging Face Hub can't be reached for {reference.repo} ({str(error)[:200]}). Check the network, "
+                "or give a file."
             ) from error
         return earlier[-1]
     file = folder / commit / reference.file_name
     if not file.is_file():
+        _make_room(folder.parent)
         _write(_rows(reference, commit), file, reference)
     return file
+
+
+def _make_room(folder: Path) -> None:
+    """Delete the oldest files until a new one fits; they can be fetched again."""
+    files = sorted(folder.glob("*/*/*.jsonl"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= KEPT_BYTES:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The base model of an adapter that is exported, and the labels of a classifier."""
+"""The base model of an exported adapter, and the labels of a classifier."""
 
 from __future__ import annotations
 
@@ -19,22 +19,28 @@ from studio.backend.models import catalog
 from studio.errors import StudioError
 
 PROOF = "merge_proof.json"
-# Beside the adapter of a classifier: it names the labels.
+# Next to a classifier's adapter; it contains the label names.
 MODEL_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class Base:
     model: str
-    """As the catalog understands it; may be a path."""
+    """A model id of the catalog, or a path."""
     entry: catalog.ModelEntry
 
     @classmethod
     def of(cls, found: Found, model: str | None) -> Base:
-        """Raises StudioError: it isn't known or not the one that was trained."""
+        """Return the base model of an adapter.
+
+        Raises:
+            StudioError: the model is unknown, or is not the one that was trained.
+        """
         model = model or found.model
         if not model:
-            raise StudioError(f"No run of this studio made the adapter in {found.folder}; say of what model it is.")
+            raise StudioError(
+                f"No run of this studio made the adapter in {found.folder}; name its base model (--model)."
+            )
         require_model(found, model)
         return cls(model, catalog.entry(model))
 
@@ -51,11 +57,15 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def labels_of_adapter(folder: Path) -> Labels | None:
-    """What a classifier tells apart. Raises StudioError: it doesn't say."""
+    """Return the labels of a classifier, or None for a chat adapter.
+
+    Raises:
+        StudioError: the label names are missing.
+    """
     if not is_classifier(folder):
         return None
     if not (folder / MODEL_CONFIG).is_file():
-        raise StudioError(f"{folder.name} doesn't say what its labels are: there is no {MODEL_CONFIG} in it.")
+        raise StudioError(f"{folder.name} has no {MODEL_CONFIG}, which names its labels. Copy it from the classifier.")
     return labels_of(JetMoeConfig.from_pretrained(folder))
 
 

@@ -1,10 +1,10 @@
-"""Writes a tuned model for others: the adapter, or base and adapter merged with a proof, and a model card.
+"""Export a tuned model: the adapter, or the merged model with a proof, and a model card.
 
     export("3f2a", "pirate")                            # loads in stock PEFT on stock transformers' JetMoE
     export("3f2a", "pirate-merged", merge=True)         # loads in stock transformers
 
-The folder appears whole or not at all. A merged one is read back first, and its logits are held against those of base
-and adapter, and of the base alone; the figures are in `merge_proof.json` and in the model card.
+The folder is written atomically. A merged model is read back first, and its logits are compared with those of the base
+model with the adapter and without it; the figures are in `merge_proof.json` and in the model card.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Export:
     base_model: str
     """A hub id, or the id of a local model; never a path."""
     proof: dict[str, Any] | None
-    """What `merge_proof.json` holds; None of an adapter, which is copied as it is."""
+    """The content of `merge_proof.json`; None for an adapter, which is copied unchanged."""
 
     def row(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return vars(self) | {"folder": str(self.folder), "merged": self.proof is not None}
 
 
@@ -57,22 +57,22 @@ def export(
     model: str | None = None,
     progress: Progress = lambda fraction, text: None,
 ) -> Export:
-    """Writes the adapter, or the merged model, to a new folder.
+    """Write the adapter, or the merged model, to a new folder.
 
     Args:
-        run_or_folder: a run's id or its first characters, or the folder of a PEFT adapter.
-        merge: add the adapter to the weights and store those, in 16 bits.
-        four_bit: with `merge`, in 4 bits: of the base's 4-bit weights, dequantized, changed and quantized again.
-        model: what the adapter was trained on; known where a run made it or it was uploaded.
+        run_or_folder: a run id or the start of one, or the folder of a PEFT adapter.
+        merge: merge the adapter into the weights and store them in 16 bits.
+        four_bit: with `merge`, store 4 bits: the base's 4-bit weights are dequantized, changed and quantized again.
+        model: the base model; optional if a run made the adapter or it was uploaded.
 
     Raises:
-        StudioError: no such adapter, another model's, a folder that isn't empty, a full disk, or a merge whose proof
-            fails; nothing is left behind then.
+        StudioError: there is no such adapter, it belongs to another model, the folder isn't empty, the disk is full, or
+            the merge proof fails; nothing is left behind then.
     """
     found, target = find(run_or_folder), Path(to)
     base = Base.of(found, model)
     if four_bit and not merge:
-        raise StudioError("Only a merged model is written in 4 bits, not an adapter: merge too, or leave out 4 bits.")
+        raise StudioError("Only a merged model can be stored in 4 bits: merge the adapter too, or leave out 4 bits.")
     labels = labels_of_adapter(found.folder)
     merging = Merge(found.folder, base, "nf4" if four_bit else "bf16", progress, labels) if merge else None
     with _whole(target, _bytes_needed(found, merging)) as folder:
@@ -89,7 +89,7 @@ def export(
 
 @contextmanager
 def _whole(target: Path, need_bytes: int) -> Iterator[Path]:
-    """A folder beside the target that takes its place at the end; whatever fails, nothing of it stays."""
+    """Yield a temporary folder next to the target and rename it at the end; on failure it is deleted."""
     with writing(target):
         target = target.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -109,14 +109,18 @@ def _whole(target: Path, need_bytes: int) -> Iterator[Path]:
 
 
 def _bytes_needed(found: Found, merging: Merge | None) -> int:
-    """What a model needs in memory is a little more than its files take."""
+    """Estimate the disk space; the files of a model take a little less than its memory."""
     if merging is not None:
         return int(merging.base.entry.needs_gib[merging.precision] * placement.GIB)
     return sum(file.stat().st_size for file in found.folder.glob(WEIGHTS)) + LARGEST_CARD
 
 
 def _write_adapter(found: Found, base: Base, folder: Path) -> None:
-    """Raises AdapterError, StudioError: it can't be read or written."""
+    """Copy the adapter and name its base model.
+
+    Raises:
+        AdapterError, StudioError: the adapter can't be read or written.
+    """
     read_config(found.folder, with_head=True)
     check_finite(found.folder)
     config = json.loads((found.folder / CONFIG).read_text())

@@ -1,9 +1,9 @@
-"""Puts an exported folder on the Hugging Face Hub, where it is private unless told otherwise.
+"""Push an exported folder to the Hugging Face Hub, as a private repository by default.
 
 push(Path("pirate"), "me/pirate", stored_token())      # "https://huggingface.co/me/pirate"
-card(Path("pirate"), "me/pirate")                      # the model card that arrives
+card(Path("pirate"), "me/pirate")                      # the model card as pushed
 
-The token goes to the hub and nowhere else: no file, log or message of the studio has it.
+The token is sent only to the hub; no file, log or message of the studio contains it.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ TOKENIZER = {
     "tokenizer.model",
     "chat_template.jinja",
 }
-# The hub takes only models of its own for the base of another.
+# The hub accepts only its own models as base models.
 LOCAL_BASE = re.compile(r"^base_model: [^/\n]+\nbase_model_relation: .*\n", re.MULTILINE)
 NAME_LENGTH = 60
 MODEL_WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors"
 TOKENS = "https://huggingface.co/settings/tokens"
-# What a person can do about what the hub answers, by its status.
+# Messages by the HTTP status of the hub's response.
 ANSWERS = {
-    401: "The hub refuses the token. Make one with write access at {tokens} and use that.",
-    402: "The account of {repo} has no room left on the hub. Make room there, or push to another one.",
-    403: "The token may not write to {repo}. Use one that may (see {tokens}), or name a repository of yours.",
+    401: "The hub refuses the token. Create one with write access at {tokens} and use that.",
+    402: "The account of {repo} has no storage left on the hub. Free some there, or push to another account.",
+    403: "The token may not write to {repo}. Use one that may (see {tokens}), or name one of your repositories.",
     404: "The hub has no {repo} that this token may write to. Check the name, and the token's rights at {tokens}.",
     409: "Somebody else is changing {repo} right now. Push again in a moment.",
-    429: "The hub has had too many requests from you. Wait some minutes, then push again; what has arrived is kept.",
+    429: "The hub has had too many requests from you. Wait some minutes, then push again; uploaded files are kept.",
 }
 
 
-# Of a token that a person got by signing in on a Space.
+# For the token of a sign-in on a Space.
 ANSWERS_SIGNED_IN = ANSWERS | {
-    401: "The hub takes your sign-in no more. Sign out at the top of the page, sign in again, then push again.",
-    403: "The studio may not write to {repo}: by your sign-in it makes repositories, and writes to those alone that it "
-    "made. Push under a name that you have no repository of yet.",
+    401: "The hub no longer accepts your sign-in. Sign out at the top of the page, sign in again, then push again.",
+    403: "The studio may not write to {repo}: your sign-in lets it create repositories and write only to those. Push "
+    "to a name that you have no repository with yet.",
 }
 ANSWERS_SIGNED_IN[404] = ANSWERS_SIGNED_IN[403]
 
@@ -69,15 +69,17 @@ def push(
     progress: Progress = lambda fraction, text: None,
     signed_in: bool = False,
 ) -> str:
-    """Uploads what `export` wrote, and nothing else that lies there, at once; the address of the repository.
+    """Upload the files that `export` wrote in one commit, and return the URL of the repository.
+
+    Other files in the folder are ignored.
 
     Args:
-        repo_id: NAME/REPO; made where it is not there yet.
-        private: for you alone to see. A public repository that is there already is refused then.
-        signed_in: the token is that of a sign-in on a Space.
+        repo_id: NAME/REPO; created if it does not exist.
+        private: whether only you can see the repository. If true, an existing public repository is refused.
+        signed_in: whether the token comes from a sign-in on a Space.
 
     Raises:
-        StudioError: no export in the folder, a name or token that is none, or the hub can't be reached or refuses.
+        StudioError: the folder has no export, the name or token is invalid, or the hub can't be reached or refuses.
     """
     names = files(folder)
     check_repo_id(repo_id)
@@ -86,12 +88,16 @@ def push(
         return _push(_api(token), folder, names, repo_id, private, progress)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         sentence = _sentence(error, repo_id, ANSWERS_SIGNED_IN if signed_in else ANSWERS)
-    # Raised out here, because what the hub answered may repeat the token and would be in the traceback.
+    # Raised outside of the except block: the hub's response may contain the token, and would be in the traceback.
     raise StudioError(sentence.replace(token, "***"))
 
 
 def account(token: str) -> str:
-    """The name on the hub of whose token it is. Raises StudioError: it is none, or the hub can't be reached."""
+    """Return the name of the account that owns the token.
+
+    Raises:
+        StudioError: the token is invalid, or the hub can't be reached.
+    """
     token = _checked(token)
     try:
         return _api(token).whoami()["name"]
@@ -101,42 +107,42 @@ def account(token: str) -> str:
 
 
 def files(folder: Path) -> list[str]:
-    """The names of those that are pushed: what `export` writes.
+    """Return the names of the files to push: those that `export` writes.
 
     Raises:
-        StudioError: no export is in the folder.
+        StudioError: the folder has no export.
     """
     there = [file.name for file in folder.glob("*") if file.is_file() and not file.is_symlink()]
     weights = [name for name in there if re.fullmatch(MODEL_WEIGHTS, name)]
     if set(there) >= ADAPTER:
-        return sorted(ADAPTER | ({*there} & {"config.json"}))  # which names a classifier's labels
+        return sorted(ADAPTER | ({*there} & {"config.json"}))  # a classifier's config.json names its labels
     if {*there} >= {CARD, "config.json"} and weights:
         return sorted([*weights, *({*there} & (MODEL | TOKENIZER))])
     raise StudioError(f"{folder} holds neither an exported adapter nor a merged model. Export it first, then push it.")
 
 
 def card(folder: Path, repo_id: str) -> str:
-    """The model card as it is on the hub: with the name that the model has there."""
+    """Return the model card as it is pushed, with the model's name on the hub."""
     text = (folder / CARD).read_text(encoding="utf-8")
     return LOCAL_BASE.sub("", text, count=1).replace(PLACE, repo_id)
 
 
 def safe_name(text: str) -> str:
-    """A name that a repository may have, as close to this text as that can be."""
+    """Turn a text into a valid repository name."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:NAME_LENGTH].rstrip("-")
     return name or "adapter"
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises StudioError: it is no name of a repository, whether there is one or not."""
+    """Raise StudioError if this is not a valid repository id; the repository need not exist."""
     try:
         validate_repo_id(repo_id)
         sound = repo_id.count("/") == 1 and repo_id.isascii()
     except HFValidationError:
         sound = False
     if not sound:
-        # Without what was given: a token that was put in the wrong place would be shown.
+        # The input is not repeated, because it may be a token in the wrong field.
         raise StudioError(
             "Name the repository as NAME/REPO, your name on the hub first. REPO has up to 96 letters, digits, '-', '_' "
             "and '.', and neither begins nor ends with '-' or '.'."
@@ -144,11 +150,15 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def stored_token() -> str:
-    """`$HF_TOKEN`, or that of `hf auth login`. Raises StudioError: there is neither."""
+    """Return `$HF_TOKEN`, or the token of `hf auth login`.
+
+    Raises:
+        StudioError: there is neither.
+    """
     token = get_token()
     if token is None:
         raise StudioError(
-            f"There is no token for the hub. Run `hf auth login`, or set HF_TOKEN, with one of {TOKENS} that may write."
+            f"There is no token for the hub. Run `hf auth login`, or set HF_TOKEN, with a write token from {TOKENS}."
         )
     return token
 
@@ -178,7 +188,7 @@ def _checked(token: str) -> str:
     token = token.strip()
     if not re.fullmatch("[!-~]{1,9999}", token):
         raise StudioError(
-            f"This is no token of the hub: it is empty, or has spaces or letters that none has. See {TOKENS}."
+            f"This is not a token of the hub: it is empty, or has spaces or invalid characters. Copy one from {TOKENS}."
         )
     return token
 
@@ -189,13 +199,13 @@ def _sentence(error: Exception, repo_id: str, answers: dict[int, str]) -> str:
         if isinstance(cause, HfHubHTTPError):
             return _answer(cause, repo_id, answers)
         if isinstance(cause, OfflineModeIsEnabled):
-            return "The studio is told to stay offline (HF_HUB_OFFLINE), so nothing is pushed. Unset it and push again."
-        if isinstance(cause, PermissionError) and cause.errno is None:  # of the service that stores large files
+            return "HF_HUB_OFFLINE is set, so nothing is pushed. Unset it and push again."
+        if isinstance(cause, PermissionError) and cause.errno is None:  # from the service that stores large files
             return answers[401].format(tokens=TOKENS)
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError):
             return (
-                f"The hub can't be reached ({type(cause).__name__}). Check the network and push again; what has "
-                "arrived is kept."
+                f"The hub can't be reached ({type(cause).__name__}). Check the network and push again; uploaded files "
+                "are kept."
             )
     return f"The upload to {repo_id} failed: {type(error).__name__}, {_short(str(error))}. Push again."
 
@@ -203,14 +213,14 @@ def _sentence(error: Exception, repo_id: str, answers: dict[int, str]) -> str:
 def _answer(error: HfHubHTTPError, repo_id: str, answers: dict[int, str]) -> str:
     status = error.response.status_code
     if status >= 500:
-        return f"The hub has trouble of its own (HTTP {status}). Push again later; what has arrived is kept."
-    other = f"The hub refuses what is pushed to {{repo}} (HTTP {status}): {{message}}"
-    message = _short(error.server_message or "it doesn't say why.")
+        return f"The hub has an internal error (HTTP {status}). Push again later; uploaded files are kept."
+    other = f"The hub refuses the push to {{repo}} (HTTP {status}): {{message}}"
+    message = _short(error.server_message or "it gives no reason.")
     return answers.get(status, other).format(repo=repo_id, tokens=TOKENS, message=message)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An upload's error is often wrapped in another."""
+    """Yield the error and its causes, because upload errors are often wrapped."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

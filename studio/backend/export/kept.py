@@ -1,7 +1,7 @@
-"""The exports of a run, kept in its folder until it is deleted, so that they can be downloaded and pushed.
+"""The exports of a run, kept in its folder until the run is deleted, so that they can be downloaded and pushed.
 
-make(store, run.id, "merged-bf16", cancel)        # in a process of its own, with the merge proof
-exported(store, run.id, "merged-bf16")            # its folder; None where it was not made yet
+make(store, run.id, "merged-bf16", cancel)        # in a separate process, with the merge proof
+exported(store, run.id, "merged-bf16")            # the folder; None if it was not exported yet
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from studio.backend.system.process import run_json
 from studio.errors import StudioError
 
 MERGED = {"merged-bf16": ["--merge"], "merged-nf4": ["--merge", "--four-bit"]}
-"""How the command line is asked for each."""
+"""Command line options by kind."""
 KINDS = ("adapter", *MERGED)
 
 
 def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None = None) -> Path:
-    """Exports anew: a run that was resumed has another adapter.
+    """Create an export, or replace the old one, because a resumed run has a new adapter.
 
     Raises:
         StudioError: there is no such kind or run, it has no adapter, or the merge proof failed.
@@ -48,26 +48,30 @@ def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None
 
 
 def exported(store: RunStore, run_id: str, kind: str, owner: str = "") -> Path | None:
-    """Raises StudioError: the owner has no such run."""
+    """Return the folder of an export, or None if it was not exported yet.
+
+    Raises:
+        StudioError: the owner has no such run.
+    """
     folder = _folder(store.get(run_id, owner), kind)
     return folder if folder.is_dir() else None
 
 
 def proof(folder: Path) -> dict[str, Any] | None:
-    """The merge proof; None of an adapter."""
+    """Return the merge proof, or None for an adapter."""
     file = folder / PROOF
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def card(folder: Path) -> str:
-    """The model card without its front matter."""
+    """Return the model card without its front matter."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     return text.split("---\n", 2)[-1] if text.startswith("---\n") else text
 
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """Where the new export is made while the old one can still be had; nothing else that was begun there stays."""
+    """Yield a folder for the new export, while the old one stays available; leftovers are deleted."""
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
         yield Path(work) / folder.name

@@ -1,4 +1,4 @@
-"""Merges an adapter into its base model, and proves that the merged model gives the same logits."""
+"""Merge an adapter into its base model, and prove that the merged model gives the same logits."""
 
 from __future__ import annotations
 
@@ -28,24 +28,29 @@ from studio.backend.system.progress import Progress, reading
 from studio.backend.training.prepare import labelled_config
 from studio.errors import StudioError
 
-# How far from base and adapter a merged model may be, in parts of the change that the adapter makes. Rounding to the
-# stored precision is in it; below one half, it is nearer to base and adapter than to the base.
+# The allowed distance of merged logits from those of base and adapter, relative to the change that the adapter makes.
+# It includes rounding to the stored precision. Below 0.5, the merged model is closer to base and adapter than to the
+# base alone.
 TOLERANCE = {"bf16": 0.25, "nf4": 0.5}
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Base and adapter on their way to merged files."""
+    """The merge of a base model and an adapter."""
 
     adapter: Path
     base: Base
     precision: Literal["bf16", "nf4"]
     progress: Progress
     labels: Labels | None = None
-    """Of a classifier."""
+    """Labels of a classifier; None for chat."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """The proof. Raises AdapterError, CheckpointError, StudioError: it can't be merged or written, or it fails."""
+        """Merge, write the model and return the proof.
+
+        Raises:
+            AdapterError, CheckpointError, StudioError: the model can't be merged or written, or the proof fails.
+        """
         path = catalog.prepare(self.base.model, self.progress)
         if self.precision != "nf4" and is_4bit(stored_tensors(path)):
             raise StudioError(f"{self.base.entry.id} is in 4 bits: merge in 4 bits (--four-bit), or name a 16-bit one.")
@@ -53,7 +58,7 @@ class Merge:
         ids = encode_plain(tokenizer, TEXT)[:MAX_TOKENS]
         config = None if self.labels is None else labelled_config(path, self.labels, pad_id(tokenizer))
         alone, tuned, lost = self._merged(self._load(path, config), folder, ids)
-        gc.collect()  # what was written is read back into the memory of what wrote it
+        gc.collect()  # frees the memory of the model before the written one is loaded
         torch.cuda.empty_cache()
         proof = prove(alone, tuned, _logits(self._load(folder), ids), self.precision) | {"rounding_loss": lost}
         if self.labels is not None:
@@ -64,8 +69,10 @@ class Merge:
         return proof
 
     def _merged(self, model: Any, folder: Path, ids: list[int]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Writes the merged weights; logits of the base and with the adapter, and what rounding lost. The base has the
-        trained head, too, as its own knows nothing."""
+        """Write the merged weights; return the logits without and with the adapter, and the rounding loss.
+
+        For a classifier, the logits without the adapter use the trained head too, because the base model has none.
+        """
         adapters = Adapters(model)
         if self.labels is not None:
             model.score.weight.data.copy_(read_head(self.adapter))
@@ -86,7 +93,7 @@ class Merge:
                 model_class,
                 path,
                 quantization="nf4" if self.precision == "nf4" else None,
-                dtype=torch.bfloat16,  # also where it is emulated: this is what is written
+                dtype=torch.bfloat16,  # even if it is emulated, because bf16 is written
                 device=placement.placement(self.base.entry, self.precision).device,
                 config=config,
                 progress=reading(self.progress),
@@ -95,21 +102,22 @@ class Merge:
 
 @torch.no_grad()
 def _logits(model: Any, ids: list[int]) -> Tensor:
-    """Of every token; of a classifier, what it says of the text up to there."""
+    """Return the logits of every token; for a classifier, those of the text up to each token."""
     hidden = model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
     head = model.score if isinstance(model, JetMoeForSequenceClassification) else model.lm_head
     return head(hidden).float().cpu()  # [T, vocabulary or labels]
 
 
 def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[str, Any]:
-    """That a merged model answers as base and adapter do, and not as the base alone, by their logits on one text.
+    """Prove by the logits on one text that a merged model answers like base and adapter, not like the base alone.
 
     Returns:
-        change: how far the adapter moves the logits, relative to those of the base;
-        error, from_base: how far the merged ones are from base and adapter, and from the base, relative to that change.
+        change: the distance that the adapter moves the logits, relative to the logits of the base model;
+        error: the distance of the merged logits from those of base and adapter, relative to that change;
+        from_base: the distance of the merged logits from those of the base, relative to that change.
 
     Raises:
-        StudioError: it does not, or the adapter changes nothing.
+        StudioError: the error is above the tolerance, or the adapter changes nothing.
     """
     change = (tuned - alone).norm()
     if not change > 0:
@@ -132,6 +140,6 @@ def _failure(error: float, precision: str) -> str:
     cause = "4 bits are too coarse for so small a change" if precision == "nf4" else "its change is lost in rounding"
     remedy = "merge in 16 bits, or export the adapter" if precision == "nf4" else "export the adapter without merging"
     return (
-        f"The merged model does not answer as base and adapter do: it is off by {error:.2f} of the change that the "
-        f"adapter makes, and {TOLERANCE[precision]} are allowed; {cause}. Nothing was written: {remedy}."
+        f"The merged model does not answer like base and adapter: its error is {error:.2f} of the change that the "
+        f"adapter makes, and {TOLERANCE[precision]} is allowed; {cause}. Nothing was written: {remedy}."
     )

@@ -19,15 +19,15 @@ from studio.backend.models import catalog
 from studio.backend.runs.run import Run
 from studio.backend.training.run import DATA
 
-# Measures of a classifier of which more is better.
+# Classifier metrics where higher is better.
 HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2": "held-out R²"}
 LARGEST_CARD = 1 << 20
-# Where the card's examples load from, until it is known.
+# Placeholder for the place that the card's examples load from, until it is known.
 PLACE = "THIS FOLDER"
 
 
 def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
-    """Text that people wrote is escaped or fenced, so that it can change neither front matter nor page."""
+    """Return the model card. User text is escaped or fenced, so that it can't change the front matter or the layout."""
     run, labels = found.run, labels_of_adapter(found.folder)
     what = ("A merged model" if proof else "A LoRA adapter") + (" with a classification head" if labels else "")
     parts = [
@@ -66,7 +66,7 @@ def _usage(base: Base, proof: dict[str, Any] | None) -> str:
     lines.append(f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.entry.id)})")
     lines.append(f'model = PeftModel.from_pretrained(base, "{PLACE}")')
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})")
-    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    where = "The base model is not on the hub: use its folder, as printed by `python -m studio models --json`."
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
 
 
@@ -91,7 +91,7 @@ def _labelled_usage(base: Base, proof: dict[str, Any] | None) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})",
         'logits = model(**tokenizer("A text", return_tensors="pt")).logits',
     ]
-    where = "Of a base that is not on the hub, give the folder that `python -m studio models --json` names."
+    where = "The base model is not on the hub: use its folder, as printed by `python -m studio models --json`."
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
 
 
@@ -106,7 +106,7 @@ def _labels_text(labels: Labels, run: Run | None) -> str:
 
 def _training(run: Run, base: Base) -> list[str]:
     recipe = run.recipe()
-    # Whose machine it was, and where the files lay there, is nobody's business.
+    # Without local paths, which would reveal user names and folders of the training machine.
     shown = replace(recipe, model=base.entry.id, data=Path(recipe.data).name)
     sections = {"Training": _metrics(run), "Data": _data(run), "Routing": _drift(run)}
     texts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
@@ -139,14 +139,14 @@ def _data(run: Run) -> str:
 
 
 def _drift(run: Run) -> str:
-    """Against the base, on the studio's probe text or the recipe's."""
+    """Return the routing drift from the base model, on the probe text of the recipe or the studio."""
     titles = {
         "flip_rate": "tokens whose strongest expert changed",
         "overlap": "chosen experts that stayed",
         "js": "Jensen-Shannon divergence of the routers, in nats",
         "load_shift": "load that moved to other experts",
     }
-    # The adapter is the best checkpoint's, so its drift is what was measured there.
+    # The adapter comes from the best checkpoint, so the drift measured there is shown.
     evaluations = [(each.values, each.step) for each in run.events.read() if each.kind == "eval" and each.step]
     worse = [
         (values["eval_loss"] if values.get("eval_macro_f1") is None else -values["eval_macro_f1"], step)
@@ -162,11 +162,11 @@ def _drift(run: Run) -> str:
 def _proof_text(proof: dict[str, Any]) -> str:
     titles = {
         "change": "how far the adapter moves the logits",
-        "error": "merged model from base and adapter, in parts of that",
-        "tolerance": "of which are allowed",
-        "from_base": "merged model from the base, in parts of that",
-        "same_next_token": "tokens after which both predict the same",
-        "same_label": "beginnings of the text to which both give the same label",
+        "error": "distance of the merged model from base and adapter, relative to that",
+        "tolerance": "allowed distance",
+        "from_base": "distance of the merged model from the base, relative to that",
+        "same_next_token": "share of tokens after which both predict the same",
+        "same_label": "share of the text's prefixes to which both give the same label",
     }
     rows = {title: [proof[name]] for name, title in titles.items() if name in proof}
     rows |= {f"rounding of the {part}, relative to its change": [loss] for part, loss in proof["rounding_loss"].items()}
@@ -177,7 +177,7 @@ def _proof_text(proof: dict[str, Any]) -> str:
 
 
 def _table(head: list[str], rows: dict[str, list[Any]]) -> str:
-    """Empty without rows."""
+    """Return a Markdown table; empty without rows."""
     cells = [[name, *map(_shown, row)] for name, row in rows.items()]
     lines = [head, ["---"] * len(head), *(list(map(_escaped, row)) for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
@@ -188,12 +188,12 @@ def _shown(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line without Markdown and HTML."""
+    """Return the text as one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _fenced(text: str, language: str) -> str:
-    """In a fence that nothing in the text can close."""
+    """Return the text in a fence that nothing in it can close."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{textwrap.dedent(text).strip()}\n{fence}"

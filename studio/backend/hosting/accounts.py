@@ -1,10 +1,10 @@
-"""Who may log in: a file of `name:hash` lines, made by `python -m studio user add NAME`.
+"""User accounts: a file of `name:hash` lines, written by `python -m studio user add NAME`.
 
     accounts = Accounts(Path("users.txt"))
     accounts.add("ada", "correct horse battery")
     accounts.check("ada", "correct horse battery")   # True
 
-A hash is scrypt's, with its parameters and salt beside it: `scrypt$32768$8$3$<salt>$<hash>`.
+Passwords are hashed with scrypt; each hash includes its parameters and salt: `scrypt$32768$8$3$<salt>$<hash>`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from studio.errors import StudioError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}"
 SHORTEST, LONGEST = 10, 1024
-"""Characters of a password."""
-# What OWASP asks for at 32 MiB of memory: a quarter of a second on a core of today.
+"""Minimum and maximum characters of a password."""
+# OWASP's recommendation for 32 MiB of memory; takes a quarter of a second on a current core.
 COST, BLOCK, LANES = 2**15, 8, 3
 DEAREST = 2**20
-"""The highest cost that a line may ask for, at 1 GiB of memory."""
+"""The highest cost that a line may set, which takes 1 GiB of memory."""
 
 
 class Accounts:
-    """The lines of a file, read again whenever it has changed."""
+    """The accounts in a file, which is read again whenever it changes."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -42,20 +42,28 @@ class Accounts:
         self._hashes: dict[str, str] = {}
 
     def names(self) -> list[str]:
-        """Raises StudioError where the file can't be read, others may read it, or a line is none of ours."""
+        """Return the names of all users.
+
+        Raises:
+            StudioError: the file can't be read, other users may read it, or a line is malformed.
+        """
         self._refresh()
         return list(self._hashes)
 
     def stamp(self, name: str) -> str | None:
-        """What changes with the name's password; None for a name that is not there. Raises StudioError as `names`."""
+        """Return a value that changes with the user's password, or None for an unknown name.
+
+        Raises:
+            StudioError: as for `names`.
+        """
         self._refresh()
         return self._hashes.get(name)
 
     def check(self, name: str, password: str) -> bool:
-        """Takes equally long for a name that is not there.
+        """Return whether the password is right, in the same time for known and unknown names.
 
         Raises:
-            StudioError: as `names`.
+            StudioError: as for `names`.
         """
         self._refresh()
         stored = self._hashes.get(name)
@@ -64,13 +72,13 @@ class Accounts:
         return matches(password, stored or _NOBODY) and stored is not None
 
     def add(self, name: str, password: str) -> bool:
-        """Returns whether the name is new; else its password is changed.
+        """Add a user, or change the password of an existing one; return whether the name is new.
 
         Raises:
-            StudioError: the name or the password can't be used, or the file not be written.
+            StudioError: the name or the password is invalid, or the file can't be written.
         """
         if not re.fullmatch(NAME, name):
-            raise StudioError(f"{name[:80]!r} can't be a name: use letters, digits, dots, dashes, @ and _, at most 64.")
+            raise StudioError(f"{name[:80]!r} can't be a name: use up to 64 letters, digits, dots, dashes, @ and _.")
         if not SHORTEST <= len(password) <= LONGEST:
             raise StudioError(f"A password has {SHORTEST} to {LONGEST:,} characters; this one has {len(password):,}.")
         with self._changing() as hashes:
@@ -79,10 +87,14 @@ class Accounts:
         return new
 
     def remove(self, name: str) -> None:
-        """Raises StudioError where there is no such name, or the file can't be written."""
+        """Remove a user.
+
+        Raises:
+            StudioError: there is no such name, or the file can't be written.
+        """
         with self._changing() as hashes:
             if name not in hashes:
-                raise StudioError(f"There is no {name[:80]!r} in {self.file}. It has: {', '.join(hashes) or 'nobody'}.")
+                raise StudioError(f"{self.file} has no user {name[:80]!r}. Its users: {', '.join(hashes) or 'none'}.")
             del hashes[name]
 
     def _changing(self) -> _Change:
@@ -95,19 +107,23 @@ class Accounts:
             if version == self._version:
                 return
             if os.name == "posix" and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise StudioError(f"Others may read {self.file}, which holds passwords: run `chmod 600 {self.file}`.")
+                raise StudioError(
+                    f"Other users can read {self.file}, which holds password hashes: run `chmod 600 {self.file}`."
+                )
             self._hashes = _parsed(self.file.read_text(encoding="utf-8"), self.file)
         except FileNotFoundError as error:
             raise StudioError(
-                f"There is no {self.file}. Make it: `python -m studio user add NAME --file {self.file}`."
+                f"There is no {self.file}. Create it: `python -m studio user add NAME --file {self.file}`."
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise StudioError(f"{self.file} can't be read ({error}). Check who may, and that it is text.") from error
+            raise StudioError(
+                f"{self.file} can't be read ({error}). Check its permissions, and that it is a text file."
+            ) from error
         self._version = version
 
 
 class _Change:
-    """The hashes while nobody else changes them; written as a whole at the end, so no reader sees half of it."""
+    """A context manager that locks the file, returns the hashes and writes them atomically on exit."""
 
     def __init__(self, accounts: Accounts) -> None:
         self.accounts = accounts
@@ -174,7 +190,7 @@ def _parsed(text: str, file: Path) -> dict[str, str]:
             continue
         name, _, rest = line.strip().partition(":")
         if not re.fullmatch(NAME, name) or not _usable(rest):
-            raise StudioError(f"Line {number} of {file} is no `name:hash`: remove it, and add the name again.")
+            raise StudioError(f"Line {number} of {file} is not `name:hash`: remove it and add the user again.")
         hashes[name] = rest
     return hashes
 
@@ -193,8 +209,8 @@ def _usable(line: str) -> bool:
 
 
 def _unwritable(file: Path, error: OSError) -> StudioError:
-    return StudioError(f"{file} can't be written ({error.strerror}). Name another with --file.")
+    return StudioError(f"{file} can't be written ({error.strerror}). Choose another file with --file.")
 
 
-# The hash of a password that nobody knows.
+# Compared for unknown names, so that they take equally long. No known password has this hash.
 _NOBODY = _line(COST, BLOCK, LANES, bytes(16), bytes(32))

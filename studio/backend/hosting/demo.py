@@ -1,11 +1,11 @@
-"""A studio that is open to everybody: what one visitor may ask of it.
+"""Limits for visitors of a public demo.
 
-    limits = demo.limits()               # None where everything is allowed
+    limits = demo.limits()               # None if there are no limits
     if limits:
         limits.check_recipe(recipe)      # raises StudioError
 
-`STUDIO_DEMO=1` turns it on and `STUDIO_DEMO=0` off. Without either it is on where the studio is a Space that everybody
-can see; of a Space whose owner can't be asked about, that is assumed.
+`STUDIO_DEMO=1` turns the limits on, `STUDIO_DEMO=0` turns them off. By default they are on in a public Space. If the
+hub can't be reached, a Space counts as public.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
-REMEDY = "This is a demo for everybody. Run the studio yourself for more"
+REMEDY = "This is a public demo. Run the studio yourself for more"
 
 
 @dataclass(frozen=True)
 class Limits:
     text: int = 4000
-    """Characters of a message, and of texts to classify."""
+    """Characters per message, and per text to classify."""
     new_tokens: int = 256
-    """Of an answer."""
+    """Tokens per answer."""
     file_bytes: int = 5_000_000
     rows: int = 2000
-    """Of a file to train on or to classify."""
+    """Rows per file, for training or classification."""
     steps: int = 60
     step_tokens: int = 8192
-    """That a training step may hold: rows of a batch times their longest."""
+    """Tokens per training step: the rows of a batch times the tokens of the longest row."""
     rank: int = 32
     queued: int = 4
-    """Runs that wait."""
+    """Runs in the queue."""
     quota_gib: float = 10.0
-    """That all runs together take of the disk."""
+    """Disk space of all runs together."""
 
     def sentence(self) -> str:
-        """What a visitor should know at once."""
+        """Return the limits as a sentence for the page."""
         return (
-            f"A demo for everybody: messages of up to {self.text:,} characters, answers of {self.new_tokens} tokens, "
-            f"files of {self.rows:,} rows, training of {self.steps} steps."
+            f"Public demo: messages of up to {self.text:,} characters, answers of up to {self.new_tokens} tokens, "
+            f"files of up to {self.rows:,} rows, training runs of up to {self.steps} steps."
         )
 
     def refuse_another_model(self) -> None:
-        """Raises StudioError: all visitors have the model that is loaded."""
-        raise StudioError(f"{REMEDY}; here everybody has the model that is loaded.")
+        """Raise StudioError, because all visitors share the loaded model."""
+        raise StudioError(f"{REMEDY}; here all visitors share the loaded model.")
 
     def check_answer(self, new_tokens: int) -> None:
-        """Raises StudioError: it may become longer than a demo answers."""
+        """Raise StudioError if an answer could exceed the limit."""
         if new_tokens > self.new_tokens:
             raise StudioError(f"{REMEDY}; here answers have at most {self.new_tokens} tokens. Lower Max new tokens.")
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Raises StudioError: it takes more than a demo gives; all of it is named at once."""
+        """Raise StudioError if the recipe exceeds limits; the message lists all of them."""
         asked = {
             f"max_steps from 1 to {self.steps}": not 1 <= recipe.max_steps <= self.steps,
             f"batch_size * gradient_accumulation * max_length up to {self.step_tokens:,}": (
@@ -70,41 +70,41 @@ class Limits:
             f"r up to {self.rank}": recipe.r > self.rank,
         }
         if wrong := [what for what, is_too_much in asked.items() if is_too_much]:
-            raise StudioError(f"{REMEDY}; here a run takes {', '.join(wrong)}. Change that under Recipe.")
+            raise StudioError(f"{REMEDY}; here a run is limited to {', '.join(wrong)}. Change that under Recipe.")
 
     def check_rows(self, rows: int) -> None:
-        """Raises StudioError: the file has more than a demo reads."""
+        """Raise StudioError if a file has too many rows."""
         if rows > self.rows:
             raise StudioError(f"{REMEDY}; here a file has at most {self.rows:,} rows, and this one has {rows:,}.")
 
 
 def limits() -> Limits | None:
-    """None where the studio is no demo.
+    """Return the limits, or None if the studio is not a demo.
 
     Raises:
         StudioError: `$STUDIO_DEMO` is neither 0 nor 1.
     """
     asked = os.environ.get("STUDIO_DEMO", "")
     if asked not in ("", "0", "1"):
-        raise StudioError(f"STUDIO_DEMO is 1 for a demo with limits or 0 for a studio without; it is {asked[:20]!r}.")
+        raise StudioError(f"STUDIO_DEMO is {asked[:20]!r}: set it to 1 for a demo with limits, or to 0 for no limits.")
     space = space_id()
     is_demo = asked == "1" or (not asked and space is not None and _is_public(space))
     return Limits() if is_demo else None
 
 
 def space_id() -> str | None:
-    """That of the Space which this is; None elsewhere."""
+    """Return the id of this Space, or None outside of Spaces."""
     name = os.environ.get("SPACE_ID", "")
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) else None
 
 
 @cache
 def _is_public(space: str) -> bool:
-    """Whether the hub shows it to somebody without an account. Also where the hub can't be asked."""
+    """Return whether the hub shows the Space without an account; True if the hub can't be reached."""
     try:
         HfApi(token=False).space_info(space, timeout=5)
     except RepositoryNotFoundError:
         return False
     except (HTTPError, OSError) as error:
-        logger.warning("The hub can't say whether %s is public (%s): it is taken for a demo.", space, error)
+        logger.warning("Can't ask the hub whether %s is public (%s): the demo limits apply.", space, error)
     return True

@@ -1,7 +1,7 @@
-"""The models that a person may pick: where their weights come from, what they need, and how to make them ready.
+"""The catalog of models: where their weights come from, how much memory they need, and how to download or build them.
 
 prepare("starter", progress)              # -> a folder that AutoModelForCausalLM loads after `import jetmoe`
-[entry.id for entry in models()]          # the starter, JetMoE's releases, and every folder in <home>/models
+[entry.id for entry in models()]          # the starter, the JetMoE releases, and every folder in <home>/models
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ CHAT_8B = "jetmoe/jetmoe-8b-chat"
 UNSAFE_FILES = ["*.bin", "*.pt", "*.pth", "*.py", "*.pkl"]
 GIB = 2**30
 
-# As `jetmoe.nf4.parts.BYTES_PER_WEIGHT`, which can't be read without waiting for torch.
+# Same as `jetmoe.nf4.parts.BYTES_PER_WEIGHT`, whose import would load torch, which is slow.
 NF4_BYTES = 0.5 + 4 / 64
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model of the catalog. `source` is "built", a hub id or a folder; `needs_gib` is memory while chatting.
+    """One model of the catalog. `source` is "built", a hub id or a folder; `needs_gib` is the memory for chat.
 
-    `cpu_precision` is what a CPU loads unless told otherwise: "nf4", or "bf16" where that is no slower or 4 bits cost
-    too much quality.
+    `cpu_precision` is the default precision on a CPU: "nf4", or "bf16" if that is no slower or 4 bits cost too much
+    quality.
     """
 
     id: str
@@ -59,11 +59,11 @@ STARTER = ModelEntry(
     title="Starter (SmolLM2 135M as JetMoE)",
     family="jetmoe",
     source="built",
-    description="SmolLM2-135M-Instruct (Apache-2.0), 4-bit weights (Q4_1) unpacked and upcycled to 12 experts. Its "
-    "experts are copies, routed by what the text looks like; they specialise only once tuned.",
+    description="SmolLM2-135M-Instruct (Apache-2.0), 4-bit weights (Q4_1) dequantized and upcycled to 12 experts. The "
+    "experts are copies, routed by the kind of text; they specialise only when the model is tuned.",
     needs_gib={"bf16": 1.5, "nf4": 1.0},
     download_gib=0.1,
-    # So small a model loses more by four bits than it gains; the README has both figures.
+    # In 4 bits, a model this small loses more quality than it saves memory; the README has both figures.
     cpu_precision="bf16",
 )
 
@@ -90,16 +90,16 @@ RELEASED = [
 
 
 def models() -> list[ModelEntry]:
-    """All entries, the default first."""
+    """Return all entries, the default first."""
     folders = sorted((home() / "models").glob("*/config.json"))
     return [STARTER, *RELEASED, *(_local(file.parent) for file in folders if _is_local(file.parent))]
 
 
 def entry(model_id: str) -> ModelEntry:
-    """The entry of that id, or of the folder of that path.
+    """Return the entry with this id, or the entry of the folder at this path.
 
     Raises:
-        StudioError: there is none; the message names those there are.
+        StudioError: there is none; the message lists the models that exist.
     """
     known = {model.id: model for model in models()}
     if model_id in known:
@@ -110,7 +110,7 @@ def entry(model_id: str) -> ModelEntry:
 
 
 def path(model_id: str) -> Path | None:
-    """The model's folder; None where a hub model has not been downloaded."""
+    """Return the model's folder, or None if a hub model has not been downloaded."""
     model = entry(model_id)
     if model.source == "built":
         return starter.path()
@@ -123,7 +123,7 @@ def path(model_id: str) -> Path | None:
 
 
 def ready(model_id: str) -> bool:
-    """Whether `prepare` has nothing left to do."""
+    """Return whether the model is complete on disk, so that `prepare` is a no-op."""
     if entry(model_id).source == "built":
         return starter.ready()
     folder = path(model_id)
@@ -131,10 +131,10 @@ def ready(model_id: str) -> bool:
 
 
 def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> Path:
-    """The model's folder, built or downloaded first where needed.
+    """Return the model's folder, after building or downloading the model if needed.
 
     Raises:
-        StudioError: it can't be; the message says why and what to do.
+        StudioError: this fails; the message has the reason and a remedy.
     """
     model = entry(model_id)
     if model.source == "built":
@@ -144,7 +144,7 @@ def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> 
 
 
 def rows() -> list[dict]:
-    """What `models --json` prints."""
+    """Return what `models --json` prints."""
     fields = ("id", "family", "source", "needs_gib")
     return [
         {name: getattr(model, name) for name in fields}
@@ -155,7 +155,7 @@ def rows() -> list[dict]:
 
 def _download(model: ModelEntry, progress: Progress) -> Path:
     if Path(model.source).is_absolute():
-        raise StudioError(f"The model in {model.source} is not whole: weights that its index names are missing.")
+        raise StudioError(f"The model in {model.source} is incomplete. Add the weight files that its index names.")
     home().mkdir(parents=True, exist_ok=True)
     require_space(home(), int(model.download_gib * GIB))
     progress(0.0, f"Downloading {model.source} ({model.download_gib:.0f} GiB)")
@@ -163,17 +163,19 @@ def _download(model: ModelEntry, progress: Progress) -> Path:
         folder = _snapshot(model)
     except GatedRepoError as error:
         remedy = "Accept its terms on the hub and run `hf auth login`."
-        raise StudioError(f"{model.source} is only given out after accepting its terms. {remedy}") from error
+        raise StudioError(f"{model.source} is a gated model. {remedy}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise StudioError(f"The hub has no {model.source} at {model.revision or 'main'}. Check the name.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StudioError(
             f"{model.source} can't be downloaded ({type(error).__name__}). Check the network and the free disk space "
-            "and start again: what has arrived is kept."
+            "and start again: downloaded files are kept."
         ) from error
     if not _is_whole(folder):
-        raise StudioError(f"{model.source} has no complete safetensors weights; others are not loaded for safety.")
-    progress(1.0, f"{model.source} is here")
+        raise StudioError(
+            f"{model.source} has no complete safetensors weights, and other formats can run code. Pick another model."
+        )
+    progress(1.0, f"{model.source} is downloaded")
     return folder
 
 
@@ -203,7 +205,7 @@ def _is_local(folder: Path) -> bool:
 
 
 def _local(folder: Path) -> ModelEntry:
-    """Memory is estimated from the size of the weight files."""
+    """Return the entry of a local model, with its memory estimated from the size of the weight files."""
     config = json.loads((folder / "config.json").read_text())
     four_bit = "quantization_config" in config
     item = (

@@ -1,4 +1,4 @@
-"""Where a model goes and in what precision, what it takes there, and what to say when that is too much."""
+"""The device and precision of a model, the memory that it needs, and the message if memory runs out."""
 
 from __future__ import annotations
 
@@ -32,33 +32,36 @@ class Placement:
     precision: str
     """"nf4", "bf16" or "fp32"."""
     dtype: torch.dtype
-    """Of everything that is not in 4 bits."""
+    """Data type of all weights that are not 4-bit."""
     notice: str = ""
-    """A sentence where this machine makes something slower than elsewhere."""
+    """A sentence for the user if something is slower on this machine than elsewhere."""
 
 
 def first_model() -> str:
-    """What a studio loads when it starts: `$STUDIO_MODEL`; without it JetMoE 8B Chat on a Space with a GPU, and the
-    starter elsewhere, where nobody asked for a download of 16 GiB."""
+    """Return the model to load at startup.
+
+    It is `$STUDIO_MODEL` if set, else JetMoE 8B Chat on a Space with a GPU, else the starter, because a download of
+    16 GiB must not start unasked.
+    """
     on_gpu_space = demo.space_id() is not None and torch.cuda.is_available()
     return os.environ.get("STUDIO_MODEL") or (catalog.CHAT_8B if on_gpu_space else catalog.STARTER.id)
 
 
 def check_precision(precision: str) -> None:
-    """Raises StudioError for one that is not known."""
+    """Raise StudioError if the precision is unknown."""
     if precision not in get_args(Precision):
         raise StudioError(f"There is no precision {precision!r}; pick one of {', '.join(get_args(Precision))}.")
 
 
 def placement(model: ModelEntry, precision: Precision) -> Placement:
-    """On a GPU where there is one.
+    """Return the model's device, a GPU if there is one, and its precision.
 
     Raises:
-        StudioError: it does not fit into this machine's memory; the message has the numbers.
+        StudioError: the model does not fit into this machine's memory; the message has the figures.
     """
     device = "cuda" if torch.cuda.is_available() and not zero_gpu.waits() else "cpu"
     wanted = precision if precision != "auto" else "nf4" if device == "cuda" else model.cpu_precision
-    # What waits here for a GPU to come is held as the GPU wants it.
+    # A ZeroGPU process loads the model in the type that its later GPU uses.
     dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
     if wanted == "bf16" and dtype == torch.float32:
         wanted = "fp32"
@@ -77,10 +80,11 @@ def load_model(
     model_class: Any = JetMoeForCausalLM,
     config: JetMoeConfig | None = None,
 ) -> Any:
-    """The model in that folder, in its place, or on another device, or over several; a head that it lacks is new.
+    """Load the model in a folder at its place, on another device or over several; a missing head is initialized.
 
     Raises:
-        StudioError: files or memory don't suffice; where it is memory, to close other programs or `remedy`.
+        StudioError: the files can't be loaded, or memory ran out. For memory, the message suggests closing other
+            programs, or `remedy`.
     """
     try:
         with shortage(f"while loading: close other programs, or {remedy}"):
@@ -99,7 +103,7 @@ def load_model(
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """bf16 where the processor multiplies it natively; elsewhere fp32, because emulated bf16 is slower."""
+    """Return bf16 if the processor multiplies it natively, else fp32, because emulated bf16 is slower."""
     if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
@@ -107,11 +111,11 @@ def default_dtype(device: str) -> torch.dtype:
 
 @contextmanager
 def shortage(when: str) -> Iterator[None]:
-    """Turns running out of memory into a StudioError: "... ran out of memory <when>."."""
+    """Turn out-of-memory errors into a StudioError: "This machine ran out of memory <when>."."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no error class of its own.
+        # The CPU allocator raises a plain RuntimeError.
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
             raise
         torch.cuda.empty_cache()
@@ -135,7 +139,7 @@ def _notice(device: str, used: str, wanted: str) -> str:
     if device == "cpu" and used == "fp32" and wanted != "fp32":
         return "This processor has no native bf16, so it computes in 32 bits."
     if device == "cpu" and used == "nf4" and not nf4_cpu.supported():
-        return "This processor has no AVX512-BF16, so 4-bit weights are unpacked for every token, which is slow."
+        return "This processor has no AVX512-BF16, so 4-bit weights are dequantized for every token, which is slow."
     if device == "cpu" and used != "fp32":
         return (nf4_cpu.problem() if used == "nf4" else "") or single_query.problem()
     return ""

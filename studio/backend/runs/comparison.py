@@ -1,4 +1,4 @@
-"""Training runs side by side: the settings in which they differ, and the figures that they came to.
+"""Compare training runs: the settings that differ, and their figures.
 
 compare([one, other])["figures"]["eval_loss"]       # {run id: loss}
 """
@@ -16,10 +16,10 @@ from studio.errors import StudioError
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """`{"runs": [{id, name, state}], "settings": {name: {id: value}}, "figures": {name: {id: value}}}`.
+    """Return `{"runs": [{id, name, state}], "settings": {name: {id: value}}, "figures": {name: {id: value}}}`.
 
     Raises:
-        StudioError: fewer than two runs, or the folder of one is gone.
+        StudioError: there are fewer than two runs, or the folder of a run is gone.
     """
     if len({run.id for run in runs}) < 2:
         raise StudioError("Name at least two different runs to compare.")
@@ -31,13 +31,13 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def differences(recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-    """The settings that are not the same in all recipes, in the recipe's order."""
+    """Return the settings that differ between the recipes, in the order of the recipe's fields."""
     every = side_by_side({run_id: asdict(recipe) for run_id, recipe in recipes.items()})
     return {name: values for name, values in every.items() if _differ([*values.values()])}
 
 
 def side_by_side(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """From values by run and name to values by name and run; None where a run has no such value."""
+    """Turn values by run and name into values by name and run; None if a run lacks a value."""
     names = dict.fromkeys(name for of_run in values.values() for name in of_run)
     return {name: {run_id: of_run.get(name) for run_id, of_run in values.items()} for name in names}
 

@@ -1,4 +1,4 @@
-"""The sqlite3 file of the runs: schema, migrations, connections, and what its errors mean."""
+"""The sqlite3 file of the runs: schema, migrations, connections and error messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS runs (
 PRAGMA user_version = 3;
 COMMIT;
 """
-# What each version lacks: the first had no order of its own in the queue, the second nobody whose the runs are.
+# Migrations by the version that they start from: version 1 has no queue order, version 2 has no owners.
 CHANGES = {
     1: ("ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0", "UPDATE runs SET queued = rowid"),
     2: (
@@ -40,15 +40,16 @@ CHANGES = {
 
 
 class DamagedStore(StudioError):
-    """The database can't be read as one; `recovery.repair` makes a new one."""
+    """The database is damaged; `recovery.repair` rebuilds it."""
 
 
 class Database:
-    """The database of one home: in the home itself, or, where that is mounted storage, on the local disk with a copy in
-    the home.
+    """The database of one home folder.
+
+    It is in the home itself. If the home is mounted storage, it is on the local disk, with a copy in the home.
 
     Args:
-        busy_s: seconds to wait for others who write.
+        busy_s: seconds to wait for other writers.
     """
 
     def __init__(self, path: Path, copy: Path | None, busy_s: float) -> None:
@@ -64,7 +65,7 @@ class Database:
 
     @contextmanager
     def open(self) -> Iterator[sqlite3.Connection]:
-        """Open one connection and one transaction: threads and processes never share one.
+        """Open a connection with one transaction, which threads and processes must not share.
 
         Raises:
             StudioError: the database is locked, damaged or can't be written.
@@ -78,19 +79,19 @@ class Database:
         except sqlite3.Error as error:
             if code_of(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise DamagedStore(
-                    f"{self.path} is damaged. An open studio makes the list of runs again out of their folders, and so "
-                    "does `python -m studio runs list`; the damaged file is kept. Try again in a moment."
+                    f"{self.path} is damaged. A running studio, or `python -m studio runs list`, rebuilds it from the "
+                    "folders of the runs and keeps the damaged file. Try again in a moment."
                 ) from error
             if sentence := sentence_of(error, self.path):
                 raise StudioError(sentence) from error
             raise
 
     def beside(self) -> Database:
-        """Return a new database in the same folder, to take the place of this one or of its copy."""
+        """Return a new database in the same folder, to replace this one or its copy."""
         return Database(self.path.with_name(f"{uuid.uuid4().hex}.sqlite3"), None, self.busy_s)
 
     def keep_copy(self) -> None:
-        """Copy the database into a home of mounted storage, if it has changed since the last copy.
+        """Copy the database into the mounted home if it has changed since the last copy.
 
         Raises:
             StudioError: the home can't be written.
@@ -119,7 +120,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         remedy = "Check its permissions and the disk, or set STUDIO_HOME to another folder."
-        raise StudioError(f"{folder} can't be made ({error.strerror}). {remedy}") from error
+        raise StudioError(f"{folder} can't be created ({error.strerror}). {remedy}") from error
 
 
 def prepare(db: sqlite3.Connection) -> None:
@@ -131,7 +132,7 @@ def prepare(db: sqlite3.Connection) -> None:
         db.executescript(TABLE)
     elif version < SCHEMA:
         db.execute("BEGIN IMMEDIATE")
-        for each in range(_version(db), SCHEMA):  # anew: another process may have come first
+        for each in range(_version(db), SCHEMA):  # read again: another process may have migrated it
             for statement in CHANGES[each]:
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {SCHEMA}")
@@ -143,7 +144,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
-    """SQLite does not wait by itself for another process that switches the same new database."""
+    """Switch to WAL mode, with retries: SQLite does not wait while another process switches the same new database."""
     for left in reversed(range(SWITCHES)):
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -155,16 +156,16 @@ def _write_ahead(db: sqlite3.Connection) -> None:
 
 
 def sentence_of(error: sqlite3.Error, path: Path) -> str:
-    """What a person can do about it; empty where nothing, because it is a bug."""
+    """Return a message with a remedy, or an empty string if the error is a bug."""
     code = code_of(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"Another program keeps {path} locked. Close it, or try again in a moment."
     if code == sqlite3.SQLITE_FULL:
         return f"The disk is full, so {path} can't be written. Free some space."
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
-        return f"{path} can't be read and written. Check the permissions of it and its folder, and the disk."
+        return f"{path} can't be read and written. Check the permissions of the file and its folder, and the disk."
     return ""
 
 
 def code_of(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of the number only tells variants apart
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the bits of the extended code

@@ -23,15 +23,18 @@ TrainKind = Literal[
 
 @dataclass(frozen=True)
 class TrainEvent:
-    """One line of a run's `events.jsonl`. `seq` counts from 1 and goes on when the run is resumed.
+    """One line of a run's `events.jsonl`. `seq` counts from 1 and continues when the run is resumed.
 
     kind:
         log: a point of the curves, under transformers' names: loss, learning_rate, grad_norm ...
-        eval: figures of the held-out rows: eval_loss ...
-        checkpoint, routing, sample, audit: what was saved, measured, answered or is trained.
-        warning: a sentence for the person; training goes on.
-        resumed: it was asked to go on.
-        done, failed, cancelled: how it ended; the last event, unless the run is resumed.
+        eval: metrics on the held-out rows: eval_loss ...
+        checkpoint: the folder of a saved checkpoint.
+        routing: the measured routing drift.
+        sample: a sample prompt and its answer.
+        audit: which parameters are trained, or which of them had a gradient.
+        warning: a sentence for the user; training continues.
+        resumed: the run was queued again, to be resumed.
+        done, failed, cancelled: the outcome; the last event, unless the run is resumed.
     """
 
     seq: int
@@ -43,7 +46,7 @@ class TrainEvent:
 class EventLog:
     """The events of one run, one JSON line each; appended, never rewritten.
 
-    One process at a time writes, any number read. A line that a killed process left unfinished counts for nothing.
+    One process writes at a time; any number may read. The unfinished line of a killed process is ignored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +54,7 @@ class EventLog:
         self._lock = threading.Lock()
 
     def append(self, kind: TrainKind, step: int, values: Mapping[str, Any]) -> TrainEvent:
-        """Writes the event through to the file; NaN and infinities become null, so that every reader knows the line.
+        """Append an event to the file; NaN and infinities become null, because JSON has neither.
 
         Raises:
             OSError: the disk is full, or the folder is gone.
@@ -64,7 +67,7 @@ class EventLog:
         return event
 
     def read(self, after: int = 0) -> Iterator[TrainEvent]:
-        """The events whose `seq` is above `after`; the time it takes does not grow with the file."""
+        """Yield the events whose `seq` is above `after`; the time to find them does not grow with the file."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -76,12 +79,12 @@ class EventLog:
 
 
 def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
-    """The last value of every figure that was logged or evaluated, and the best evaluation loss."""
+    """Return the last value of every logged or evaluated figure, and the best evaluation loss."""
     last: dict[str, float | None] = {}
     for event in events:
         if event.kind in ("log", "eval"):
             last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
-            # At step 0 it is the base's.
+            # The evaluation at step 0 measures the base model.
             now = event.values.get("eval_loss") if event.step else None
             losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None]
             last |= {"best_eval_loss": min(losses)} if losses else {}
@@ -89,7 +92,7 @@ def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
 
 
 def _end(file: IO[bytes]) -> tuple[bool, int]:
-    """Whether the last line is unfinished, and the last `seq`."""
+    """Return whether the last line is unfinished, and the last `seq`."""
     size = file.seek(0, 2)
     reach = BLOCK
     while True:
@@ -102,7 +105,7 @@ def _end(file: IO[bytes]) -> tuple[bool, int]:
 
 
 def _start(file: IO[bytes], after: int) -> int:
-    """Where to read from: the start of a line before which every `seq` is at most `after`, found by bisection."""
+    """Return the offset of a line before which every `seq` is at most `after`, found by bisection."""
     low, high = 0, file.seek(0, 2)
     while high - low > BLOCK:
         middle = (low + high) // 2
@@ -120,7 +123,7 @@ def _start(file: IO[bytes], after: int) -> int:
 def _event(line: bytes) -> TrainEvent | None:
     try:
         return TrainEvent(**json.loads(line))
-    except (ValueError, TypeError):  # cut off, or the rest of a line that was
+    except (ValueError, TypeError):  # an unfinished line, or the rest of one
         return None
 
 

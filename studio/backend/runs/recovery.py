@@ -1,4 +1,4 @@
-"""Rebuilds the list of runs from their folders where the database is damaged or missing."""
+"""Rebuild the list of runs from their folders if the database is damaged or missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from studio.backend.runs.events import EventLog, figures
 from studio.backend.runs.run import logged_ending
 from studio.errors import StudioError
 
-# The database in the folder of one run, as far as the folder does not tell it otherwise.
+# The fields of a run's row that no other file in its folder contains.
 RECORD = "run.json"
 RECORDED = ("name", "created", "started", "pid", "pid_created", "owner", "shared")
 RESTORE = """
@@ -32,10 +32,10 @@ INSERT INTO runs (
 
 
 def repair(database: Database, home: Path) -> str:
-    """Set a damaged database aside and make a new one from the runs' folders.
+    """Set a damaged database aside and build a new one from the folders of the runs.
 
     Returns:
-        What was done, as a sentence; empty if nothing was damaged.
+        A sentence about what was done; empty if the database was fine.
     """
     make_folder(database.path.parent)
     with FileLock(database.path.with_suffix(".lock")):
@@ -48,7 +48,7 @@ def repair(database: Database, home: Path) -> str:
 
 
 def fetch(database: Database, home: Path) -> None:
-    """Fill the new local disk of a home of mounted storage: the last copy, and the runs that are missing in it."""
+    """Restore the database of a mounted home on a new local disk: the last copy, plus the runs that it lacks."""
     make_folder(database.path.parent)
     with FileLock(database.path.with_suffix(".lock")):
         if database.path.exists():
@@ -67,7 +67,7 @@ def fetch(database: Database, home: Path) -> None:
 
 
 def _rebuild(database: Database, home: Path) -> str:
-    """The new database is whole before it takes the place of the old one: running trainers never miss it."""
+    """Build the new database completely before it replaces the old one, so that running trainers always find one."""
     fresh, rows = database.beside(), _rows(home)
     _restore(fresh, rows)
     aside = f"{database.path.name}.damaged-{uuid.uuid4().hex[:8]}"
@@ -76,25 +76,25 @@ def _rebuild(database: Database, home: Path) -> str:
             database.path.with_name(database.path.name + suffix).rename(database.path.with_name(aside + suffix))
     fresh.path.rename(database.path)
     return (
-        f"The list of runs was damaged. It has been made again out of the folders of {len(rows)} runs, and the "
-        f"damaged file is kept as {aside}."
+        f"The list of runs was damaged. It has been rebuilt from the folders of {len(rows)} runs, and the damaged "
+        f"file is kept as {aside}."
     )
 
 
 def _restore(database: Database, rows: Sequence[dict[str, Any]]) -> None:
     with database.open() as db:
-        db.execute("PRAGMA journal_mode = DELETE")  # so that it is one file
+        db.execute("PRAGMA journal_mode = DELETE")  # a single file can be renamed
         db.executemany(RESTORE, rows)
 
 
 def _rows(home: Path) -> Sequence[dict[str, Any]]:
-    """The rows of all runs as their folders tell them, the oldest first."""
+    """Return the rows of all runs from their folders, oldest first."""
     found = filter(None, map(row_of_folder, (home / "runs").glob("*/")))
     return sorted(found, key=lambda row: row["created"])
 
 
 def row_of_folder(folder: Path) -> dict[str, Any] | None:
-    """What a run's folder tells of it; None where it is none."""
+    """Return a run's row from its folder, or None if the folder holds no run."""
     try:
         recipe, run_id = Recipe.load(folder / "recipe.yaml"), str(uuid.UUID(folder.name))
     except (StudioError, ValueError):
@@ -104,7 +104,7 @@ def row_of_folder(folder: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
         record |= json.loads((folder / RECORD).read_text())
     log = EventLog(folder / "events.jsonl")
-    # One that still runs is known by its process; `reconcile` finds the others.
+    # A run with a process may still be running; `reconcile` corrects it if the process is gone.
     state, message = logged_ending(log) or ("running" if record["pid"] else "interrupted", "")
     return record | {
         "id": run_id,

@@ -1,4 +1,4 @@
-"""One training run: its row, its folder, and how it ended."""
+"""One training run: its row, its folder and its outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANCELLED = "Cancelled. It can be resumed from its last checkpoint."
 
 @dataclass(frozen=True)
 class Run:
-    """One run as the store knew it when asked. Times are seconds since 1970."""
+    """A snapshot of one run in the store. Times are seconds since 1970."""
 
     folder: Path
     id: str
@@ -34,21 +34,21 @@ class Run:
     ended: float | None
     pid: int | None
     pid_created: float | None
-    """When that process began, in seconds since the machine did: a later one may have got the same number."""
+    """When that process started, in seconds since boot. It tells the process from a later one with the same pid."""
     step: int
     best_eval_loss: float | None
     message: str
-    """Why it ended, or what is going on."""
+    """Why the run ended, or its current activity."""
     cancel_requested: bool
     queued: int
-    """Of two queued runs, the one with the lower number begins first. A count, as clocks may be set back."""
+    """Queue order: the queued run with the lowest number starts first. A counter, because clocks may be set back."""
     owner: str
-    """Who sees it and works with it; empty where a terminal or a studio of one person made it."""
+    """Who may see and control the run; empty if it was created in a terminal or a single-user studio."""
     shared: bool
-    """Whether others who know its id may look at it."""
+    """Whether others who have the run's id may view it."""
 
     def is_of(self, owner: str) -> bool:
-        """Whether it is that owner's; everything is the empty one's."""
+        """Return whether the run belongs to the owner; all runs belong to the empty owner."""
         return not owner or owner == self.owner
 
     @property
@@ -69,11 +69,11 @@ class Run:
 
     @property
     def folder_exists(self) -> bool:
-        """False where somebody deleted it by hand; the row alone is left then."""
+        """False if the folder was deleted by hand and only the row is left."""
         return self.folder.is_dir()
 
     def recipe(self) -> Recipe:
-        """The settings that it was started with.
+        """Return the settings of the run.
 
         Raises:
             StudioError: the folder or its recipe was deleted or damaged.
@@ -84,32 +84,34 @@ class Run:
         return Recipe.load(file)
 
     def row(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """Return what `--json` prints."""
         return asdict(self) | {"folder": str(self.folder), "folder_exists": self.folder_exists}
 
 
 def in_queue(runs: Iterable[Run]) -> list[Run]:
-    """The queued ones, the next one first."""
+    """Return the queued runs in queue order."""
     return sorted((run for run in runs if run.state == "queued"), key=lambda run: run.queued)
 
 
 def is_alive(run: Run) -> bool:
-    """Whether the very process that began the run is still there."""
+    """Return whether the process that started the run still exists."""
     began = None if run.pid is None else process_created(run.pid)
-    # Two seconds: the system computes this from its clock, in whole seconds.
+    # Two seconds of tolerance, because the system derives this from its clock in whole seconds.
     return began is not None and run.pid_created is not None and abs(began - run.pid_created) < 2
 
 
 def recorded_outcome(run: Run) -> tuple[Ending, str] | None:
-    """How a run whose process is gone has ended, and what is to be said of it; None where nothing tells."""
+    """Return the recorded outcome and message of a run whose process is gone, or None if nothing was recorded."""
     if ending := logged_ending(run.events):
         return ending
     return ("cancelled", CANCELLED) if run.cancel_requested else None
 
 
 def process_created(pid: int) -> float | None:
-    """When that process was created, in seconds since the machine was started; None where there is no such process, or
-    only what is left of it until its parent looks. The date of its creation would move with the system's clock."""
+    """Return when the process was created, in seconds since boot; None if it does not exist or is a zombie.
+
+    The date of its creation would shift with the system clock.
+    """
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time() - psutil.boot_time()
@@ -118,14 +120,14 @@ def process_created(pid: int) -> float | None:
 
 
 def checked_name(name: str, whose: str) -> str:
-    """A name that a person gives, without spaces around it; it may be empty.
+    """Return a name from user input without surrounding spaces; it may be empty.
 
     Raises:
-        StudioError: it is too long, or holds what no name has.
+        StudioError: the name is too long, or has characters that names can't have.
     """
     name = name.strip()
     if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
-        raise StudioError(f"{whose} name is up to 80 printable characters without / and \\. Choose another.")
+        raise StudioError(f"{whose} name has up to 80 printable characters, without / and \\. Choose another name.")
     return name
 
 

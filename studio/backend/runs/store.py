@@ -1,4 +1,4 @@
-"""The store of training runs, which page and command line share: a row in sqlite3 and a folder for each run.
+"""The store of training runs, shared by page and command line: each run has a row in sqlite3 and a folder.
 
     store = RunStore()
     run = store.create(Recipe.load("starter/lora_experts", ["data=rows.csv"]), name="dictionary")
@@ -6,12 +6,12 @@
     run.events.append("log", step=1, values={"loss": 2.7})
     store.finish(run.id, "done")
 
-<home>/runs.sqlite3 holds what a list of runs shows; <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl,
-log.txt, checkpoints/ and adapter/, from which `repair` rebuilds the list. Any number of threads and processes may use
-one store. Where the home is mounted storage, the database lies on the local disk, and the home has a copy.
+<home>/runs.sqlite3 holds the list of runs. <home>/runs/<id>/ holds recipe.yaml, run.json, events.jsonl, log.txt,
+checkpoints/ and adapter/, from which `repair` rebuilds the list. Any number of threads and processes may use one store.
+If the home is mounted storage, the database is on the local disk and the home has a copy.
 
-Where several people use one server, every run has an owner, and whoever asks as one finds only their own. The empty
-owner is whom a terminal and a studio of one person work for: it finds all runs.
+On a server with several users, every run has an owner, and a query for an owner returns only the runs of that owner.
+Terminals and single-user studios use the empty owner, which sees all runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from studio.backend.system.files import atomic_write
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
-SILENT = "Its process ended without a word: the machine went down, or memory ran out. It can be resumed."
+SILENT = "The process ended without a message: the machine went down, or memory ran out. The run can be resumed."
 TO_THE_END = "UPDATE runs SET queued = (SELECT max(queued) + 1 FROM runs) WHERE id = ?"
 
 
@@ -56,10 +56,10 @@ class RunStore:
     """All runs of one home folder.
 
     Args:
-        busy_s: seconds to wait for others who write; whoever shows a page waits shorter.
+        busy_s: seconds to wait for other writers; pages wait for a shorter time.
 
-    Ids may be cut short to their first characters. Every method raises StudioError where the database is locked,
-    damaged or can't be written; nothing is ever deleted to repair it.
+    Ids may be shortened to a unique prefix. Every method raises StudioError if the database is locked, damaged or can't
+    be written. Repairs never delete anything.
     """
 
     def __init__(self, folder: Path | None = None, busy_s: float | None = None) -> None:
@@ -71,13 +71,13 @@ class RunStore:
         return self.database.path
 
     def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
-        """A new queued run with its folder; an empty name becomes one of preset and id.
+        """Create a queued run with its folder; an empty name is replaced by the preset and the start of the id.
 
         Args:
-            begin: it is not queued but runs from now on, in this process.
+            begin: mark the run as running in this process instead of queued.
 
         Raises:
-            StudioError: a name that is none, or no space for the folder.
+            StudioError: the name is invalid, or there is no space for the folder.
         """
         run_id = str(uuid.uuid4())
         name = checked_name(name, "A run's") or f"{recipe.preset} {run_id[:8]}"
@@ -91,48 +91,46 @@ class RunStore:
             db.execute(TO_THE_END, (run_id,))
             if begin:
                 _begin(db, run_id, os.getpid())
-            # Before the row is committed, so that no list ever shows a run without a folder.
+            # Before the commit, so that no list ever shows a run without a folder.
             _make_folder(self.home / "runs" / run_id, recipe)
         return self._recorded(run_id)
 
     def get(self, run_id: str, owner: str = "") -> Run:
-        """The run of that id, or of the only id that begins so.
+        """Return the run with this id, or the only run whose id starts with it.
 
         Raises:
-            StudioError: no id, or no such run of the owner, or several.
+            StudioError: the id is malformed, or the owner has no such run, or several.
         """
         if not re.fullmatch("[0-9a-f-]{1,36}", run_id):
-            raise StudioError(
-                f"{run_id[:60]!r} is not the id of a run. Ids are listed by `python -m studio runs list`."
-            )
+            raise StudioError(f"{run_id[:60]!r} is not a run id. List the ids with `python -m studio runs list`.")
         with self._open() as db:
-            # Such an id holds none of LIKE's wildcards.
+            # The pattern above excludes the wildcards of LIKE.
             rows = db.execute(
                 "SELECT * FROM runs WHERE id LIKE ? AND ? IN ('', owner) ORDER BY created LIMIT 9",
                 (run_id + "%", owner),
             ).fetchall()
         if not rows:
-            raise StudioError(f"There is no run {run_id}. Runs are listed by `python -m studio runs list`.")
+            raise StudioError(f"There is no run {run_id}. List the runs with `python -m studio runs list`.")
         if len(rows) > 1:
             ids = ", ".join(row["id"][:13] for row in rows)
-            raise StudioError(f"Several runs begin with {run_id}: {ids}. Give more characters.")
+            raise StudioError(f"Several run ids start with {run_id}: {ids}. Give more characters.")
         return self._run(rows[0])
 
     def list(self, owner: str = "") -> Sequence[Run]:
-        """All runs of an owner, the latest first."""
+        """Return all runs of an owner, latest first."""
         with self._open() as db:
             rows = db.execute("SELECT * FROM runs WHERE ? IN ('', owner) ORDER BY rowid DESC", (owner,)).fetchall()
         return [self._run(row) for row in rows]
 
     def queue(self) -> Sequence[Run]:
-        """The queued runs, the next one first."""
+        """Return the queued runs in queue order."""
         return in_queue(self.list())
 
     def mark_running(self, run_id: str, pid: int | None = None) -> Run:
-        """A queued run begins in that process (this one unless told); saying it twice is fine.
+        """Mark a queued run as running in a process, by default this one; no-op if it runs in that process already.
 
         Raises:
-            StudioError: the run is not queued any more, or the process is gone.
+            StudioError: the run is no longer queued, or the process is gone.
         """
         run_id, pid = self.get(run_id).id, os.getpid() if pid is None else pid
         with self._open() as db:
@@ -150,10 +148,10 @@ class RunStore:
         best_eval_loss: float | None = None,
         message: str | None = None,
     ) -> None:
-        """Writes down how far it is; None leaves a value as it is.
+        """Store the progress of a run; None leaves a value unchanged.
 
         Raises:
-            StudioError: there is no such run any more.
+            StudioError: the run no longer exists.
         """
         run_id = self.get(run_id).id
         self._write(
@@ -163,10 +161,10 @@ class RunStore:
         )
 
     def finish(self, run_id: str, state: Ending, message: str = "") -> Run:
-        """How a run ended. What was said first holds, except that "interrupted" is only a guess.
+        """Store how a run ended. The first outcome stored wins; only "interrupted", which is a guess, is replaced.
 
         Raises:
-            StudioError: there is no such run any more.
+            StudioError: the run no longer exists.
         """
         run_id = self.get(run_id).id
         self._write(
@@ -177,10 +175,10 @@ class RunStore:
         return self.get(run_id)
 
     def resume(self, run_id: str, begin: bool = False) -> Run:
-        """Puts a run that ended early back in the queue, to go on from its last checkpoint; `begin` as of `create`.
+        """Queue a run that ended early, to resume it from its last checkpoint; `begin` as for `create`.
 
         Raises:
-            StudioError: it is done, or has not ended, or its folder is gone.
+            StudioError: the run is done, has not ended, or its folder is gone.
         """
         run = self.get(run_id)
         run_id = run.id
@@ -198,15 +196,16 @@ class RunStore:
         if changed:
             _tell(run, "resumed")
         else:
-            raise StudioError(f"Run {run_id[:8]} is {run.state}: only one that ended early can be resumed.")
+            raise StudioError(f"Run {run_id[:8]} is {run.state}: only runs that ended early can be resumed.")
         return run
 
     def requeue(self, run_id: str) -> Run:
-        """Back into the queue with a running run whose process makes room for others, or out of it where somebody
-        asked for that meanwhile.
+        """Put a running run back into the queue, so that its process makes room for others.
+
+        If a cancel was requested meanwhile, the run is cancelled instead.
 
         Raises:
-            StudioError: there is no such run any more.
+            StudioError: the run no longer exists.
         """
         run_id = self.get(run_id).id
         with self._open() as db:
@@ -222,16 +221,18 @@ class RunStore:
         return run
 
     def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
-        """The runs whose process is gone although they run by the list: interrupted, unless their events tell how they
-        ended.
+        """Store the outcome of runs that are marked as running but have no process, and return them.
+
+        The outcome is the recorded one, else "interrupted".
 
         Args:
-            ours: ids of runs whose process is this one's child: its parent learns more of its end.
+            ours: ids of runs whose process is a child of this one; they are skipped, because the parent gets the exit
+                code.
         """
         dead = [run for run in self.list() if run.state == "running" and run.id not in ours and not is_alive(run)]
         for run in dead:
             state, message = recorded_outcome(run) or ("interrupted", SILENT)
-            # Unless it was resumed in the meantime, in a new process.
+            # The pid must match, because the run may have been resumed in a new process meanwhile.
             self._write(
                 "UPDATE runs SET state = ?, message = ?, ended = ? "
                 "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
@@ -240,15 +241,15 @@ class RunStore:
         return [self.get(run.id) for run in dead]
 
     def request_cancel(self, run_id: str) -> Run:
-        """Asks a running run to stop at its next step, and takes a queued one out of the queue.
+        """Ask a running run to stop after its current step, or take a queued run out of the queue.
 
         Raises:
-            StudioError: it has ended.
+            StudioError: the run has ended.
         """
         run_id = self.get(run_id).id
         cancelled = self._write(
             "UPDATE runs SET state = 'cancelled', message = ?, ended = ? WHERE id = ? AND state = 'queued'",
-            ("Cancelled before it began.", time.time(), run_id),
+            ("Cancelled before it started.", time.time(), run_id),
         )
         asked = self._write("UPDATE runs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
         run = self.get(run_id)
@@ -260,26 +261,26 @@ class RunStore:
         return self.get(run_id).cancel_requested
 
     def share(self, run_id: str, shared: bool = True) -> Run:
-        """Lets others look at a run, or no more.
+        """Let others view a run, or stop sharing it.
 
         Raises:
-            StudioError: there is no such run any more.
+            StudioError: the run no longer exists.
         """
         run_id = self.get(run_id).id
         self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
         return self._recorded(run_id)
 
     def transfer_owner(self, before: str, after: str) -> None:
-        """All runs of one owner become another's."""
+        """Transfer all runs of one owner to another."""
         if self._write("UPDATE runs SET owner = ? WHERE owner = ?", (after, before)):
             for run in self.list(after):
                 self._recorded(run.id)
 
     def delete(self, run_id: str) -> None:
-        """Deletes the row and the folder with checkpoints and adapter.
+        """Delete the row and the folder with checkpoints and adapter.
 
         Raises:
-            StudioError: it is running, or files can't be deleted.
+            StudioError: the run is running, or its files can't be deleted.
         """
         run = self.get(run_id)
         if not self._write("DELETE FROM runs WHERE id = ? AND state != 'running'", (run.id,)):
@@ -303,7 +304,7 @@ class RunStore:
         return Run(folder=self.home / "runs" / row["id"], **values)
 
     def _recorded(self, run_id: str) -> Run:
-        """The run, after what is only in the database was written into its folder too."""
+        """Return the run, after writing the fields that only the database has into its folder."""
         run = self.get(run_id)
         record = {name: getattr(run, name) for name in RECORDED}
         if run.folder_exists:
@@ -311,7 +312,7 @@ class RunStore:
         return run
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> int:
-        """How many rows it changed."""
+        """Execute a statement and return the number of changed rows."""
         with self._open() as db:
             return db.execute(statement, values).rowcount
 
@@ -324,14 +325,14 @@ class RunStore:
 
 
 def _begin(db: sqlite3.Connection, run_id: str, pid: int) -> int:
-    """Whether a queued run now runs in that process.
+    """Mark a queued run as running in the process, and return the number of changed rows.
 
     Raises:
         StudioError: the process is gone.
     """
     began = process_created(pid)
     if began is None:
-        raise StudioError(f"Process {pid} of run {run_id[:8]} ended at once; the run's log says why.")
+        raise StudioError(f"Process {pid} of run {run_id[:8]} ended at once. See the run's log for the reason.")
     return db.execute(
         "UPDATE runs SET state = 'running', started = ?, ended = NULL, pid = ?, pid_created = ?, message = '' "
         "WHERE id = ? AND state = 'queued'",
@@ -354,7 +355,7 @@ def _write_file(path: Path, text: str) -> None:
 
 
 def _anchored(recipe: Recipe) -> Recipe:
-    """A run may be resumed from another folder than it was started in."""
+    """Make the data path absolute, because a run may be resumed from another folder."""
     data = Path(recipe.data)
     return replace(recipe, data=str(data.resolve())) if data.is_file() else recipe
 

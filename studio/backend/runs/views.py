@@ -1,15 +1,15 @@
-"""What pages show of training runs, read once for all who look.
+"""Training runs as pages show them, read from disk once for all viewers.
 
     views = RunViews(RunStore())
-    views.listing(owner)["runs"][0]["state"]            # an owner's runs, the latest first; the empty owner sees all
-    views.events(run_id, after=120, owner=owner)["events"]      # what has been added to one
+    views.listing(owner)["runs"][0]["state"]            # an owner's runs, latest first; the empty owner sees all
+    views.events(run_id, after=120, owner=owner)["events"]      # the new events of one run
     views.comparison([first, second], owner)["settings"]
 
-A run of somebody else is answered like one that does not exist, unless its owner shares it: then whoever knows its id
-sees it. The list, and every run's events, are read from the disk at most once a second however many pages ask; a run
-that has ended is read no more until its row changes. All answers are plain data.
+Another owner's run is treated as missing unless it is shared; then everybody who has its id can view it. The list, and
+the events of each run, are read from disk at most once a second, however many pages ask. A run that has ended is not
+read again until its row changes. All results are plain data.
 
-Who must not wait for the disk, such as a server's loop, reads in a thread before it asks:
+Code that must not wait for the disk, such as an event loop, refreshes in a thread first:
 
     if views.is_due(run_id):
         await anyio.to_thread.run_sync(views.refresh, run_id)
@@ -37,20 +37,20 @@ from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 
 READ_EVERY_S = 1.0
-# A process may add its last event a moment after it said that it ended.
+# A process may append its last event a moment after it has stored its outcome.
 SETTLED_S = 10.0
 EVENTS_A_CALL = 500
 COMPARED = 6
-"""Runs in one comparison at most."""
+"""Maximum number of runs in one comparison."""
 KEPT_RUNS = 16
-"""Runs whose events stay in memory, those asked for last."""
+"""Number of runs whose events stay in memory: those used last."""
 TAIL = 256 * 1024
-"""Bytes at the end of a run's events; the last point of the curves is among them, before samples and routing."""
+"""Bytes to read at the end of a run's events. They include the last `log` event, before samples and routing."""
 ALIVE = ("queued", "running")
 
 
 class _Seen(NamedTuple):
-    """The list as it was read last; one value, so that who asks meanwhile gets all of the old one or of the new."""
+    """The list as last read. It is replaced as one value, so that readers never see a mix of old and new."""
 
     runs: dict[str, Run]
     rows: dict[str, dict[str, Any]]
@@ -58,7 +58,7 @@ class _Seen(NamedTuple):
 
 
 class RunViews:
-    """Pure reading for any number of pages and threads. None waits for another's reading but for the first."""
+    """Read-only views for any number of pages and threads. Only the first read makes other readers wait."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
@@ -69,31 +69,35 @@ class RunViews:
         self._histories: OrderedDict[str, _History] = OrderedDict()
 
     def is_due(self, *run_ids: str) -> bool:
-        """Whether the list, or the events of one of these runs, would be read from the disk now."""
+        """Return whether the list, or the events of one of these runs, would be read from disk now."""
         if self._seen is None or time.monotonic() - self._read_at >= READ_EVERY_S:
             return True
         known = [run for run_id in run_ids if (run := self._seen.runs.get(run_id))]
         return any(run.id not in self._histories or self._histories[run.id].is_due(run) for run in known)
 
     def refresh(self, *run_ids: str) -> None:
-        """Reads what is due of the list and of these runs."""
+        """Read the list and these runs, if they are due."""
         self._refresh()
         for run_id in run_ids:
             if run := self._find(run_id)[0]:
                 self._history(run)
 
     def listing(self, owner: str = "") -> dict[str, Any]:
-        """`{"runs": [row], "notice"}`, the latest run first; the notice says why the list can't be read. The rows read
-        last then stay."""
+        """Return `{"runs": [row], "notice"}`, latest run first.
+
+        If the list can't be read, the notice gives the reason and the rows are those read last.
+        """
         seen = self._refresh()
         rows = [row for run_id, row in seen.rows.items() if seen.runs[run_id].is_of(owner)]
         return {"runs": rows, "notice": seen.notice}
 
     def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
-        """`{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`: the first events whose `seq` is above
-        `after`; `more` tells that there are others, `now` is this machine's time. The row is None where there is no
-        run of that id which the owner may see; its `mine` is false where they may only look, and where it `has_owner`
-        there are others whom it can be shared with."""
+        """Return `{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`.
+
+        The events are the first ones whose `seq` is above `after`; `more` is whether others follow, and `now` is this
+        machine's time. The row is None if there is no such run or the owner may not see it. Its `mine` is false if the
+        owner may only view the run. Its `has_owner` is true if there are other users to share the run with.
+        """
         run, row = self._find(run_id)
         if run is None or row is None or not (run.shared or run.is_of(owner)):
             return {"run": None, "events": [], "more": False, "now": time.time()}
@@ -106,7 +110,7 @@ class RunViews:
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
     def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:
-        """As of `run_comparison.compare`, or `{"error": sentence}`."""
+        """Return the result of `comparison.compare`, or `{"error": sentence}`."""
         try:
             return self._compare(list(dict.fromkeys(run_ids)), owner)
         except StudioError as error:
@@ -116,7 +120,7 @@ class RunViews:
         found = [self._find(run_id)[0] for run_id in run_ids]
         runs = [run for run in found if run is not None and run.is_of(owner)]
         if not 2 <= len(runs) <= COMPARED or len(runs) < len(run_ids):
-            raise StudioError(f"Choose 2 to {COMPARED} runs of the list to compare.")
+            raise StudioError(f"Choose 2 to {COMPARED} runs from the list to compare.")
         histories = {run.id: self._history(run) for run in runs}
         settings = differences({run.id: histories[run.id].recipe() for run in runs})
         for name, shown in (("data", _file_name), ("model", _model_name)):
@@ -135,7 +139,7 @@ class RunViews:
         return event.values | {"message": self._without_home(message)}
 
     def _without_home(self, text: str) -> str:
-        """Where the studio's folders are on the server is nobody's business who looks at a page."""
+        """Remove the path of the home, because pages must not show where folders are on the server."""
         return text.replace(f"{self.store.home.resolve()}/", "").replace(f"{self.store.home}/", "")
 
     def _find(self, run_id: str) -> tuple[Run | None, dict[str, Any] | None]:
@@ -143,7 +147,7 @@ class RunViews:
         return seen.runs.get(run_id), seen.rows.get(run_id)
 
     def _history(self, run: Run) -> _History:
-        """Brought up to date outside of the lock: one long file holds up nobody who asks for another."""
+        """Return the refreshed events of a run. It reads outside of the lock, so a long file blocks no other run."""
         with self._remembering:
             history = self._histories.setdefault(run.id, _History())
             self._histories.move_to_end(run.id)
@@ -194,7 +198,7 @@ class RunViews:
 
 
 class _History:
-    """The events of one run as far as they were read, and its recipe."""
+    """The events of one run that have been read, and its recipe."""
 
     def __init__(self) -> None:
         self._reading = threading.Lock()
@@ -202,7 +206,7 @@ class _History:
         self._read_at = float("-inf")
         self._is_settled = False
         self._events: list[TrainEvent] | None = None
-        """Another list for each reading, so that who looks at one is not disturbed."""
+        """Each read creates a new list, so that iterating over an old one is safe."""
         self._recipe: Recipe | None = None
 
     def is_due(self, run: Run) -> bool:
@@ -216,7 +220,7 @@ class _History:
         with self._reading:
             if not self.is_due(run):
                 return
-            # Before the reading: what is written meanwhile is then found the next time.
+            # Set before reading, so that events written meanwhile are found the next time.
             self._read_at = time.monotonic()
             ended = run.ended if run.state not in ALIVE else None
             self._is_settled = ended is not None and time.time() - ended > SETTLED_S
@@ -230,7 +234,11 @@ class _History:
         return events[bisect_right(events, seq, key=lambda event: event.seq) :]
 
     def recipe(self) -> Recipe:
-        """Raises StudioError: the run's folder is gone or damaged."""
+        """Return the settings of the run.
+
+        Raises:
+            StudioError: the run's folder is gone or damaged.
+        """
         with self._reading:
             assert self._run is not None, "refreshed before"
             self._recipe = self._recipe or self._run.recipe()
@@ -238,7 +246,7 @@ class _History:
 
 
 def _written(file: Path) -> int | None:
-    """When, in nanoseconds; None where it isn't there."""
+    """Return the file's modification time in nanoseconds, or None if it is missing."""
     try:
         return file.stat().st_mtime_ns
     except OSError:
@@ -247,12 +255,12 @@ def _written(file: Path) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _classifies(adapter: Path, written: int) -> bool:
-    """Read once for each time that it was written, as all rows are made anew every second."""
+    """Return whether the adapter is a classifier; cached per write, because all rows are rebuilt every second."""
     return is_classifier(adapter)
 
 
 def _last_step_count(path: Path) -> int | None:
-    """All steps of the run, by the last point of its curves; None while there is none."""
+    """Return the total steps of a run from the last point of its curves, or None before the first point."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
@@ -260,18 +268,18 @@ def _last_step_count(path: Path) -> int | None:
     except OSError:
         return None
     for line in reversed(lines):
-        with suppress(ValueError, KeyError, TypeError, ZeroDivisionError):  # cut off, or another kind of event
+        with suppress(ValueError, KeyError, TypeError, ZeroDivisionError):  # unfinished, or another kind of event
             event = json.loads(line)
             return round(event["step"] / event["values"]["progress"])
     return None
 
 
 def _file_name(place: str) -> str:
-    """What a page may know of a file. The ids of bundled data stay as they are."""
+    """Return a file's name without its folder, which pages must not show; ids of bundled data stay unchanged."""
     return PureWindowsPath(PurePosixPath(place).name).name
 
 
 def _model_name(model: str) -> str:
-    """Ids, which may hold a slash, stay as they are."""
+    """Return the name of a model folder; ids, which may contain a slash, stay unchanged."""
     is_path = model.startswith(("~", ".", "/", "\\")) or PureWindowsPath(model).is_absolute()
     return _file_name(model) if is_path else model

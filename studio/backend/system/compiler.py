@@ -5,5 +5,5 @@ import shutil
 
 
 def cpp_compiler() -> str | None:
-    """Return the path of `$CXX`, g++ or clang++; None if there is none."""
+    """Return the path of `$CXX`, g++ or clang++, or None if none is installed."""
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")

@@ -1,4 +1,4 @@
-"""Files: free space, checksums, and writing that never leaves half a file."""
+"""Free disk space, checksums and atomic writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 1 << 20
 
 
 def require_space(folder: Path, need_bytes: int) -> None:
-    """Raises StudioError when the disk under `folder` has less than `need_bytes` free."""
+    """Raise StudioError if the disk under `folder` has less than `need_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise StudioError(
@@ -29,13 +29,13 @@ def sha256(path: Path) -> str:
 
 
 def atomic_write(path: Path, data: str | bytes, mode: int = 0o644) -> None:
-    """Write a file that readers see either as it was or whole.
+    """Write a file atomically: readers see the old content or all of the new content.
 
     Args:
-        mode: permissions of a new file; 0o600 for secrets, which no other account may read even for a moment.
+        mode: permissions of a new file; 0o600 for secrets, so that no other account can read them at any moment.
 
     Raises:
-        OSError: the folder can't be written, or the disk is full; the file is as it was.
+        OSError: the folder can't be written, or the disk is full; the old file is unchanged.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -1,7 +1,7 @@
-"""Where the studio keeps models, downloads and runs: `$STUDIO_HOME`, else the platform's user data folder.
+"""Where the studio stores models, downloads and runs: `$STUDIO_HOME`, else the platform's user data folder.
 
 home() / "models"                    # files
-local(home()) / "runs.sqlite3"       # databases and locks, which mounted storage has no place for
+local(home()) / "runs.sqlite3"       # databases and locks, which need a local disk
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import psutil
 from platformdirs import user_cache_path, user_data_path
 
 NAME = "jetmoe-studio"
-# Storage buckets and other machines' disks, whose locks may hold nobody off.
+# File systems of storage buckets and network shares, where file locks are unreliable.
 MOUNTED = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "gluster")
-# Disks of this machine, although a program of its own reads them.
+# Local disks with a FUSE driver.
 DISKS = ("fuseblk",)
 
 
@@ -27,8 +27,11 @@ def home() -> Path:
 
 
 def local(folder: Path) -> Path:
-    """The folder itself, or one for it on the local disk: below `$STUDIO_LOCAL` if that is set, else in the user's
-    cache where the folder is mounted storage."""
+    """Return the folder itself, or a folder that stands in for it on the local disk.
+
+    With `$STUDIO_LOCAL` set, the stand-in is below that folder. Otherwise only mounted storage gets a stand-in, in the
+    user's cache.
+    """
     configured = os.environ.get("STUDIO_LOCAL")
     if not configured and not is_mounted(folder):
         return folder
@@ -38,7 +41,7 @@ def local(folder: Path) -> Path:
 
 @cache
 def is_mounted(folder: Path) -> bool:
-    """Whether it lies on no disk of this machine."""
+    """Return whether the folder is on mounted storage instead of a local disk."""
     path = folder.resolve()
     found = [part for part in psutil.disk_partitions(all=True) if path.is_relative_to(part.mountpoint)]
     if not found:

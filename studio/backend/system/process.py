@@ -1,9 +1,10 @@
-"""Work in a process of its own: nothing it does can stall or kill the server, and its memory is its own.
+"""Run Python in child processes, which can't stall or crash the server and have their own memory.
 
     process = spawn(["-m", "studio.backend.training.run", run.id], log=run.log)
     report = run_json(["-m", "studio", "train", "recipe.yaml", "--dry-run", "--json"])
 
-Arguments are a list, output goes to a file that nobody has to read, and the environment holds no secrets.
+Arguments are a list, so no shell parses them. Output goes to a file, so a child never blocks on a full pipe. The
+environment contains no secrets.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[3]
-# What Python, its libraries and the devices are told by; a token or a cloud's key is in none of them.
+# Variables that configure Python, its libraries and the devices. None of them holds a token or a cloud key.
 KEPT = {
     "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH",
     "PYTHONPATH", "VIRTUAL_ENV", "STUDIO_HOME", "STUDIO_LOCAL", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
@@ -35,33 +36,34 @@ KEPT = {
 }  # fmt: skip
 KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_",
                  "MALLOC_", "JETMOE_", "PIP_")  # fmt: skip
-# An answer that is being written goes before a training run that takes hours.
+# Chat answers take priority over a training run, which takes hours.
 NICENESS = 19
 TICK_S = 0.2
 
 
 def spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Python with these arguments, as the first of a process group; it outlives this process.
+    """Start Python with these arguments as the leader of a new process group, which outlives this process.
 
     Raises:
-        StudioError: the log can't be written, or the system starts no process.
+        StudioError: the log can't be written, or the process can't be started.
     """
     try:
         with log.open("ab") as output:
             process = _start(arguments, output, subprocess.STDOUT)
     except OSError as error:
         raise StudioError(
-            f"{log.parent} can't be written, or no process be started ({error.strerror}). Free some space or memory."
+            f"{log.parent} can't be written, or the process can't be started ({error.strerror}). Free some disk space "
+            "or memory."
         ) from error
     _go_last(process.pid)
     return process
 
 
 def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) -> Any:
-    """What a command prints as JSON; setting `cancel` ends it.
+    """Run a command and return the JSON on the last line of its output; setting `cancel` kills the command.
 
     Raises:
-        StudioError: the sentence that it ended with, or that it was cancelled.
+        StudioError: the command failed (the message is the last line of its stderr), or it was cancelled.
     """
     cancel = cancel or threading.Event()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -69,7 +71,7 @@ def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) ->
         try:
             while process.poll() is None:
                 if cancel.wait(TICK_S):
-                    raise StudioError("Stopped, as you asked.")
+                    raise StudioError("Cancelled.")
         finally:
             end_group(process.pid, signal.SIGKILL)
             code = process.wait()
@@ -78,13 +80,13 @@ def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) ->
         if code:
             said = errors.read().decode(errors="replace")
             if code not in (2, -signal.SIGKILL):
-                logger.error("%s ended with code %d:\n%s", " ".join(arguments[:4]), code, said[-4000:])
+                logger.error("%s failed with exit code %d:\n%s", " ".join(arguments[:4]), code, said[-4000:])
             raise StudioError(_sentence(code, said))
         return json.loads(output.read().decode().splitlines()[-1])
 
 
 def end_group(pid: int, number: int) -> None:
-    """Sends a signal to a process and, where it is the first of a group, to all of that; nothing where it is gone."""
+    """Send a signal to a process, or to its whole group if it leads one; no-op if the process is gone."""
     with suppress(ProcessLookupError, PermissionError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, number)
@@ -93,21 +95,24 @@ def end_group(pid: int, number: int) -> None:
 
 
 def killed(code: int) -> str:
-    """What it means that a process ended by a signal."""
+    """Explain the negative exit code of a process that a signal killed."""
     if code == -signal.SIGKILL:
-        return "The system killed its process, as it does when memory runs out: lower batch_size or max_length."
-    return f"Its process was ended by signal {-code}."
+        return "The system killed the process, probably because memory ran out: lower batch_size or max_length."
+    return f"The process was killed by signal {-code}."
 
 
 def environment() -> dict[str, str]:
-    """This process's, without what a child has no need to know."""
+    """Return this process's environment without the variables that a child doesn't need."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
     return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _go_last(pid: int) -> None:
-    """Leaves the processor to others, by the process and by its session: Linux shares it out among sessions first
-    (sched(7), "The autogroup feature"), so that a process of a session of its own would get half, however nice."""
+    """Lower the priority of a process and of its session.
+
+    Linux divides CPU time among sessions first (sched(7), "The autogroup feature"). Without the second step, a process
+    in a new session would get half of the CPU, whatever its nice value.
+    """
     with suppress(psutil.Error):
         psutil.Process(pid).nice(NICENESS)
     with suppress(OSError):
@@ -130,6 +135,6 @@ def _sentence(code: int, errors: str) -> str:
     if code < 0:
         return killed(code)
     lines = [line for line in errors.splitlines() if line.strip()]
-    last = lines[-1][:1000] if lines else "it said nothing"
-    # By 2 the command line says that the person can fix it, and its last line says how.
-    return last if code == 2 else f"The studio made a mistake: {last}"
+    last = lines[-1][:1000] if lines else "it printed no error"
+    # Exit code 2 marks an error that the user can fix; the last line is its message.
+    return last if code == 2 else f"Internal error: {last}"

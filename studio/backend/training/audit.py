@@ -1,10 +1,10 @@
-"""Before a run starts: what will really train, and what memory and time it will take.
+"""Audit a run before it starts: which parameters are trained, and how much memory and time the run needs.
 
-    report = audit_report(prepared)      # rows, warnings, forecast: what `train --dry-run` prints and the page shows
+    report = audit_report(prepared)      # rows, warnings, forecast: printed by `train --dry-run`, shown on the page
     print(table(report))
 
-The parts are counted in the model itself, and time is measured on real rows; memory is counted from what a trial keeps
-for its backward pass.
+Parameters are counted in the model itself, and time is measured on real rows. Memory is computed from what a trial
+saves for its backward pass.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from studio.backend.training.prepare import Prepared, processes
 
 TRIAL_STEPS = 3
 GIB = 2**30
-# Of a trained number in fp32: itself, its gradient and AdamW's two moments.
+# Per trained fp32 parameter: the weight, its gradient and AdamW's two moments.
 BYTES_PER_TRAINED = 16
-# Python and its libraries on a CPU; on a GPU the context of CUDA.
+# Python and its libraries on a CPU; the CUDA context on a GPU.
 RUNTIME_GIB = 0.7
-# glibc can't put all of a step's activations where the last step's lay, so a CPU holds about twice as much; CUDA's
-# allocator wastes less. Measured on the starter.
+# Measured on the starter. glibc can't reuse the memory of the last step for all activations, so a CPU needs about twice
+# as much; CUDA's allocator wastes less.
 WASTE = {"cpu": 2.0, "cuda": 1.2}
 EXPERTS = ("attention experts", "MLP experts")
 
 
 def audit_report(prepared: Prepared) -> dict[str, Any]:
-    """Rows of the audit, warnings and the forecast, as plain data."""
+    """Return the rows of the audit, the warnings and the forecast as plain data."""
     rows = audit(prepared.model)
     total = sum(row.trained for row in rows)
     return {
@@ -53,7 +53,7 @@ def audit_report(prepared: Prepared) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
+    """Format the report for a terminal."""
     lines = [f"{'part':22}{'parameters':>14}{'trained':>12}{'share':>8}{'rank':>6}  {'loaded as':12}{'4-bit':>6}"]
     lines += [
         f"{row['part']:22}{row['parameters']:>14,}{row['trained']:>12,}{row['share']:>8.1%}{row['rank'] or '-':>6}  "
@@ -68,11 +68,12 @@ def table(report: dict[str, Any]) -> str:
         "",
         f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, "
         f"{what}; {data['train_rows']:,} rows to train on, {data['held_out_rows']:,} held out.",
-        f"Tokens of an example: {_histogram(data['edges'], data['counts'])}",
-        "The first, trained where marked: " + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
-        f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} are free.",
+        f"Tokens per example: {_histogram(data['edges'], data['counts'])}",
+        "First example, trained tokens in ⟦⟧: "
+        + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
+        f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} GiB are free.",
         f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps "
-        f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens a second), evaluations not counted.",
+        f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens per second), without evaluations.",
     ]
     lines += [f"Note: {warning}" for warning in report["warnings"]]
     return "\n".join(lines)
@@ -85,7 +86,7 @@ def duration(seconds: float) -> str:
 
 
 def total_steps(prepared: Prepared) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     recipe = prepared.recipe
     if recipe.max_steps:
         return recipe.max_steps
@@ -94,7 +95,7 @@ def total_steps(prepared: Prepared) -> int:
 
 
 def _example(prepared: Prepared) -> list[tuple[str, bool]]:
-    """The first row as the model sees it, in spans of (text, whether it is trained)."""
+    """Return the first row as the model sees it, as spans of (text, whether it is trained)."""
     if prepared.data.labels is not None:
         text, target = prepared.data.train[0]
         return [(str(prepared.tokenizer.decode(text)), False), (shown(prepared.data.labels, target), True)]
@@ -121,7 +122,7 @@ def _warnings(rows: list[AuditRow], prepared: Prepared) -> list[str]:
             if parts[part].four_bit < 1
         ]
     if parts["routers"].trained:
-        warnings.append("The routers are trained: watch the drift, and the load of the experts.")
+        warnings.append("The routers are trained: watch the routing drift and the expert load.")
     free = _free_gib()
     if free < 1:
         warnings.append(f"Only {free:.1f} GiB of memory are free: close other programs.")
@@ -134,7 +135,7 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     steps = total_steps(prepared)
     weights = prepared.base.get_memory_footprint()
     parts, gathered = 1, 0.0
-    if fsdp.is_fsdp():  # beside its parts a device has the layer at work and the next
+    if fsdp.is_fsdp():  # besides its shards, a device holds the current layer and the next one
         parts, gathered = processes().num_processes, 2 * weights / len(prepared.base.model.layers)
     kept = WASTE[prepared.base.device.type] * activations
     needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + kept
@@ -150,7 +151,7 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
 
 
 def _trial(prepared: Prepared) -> tuple[float, int, float]:
-    """Seconds of a batch, bytes kept for its backward pass, and its tokens; nothing is trained."""
+    """Return the seconds of a batch, the bytes saved for its backward pass, and its tokens; nothing is trained."""
     model, recipe = prepared.model, prepared.recipe
     rows = _trial_rows(prepared)
     model.train()
@@ -165,17 +166,17 @@ def _trial(prepared: Prepared) -> tuple[float, int, float]:
         with keeping:
             loss = prepared.loss(batch)
         loss.backward()
-        loss.item()  # a GPU is done only now
+        loss.item()  # waits for the GPU
         seconds.append(time.perf_counter() - start)
         kept = max(kept, keeping.bytes)
         tokens.append(batch["input_ids"].numel())
         model.zero_grad(set_to_none=True)
-    # The first step also makes buffers and compiles kernels.
+    # The first step is left out, because it also allocates buffers and compiles kernels.
     return statistics.median(seconds[1:]), kept, statistics.mean(tokens[1:])
 
 
 def _trial_rows(prepared: Prepared) -> list[Any]:
-    """Where rows are grouped by length, the first batch is the longest: it says what memory is needed."""
+    """Return the rows; for a classifier, the longest batch comes first, because it decides the memory needed."""
     rows = prepared.data.train
     if prepared.data.labels is None:
         return rows
@@ -183,7 +184,7 @@ def _trial_rows(prepared: Prepared) -> list[Any]:
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps inside the block, shared storages once."""
+    """Count the bytes that autograd saves inside the block, each shared storage once."""
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a callback of transformers.Trainer that appends `TrainEvent`s and guards the run.
+"""A callback of transformers.Trainer that appends `TrainEvent`s and stops a run that diverges.
 
 Only the first of several processes writes. Every evaluation also answers the sample prompts and measures the routing.
 """
@@ -27,17 +27,22 @@ from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError
 
 GIB = 2**30
-# The loss may rise to so many times what it was at first before the run counts as lost.
+# A run has diverged when its smoothed loss is above this multiple of its first loss, plus 1.
 DIVERGED = 3.0
 SMOOTHING = 0.9
-# By now every factor has had a gradient: those of A are zero until B has taken a step, and the first has rate 0.
+# After this many steps every factor should have had a gradient. Gradients of A are zero until B has changed, and the
+# learning rate of the first step is 0.
 GRADIENT_STEPS = 3
 CANCEL_POLL_S = 1.0
 MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
 
 
 class RunCallback(TrainerCallback):
-    """Args: until: when to stop although nothing is over, on the clock of `time.monotonic`."""
+    """Log the events of a run and stop it when it is cancelled, diverges or runs out of time.
+
+    Args:
+        until: when to stop an unfinished run, on the clock of `time.monotonic`.
+    """
 
     def __init__(
         self,
@@ -54,26 +59,26 @@ class RunCallback(TrainerCallback):
         self.step = 0
         self.measure = prepared.data.measure
         self.best: float | None = None
-        """Of `measure`, and of the loss, so far."""
+        """The best value of `measure` so far; `best_loss` is that of the held-out loss."""
         self.best_loss = run.best_eval_loss
         self.first_loss = self.smooth_loss = math.nan
         self.seen: dict[str, bool] = {}
         self.started = self.asked_at = time.monotonic()
         self.start_step = 0
         self.tokens = 0
-        """Of the training steps so far, and the seconds they took."""
+        """Tokens of the training steps so far; `step_s` has their seconds."""
         self.step_s = 0.0
-        # A spread model runs in all processes or in none.
+        # A sharded model runs in all processes or in none.
         probes = self.is_main or fsdp.is_fsdp()
         self.probe = Probe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
 
-    # --- what happens
+    # --- events
 
     def warn(self, sentence: str) -> None:
         self.log_event("warning", {"message": sentence})
 
     def ended(self, asked_to_stop: bool) -> tuple[Ending, str]:
-        """Says how the run ended; returns it with the sentence."""
+        """Log how the run ended; return the outcome and its message."""
         ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
         best = "" if self.best is None else f", the best {MEASURES[self.measure]} is {self.best:.3f}"
         message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
@@ -86,7 +91,7 @@ class RunCallback(TrainerCallback):
 
     @torch.no_grad()
     def evaluate_samples(self) -> None:
-        """Answers the sample prompts and measures the routing."""
+        """Answer the sample prompts and measure the routing."""
         if self.probe is None:
             return
         model = self.prepared.model
@@ -98,7 +103,7 @@ class RunCallback(TrainerCallback):
         model.train(was_training)
 
     def count_tokens(self, tokens: int, seconds: float) -> None:
-        """A batch was gone through, here and on every other device."""
+        """Count the tokens of a batch, for all devices, and its seconds."""
         self.tokens += tokens * processes().num_processes
         self.step_s += seconds
 
@@ -138,7 +143,7 @@ class RunCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.step = state.global_step
         self.log_event("eval", metrics)
-        if self.step:  # at step 0 it is the base's
+        if self.step:  # step 0 evaluates the base model
             better = min if self.measure == "eval_loss" else max
             now = metrics[self.measure]
             self.best = now if self.best is None else better(now, self.best)
@@ -146,10 +151,10 @@ class RunCallback(TrainerCallback):
             self._write_down(best_eval_loss=self.best_loss)
         self.evaluate_samples()
 
-    # --- parts
+    # --- helpers
 
     def _write_down(self, **values: Any) -> None:
-        """For lists of runs; the events have it too, so a database that can't be written is no reason to stop."""
+        """Store values for the list of runs. The events have them too, so training continues if the write fails."""
         if not self.is_main:
             return
         try:
@@ -158,7 +163,7 @@ class RunCallback(TrainerCallback):
             self.warn(str(error))
 
     def _answer(self, messages: list[dict[str, str]]) -> str:
-        """The likeliest tokens, one by one."""
+        """Generate an answer by greedy decoding."""
         model, tokenizer = self.prepared.base, self.prepared.tokenizer
         limit = self.prepared.recipe.sample_tokens
         prompt = encode_chat(tokenizer, messages)[-(model.config.max_position_embeddings - limit) :]
@@ -172,7 +177,7 @@ class RunCallback(TrainerCallback):
         return str(tokenizer.decode(answer))
 
     def _check_gradients(self) -> None:
-        """The audit again, against what the backward pass really reached."""
+        """Log which of the trained tensors had a gradient, and warn about those without one."""
         parts: dict[str, dict[str, int]] = {}
         for name, has in self.seen.items():
             part = parts.setdefault(part_of(name), {"tensors": 0, "without_gradient": 0})
@@ -187,7 +192,7 @@ class RunCallback(TrainerCallback):
                 )
 
     def _pace(self) -> dict[str, float]:
-        """Steps so far give the time left; evaluations are in it."""
+        """Return speed, progress and the time left, which is extrapolated from the steps so far with evaluations."""
         done = self.step - self.start_step
         elapsed = time.monotonic() - self.started
         return {
@@ -198,11 +203,11 @@ class RunCallback(TrainerCallback):
         }
 
     def _guard(self, loss: float, grad_norm: float) -> None:
-        """Raises StudioError: the run is lost."""
+        """Raise StudioError if the run has diverged."""
         if not math.isfinite(grad_norm):
             raise StudioError(
-                f"The gradient is not a number any more at step {self.step}: lower learning_rate. The last whole "
-                "checkpoint is kept."
+                f"The gradient is not finite at step {self.step}: lower learning_rate. The last complete checkpoint "
+                "is kept."
             )
         if math.isnan(self.first_loss):
             self.first_loss = self.smooth_loss = loss
@@ -210,11 +215,14 @@ class RunCallback(TrainerCallback):
         if self.smooth_loss > DIVERGED * self.first_loss + 1:
             raise StudioError(
                 f"The loss rose from {self.first_loss:.2f} to {self.smooth_loss:.2f} (smoothed) by step {self.step}: "
-                "lower learning_rate. The last whole checkpoint is kept."
+                "lower learning_rate. The last complete checkpoint is kept."
             )
 
     def _cancelled(self) -> bool:
-        """Asked once a second; all processes must stop at the same step, so the first one's word counts."""
+        """Return whether a cancel was requested, polled once a second.
+
+        All processes must stop at the same step, so the first one decides.
+        """
         now = time.monotonic()
         if processes().num_processes == 1:
             if now - self.asked_at < CANCEL_POLL_S:

@@ -1,4 +1,4 @@
-"""The trainer of classification heads."""
+"""The trainer for classification heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from studio.backend.training.trainer import FSDPTrainer, StudioTrainer
 
 
 class HeadTrainer(StudioTrainer):
-    """For a classification head: batches of texts of about one length, and measures beside the loss."""
+    """Train a classification head, with batches of texts of similar length and metrics besides the loss."""
 
     def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
         super().__init__(prepared, run, reporter)
@@ -46,13 +46,13 @@ class HeadTrainer(StudioTrainer):
         return head_loss(self.labels, outputs.logits, targets, num_items_in_batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Rows of the whole step; Trainer itself would leave out a number that is -100."""
+        """Return the number of rows in the whole step; Trainer's own method would skip a regression target of -100."""
         rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(rows).sum()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         lengths = [len(token_ids) for token_ids, _ in self.reporter.prepared.data.train]
-        # The rows of a step, however they are spread over devices and batches.
+        # Batches per step, over all devices and accumulated batches.
         a_step = self.args.gradient_accumulation_steps * processes().num_processes
         return LengthGrouped(lengths, self.args.per_device_train_batch_size * a_step, self.args.seed)
 
@@ -63,13 +63,13 @@ class HeadTrainer(StudioTrainer):
 
     @torch.no_grad()
     def held_out_logits(self) -> Tensor:
-        """`[T, C]` in fp32, in the order of the rows."""
+        """Return the logits `[T, C]` of the held-out rows in fp32, in the order of the rows."""
         model: Any = self.model_wrapped
         model.eval()
         return self._answers(model, self.get_eval_dataloader())[0]
 
     def _answers(self, model: Any, batches: Any) -> tuple[Tensor, Tensor]:
-        """Logits `[T, C]` and targets of all processes' rows."""
+        """Return logits `[T, C]` and targets of the rows of all processes."""
         found: list[Tensor] = []
         wanted: list[Tensor] = []
         for batch in batches:
@@ -81,16 +81,16 @@ class HeadTrainer(StudioTrainer):
         return torch.cat(found), torch.cat(wanted)
 
     def _filled(self, rows: list[Any], batch_size: int) -> list[Any]:
-        """`gather_for_metrics` leaves out what accelerate repeats."""
+        """Return the rows unchanged, because `gather_for_metrics` drops the rows that accelerate repeats."""
         return rows
 
 
 class FSDPHeadTrainer(HeadTrainer, FSDPTrainer):
-    """A classification head on a model that is spread over devices."""
+    """Train a classification head on a sharded model."""
 
 
 def _slow_down(optimizer: Any, parameter: Tensor, scale: float) -> None:
-    """Gives the parameter a group of its own, whose learning rate is so many times lower."""
+    """Move the parameter to a separate group, with its learning rate divided by `scale`."""
     (group,) = [each for each in optimizer.param_groups if any(one is parameter for one in each["params"])]
     group["params"] = [one for one in group["params"] if one is not parameter]
     optimizer.add_param_group({**group, "params": [parameter], "lr": group["lr"] / scale})
@@ -103,8 +103,10 @@ def trainer_class(recipe: Recipe) -> type[StudioTrainer]:
 
 
 def save_labels(config: Any, folder: Path) -> None:
-    """Writes the configuration of a classifier beside its adapter, which holds none: without it a head has no names.
-    How the base was held in training is nobody else's business."""
+    """Write a classifier's configuration next to its adapter, which does not contain the label names.
+
+    The quantization and the dtype of the base model in training are left out.
+    """
     own = copy.deepcopy(config)
     for name in ("quantization_config", "dtype"):
         if getattr(own, name, None) is not None:

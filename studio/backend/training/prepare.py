@@ -1,6 +1,6 @@
-"""Everything that a training run works on: checked rows, then the model in its precision with a new adapter.
+"""Prepare a training run: check the rows, then load the model in its precision and add a new adapter.
 
-data = prepare_data(recipe, tokenizer)        # bad rows are said before a model is loaded
+data = prepare_data(recipe, tokenizer)        # reports bad rows before a model is loaded
 ready = prepare(recipe)
 ready.model, ready.data.train, ready.warnings
 """
@@ -37,11 +37,11 @@ from studio.backend.system.progress import Progress, reading
 from studio.backend.training import fsdp
 from studio.errors import StudioError
 
-# So many tokens of the training rows decide which experts are hot.
+# The hot experts are chosen from the routing of this many training tokens.
 HOT_TOKENS = 16_384
 SAMPLES = 3
 SHOWN_BAD_ROWS = 5
-# In it, threads of several processes' collectives let go of the last tensors.
+# Seconds in which the threads of the collectives release their last tensors.
 SETTLE_S = 0.5
 
 
@@ -49,25 +49,25 @@ SETTLE_S = 0.5
 class TrainingData:
     dataset: Dataset
     train: list[Any]
-    """Rows of a batch, `Feature`: packs of examples, or one example each. To classify, `LabelledFeature`."""
+    """`Feature`, with a pack of examples or one example each; for classification, `LabelledFeature`."""
     held_out: list[Any]
     prompts: list[list[dict[str, str]]]
-    """Conversations that are answered at every evaluation."""
+    """Conversations to answer at every evaluation."""
     summary: Summary
     warnings: list[str]
     labels: Labels | None = None
-    """None where the task is to answer."""
+    """None for chat."""
     learned: Truth | None = None
-    """The texts of `train`, and of `held_out`, with what their labels are."""
+    """The texts of `train` with their labels; `measured` has those of `held_out`."""
     measured: Truth | None = None
 
     @property
     def measure(self) -> str:
-        """By which the best checkpoint is known, under its name in events."""
+        """The metric that selects the best checkpoint, under its name in events."""
         return "eval_loss" if self.labels is None or self.labels.problem == "regression" else "eval_macro_f1"
 
     def report(self) -> dict[str, Any]:
-        """What is in the data, for events and model cards."""
+        """Return a summary of the data, for events and model cards."""
         return {
             "file": self.dataset.path.name,
             "fingerprint": self.dataset.fingerprint,
@@ -88,19 +88,19 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     data: TrainingData
     base: Any
-    """The model itself; `model` is PEFT's wrapper around it."""
+    """The base model; `model` is PEFT's wrapper around it."""
     model: Any
     precision: str
     warnings: list[str] = field(default_factory=list)
 
     @property
     def collate(self) -> Collator | LabelledCollator:
-        """Makes a batch of rows."""
+        """The collator of the task."""
         pad = pad_id(self.tokenizer)
         return Collator(pad) if self.data.labels is None else LabelledCollator(pad, self.data.labels)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Of a batch alone, which is not one of several that make up a step."""
+        """Return the loss of a batch that is a whole step."""
         if self.data.labels is None:
             return self.model(**batch, use_cache=False, skip_logits=True).loss
         texts = {name: values for name, values in batch.items() if name != "labels"}
@@ -108,17 +108,17 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) -> Prepared:
-    """Reads the rows, loads the model and gives it a new adapter.
+    """Read the rows, load the model and add a new adapter.
 
     Raises:
-        StudioError: the rows, the model or the settings can't be used; the message says why and what to do.
+        StudioError: the rows, the model or the settings can't be used; the message has the reason and a remedy.
     """
     fsdp.check(recipe)
     path = catalog.prepare(recipe.model, progress)
     tokenizer = AutoTokenizer.from_pretrained(path)
     data = prepare_data(recipe, tokenizer)
     base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
-    torch.manual_seed(recipe.seed)  # the start of the adapter
+    torch.manual_seed(recipe.seed)  # for the initial weights of the adapter
     model = _adapted(base, recipe)
     warnings = [*data.warnings]
     if "hot" in recipe.preset.split("+"):
@@ -131,7 +131,11 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
 
 
 def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
-    """Raises StudioError: the file can't be used, or nothing in it can be trained on."""
+    """Read, split and tokenize the rows.
+
+    Raises:
+        StudioError: the file can't be used, or nothing in it can be trained on.
+    """
     if recipe.task == "classify":
         return _labelled_data(recipe, tokenizer)
     dataset = read(recipe.data, settings_of(recipe))
@@ -188,7 +192,7 @@ def _rows(rendered: Sequence[Rendered], recipe: Recipe) -> list[Feature]:
 def _prompts(recipe: Recipe, examples: Sequence[Example]) -> list[list[dict[str, str]]]:
     if recipe.sample_prompts:
         return [[{"role": "user", "content": prompt}] for prompt in recipe.sample_prompts]
-    # What stands before the last answer; a plain text has no prompt, so there its beginning is one.
+    # The messages before the last answer. A plain text has none, so its beginning is the prompt.
     asked = [[*each.messages[:-1]] or _beginning(each) for each in examples[:SAMPLES]]
     return [messages for messages in asked if messages[-1]["role"] == "user"]
 
@@ -205,21 +209,21 @@ def _warnings(dataset: Dataset, total: Summary, recipe: Recipe) -> list[str]:
     if total.cut:
         warnings.append(f"{total.cut:,} rows are longer than max_length={recipe.max_length} tokens and are cut.")
     if total.untrained:
-        warnings.append(f"{total.untrained:,} rows are left out: cut before their answer began. Raise max_length.")
+        warnings.append(f"{total.untrained:,} rows are left out: cut before their answer starts. Raise max_length.")
     if recipe.eval_share and len(dataset.examples) < 2:
         warnings.append("There is a single row, so nothing is held out to measure the loss on.")
     return warnings
 
 
 def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None, pad: int) -> tuple[Any, str]:
-    """The model with the head of its task, and its precision."""
+    """Load the model with the head of its task; return it with its precision."""
     entry = catalog.entry(recipe.model)
     placement.check_precision(recipe.precision)
     place = placement.placement(entry, cast(placement.Precision, recipe.precision))
     device = str(processes().device) if place.device == "cuda" else "cpu"
     if fsdp.is_fsdp():
         fsdp.check_weights(path, place.precision)
-        device = "cpu" if processes().is_main_process else "meta"  # once in the machine's memory is enough
+        device = "cpu" if processes().is_main_process else "meta"  # one copy in the machine's memory is enough
     model_class: Any = JetMoeForCausalLM if labels is None else JetMoeForSequenceClassification
     config = None if labels is None else labelled_config(path, labels, pad)
     remedy = "train with precision=nf4"
@@ -228,10 +232,10 @@ def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None,
 
 
 def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
-    """The configuration of the model in that folder, for a head that tells these labels apart.
+    """Return the configuration of the model in a folder, changed to have a head for these labels.
 
     Raises:
-        StudioError: there is none, or it is another family's.
+        StudioError: the folder has no configuration, or one of another model family.
     """
     try:
         config = read_model_config(path)
@@ -250,29 +254,31 @@ def _adapted(base: Any, recipe: Recipe) -> Any:
     except AdapterError as error:
         raise StudioError(f"{error} (preset, insist_on_router)") from error
     if recipe.task == "classify":
-        # It is trained whole, and steps are lost in the rounding of 16 bits; drawn here, where the seed holds.
+        # The head is fully trained, and rounding to 16 bits would lose updates. It is initialized here, after seeding.
         base.score.float()
         if not base.score.weight.is_meta:
             torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range / head_scale(base.model.norm))
     model = peft.get_peft_model(base, config)
     if recipe.task == "classify":
-        config.modules_to_save = ["score"]  # to which PEFT adds names of other models' heads
+        config.modules_to_save = ["score"]  # without the names of other models' heads that PEFT adds
     return model
 
 
 def head_scale(norm: Any) -> float:
-    """How many times as large as usual, which is 1, the numbers are that the head sees: its start and its steps are
-    that much smaller, else a single step would turn all answers around."""
+    """Return the scale of the head's inputs, which is usually 1, from the weights of the norm before it.
+
+    The head's initial weights and learning rate are divided by it. Otherwise a single step would flip all answers.
+    """
     return max(1.0, float(fsdp.whole(norm.weight.detach()).float().square().mean().sqrt()))
 
 
 def _texts(data: TrainingData) -> list[Feature]:
-    """The rows to train on, as examples of which the routing is measured."""
+    """Return the training rows as the examples on which the routing is measured."""
     return data.train if data.labels is None else [[(token_ids, ())] for token_ids, _ in data.train]
 
 
 def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
-    """Masks the gradients of all but the hot experts; says how many those are."""
+    """Mask the gradients of all but the hot experts; return a sentence with the number of hot experts."""
     hot = hot_experts(_load_on(base, rows), share)  # [L, N, E]
     mask_gradients(base, hot)
     per_router = hot.sum(axis=-1)
@@ -284,21 +290,24 @@ def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
 
 @atexit.register
 def _leave() -> None:
-    """Before Python ends under the threads of the process group, which would end the process by a signal: one that has
-    just carried out a collective needs Python to let go of its tensors, and a mesh keeps the threads alive."""
+    """Destroy the process group before Python exits.
+
+    A thread that has just carried out a collective needs Python to release its tensors, and a mesh keeps the threads
+    alive. If Python exits first, a signal ends the process.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         time.sleep(SETTLE_S)
 
 
 def processes() -> PartialState:
-    """The processes that `accelerate launch` started for this run; a single one without it."""
+    """Return the processes that `accelerate launch` started for this run, or a single process without it."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 @torch.no_grad()
 def _load_on(base: Any, rows: Sequence[Feature]) -> np.ndarray:
-    """Each expert's share of the assignments on the training rows, float64 `[L, N, E]`."""
+    """Return each expert's share of the assignments on the training rows, float64 `[L, N, E]`."""
     counts: Any = 0
     tokens = 0
     for row in rows:

@@ -1,13 +1,13 @@
-"""The queue of training runs and its supervisor: one run at a time, each in a process of its own.
+"""The queue of training runs and its supervisor: one run at a time, each in a separate process.
 
     jobs = Jobs()
-    jobs.open()                              # starts what is queued, and takes over what an earlier server started
+    jobs.open()                              # starts queued runs, and takes over the run of an earlier server
     run = jobs.start(Recipe(...), "dictionary")
-    jobs.place(run.id)                       # 1: it is the next one
+    jobs.place(run.id)                       # 1: the next one
     jobs.cancel(run.id)
 
-Everything that lasts is in the store, so page and command line see the same, and a server that is killed loses nothing:
-the process of a run goes on, and the next server finds it by its number and the time it began.
+All persistent state is in the store, so page and command line see the same, and a killed server loses nothing: the
+process of a run continues, and the next server identifies it by its pid and start time.
 """
 
 from __future__ import annotations
@@ -37,25 +37,27 @@ from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
 POLL_S = 1.0
-# Between two copies of the list of runs into a home of mounted storage.
+# Between two copies of the list of runs into a mounted home.
 COPY_S = 20.0
-# How long a run that was cancelled may work on at its step, and then at ending.
+# How long a cancelled run may take to finish its step, and then to exit.
 STEP_S = 30.0
 END_S = 10.0
-# How long the page shows what went wrong with the list of runs, once that is over.
+# How long the page shows a problem with the list of runs after it is solved.
 NOTICE_S = 60.0
 GIB = 2**30
 QUOTA_GIB = 50.0
-# A checkpoint of the largest adapter and the log need less.
+# More than a checkpoint of the largest adapter and the log need.
 SPACE_BYTES = GIB
 QUEUED_AT_MOST = 20
 
 
 class Jobs:
-    """Args:
-    command: what carries out the run whose id follows.
-    step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
-    begins: it carries out queued runs itself; else `slices` does, for the visitor whose GPU time it takes.
+    """The queue and its supervisor.
+
+    Args:
+        command: the command that carries out a run; the id of the run is appended.
+        step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
+        begins: whether the supervisor starts queued runs. On ZeroGPU `slices` does, with the GPU time of a visitor.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Jobs:
     ) -> None:
         self.store = store or RunStore()
         self.notice = ""
-        """What a person must know of the store, such as that it had to be made again."""
+        """A message about the store for the page, for example that it was rebuilt."""
         self._command, self._step_s, self._end_s, self.begins = command, step_s, end_s, begins
         self._lock = FileLock(self.store.path.with_name("supervisor.lock"), thread_local=False)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -81,7 +83,7 @@ class Jobs:
         self._copied_at = 0.0
 
     def open(self) -> None:
-        """Starts the supervisor. Of several servers of one home only one supervises, and the next when that ends.
+        """Start the supervisor. Only one server per home supervises; another one takes over when it ends.
 
         Raises:
             StudioError: the store can't be read.
@@ -92,7 +94,7 @@ class Jobs:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the supervisor and no run."""
+        """Stop the supervisor; runs continue."""
         self._closed.set()
         self._wake.set()
         if self._thread is not None:
@@ -100,7 +102,7 @@ class Jobs:
         self._lock.release()
 
     def start(self, recipe: Recipe, name: str = "", owner: str = "") -> Run:
-        """Puts a new run of an owner at the end of the queue.
+        """Add a new run to the end of the queue.
 
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
@@ -111,10 +113,10 @@ class Jobs:
         return run
 
     def resume(self, run_id: str) -> Run:
-        """Puts a run that ended early at the end of the queue, to go on from its last whole checkpoint.
+        """Add a run that ended early to the end of the queue, to resume it from its last complete checkpoint.
 
         Raises:
-            StudioError: as of `start`, or it can't be resumed.
+            StudioError: as for `start`, or the run can't be resumed.
         """
         self._require_room()
         run = self.store.resume(run_id)
@@ -122,32 +124,35 @@ class Jobs:
         return run
 
     def cancel(self, run_id: str) -> Run:
-        """Ends a run after the step that it is at, or takes it out of the queue.
+        """Stop a run after its current step, or take it out of the queue.
 
         Raises:
-            StudioError: it has ended.
+            StudioError: the run has ended.
         """
         run = self.store.request_cancel(run_id)
         self._wake.set()
         return run
 
     def delete(self, run_id: str) -> None:
-        """Raises StudioError: it is running, or its files can't be deleted."""
+        """Delete a run.
+
+        Raises:
+            StudioError: the run is running, or its files can't be deleted.
+        """
         with self._changing:  # not while it is being started
             self.store.delete(run_id)
 
     def place(self, run_id: str) -> int:
-        """1: starts next; 0: not queued."""
+        """Return the run's place in the queue: 1 starts next, 0 is not queued."""
         ids = [run.id for run in self.store.queue()]
         return ids.index(run_id) + 1 if run_id in ids else 0
 
     def training(self) -> Run | None:
-        """The run that is being trained, by this server or in a terminal."""
+        """Return the run that is being trained, by this server or in a terminal."""
         return next((run for run in self.store.list() if run.state == "running"), None)
 
     def status(self, owner: str = "") -> str:
-        """What an owner's page says of it beside the model: a training run that takes from the machine, or what went
-        wrong."""
+        """Return the status line for an owner's page: a problem with the store, or the run that slows down answers."""
         if self.notice:
             return self.notice
         run = self._running
@@ -162,7 +167,7 @@ class Jobs:
         used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
         if used > quota:
             raise StudioError(
-                f"The runs take {used:.1f} GiB of the {quota:g} that they may. Delete some that are no longer needed."
+                f"The runs use {used:.1f} GiB, and the quota is {quota:g} GiB. Delete runs that are no longer needed."
             )
 
     # --- the supervisor's thread
@@ -174,7 +179,7 @@ class Jobs:
             self._wake.clear()
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """The supervisor outlives what goes wrong with one tick; the next one tries again."""
+        """Do the work and report errors, so that the supervisor survives and the next tick tries again."""
         try:
             work()
             if time.monotonic() > self._notice_until:
@@ -184,7 +189,7 @@ class Jobs:
         except StudioError as error:
             self._notify(str(error))
         except Exception:
-            logger.exception("the supervisor failed; it goes on")
+            logger.exception("a tick of the supervisor failed; the next one tries again")
 
     def _notify(self, notice: str) -> None:
         logger.warning("%s", notice)
@@ -223,7 +228,7 @@ class Jobs:
         return True
 
     def _begin(self, run: Run) -> None:
-        """What keeps one run from beginning ends that run, not the queue."""
+        """Start a run; an error fails that run and not the queue."""
         if not run.folder_exists:
             self.store.finish(run.id, "failed", "The files of this run are gone. Delete it, and start a new one.")
             return
@@ -243,17 +248,17 @@ class Jobs:
                 continue
             del self._children[run_id]
             run = next((each for each in self.store.list() if each.id == run_id), None)
-            # It may have been deleted meanwhile, or queued again after this process; or never got as far as to run.
+            # The run may have been deleted or queued again meanwhile, or its process may have ended before it started.
             if run is not None and run.state == ("running" if run.pid == process.pid else "queued"):
                 self._record(run, code)
 
     def _record(self, run: Run, code: int) -> None:
-        """The end of a process that did not tell it itself."""
+        """Store the outcome of a run whose process did not store it."""
         state, message = recorded_outcome(run) or _silent_end(run, code)
         self.store.finish(run.id, state, message)
 
     def _escalate_cancel(self, run: Run) -> None:
-        """First a run that was cancelled is let to its end of the step, then it is told to end, then it is ended."""
+        """Let a cancelled run finish its step, then send SIGTERM, then SIGKILL."""
         if not run.cancel_requested or run.pid is None:
             self._asked_at.pop(run.id, None)
             return
@@ -266,17 +271,21 @@ class Jobs:
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
     if code < 0:
-        return "interrupted", f"{child.killed(code)} It can be resumed."
-    return "failed", f"Its process ended with code {code}: {tail(run.log) or 'its log is empty'}"
+        return "interrupted", f"{child.killed(code)} The run can be resumed."
+    return "failed", f"The process failed with exit code {code}: {tail(run.log) or 'its log is empty'}"
 
 
 def name_for(owner: str, run: Run) -> str:
-    """What an owner may know of a run's name."""
-    return f"“{run.name}”" if run.is_of(owner) else "Somebody else's run"
+    """Return a run's name, hidden from other owners."""
+    return f"“{run.name}”" if run.is_of(owner) else "Another user's run"
 
 
 def quota_gib() -> float:
-    """Raises StudioError: `$STUDIO_QUOTA_GIB` is no number."""
+    """Return the quota for all runs in GiB.
+
+    Raises:
+        StudioError: `$STUDIO_QUOTA_GIB` is not a number.
+    """
     text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
     try:
         return float(text)
@@ -285,7 +294,7 @@ def quota_gib() -> float:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in it; what is deleted meanwhile counts nothing."""
+    """Return the bytes of all files in the folder, without files that are deleted meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -295,7 +304,7 @@ def size(folder: Path) -> int:
 
 
 def tail(log: Path, most: int = 2000) -> str:
-    """The last line that says something."""
+    """Return the last line of a log that is neither blank nor a warning."""
     if not log.is_file():
         return ""
     with log.open("rb") as file:

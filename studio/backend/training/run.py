@@ -1,10 +1,10 @@
 """One training run on transformers.Trainer, from its first step or from its last checkpoint.
 
-    run = start(recipe, name="dictionary")        # here and now; `python -m studio train` does this
+    run = start(recipe, name="dictionary")        # in this process, as `python -m studio train` does
     resume(run.id)
-    python -m studio.backend.training.run RUN_ID         # a run that is queued in the store, as the page starts it
+    python -m studio.backend.training.run RUN_ID         # a queued run, as the page starts it
 
-Under `accelerate launch` every process calls the same function; the first one writes the store, events and files.
+Under `accelerate launch` every process calls the same function; only the first one writes the store, events and files.
 """
 
 from __future__ import annotations
@@ -57,18 +57,21 @@ def start(
     progress: Progress = lambda fraction, text: None,
     show: Show = lambda event: None,
 ) -> Run:
-    """Trains a new run to its end.
+    """Train a new run to its end.
 
     Raises:
-        StudioError: it can't start, or failed; the run is kept, with what went wrong.
+        StudioError: the run can't start, or failed; a failed run is kept with its message.
     """
     check(recipe)
     return carry_out(_agree(lambda: RunStore().create(recipe, name, begin=True).id), progress, show)
 
 
 def check(recipe: Recipe) -> None:
-    """Raises StudioError: what can be seen at once is wrong, such as a model or a file that isn't there. No run is made
-    of such a recipe."""
+    """Check a recipe before a run is created.
+
+    Raises:
+        StudioError: something is wrong that needs no model to detect, such as a missing model or file.
+    """
     catalog.entry(recipe.model)
     resolve(recipe.data)
     settings_of(recipe)
@@ -76,7 +79,7 @@ def check(recipe: Recipe) -> None:
 
 
 def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
-    """Goes on from the last whole checkpoint, or from the start where there is none.
+    """Resume a run from its last complete checkpoint, or from the start if there is none.
 
     Raises:
         StudioError: the run can't be resumed, or failed again.
@@ -90,10 +93,10 @@ def carry_out(
     show: Show = lambda event: None,
     seconds: float = math.inf,
 ) -> Run:
-    """Trains a queued run to its end; arguments and errors as of `start`.
+    """Train a queued run to its end; arguments and errors as for `start`.
 
     Args:
-        seconds: after so many it is put back into the queue at the end of a step, to be resumed from a checkpoint.
+        seconds: time limit, after which the run goes back into the queue at the end of a step, with a checkpoint.
     """
     until = time.monotonic() + seconds
     store, is_main = RunStore(), processes().is_main_process
@@ -104,9 +107,9 @@ def carry_out(
             ending, message = _Training(run, store, progress, show, until).finish()
     except Exception as error:
         sentence = str(error) if isinstance(error, StudioError) else f"{type(error).__name__}: {error}"
-        store.finish(run.id, "failed", sentence)  # whichever process saw it; the first word holds
+        store.finish(run.id, "failed", sentence)  # any process may fail; the first result stored wins
         if events is not None:
-            with suppress(OSError):  # on a full disk the store has the sentence
+            with suppress(OSError):  # on a full disk, the store still has the message
                 events.append("failed", store.get(run.id).step, {"message": sentence})
         raise
     except KeyboardInterrupt:
@@ -122,11 +125,11 @@ def carry_out(
 
 
 def _stopped(store: RunStore, run: Run) -> None:
-    """From the keyboard, or by a signal where waiting for the end of a step takes too long."""
+    """Store the outcome of a run that was stopped by Ctrl+C, or by a signal because its step took too long."""
     if store.cancel_requested(run.id):
         store.finish(run.id, "cancelled", "Cancelled before a step ended. It can be resumed from its last checkpoint.")
     else:
-        store.finish(run.id, "interrupted", "Stopped from outside. It can be resumed.")
+        store.finish(run.id, "interrupted", "Stopped by Ctrl+C or a signal. It can be resumed.")
 
 
 class _Training:
@@ -142,7 +145,7 @@ class _Training:
         self.trainer = trainer_class(self.recipe)(self.prepared, run, self.reporter)
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
-        """Trains and saves the adapter; how it ended, and what to say of it."""
+        """Train and save the adapter; return the outcome and its message."""
         if self.checkpoint is None:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
@@ -157,12 +160,12 @@ class _Training:
         return ("queued", "") if not (stopped or is_whole) else self.reporter.ended(stopped)
 
     def _stopped_early(self) -> bool:
-        """Whether a person asked for it; the first process's word counts for all."""
+        """Return whether the run was cancelled; the first process decides for all."""
         asked = [self.is_main and self.store.cancel_requested(self.run.id)]
         return bool(broadcast_object_list(asked)[0])
 
     def _evaluate(self, trainer: HeadTrainer) -> None:
-        """Measures the finished head on the held-out rows, and fits its temperature to them."""
+        """Evaluate the finished head on the held-out rows, and fit its temperature to them."""
         logits = trainer.held_out_logits()  # [T, C]
         data, base = self.prepared.data, self.prepared.base
         assert data.labels is not None and data.measured is not None
@@ -178,8 +181,10 @@ class _Training:
         evaluation.write(report, self.run)
 
     def _is_over(self, checkpoint: Path) -> bool:
-        """Whether nothing but the end of the run was missing; its weights are then the run's. Trainer itself would go
-        one step further."""
+        """Return whether the checkpoint is at the last step, and load the weights of the best checkpoint if it is.
+
+        Trainer itself would train one more step.
+        """
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps:
             return False
@@ -193,13 +198,13 @@ class _Training:
         return True
 
     def _before(self) -> None:
-        """What everything later is compared with."""
+        """Log the audit, and evaluate the base model as the baseline."""
         if self.is_main or fsdp.is_fsdp():
             self.reporter.log_event("audit", audit_report(self.prepared))
         if fsdp.is_fsdp() and self.prepared.data.prompts:
             self.reporter.warn(
-                "The sample prompts are not answered while the model is spread over devices, where each token would "
-                "gather all weights: try them on the finished adapter."
+                "The sample prompts are not answered with FSDP, because each token would gather all weights: try them "
+                "on the finished adapter."
             )
         if self.prepared.data.held_out:
             self.trainer.evaluate()
@@ -211,10 +216,10 @@ class _Training:
         weights = fsdp.whole(fsdp.trained(model)) if fsdp.is_fsdp() else None
         if not self.is_main:
             return
-        # Not the folder that it was loaded from, which says nothing on another machine. Checkpoints name that folder:
-        # there PEFT finds the base's configuration, which it would ask the hub for otherwise.
+        # The model id instead of the local folder, which is meaningless on another machine. Checkpoints keep the
+        # folder, because PEFT reads the base model's configuration there; otherwise it would ask the hub.
         model.peft_config[model.active_adapter].base_model_name_or_path = self.recipe.model
-        part = self.run.adapter.with_name("adapter.part")  # an adapter that a chat reads is always a whole one
+        part = self.run.adapter.with_name("adapter.part")  # renamed at the end, so a chat never reads half an adapter
         try:
             shutil.rmtree(part, ignore_errors=True)
             model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
@@ -225,12 +230,12 @@ class _Training:
         except (OSError, SafetensorError) as error:
             raise StudioError(
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "
-                "its last checkpoint is whole."
+                "its last checkpoint is complete."
             ) from error
 
 
 def _same_data(run: Run, prepared: Prepared) -> None:
-    """Raises StudioError: data file or number of processes are others than when the run began."""
+    """Raise StudioError if the data file or the number of processes has changed since the run started."""
     file, now = run.folder / DATA, prepared.data.report() | {"processes": processes().num_processes}
     if not file.is_file():
         file.write_text(json.dumps(now))
@@ -238,26 +243,26 @@ def _same_data(run: Run, prepared: Prepared) -> None:
     then = json.loads(file.read_text())
     if then["processes"] != now["processes"]:
         raise StudioError(
-            f"This run began on {then['processes']} processes and can't go on the same on {now['processes']}: use "
+            f"This run started on {then['processes']} processes and can't be resumed on {now['processes']}: use "
             f"`accelerate launch --num_processes {then['processes']} ... -m studio runs resume {run.id[:8]}`."
         )
     if then["fingerprint"] != now["fingerprint"]:
         raise StudioError(
-            f"{now['file']} has changed since this run began, so it can't go on as it was. Put the old file back, or "
+            f"{now['file']} has changed since this run started, so the run can't be resumed. Restore the old file, or "
             "start a new run."
         )
 
 
 def _agree(make: Callable[[], str]) -> str:
-    """What the first process made, in all of them."""
+    """Call the function in the first process and return its result in all processes."""
     made = [make() if processes().is_main_process else ""]
     return broadcast_object_list(made)[0]
 
 
 def main() -> int:
-    """The process that the page starts for a queued run; returns the exit code."""
+    """Carry out the queued run that the page started this process for; return the exit code."""
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as from the keyboard
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, like Ctrl+C
     try:
         carry_out(sys.argv[1])
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""transformers' Trainer for language models: losses, whole checkpoints, FSDP."""
+"""transformers.Trainer for language models: losses, complete checkpoints, FSDP."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from studio.backend.training.callback import RunCallback
 from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError
 
-# A checkpoint is only whole once this file is in it, which is written last.
+# A file that is written last: a checkpoint without it is incomplete.
 WHOLE = "whole"
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def last_checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint that was written to its end."""
+    """Return the newest complete checkpoint."""
     whole = [file.parent for file in run.checkpoints.glob(f"checkpoint-*/{WHOLE}")]
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 class StudioTrainer(Trainer):
-    """transformers.Trainer with a loss that never has all logits, guarded steps and whole checkpoints."""
+    """transformers.Trainer with a loss that never holds all logits, checks for NaN and complete checkpoints."""
 
     def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
         recipe, data = prepared.recipe, prepared.data
@@ -59,7 +59,7 @@ class StudioTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # Cross-entropy is a sum over the whole step's labels, the balance a mean of each batch on each device.
+        # Cross-entropy is a sum over the labels of the whole step; the balance loss is a mean per batch and device.
         parts = self.current_gradient_accumulation_steps * processes().num_processes
         self.base_config.aux_loss_coef = self.balance_loss / parts
         options = {"use_cache": False, "skip_logits": True, "output_router_logits": bool(self.balance_loss)}
@@ -70,8 +70,8 @@ class StudioTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise StudioError(
-                f"The loss is not a number any more at step {self.state.global_step + 1}: lower learning_rate or "
-                "max_grad_norm, and look for odd rows. The last whole checkpoint is kept."
+                f"The loss is not finite at step {self.state.global_step + 1}: lower learning_rate or max_grad_norm, "
+                "and look for unusual rows. The last complete checkpoint is kept."
             )
         self.reporter.count_tokens(inputs["input_ids"].numel(), time.perf_counter() - start)
         return loss
@@ -86,7 +86,7 @@ class StudioTrainer(Trainer):
         return metrics
 
     def _measured(self, model: Any, batches: Any) -> dict[str, float]:
-        """The mean over all labels, where Trainer's own is a mean of the batches' means."""
+        """Return the mean loss over all labels; Trainer's own metric is a mean of batch means."""
         total = torch.zeros(2, dtype=torch.float64)  # loss, labels
         for batch in batches:
             batch = self._prepare_inputs(batch)
@@ -96,7 +96,7 @@ class StudioTrainer(Trainer):
         return {"eval_loss": loss / max(labels, 1)}
 
     def _filled(self, rows: list[Any], batch_size: int) -> list[Any]:
-        """With rows that have no labels where accelerate would repeat some, whose loss would count twice."""
+        """Pad with rows without labels, because accelerate would repeat rows, whose loss would count twice."""
         if processes().num_processes == 1 or not rows:
             return rows
         blank = [(token_ids, [False] * len(token_ids)) for token_ids, _ in rows[-1]]
@@ -111,24 +111,26 @@ class StudioTrainer(Trainer):
                 (folder / WHOLE).touch()
                 self.reporter.log_event("checkpoint", {"folder": folder.name})
         except SAVE_ERRORS as error:
-            # Of several processes the others wait for this one.
+            # With several processes, the others would wait for this one.
             if not is_disk_error(error) or processes().num_processes > 1:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             self.state.best_model_checkpoint = best
             self.reporter.warn(
                 f"The checkpoint at step {self.state.global_step} can't be written ({error}). Free some space: "
-                "training goes on, and the last whole checkpoint is kept."
+                "training continues, and the last complete checkpoint is kept."
             )
 
 
 class FSDPTrainer(StudioTrainer):
-    """For a model that is spread over devices already: Trainer neither wraps nor moves it, and what it saves and loads
-    is whole, as without shards."""
+    """Train a model that is sharded already: Trainer neither wraps nor moves it.
+
+    Checkpoints hold whole tensors, as without FSDP.
+    """
 
     def __init__(self, prepared: Prepared, run: Run, reporter: RunCallback) -> None:
         super().__init__(prepared, run, reporter)
-        # Only now: given to Trainer's own __init__, it refuses checkpoints, which are made here.
+        # Set after Trainer's __init__, which would refuse to save checkpoints; this class saves them itself.
         self.is_distributed_loading_by_transformers = True
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -136,7 +138,7 @@ class FSDPTrainer(StudioTrainer):
             super().create_accelerator_and_postprocess()
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
-        # No device holds whole gradients, not even between the batches of a step.
+        # Gradients stay sharded, even between the batches of a step.
         return nullcontext()
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -166,7 +168,7 @@ class FSDPTrainer(StudioTrainer):
 
 
 class Patience(EarlyStoppingCallback):
-    """Goes on counting where a resumed run was."""
+    """Early stopping whose counter is restored when a run is resumed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -178,12 +180,16 @@ def is_disk_error(error: Exception) -> bool:
     return not isinstance(error, RuntimeError) or "PytorchStreamWriter" in str(error)
 
 
-# What a full disk raises, by whom: Python, safetensors, and torch, which has no class of its own for it.
+# What Python, safetensors and torch raise on a full disk; torch has no specific class for it.
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.device) -> TrainingArguments:
-    """Args: measured: what is better at the best checkpoint; empty where nothing is evaluated."""
+    """Convert a recipe to transformers' arguments.
+
+    Args:
+        measured: the metric that selects the best checkpoint; empty if nothing is evaluated.
+    """
     evaluates = bool(measured)
     by_steps = "steps" if recipe.eval_steps else "epoch"
     return TrainingArguments(
@@ -195,7 +201,7 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.de
         gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=SCHEDULERS[recipe.lr_scheduler],
-        warmup_steps=recipe.warmup_share,  # below 1 it is a share
+        warmup_steps=recipe.warmup_share,  # a value below 1 is a share of all steps
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         num_train_epochs=recipe.epochs,
@@ -208,7 +214,7 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.de
         eval_steps=recipe.eval_steps or None,
         save_strategy=by_steps,
         save_steps=recipe.save_steps,
-        save_total_limit=recipe.keep_checkpoints + evaluates,  # Trainer counts the best one too
+        save_total_limit=recipe.keep_checkpoints + evaluates,  # Trainer's limit includes the best checkpoint
         load_best_model_at_end=evaluates,
         metric_for_best_model=measured or None,
         greater_is_better=measured != "eval_loss" if evaluates else None,
@@ -218,7 +224,7 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.de
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
-        # Only adapters and 4-bit weights differ between processes' graphs, never which parameters take part.
+        # The graphs of the processes differ in adapters and 4-bit weights only, and all use the same parameters.
         ddp_find_unused_parameters=False,
     )
 

@@ -1,9 +1,9 @@
-"""Training on a ZeroGPU Space: a run goes on in slices of GPU time for as long as its visitor stays.
+"""Training on a ZeroGPU Space: a run is carried out in slices of GPU time while its visitor stays on the page.
 
-    for sentence in slices(jobs, run.id):        # in an event of the page, whose visitor's quota it takes
+    for sentence in slices(jobs, run.id):        # in an event of the page, to use the quota of its visitor
         ...
 
-Every slice is a process of its own that resumes the run from its last checkpoint, as after any other interruption.
+Every slice is a separate process that resumes the run from its last checkpoint, as after any other interruption.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from studio.errors import StudioError
 
 SLICE_S = 40.0
 RESERVE_S = 20.0
-"""For the step that a slice ends with, and its checkpoint."""
+"""Seconds for the last step of a slice and its checkpoint."""
 POLL_S = 1.0
-LEFT = "Nobody watched it, and on this Space a run takes its visitor's GPU time. It can be resumed."
+LEFT = "The page was closed, and on this Space a run uses its visitor's GPU time. The run can be resumed."
 _gpu = threading.Lock()
-"""One slice at a time."""
+"""Held during a slice, so that only one runs at a time."""
 
 
 def slices(jobs: Jobs, run_id: str) -> Iterator[str]:
-    """Carries a queued run out to its end while it is iterated over, and says how far it is.
+    """Carry out a queued run while the iterator is consumed, and yield its progress.
 
-    Where the iterator is closed before the end, the run is interrupted and can be resumed.
+    If the iterator is closed before the end, the run is interrupted and can be resumed.
 
     Raises:
         StudioError: the run failed.
-        gradio.Error: of `spaces`, such as that the visitor's quota is used up.
+        gradio.Error: from `spaces`, for example if the visitor's quota is used up.
     """
     try:
         while (run := jobs.store.get(run_id)).state in ("queued", "running"):
@@ -57,15 +57,15 @@ def _go_on(store: RunStore, run_id: str) -> None:
     try:
         problem = _slice(run_id, SLICE_S)
     finally:
-        store.reconcile()  # the GPU's time may have been over before the slice was
+        store.reconcile()  # the GPU time may have ended before the slice
     if problem:
         raise StudioError(problem)
 
 
 @zero_gpu.lent(lambda run_id, seconds: seconds + RESERVE_S)
 def _slice(run_id: str, seconds: float) -> str:
-    """Why the run failed; empty where it is done or back in the queue."""
-    torch.set_num_threads(1)  # those of the process that it was forked from are not here
+    """Train for one slice; return why the run failed, or an empty string if it is done or back in the queue."""
+    torch.set_num_threads(1)  # threads of the parent process don't exist after a fork
     try:
         carry_out(run_id, seconds=seconds)
     except StudioError as error:

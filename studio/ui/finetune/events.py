@@ -17,7 +17,7 @@ from studio.ui.finetune import audit_view, data_preview
 from studio.ui.finetune.handlers import FIELDS, Column, FinetuneHandlers
 from studio.ui.finetune.pushing import account_of
 from studio.ui.finetune.recipe_form import NAMES
-from studio.ui.finetune.run_draft import CLASSIFIER, Draft, from_handed, from_json
+from studio.ui.finetune.run_draft import CLASSIFIER, HUB, Draft, from_handed, from_json
 from studio.ui.finetune.runs.runs_panel import opened as show_run
 from studio.ui.server.identity import owner_of
 
@@ -93,6 +93,11 @@ class FinetuneEvents:
     def look_elsewhere(self, request: gr.Request, *values: Any) -> list[Any]:
         draft = replace(_draft(*values), columns={}, format="auto")
         return ["auto", *self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def look_on_hub(self, request: gr.Request, *values: Any) -> list[Any]:
+        draft = replace(_draft(*values), source=HUB, columns={}, format="auto")
+        return [HUB, "auto", *self.remembered(request, draft), *self.looked(request, draft)]
 
     @shows_errors
     def take(self, request: gr.Request, file: str, *values: Any) -> list[Any]:
@@ -176,16 +181,17 @@ def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
     return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
 
 
-def _draft(upload: str, file: str, source: str, format: str, name: str, *values: Any) -> Draft:
+def _draft(upload: str, file: str, source: str, format: str, name: str, hub: str, *values: Any) -> Draft:
     columns = dict(zip(FIELDS, values, strict=False))
     settings = dict(zip(NAMES, values[len(FIELDS) :], strict=True))
     chosen = {field: column for field, column in columns.items() if column}
-    return Draft(source or "", upload or "", file or "", format or "auto", chosen, settings, name or "")
+    return Draft(source or "", upload or "", file or "", format or "auto", chosen, settings, name or "", hub or "")
 
 
 def _controls(draft: Draft) -> list[Any]:
     """Return new values for the controls of a draft, except the columns, which come with the data."""
-    return [draft.upload, draft.file, draft.source, draft.format, draft.name, *(draft.settings[name] for name in NAMES)]
+    texts = [draft.upload, draft.file, draft.source, draft.format, draft.name, draft.hub]
+    return [*texts, *(draft.settings[name] for name in NAMES)]
 
 
 def _problem_card(text: str) -> str:

@@ -36,7 +36,7 @@ from studio.ui.common import card
 from studio.ui.common.offered_models import offered
 from studio.ui.finetune import audit_view, data_preview, export_view, pushing
 from studio.ui.finetune.pushing import Account
-from studio.ui.finetune.run_draft import OF_DATA, OWN_FILE, Draft
+from studio.ui.finetune.run_draft import HUB, OF_DATA, OWN_FILE, Draft
 from studio.ui.server import sign_in
 from studio.ui.server.identity import Owned
 
@@ -100,7 +100,7 @@ class FinetuneHandlers(Owned):
 
     def look(self, draft: Draft) -> Seen:
         """Return a preview of the training data."""
-        if draft.source == OWN_FILE and not draft.upload:
+        if (draft.source == OWN_FILE and not draft.upload) or (draft.source == HUB and not draft.hub.strip()):
             return Seen(data_preview.waiting(), _mapping(draft, None))
         seen = preview(draft.recipe(self._model_ids(), OF_DATA, self.owner))
         return Seen(data_preview.shown(seen), _mapping(draft, seen))

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from studio.backend.data import uploads
+from studio.backend.data import hub_dataset, uploads
 from studio.backend.data.dataset import SAMPLES
 from studio.backend.recipe import LABELLED, Recipe
 from studio.errors import StudioError
@@ -22,6 +22,8 @@ from studio.ui.finetune.recipe_form import NAMES, form_values, read_form
 
 OWN_FILE = "own"
 """The source for an uploaded file."""
+HUB = "hub"
+"""The source for a data set of the Hugging Face Hub."""
 BUNDLED = "starter/lora_experts"
 """Recipe of a new draft."""
 CLASSIFIER = "starter/classify"
@@ -42,6 +44,8 @@ class Draft:
     settings: dict[str, Any] = field(default_factory=lambda: form_values(Recipe.load(BUNDLED)))
     """Control values of the form, by name."""
     name: str = ""
+    hub: str = ""
+    """OWNER/NAME[/CONFIG][@REVISION][:SPLIT] of a data set of the Hub."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -73,11 +77,20 @@ class Draft:
         draft = replace(self, settings=form_values(recipe))
         if recipe.data in SAMPLES and recipe.data != self.source:
             draft = replace(draft, source=recipe.data, format="auto", columns={})
+        if hub_dataset.is_reference(recipe.data):
+            hub = recipe.data.removeprefix(hub_dataset.PREFIX)
+            draft = replace(draft, source=HUB, hub=hub, format="auto", columns={})
         if recipe.format != "auto" or recipe.columns:
             draft = replace(draft, format=recipe.format, columns=recipe.columns)
         return draft
 
     def _data(self, owner: str) -> str:
+        if self.source == HUB:
+            if not self.hub.strip():
+                raise StudioError("There is no training data. Enter the name of a data set, or choose a sample.")
+            reference = hub_dataset.PREFIX + self.hub.strip().removeprefix(hub_dataset.PREFIX)
+            hub_dataset.parse(reference)
+            return reference
         if self.source != OWN_FILE:
             return self.source
         if not self.upload:
@@ -105,10 +118,11 @@ def from_json(stored: Any) -> Draft:
         draft = Draft(**_parsed(stored))
     except (ValueError, TypeError, RecursionError) as error:
         raise StudioError("The form stored in this browser can't be read.") from error
-    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, *draft.columns, *draft.columns.values()]
+    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub]
+    texts += [*draft.columns, *draft.columns.values()]
     if not all(isinstance(text, str) for text in texts) or set(draft.settings) != set(NAMES):
         raise StudioError("The form stored in this browser is from another version of the studio.")
-    if draft.source not in (*SAMPLES, OWN_FILE):
+    if draft.source not in (*SAMPLES, OWN_FILE, HUB):
         raise StudioError(f"There is no sample {draft.source[:40]!r}.")
     return draft
 

@@ -16,14 +16,18 @@ from studio.ui.finetune.events import HINT, FinetuneEvents
 from studio.ui.finetune.export_view import TITLES
 from studio.ui.finetune.handlers import FIELDS, FORMATS
 from studio.ui.finetune.recipe_form import RecipeForm
-from studio.ui.finetune.run_draft import BUNDLED, OWN_FILE, Draft
+from studio.ui.finetune.run_draft import BUNDLED, HUB, OWN_FILE, Draft
 from studio.ui.finetune.runs.runs_panel import runs_panel
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-SOURCES = [*((name.replace("-", " ").capitalize(), name) for name in SAMPLES), ("Uploaded file", OWN_FILE)]
+SOURCES = [
+    *((name.replace("-", " ").capitalize(), name) for name in SAMPLES),
+    ("Uploaded file", OWN_FILE),
+    ("Hub data set", HUB),
+]
 STORAGE = "jetmoe-studio-run-draft"
 ELSEWHERE = (
     '<p class="dp-note" role="status" hidden>This form is also open in another tab. “Start run” uses the values of '
@@ -84,6 +88,11 @@ class _NewRun:
         gr.Markdown("### 1 · Data")
         self.source = gr.Radio(SOURCES, value=Draft().source, label="Training data", elem_id="source")
         self.file = browser.upload_button("upload")
+        self.hub = gr.Textbox(
+            label="Data set of the Hub", placeholder="OWNER/NAME:train[:1000]", max_length=300, submit_btn="Use",
+            elem_id="hub",
+            info="A public data set of the Hugging Face Hub. OWNER/NAME/CONFIG@REVISION:SPLIT[:ROWS] selects a part.",
+        )  # fmt: skip
         self.format = gr.Dropdown(
             FORMATS, value="auto", label="Format", elem_id="format",
             info="Format of the rows. “auto” detects it from the columns.",
@@ -129,7 +138,7 @@ class _NewRun:
     def draft_inputs(self) -> list[Any]:
         """Return the inputs in the order of `_draft`."""
         return [
-            self.upload, self.file_name, self.source, self.format, self.name,
+            self.upload, self.file_name, self.source, self.format, self.name, self.hub,
             *self.columns.values(), *self.form.in_order(),
         ]  # fmt: skip
 
@@ -151,6 +160,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
         [component.input for component in typed], events.remember, inputs, memory, **at_once, trigger_mode="always_last"
     )
     new.source.input(events.look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
+    new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
     new.format.input(events.look_anew, inputs, [*memory, *seen], **reading)
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],

@@ -33,7 +33,6 @@ from studio.ui.server.visitors import Forwarded, RequireLogin, SameOrigin
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
-    from studio.backend.runs.store import RunStore
     from studio.backend.training.queue import Jobs
 
 TITLE = "JetMoE Studio"

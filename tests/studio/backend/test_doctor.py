@@ -38,7 +38,7 @@ def test_the_page_is_asked_itself(monkeypatch):
     _, checks = examined("--deep")
     assert checks["page"]["ok"] and "monitoring, run history" in checks["page"]["detail"], checks["page"]
     assert checks["versions"]["ok"] and "gradio 6." in checks["versions"]["detail"]
-    assert checks["exposure"]["ok"] and "this machine alone" in checks["exposure"]["detail"]
+    assert checks["exposure"]["ok"] and "this machine only" in checks["exposure"]["detail"]
 
 
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):

@@ -148,7 +148,7 @@ def test_bad_overrides_are_all_named():
 def test_overrides_without_a_value_are_named():
     with pytest.raises(StudioError) as error:
         Recipe.load("starter/lora_all", ["rows.csv", "r=8", "data"])
-    assert "'rows.csv' must read setting=value; 'data' must read setting=value" in str(error.value)
+    assert "'rows.csv' must have the form setting=value; 'data' must have the form setting=value" in str(error.value)
 
 
 def test_numbers_as_yaml_and_forms_deliver_them(tmp_path):
@@ -162,8 +162,8 @@ def test_numbers_as_yaml_and_forms_deliver_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no recipe"),
-        ("- r", "is no recipe"),
+        ("", "is not a recipe"),
+        ("- r", "is not a recipe"),
         ("r: 8\nr: 9", "r is set twice"),
         ("a: &a [x]\nb: [*a, *a]", "anchors and aliases"),
         ("columns: {a: {b: {c: {d: 1}}}}", "nested too deeply"),

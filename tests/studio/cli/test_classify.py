@@ -85,10 +85,10 @@ def test_json_and_out_write_both(toy, tmp_path):
         (("--labels", "spam", "Hi"), "'spam' is the only label"),
         ((*LABELS, "no_such.csv"), "There is no file no_such.csv"),
         ((*LABELS, "/tmp"), "is a folder"),
-        ((*LABELS, "Hi", "--out", "x.csv"), "--out is for files"),
+        ((*LABELS, "Hi", "--out", "x.csv"), "--out only works with a file"),
         ((*LABELS, "Hi", "--template", "nothing"), "no {text}"),
         ((*LABELS, "Hi", "--cut", "start"), "in the middle or at the end"),
-        (("Hi", "--adapter", "3f2a", "--calibrate"), "a trained head does without"),
+        (("Hi", "--adapter", "3f2a", "--calibrate"), "not with a trained head"),
         ((*LABELS, "Hi", "--model", "nothing"), "There is no model 'nothing'"),
         ((*LABELS, "Hi", "--adapter", "zzz"), "neither the folder of a PEFT adapter"),
     ],
@@ -128,7 +128,7 @@ def test_a_file_with_true_labels_is_measured(toy, tmp_path):
     found = [prediction["label"] for prediction in json.loads(predict(*LABELS, *toy, str(file), "--json").stdout)]
     assert report["systems"][0]["accuracy"] == (found[0] == "sport") / 2 + (found[1] == "science") / 2
     table = evaluate(str(file), *LABELS, *toy).stdout
-    assert "This classifier" in table and "The most frequent label" in table and "does not know: 1" in table
+    assert "This classifier" in table and "The most frequent label" in table and "does not have: 1" in table
 
 
 def test_a_trained_head_is_measured_on_another_file(tmp_path):
@@ -141,8 +141,8 @@ def test_a_trained_head_is_measured_on_another_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (LABELS, "Name a file whose rows have labels"),
-        ((*LABELS, "{file}", "--label-column", "kind"), "no column 'kind'; name it by --label-column: 'text', 'label'"),
+        (LABELS, "Name a file with true labels"),
+        ((*LABELS, "{file}", "--label-column", "kind"), "no column 'kind'. Pass --label-column with one of 'text'"),
         ((*LABELS, "no_such.csv"), "There is no file no_such.csv"),
         (("{file}",), "--labels spam,ham"),
     ],

@@ -68,9 +68,9 @@ def test_a_deleted_folder_is_shown_as_such(store):
 def test_cancel(store, monkeypatch, capsys):
     queued, running = store.create(Recipe()), store.create(Recipe())
     store.mark_running(running.id)
-    assert "is out of the queue" in runs("cancel", queued.id[:13])
+    assert "was removed from the queue" in runs("cancel", queued.id[:13])
     assert json.loads(runs("cancel", running.id, "--json"))["cancel_requested"]
-    assert "stops after the step it is at" in runs("cancel", running.id)
+    assert "stops after the current step" in runs("cancel", running.id)
     assert "nothing left to cancel" in refused(monkeypatch, capsys, "cancel", queued.id)
 
 
@@ -87,7 +87,7 @@ def test_compare(store):
 def test_mistakes_get_a_sentence(store, monkeypatch, capsys):
     run = store.create(Recipe())
     assert "There is no run 000" in refused(monkeypatch, capsys, "show", "000")
-    assert "is not the id of a run" in refused(monkeypatch, capsys, "cancel", "../..")
+    assert "is not a run id" in refused(monkeypatch, capsys, "cancel", "../..")
     assert "at least two" in refused(monkeypatch, capsys, "compare", run.id)
 
 
@@ -95,4 +95,4 @@ def test_a_damaged_list_is_made_again_and_said(store):
     run = store.create(Recipe(), "kept")
     store.path.write_bytes(b"x" * 4096)
     result = CliRunner().invoke(cli.app, ["runs", "list"], catch_exceptions=False)
-    assert "made again out of the folders of 1 runs" in result.stderr and f"{run.id[:8]}  kept" in result.stdout
+    assert "rebuilt from the folders of 1 runs" in result.stderr and f"{run.id[:8]}  kept" in result.stdout

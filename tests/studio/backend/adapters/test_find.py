@@ -218,7 +218,7 @@ def test_only_ids_that_are_there_are_loaded(engine, folder, text, monkeypatch):
 
 def test_an_id_of_another_model(engine, folder, tmp_path):
     run = finished_run(toy_folder(tmp_path / "other", seed=5))
-    with pytest.raises(StudioError, match=r"was trained on the model .*other, so its adapter does not fit"):
+    with pytest.raises(StudioError, match=r"was trained on the model .*other, so the adapter does not fit"):
         engine.ensure_adapter(run.id)
     with pytest.raises(StudioError, match="isn't ready"):
         Engine().ensure_adapter(run.id)
@@ -242,7 +242,7 @@ def test_compiled_steps_are_those_of_the_adapter_in_use(folder):
     prompt = prompt_of(engine)
     right = {name: expected(folder, name, prompt) for name in (None, "one")}
     assert answer(engine, "one") == right["one"]
-    assert "has just changed" in engine.status().speed and decoder.compiled.get(decoder.cache_length) is None
+    assert "the adapter has changed" in engine.status().speed and decoder.compiled.get(decoder.cache_length) is None
     assert answer(engine, "one") == right["one"]
     wait_for(engine, "compiled")
     assert decoder.compiled.get(decoder.cache_length) is not None
@@ -443,9 +443,12 @@ BAD_FILES = {
     "a high rank": (lambda f: changed_config(f, r=MAX_RANK + 1), f"ranks must be whole numbers from 1 to {MAX_RANK}"),
     "true for a rank": (lambda f: changed_config(f, r=True), "ranks must be whole numbers"),
     "a word for a switch": (lambda f: changed_config(f, use_rslora="no"), "invalid value for use_rslora"),
-    "nan": (lambda f: changed_weights(f, lambda t: t.fill_(math.nan)), "other values than finite"),
-    "infinity": (lambda f: changed_weights(f, lambda t: t.index_fill(0, torch.tensor([1]), math.inf)), "than finite"),
-    "integers": (lambda f: changed_weights(f, lambda t: t.to(torch.int32)), r"\(I32\) holds other values than finite"),
+    "nan": (lambda f: changed_weights(f, lambda t: t.fill_(math.nan)), "values that are not finite"),
+    "infinity": (lambda f: changed_weights(f, lambda t: t.index_fill(0, torch.tensor([1]), math.inf)), "not finite"),
+    "integers": (
+        lambda f: changed_weights(f, lambda t: t.to(torch.int32)),
+        r"\(I32\) holds values that are not finite",
+    ),
     "another shape": (lambda f: changed_weights(f, lambda t: t[:1].clone()), "of another shape than this model's"),
     "half the weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "is damaged"),
     "no weights in it": (lambda f: (f / WEIGHTS).write_bytes(b""), "is damaged"),

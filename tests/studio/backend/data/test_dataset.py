@@ -47,7 +47,7 @@ def test_a_file_as_people_have_it(write):
     ]
     assert [(bad.line, bad.column) for bad in found.bad_rows] == [(4, "Answer"), (5, ""), (6, "Answer")]
     assert str(found.bad_rows[0]) == "line 4, column 'Answer': is empty. Fill it in, or delete the row."
-    assert found.notices == ("Columns that are not used: 'id'.",)
+    assert found.notices == ("Unused columns: 'id'.",)
 
 
 def test_stop_lists_the_first_bad_rows_and_their_number(write):
@@ -71,7 +71,7 @@ def test_columns_are_chosen(write):
     assert found.format == "prompt_completion" and len(found.examples) == 1
     with pytest.raises(StudioError, match="no column 'question'"):
         read(path, DataSettings(columns={"prompt": "question", "completion": "antwort"}))
-    with pytest.raises(StudioError, match="don't make up"):
+    with pytest.raises(StudioError, match="don't match"):
         read(path, DataSettings(columns={"nonsense": "frage"}))
     text = read(path, DataSettings(format="text", columns={"text": "frage"}))
     assert text.examples[0].messages == [{"role": "text", "content": "Hi"}]

@@ -105,7 +105,7 @@ USER, ASSISTANT, SYSTEM_TURN = ({"role": role, "content": "x"} for role in ("use
         ([SYSTEM_TURN], "does not end with an answer"),
         ([ASSISTANT], "assistant after nothing"),
         ([SYSTEM_TURN, ASSISTANT], "assistant after system"),
-        ([USER, USER, ASSISTANT], "message 2 is of user after user"),
+        ([USER, USER, ASSISTANT], "message 2 has the role user after user"),
         ([USER, ASSISTANT, ASSISTANT], "assistant after assistant"),
         ([USER, SYSTEM_TURN, ASSISTANT], "system after user"),
         ([USER, {"role": "tool", "content": "x"}], "role 'tool' in message 2"),

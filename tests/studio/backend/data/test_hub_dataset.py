@@ -13,7 +13,7 @@ from studio.backend.data import hub_dataset
 from studio.backend.data.dataset import read
 from studio.backend.data.hub_dataset import Reference, fetch, parse
 from studio.errors import StudioError
-from tests.builders.fake_datasets import COMMIT, FakeDatasets, serving
+from tests.builders.fake_datasets import COMMIT, FakeDatasets, serving, use
 
 ROWS = [{"prompt": f"Say {i}", "completion": f"{i} ü"} for i in range(40)]
 HUB = "hub:me/rows"
@@ -29,18 +29,7 @@ def served() -> Iterator[FakeDatasets]:
 def hub(served: FakeDatasets, tmp_path, monkeypatch) -> FakeDatasets:
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(constants, "ENDPOINT", served.url)
-    resolve = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", resolve)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", served.url)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    resolve = served.url + "/datasets/{repo_id}/resolve/{revision}/{path}"
-    monkeypatch.setattr(datasets.config, "HUB_DATASETS_URL", resolve)
-    hub_dataset._commit.cache_clear()
-    served.requests.clear()
-    served.gated.clear()
-    served.repos.clear()
+    use(served, monkeypatch, tmp_path)
     served.add("me/rows", {"train": ROWS, "test": ROWS[:5]})
     return served
 
@@ -136,6 +125,19 @@ def test_class_names_and_columns_that_are_no_text():
     readable = hub_dataset._readable(features)
     assert readable({"text": "a", "label": 1, "picture": b"x"}) == {"text": "a", "label": "spam"}
     assert readable({"text": "a", "label": -1, "picture": None})["label"] is None
+
+
+def test_the_oldest_make_room(hub, monkeypatch):
+    first = fetch(f"{HUB}:train[:3]")
+    monkeypatch.setattr(hub_dataset, "KEPT_BYTES", 0)
+    second = fetch(f"{HUB}:train[:4]")
+    assert second.is_file() and not first.is_file()
+
+
+def test_a_demo_takes_no_percents(hub, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    with pytest.raises(StudioError, match="downloads the whole data set"):
+        fetch(f"{HUB}:train[:1%]")
 
 
 def test_a_demo_takes_small_ones(hub, monkeypatch):

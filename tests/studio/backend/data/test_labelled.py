@@ -75,8 +75,8 @@ def test_numbers_to_estimate(rows_of):
         (("a", ["x", "y"]), "single_label", "label", "holds 2 labels"),
         (("a", []), "single_label", "label", "holds 0 labels"),
         (("a", "x" * 201), "single_label", "label", "has 201 characters"),
-        (("a", "many"), "regression", "label", "is 'many', which is no number"),
-        (("a", "inf"), "regression", "label", "no number"),
+        (("a", "many"), "regression", "label", "is 'many', which is not a number"),
+        (("a", "inf"), "regression", "label", "not a number"),
         (("a", None), "regression", "label", "is empty"),
     ],
 )
@@ -85,7 +85,7 @@ def test_rows_that_can_not_be_used_are_listed(rows_of, row, problem, column, rea
     (bad,) = found.dataset.bad_rows
     assert (bad.line, bad.column) == (2, column) and reason in bad.reason and bad.remedy
     assert len(found.examples) == len(found.targets) == 2
-    with pytest.raises(StudioError, match=r"1 bad rows; on_bad_rows is stop\.\nline 2"):
+    with pytest.raises(StudioError, match=r"1 bad rows, and on_bad_rows is stop\. .*\nline 2"):
         rows_of([("b", "1"), row, ("c", "2")], problem=problem, on_bad_rows="stop")
 
 
@@ -100,7 +100,7 @@ def test_rows_that_can_not_be_used_are_listed(rows_of, row, problem, column, rea
         ([("a", f"l{i};l{i + 1}") for i in range(500)], {}, "Set problem to multi_label"),
         ([("a", None), ("b", None)], {}, "has no good row"),
         ([("a", "x y"), ("b", "z")], {"problem": "regression"}, "has no good row"),
-        ([{"text": "a", "stars": 1}], {}, r"'text', 'stars'\) don't make up labelled .*\{text: Review"),
+        ([{"text": "a", "stars": 1}], {}, r"'text', 'stars'\) don't match labelled .*\{text: Review"),
     ],
 )
 def test_what_can_not_be_told_apart_is_said(rows_of, rows, changes, words):
@@ -111,7 +111,7 @@ def test_what_can_not_be_told_apart_is_said(rows_of, rows, changes, words):
 def test_a_file_for_chat_is_not_one_for_a_classifier(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("sentence,label\na,x\nb,y\n")
-    with pytest.raises(StudioError, match="don't make up"):
+    with pytest.raises(StudioError, match="don't match"):
         read(file)
     file.write_text("text,label\na,x\nb,y\n")
     assert read(file).format == "text" and read(file, DataSettings(task="classify")).format == "labelled"
@@ -184,16 +184,16 @@ def test_what_a_person_should_know_of_the_labels(rows_of, tmp_path):
     found = rows_of(rows)
     warnings = " ".join(found.warnings(*found.split(0.2, 0), recipe(tmp_path / "rows.jsonl", eval_share=0.2)))
     for words in (
-        "'Rare', 'rare' differ in capitals only",
-        "'x;y': where such are several labels, set problem to multi_label",
-        "1 texts are in the file with different labels, such as in lines 42, 43",
-        "In one text only: 'Rare', 'rare'. It is trained, but can't be measured, too.",
-        "No row is held out of 'x;y': raise eval_share",
-        "'often' has 41 rows and 'Rare' 1: class_weights=balanced",
+        "'Rare', 'rare' differ only in case",
+        "If cells such as 'x;y' hold several labels, set problem to multi_label",
+        "1 texts occur with different labels, for example on lines 42, 43",
+        "Labels with a single text, which can't be evaluated: 'Rare', 'rare'.",
+        "Labels without held-out rows: 'x;y'. Raise eval_share",
+        "'often' has 41 rows, 'Rare' has 1. Consider class_weights=balanced",
     ):
         assert words in warnings
     large = rows_of([("a", 900), ("b", 1000)], problem="regression")
-    assert "go from 900 to 1000" in large.warnings([0, 1], [], recipe(tmp_path / "rows.jsonl"))[0]
+    assert "range from 900 to 1000" in large.warnings([0, 1], [], recipe(tmp_path / "rows.jsonl"))[0]
 
 
 def test_the_report_counts_what_is_trained():

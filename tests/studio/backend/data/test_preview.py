@@ -37,7 +37,7 @@ def test_a_file_whose_columns_say_nothing_names_them(toy, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"a": "x", "b": "y"}))
     seen = preview(Recipe(str(toy), data=str(rows)))
-    assert "don't make up" in seen.problem and seen.names == ["a", "b"] and not seen.examples
+    assert "don't match" in seen.problem and seen.names == ["a", "b"] and not seen.examples
 
 
 def test_rows_that_are_cut_before_their_answer_are_said(toy, tmp_path):
@@ -58,7 +58,7 @@ def test_what_is_no_file_of_rows_is_said(toy, tmp_path):
 def test_without_the_model_the_texts_are_shown_and_why_no_tokens(monkeypatch):
     monkeypatch.setattr(previews.catalog, "ready", lambda model: False)
     seen = preview(Recipe(data="identity"))
-    assert seen.tokens is None and "once the model is here" in seen.notices[-1]
+    assert seen.tokens is None and "Token counts need the model" in seen.notices[-1]
     assert seen.examples[0][0] == ("hi", False) and seen.examples[0][1][1]
 
 

@@ -102,7 +102,7 @@ def test_blanks_around_an_answer_are_trained_where_they_are_its_tokens(tokenizer
 
 def test_a_template_that_refuses_is_a_sentence(tokenizer, other_template):
     other_template("{{ raise_exception('no') }}")
-    with pytest.raises(StudioError, match="refuses"):
+    with pytest.raises(StudioError, match="rejects"):
         render(tokenizer, [USER, ANSWER], 1000)
 
 

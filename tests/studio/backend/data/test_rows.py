@@ -109,7 +109,7 @@ def test_paragraphs_of_a_text(rows):
 def test_a_wrong_ending_is_told(rows, name, content, kind):
     good, bad, notices = rows(name, content)
     assert [row.cells for row in good] == EXPECTED and not bad
-    assert notices == [f"{name} was read as {kind}, which it is by its content."]
+    assert notices == [f"{name} was read as {kind}, based on its content."]
 
 
 def test_semicolons_of_a_spreadsheet(rows):
@@ -141,9 +141,9 @@ def zipped() -> bytes:
         ("x.csv", b"%PDF-1.7", "PDF"),
         ("x.csv", bytes(range(256)) * 9, "not a text file"),
         ("x.csv", CSV.encode("utf-16-le"), "not a text file"),
-        ("x.csv", CSV.encode("utf-16") + b"\n", "not whole UTF-16"),
+        ("x.csv", CSV.encode("utf-16") + b"\n", "not valid UTF-16"),
         ("x.parquet", b"hello", "not a parquet file"),
-        ("x.parquet", b"PAR1 and more", "not a whole parquet file"),
+        ("x.parquet", b"PAR1 and more", "not a valid parquet file"),
         ("x.csv", "text,n,text\na,1,b\n", "'text' occurs twice"),
         ("x.csv", b'"text\na', "column names"),
         ("x.parquet", parquet(pa.table([["a"], ["b"]], names=["t", "t"])), "'t' occurs twice"),

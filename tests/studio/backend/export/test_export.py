@@ -167,7 +167,7 @@ def test_a_merge_that_changed_nothing_fails(run, tmp_path, monkeypatch):
     from jetmoe.adapters import wrappers as lora
 
     monkeypatch.setattr(merging, "merge", lambda model: lora.unwrap(model) or {})
-    with pytest.raises(StudioError, match=r"does not answer as base and adapter do: it is off by (1\.0|0\.9)"):
+    with pytest.raises(StudioError, match=r"does not answer like base and adapter: its error is (1\.0|0\.9)"):
         export(run.id, tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists() and not parts_left(tmp_path)
 
@@ -181,7 +181,7 @@ def test_files_that_hold_other_weights_fail(run, tmp_path, monkeypatch):
         real(self, folder)
 
     monkeypatch.setattr(JetMoeForCausalLM, "save_pretrained", careless)
-    with pytest.raises(StudioError, match="does not answer as base and adapter do"):
+    with pytest.raises(StudioError, match="does not answer like base and adapter"):
         export(run.id, tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists() and not parts_left(tmp_path)
 
@@ -291,14 +291,14 @@ def test_unknown_runs_pickles_and_other_models(run, toy, tmp_path):
         ("../../etc", None, "neither the folder"),
         (queued.id, None, "has no adapter: it is queued"),
         (run.id, str(other), "was trained on the model"),
-        (make_adapter(toy, tmp_path / "mine", 1), None, "say of what model it is"),
+        (make_adapter(toy, tmp_path / "mine", 1), None, "name its base model"),
         (make_adapter(toy, tmp_path / "mine", 1), "nothing", "There is no model 'nothing'"),
         (pickled, str(toy), "other formats can run code"),
         (cut, str(toy), "is damaged"),
     ):
         with pytest.raises(StudioError, match=words):
             export(source, tmp_path / "out", model=model)
-    with pytest.raises(StudioError, match="Only a merged model is written in 4 bits"):
+    with pytest.raises(StudioError, match="Only a merged model can be stored in 4 bits"):
         export(run.id, tmp_path / "out", four_bit=True)
     wide = toy_folder(tmp_path / "wide", intermediate_size=128)
     with pytest.raises(StudioError, match="another shape"):

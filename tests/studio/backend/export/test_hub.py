@@ -145,11 +145,11 @@ def test_a_public_repository_gets_nothing_private(fake, exported):
 # --- what fails
 
 REFUSALS = {
-    "a refused token": ("/api/repos/create", 401, "refuses the token. Make one with write access at https://hug"),
+    "a refused token": ("/api/repos/create", 401, "refuses the token. Create one with write access at https://hug"),
     "a token that may only read": ("/api/repos/create", 403, "may not write to me/pirate. Use one that may"),
-    "no room": ("/api/repos/create", 402, "no room left"),
+    "no room": ("/api/repos/create", 402, "no storage left"),
     "too many requests": ("/api/repos/create", 429, "too many requests from you. Wait some minutes"),
-    "a hub that is down": ("/api/repos/create", 503, "trouble of its own (HTTP 503). Push again later"),
+    "a hub that is down": ("/api/repos/create", 503, "internal error (HTTP 503). Push again later"),
     "a request that it doesn't take": ("/api/models/me/pirate/commit", 400, "(HTTP 400): Bad Bearer ***"),
     "somebody else's commit": ("/api/models/me/pirate/commit", 409, "Somebody else is changing me/pirate"),
     "a repository that went away": ("/api/models/me/pirate/preupload", 404, "has no me/pirate that this token"),
@@ -191,7 +191,7 @@ def test_bad_names(fake, exported, repo_id):
 
 @pytest.mark.parametrize("token", ["", " ", "hf a", "hf_\nX-Evil: 1", "hf_é"])
 def test_bad_tokens(fake, exported, token):
-    with pytest.raises(StudioError, match="This is no token of the hub") as raised:
+    with pytest.raises(StudioError, match="This is not a token of the hub") as raised:
         hub.push(exported["adapter"], REPO, token)
     assert fake.requests == [] and (not token.strip() or token not in str(raised.value))
 
@@ -206,8 +206,8 @@ def test_a_folder_without_an_export(fake, exported, tmp_path):
 
 SIGNED_IN = {
     "a sign-in that ran out": (401, "Sign out at the top of the page, sign in again"),
-    "a repository that the studio did not make": (403, "may not write to me/pirate: by your sign-in it makes"),
-    "the same where it is hidden": (404, "may not write to me/pirate: by your sign-in it makes"),
+    "a repository that the studio did not make": (403, "may not write to me/pirate: your sign-in lets it create"),
+    "the same where it is hidden": (404, "may not write to me/pirate: your sign-in lets it create"),
 }
 
 

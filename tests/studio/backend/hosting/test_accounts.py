@@ -45,7 +45,7 @@ def test_no_password_is_in_the_file_and_nobody_else_reads_it(file):
     assert lines[0][4:] != lines[1][4:], "the same password must not look the same"
     assert file.stat().st_mode & 0o777 == 0o600
     file.chmod(0o640)
-    with pytest.raises(StudioError, match=r"Others may read .*chmod 600"):
+    with pytest.raises(StudioError, match=r"Other users can read .*chmod 600"):
         Accounts(file).check("ada", PASSWORD)
 
 
@@ -86,6 +86,6 @@ def test_what_can_not_be_used_is_said(file):
             Accounts(file).add(name, PASSWORD)
     with pytest.raises(StudioError, match="10 to 1,024 characters; this one has 5"):
         Accounts(file).add("ada", "short")
-    with pytest.raises(StudioError, match="There is no 'ada'"):
+    with pytest.raises(StudioError, match="has no user 'ada'"):
         Accounts(file).remove("ada")
     assert not file.exists()

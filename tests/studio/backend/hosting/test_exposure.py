@@ -49,7 +49,7 @@ def test_a_login_needs_somebody_who_may(tmp_path):
     Accounts(file).add("ada", "correct horse")
     exposure.require_safe()
     Accounts(file).remove("ada")
-    with pytest.raises(StudioError, match="Nobody is in"):
+    with pytest.raises(StudioError, match="has no users"):
         exposure.require_safe()
 
 

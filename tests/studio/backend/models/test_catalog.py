@@ -97,7 +97,7 @@ def test_download_takes_safe_files_only(prepare):
     ("mode", "words"),
     [
         ("RepoNotFound", "The hub has no jetmoe/jetmoe-8b at main"),
-        ("GatedRepo", "accepting its terms"),
+        ("GatedRepo", "Accept its terms"),
         (None, "Check the network"),
     ],
 )
@@ -136,7 +136,7 @@ def test_folders_in_the_home_are_models(empty_home):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "jetmoe", "dtype": "float32"}')
     assert not catalog.ready("mine")
-    with pytest.raises(StudioError, match="is not whole"):
+    with pytest.raises(StudioError, match="is incomplete"):
         catalog.prepare("mine")
     (folder / "model.safetensors").write_bytes(b"\0" * 4000)
     assert catalog.prepare("mine") == folder and catalog.path("mine") == folder

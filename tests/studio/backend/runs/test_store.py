@@ -90,7 +90,7 @@ def test_a_prefix_is_enough_where_only_one_run_has_it(store):
     for run_id in ids:
         assert store.get(run_id).id == store.get(run_id[:14]).id == run_id
     first = next(digit for digit in "0123456789abcdef" if sum(run_id.startswith(digit) for run_id in ids) > 1)
-    with pytest.raises(StudioError, match="Several runs begin with"):
+    with pytest.raises(StudioError, match="Several run ids start with"):
         store.get(first)
     store.update(ids[0][:14], step=3)
     assert store.finish(ids[0][:14], "failed").step == 3
@@ -100,7 +100,7 @@ def test_a_prefix_is_enough_where_only_one_run_has_it(store):
 def test_hostile_ids_are_refused(store, run_id):
     store.create(Recipe())
     for act in (store.get, store.delete, store.request_cancel, store.resume, store.mark_running, store.update):
-        with pytest.raises(StudioError, match="is not the id of a run"):
+        with pytest.raises(StudioError, match="is not a run id"):
             act(run_id)
     assert len(store.list()) == 1
 
@@ -170,14 +170,14 @@ def test_resume(store):
     run = store.create(Recipe())
     store.mark_running(run.id)
     store.update(run.id, step=7)
-    with pytest.raises(StudioError, match="only one that ended early"):
+    with pytest.raises(StudioError, match="only runs that ended early"):
         store.resume(run.id)
     store.request_cancel(run.id)
     store.finish(run.id, "cancelled")
     again = store.resume(run.id)
     assert (again.state, again.step, again.ended, again.cancel_requested) == ("queued", 7, None, False)
     store.finish(run.id, "done")
-    with pytest.raises(StudioError, match="only one that ended early"):
+    with pytest.raises(StudioError, match="only runs that ended early"):
         store.resume(run.id)
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_database_is_kept_aside_and_made_again_from_the_folders(store)
     (waiting.folder / "run.json").write_text("{")
     assert store.repair() == ""
     store.path.write_bytes(b"not a database, " * 64)
-    assert "made again out of the folders of 3 runs" in store.repair()
+    assert "rebuilt from the folders of 3 runs" in store.repair()
     assert next(store.home.glob("runs.sqlite3.damaged-*")).read_bytes() == b"not a database, " * 64
     again = store.get(done.id)
     assert (again.name, again.state, again.step, again.best_eval_loss) == ("rank 1", "done", 7, 2.5)
@@ -353,7 +353,7 @@ def test_a_database_of_a_newer_studio_is_left_alone(store):
 
 def test_a_home_that_can_not_be_is_said_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudioError, match="can't be made"):
+    with pytest.raises(StudioError, match="can't be created"):
         RunStore(tmp_path / "file" / "home").list()
 
 

@@ -234,7 +234,7 @@ def test_what_cannot_be_compared_gets_a_sentence(store):
     ids = [toy_run(store, str(number), begin=False).run.id for number in range(COMPARED + 1)]
     views = views_of(store)
     for asked in ([], ids[:1], [ids[0], ids[0]], ids, [ids[0], "f" * 36]):
-        assert views.comparison(asked) == {"error": "Choose 2 to 6 runs of the list to compare."}
+        assert views.comparison(asked) == {"error": "Choose 2 to 6 runs from the list to compare."}
     assert len(views.comparison(ids[:COMPARED])["runs"]) == COMPARED
 
 

@@ -68,7 +68,7 @@ def test_download_reports_progress_and_is_not_repeated(server, tmp_path):
 
 def test_cut_off_download_is_resumed(server, tmp_path):
     server.limit = 2_000_000
-    with pytest.raises(StudioError, match=r"stopped at 2 of 5 MB\. Start again to go on"):
+    with pytest.raises(StudioError, match=r"stopped at 2 of 5 MB\. Start again to resume"):
         fetch_wheel(PIN, tmp_path, quiet)
     server.limit = len(CONTENT)
     assert fetch_wheel(PIN, tmp_path, quiet).read_bytes() == CONTENT
@@ -77,7 +77,7 @@ def test_cut_off_download_is_resumed(server, tmp_path):
 
 def test_damaged_file_is_deleted_and_named(server, tmp_path):
     server.content = CONTENT[:-1] + b"!"
-    with pytest.raises(StudioError, match=r"thing-1\.0.* was damaged .* deleted; start again"):
+    with pytest.raises(StudioError, match=r"thing-1\.0.* was damaged .* deleted\. Start again"):
         fetch_wheel(PIN, tmp_path, quiet)
     server.content = CONTENT
     assert fetch_wheel(PIN, tmp_path, quiet).read_bytes() == CONTENT

@@ -19,8 +19,8 @@ from tests.builders.toy_folder import toy_folder, toy_rows
     ("launcher", "settings", "said"),
     [
         ({fsdp.DEEPSPEED: "true"}, {}, "DeepSpeed is not supported: launch with recipes/accelerate/fsdp.yaml"),
-        ({fsdp.FSDP: "true"}, {"preset": "router+hot"}, "Hot experts alone .* set preset=all"),
-        ({fsdp.FSDP: "true"}, {"precision": "nf4"}, "4-bit weights can't be spread .* set precision=bf16"),
+        ({fsdp.FSDP: "true"}, {"preset": "router+hot"}, "preset=hot .* set preset=all"),
+        ({fsdp.FSDP: "true"}, {"precision": "nf4"}, "4-bit weights can't be sharded .* set precision=bf16"),
         ({fsdp.FSDP: "true", fsdp.OFFLOAD: "true"}, {}, "set fsdp_offload_params to false"),
     ],
 )

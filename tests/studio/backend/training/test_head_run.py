@@ -207,7 +207,7 @@ def test_a_cancelled_run_goes_on_exactly(settings, monkeypatch):
         ({"format": "alpaca"}, "set format to labelled or auto"),
         ({"task": "chat", "format": "labelled"}, "format=labelled is for classifiers"),
         ({"task": "chat", "problem": "regression"}, "problem and class_weights are for classifiers"),
-        ({"problem": "regression", "class_weights": "balanced"}, "class_weights has no meaning for numbers"),
+        ({"problem": "regression", "class_weights": "balanced"}, "class_weights does not apply to regression"),
     ],
 )
 def test_settings_at_odds_are_refused(settings, changes, words):
@@ -229,7 +229,7 @@ def test_warnings_reach_the_audit(settings):
         file.write('\n{"text": "x", "label": null}\n{"text": "' + "long " * 30 + '", "label": "once"}\n')
     warnings = values(started(settings), "audit")[0]["warnings"]
     assert "1 bad rows were left out" in warnings[0] and "1 rows are longer than max_length=64" in warnings[1]
-    assert warnings[2].startswith("In one text only: 'once'")
+    assert warnings[2].startswith("Labels with a single text, which can't be evaluated: 'once'")
 
 
 def test_command_line(settings, tmp_path):

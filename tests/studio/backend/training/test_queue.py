@@ -97,7 +97,7 @@ def test_a_run_that_nobody_watches_prints_as_much_as_it_likes_and_its_last_line_
     queue = supervise()
     run = queue.start(Recipe(preset="router"))
     failed = until_state(store, run.id, "failed")
-    assert failed.message == "Its process ended with code 1: RuntimeError: the last line"
+    assert failed.message == "The process failed with exit code 1: RuntimeError: the last line"
     assert failed.log.stat().st_size > 10_000_000
 
 
@@ -116,7 +116,7 @@ def test_a_killed_trainer_is_interrupted_and_can_be_resumed(store, supervise):
     running = until(lambda: (now := store.get(run.id)).step > 1 and now)
     os.kill(running.pid, signal.SIGKILL)
     interrupted = until_state(store, run.id, "interrupted")
-    assert "memory runs out" in interrupted.message and "can be resumed" in interrupted.message
+    assert "memory ran out" in interrupted.message and "can be resumed" in interrupted.message
     queue.resume(run.id)
     assert until_state(store, run.id, "running").pid != running.pid
 
@@ -209,9 +209,9 @@ def test_a_damaged_store_is_made_again_while_a_run_goes_on(store, supervise):
 
     def damaged() -> bool:
         # Repeated until it is noticed: the WAL checkpoint of a writer can restore so small a file.
-        if "made again" not in queue.notice:
+        if "rebuilt from" not in queue.notice:
             store.path.write_bytes(b"not a database, " * 64)
-        return "made again" in queue.notice
+        return "rebuilt from" in queue.notice
 
     def kept() -> bool:
         with suppress(StudioError):
@@ -228,7 +228,7 @@ def test_full_queue_quota_and_disk_are_said_before_a_run_is_made(store, monkeypa
     (store.home / "runs" / "x").mkdir(parents=True)
     (store.home / "runs" / "x" / "file").write_bytes(b"x" * 4096)
     monkeypatch.setenv("STUDIO_QUOTA_GIB", "0.000001")
-    with pytest.raises(StudioError, match="Delete some"):
+    with pytest.raises(StudioError, match="Delete runs"):
         queue.start(Recipe())
     monkeypatch.setenv("STUDIO_QUOTA_GIB", "much")
     with pytest.raises(StudioError, match="must be a number of GiB"):
@@ -256,9 +256,9 @@ def test_a_child_sees_no_secret(monkeypatch):
 def test_how_a_command_ended_is_told():
     with pytest.raises(StudioError, match=r"^Lower it\.$"):
         child.run_json(["-c", "import sys; print('a traceback'); print('Lower it.', file=sys.stderr); sys.exit(2)"])
-    with pytest.raises(StudioError, match="made a mistake: ValueError: odd"):
+    with pytest.raises(StudioError, match="Internal error: ValueError: odd"):
         child.run_json(["-c", "raise ValueError('odd')"])
-    with pytest.raises(StudioError, match="memory runs out"):
+    with pytest.raises(StudioError, match="memory ran out"):
         child.run_json(["-c", "import os; os.kill(os.getpid(), 9)"])
 
 
@@ -269,7 +269,7 @@ def test_a_command_that_is_stopped_leaves_no_process(tmp_path):
         target=lambda: (until(lambda: pid_file.is_file() and pid_file.read_text()), cancel.set())
     )
     stopper.start()
-    with pytest.raises(StudioError, match="Stopped"):
+    with pytest.raises(StudioError, match="Cancelled"):
         child.run_json(["-c", code], cancel)
     stopper.join()
     assert not psutil.pid_exists(int(pid_file.read_text()))

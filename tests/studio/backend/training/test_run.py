@@ -269,7 +269,7 @@ def test_files_may_not_grow_any_more(settings, small_files_only, monkeypatch, ca
 def test_resuming_asks_for_the_same_data(settings):
     run = cancelled_run(settings)
     Path(settings["data"]).write_text('{"prompt": "a", "completion": "b"}\n' * 5)
-    with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run began"):
+    with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run started"):
         train.resume(run.id)
     Path(settings["data"]).unlink()
     RunStore().resume(run.id)
@@ -325,7 +325,7 @@ def test_resuming_asks_for_the_same_number_of_processes(settings, monkeypatch):
     run = cancelled_run(settings)
     file = run.folder / train.DATA
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
-    with pytest.raises(StudioError, match=r"began on 2 processes .* --num_processes 2"):
+    with pytest.raises(StudioError, match=r"started on 2 processes .* --num_processes 2"):
         train.resume(run.id)
 
 
@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(settings, monkeypatch):
         return real(self, *args) * (float("nan") if self.state.global_step == 3 else 1)
 
     monkeypatch.setattr(Trainer, "training_step", broken)
-    with pytest.raises(StudioError, match=r"not a number any more at step 4: lower learning_rate"):
+    with pytest.raises(StudioError, match=r"not finite at step 4: lower learning_rate"):
         started(settings)
     (run,) = RunStore().list()
     assert run.state == "failed" and "learning_rate" in run.message
@@ -420,7 +420,7 @@ def test_the_audit_counts_what_trains(settings):
     assert report["warnings"] == ["The MLP experts are frozen: the preset 'attention' trains none of them."]
     table = audit.table(report)
     assert "MLP experts" in table and "Memory: about" in table
-    assert sum(report["data"]["counts"]) == 40 and "Tokens of an example: " in table
+    assert sum(report["data"]["counts"]) == 40 and "Tokens per example: " in table
     (question, answer) = report["example"][:2]
     assert question[0].startswith("<|im_start|>user\nSay ") and not question[1]
     assert answer[0].endswith("<|im_end|>") and answer[1] and f"⟦{answer[0]}⟧" in table
@@ -452,5 +452,5 @@ def test_command_line(settings, tmp_path):
     assert shown.exit_code == 0
     (run,) = RunStore().list()
     assert run.name == "words" and f"--adapter {run.id[:8]}" in shown.stdout and "held-out loss" in shown.stderr
-    with pytest.raises(StudioError, match="only one that ended early can be resumed"):
+    with pytest.raises(StudioError, match="only runs that ended early can be resumed"):
         CliRunner().invoke(app, ["runs", "resume", run.id[:8]], catch_exceptions=False)

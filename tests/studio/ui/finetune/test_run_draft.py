@@ -10,7 +10,7 @@ from studio.backend.recipe import DEFAULTS, Recipe
 from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import ELSEWHERE, NAMES, form_values, read_form
-from studio.ui.finetune.run_draft import OWN_FILE, Draft, from_json
+from studio.ui.finetune.run_draft import HUB, OWN_FILE, Draft, from_json
 
 MODELS = ["starter", "jetmoe/jetmoe-8b"]
 
@@ -93,3 +93,20 @@ def test_a_loaded_recipe_keeps_the_data_unless_it_names_a_sample():
     assert draft.loaded(Recipe(r=3, data="else.csv")).source == OWN_FILE
     loaded = draft.loaded(Recipe(r=3, data="identity", format="alpaca"))
     assert (loaded.source, loaded.format, loaded.settings["r"]) == ("identity", "alpaca", 3)
+
+
+def test_a_data_set_of_the_hub_is_named_and_never_a_path():
+    draft = from_json(Draft(source=HUB, hub=" me/rows:train[:10] ").to_json())
+    recipe = draft.recipe(MODELS)
+    assert recipe.data == "hub:me/rows:train[:10]" == draft.shared(recipe).data
+    assert Draft().loaded(recipe) == replace(
+        Draft(), source=HUB, hub="me/rows:train[:10]", settings=form_values(recipe)
+    )
+    for name in ("", " "):
+        with pytest.raises(StudioError, match="Enter the name of a data set"):
+            Draft(source=HUB, hub=name).recipe(MODELS)
+    for name in ("/etc/passwd", "../rows", "me/rows:train[1]"):
+        with pytest.raises(StudioError, match="hub:OWNER/NAME"):
+            Draft(source=HUB, hub=name).recipe(MODELS)
+    older = {key: value for key, value in vars(Draft()).items() if key != "hub"}
+    assert from_json(json.dumps(older)) == Draft()
