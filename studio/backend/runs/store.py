@@ -189,7 +189,8 @@ class RunStore:
                 "WHERE id = ? AND state IN ('failed', 'cancelled', 'interrupted')",
                 (run_id,),
             ).rowcount
-            db.execute(TO_THE_END, (run_id,))
+            if changed:
+                db.execute(TO_THE_END, (run_id,))
             if changed and begin:
                 _begin(db, run_id, os.getpid())
         run = self._recorded(run_id)

@@ -91,7 +91,11 @@ def _download(url: str, partial: Path, pin: Pin, progress: Progress) -> None:
     if have >= pin.size:
         have = 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 - from pip
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 # nosec B310 - from pip
+    try:
+        opened = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310 # nosec B310 - from pip
+    except (ConnectionError, TimeoutError, HTTPException) as error:
+        raise urllib.error.URLError(str(error)) from error
+    with opened as response:
         try:
             with partial.open("ab" if have and response.status == 206 else "wb") as file:
                 while block := response.read(BLOCK):

@@ -20,7 +20,7 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters import files as adapter_files
-from studio.backend.adapters.find import adapter_folder, choices, find, find_id, require_model
+from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
 from studio.backend.chat.engine import MAX_ENSURED, Engine, Sampling
 from studio.backend.recipe import Recipe
@@ -271,7 +271,7 @@ def test_runs_and_folders_are_found(folder):
     for text in (run.id, run.id[:8], run.folder, run.adapter, str(run.adapter)):
         assert find(text) == (Path(text) if text in (run.adapter, str(run.adapter)) else run.adapter, run, None)
     assert find(folder / "one") == (folder / "one", None, None)
-    assert adapter_folder(run.id[:6]) == run.adapter
+    assert find(run.id[:6]).folder == run.adapter
 
 
 @pytest.mark.parametrize("text", ["nothing", "../nothing", "../../etc/passwd", "", "a" * 5000, "\0", "0000", "ab'--"])

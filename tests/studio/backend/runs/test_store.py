@@ -271,6 +271,13 @@ def test_who_died_after_its_last_word_has_ended_as_it_said(store, child):
     assert (store.get(run.id).state, store.get(run.id).message) == ("done", "Done after 3 of 3 steps.")
 
 
+def test_resuming_a_queued_run_leaves_its_place(store):
+    first, second = store.create(Recipe()), store.create(Recipe())
+    with pytest.raises(StudioError, match="only"):
+        store.resume(first.id)
+    assert [run.id for run in store.queue()] == [first.id, second.id]
+
+
 def test_the_queue_goes_by_who_asked_first_whatever_the_clock_says(store, monkeypatch):
     first = store.create(Recipe())
     monkeypatch.setattr(runs.time, "time", lambda: first.created - 1e6)
