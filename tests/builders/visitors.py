@@ -22,7 +22,8 @@ from studio.backend.training.queue import Jobs
 from studio.ui.common.downloads import LABELLED_ENDING
 from studio.ui.common.trace_store import traces
 from studio.ui.page.layout import build, launch_settings
-from studio.ui.server.identity import Visitors, secret
+from studio.ui.server.cookies import Visitors
+from studio.ui.server.identity import secret
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_runs import toy_run

@@ -13,7 +13,8 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from studio.backend.adapters.uploads import import_adapter
 from studio.backend.recipe import Recipe
 from studio.backend.training import run as train
-from studio.ui.server.identity import Visitors, secret
+from studio.ui.server.cookies import Visitors
+from studio.ui.server.identity import secret
 from tests.builders.adapters import make_adapter
 from tests.builders.hostile import PAYLOADS
 from tests.builders.toy_labels import classifier_settings, labelled_file

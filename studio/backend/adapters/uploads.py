@@ -22,7 +22,7 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, WEIGHTS, check_weights, read_config
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError
-from studio.backend.adapters.files import collect, require_finite
+from studio.backend.adapters.upload_checks import collect, require_finite
 from studio.backend.models import catalog
 from studio.backend.runs.run import checked_name
 from studio.backend.system.files import atomic_write, sha256

@@ -11,15 +11,10 @@ browser keeps in a signed cookie.
 
 from __future__ import annotations
 
-import hmac
 import logging
-import re
 import secrets
-import time
-import uuid
 from collections.abc import Callable
 from copy import copy
-from hashlib import sha256
 from http.cookies import CookieError
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -40,13 +35,10 @@ from studio.ui.server.visitors import user_of
 
 if TYPE_CHECKING:
     import gradio as gr
+from studio.ui.server.cookies import Visitors
 
 logger = logging.getLogger(__name__)
 SECRET_BYTES = 32
-DAY_S = 24 * 3600
-KEPT_DAYS = 365
-"""Lifetime of a visitor cookie."""
-RENEWED_DAYS = 30
 
 
 def owner_of(request: gr.Request | Request) -> str:
@@ -149,55 +141,6 @@ class Identity:
             logger.warning("a visitor's data can't be transferred to their account yet: %s", error)
             return ""
         return visitors.forgotten()
-
-
-class Visitors:
-    """Recognise browsers without a login by a signed cookie."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        # Studios on one host share its cookies; a name per key keeps them apart.
-        self.name = f"jetmoe-studio-{self._mac('name')[:8]}"
-
-    def recognise(self, cookies: dict[str, str], https: bool = False) -> tuple[str, str]:
-        """Return the owner and the cookie to set, which is empty if the browser's cookie is still good."""
-        visitor, age_s = self._read(cookies.get(self.name, ""))
-        if visitor and age_s < RENEWED_DAYS * DAY_S:
-            return f"anon:{visitor}", ""
-        visitor = visitor or uuid.uuid4().hex
-        return f"anon:{visitor}", self._cookie(self.sign(visitor), KEPT_DAYS * DAY_S, https)
-
-    def known(self, cookies: dict[str, str]) -> str:
-        """Return the owner from a valid cookie, or ""."""
-        visitor, _ = self._read(cookies.get(self.name, ""))
-        return f"anon:{visitor}" if visitor else ""
-
-    def forgotten(self) -> str:
-        """Return a cookie that deletes the browser's cookie."""
-        return self._cookie("", 0, https=True)
-
-    def sign(self, visitor: str, now: float | None = None) -> str:
-        """Return a signed cookie value for a visitor; `now` defaults to the current time."""
-        text = f"{visitor}.{int(time.time() if now is None else now)}"
-        return f"{text}.{self._mac(text)}"
-
-    def _cookie(self, value: str, age_s: int, https: bool) -> str:
-        # A Space runs in an iframe of another site.
-        site = "SameSite=None; Secure; Partitioned" if demo.space_id() else "SameSite=Lax" + "; Secure" * https
-        return f"{self.name}={value}; Path=/; Max-Age={age_s}; HttpOnly; {site}"
-
-    def _read(self, value: str) -> tuple[str, float]:
-        """Return the visitor id and the cookie's age in seconds; the id is "" if the cookie is forged or expired."""
-        if not re.fullmatch(r"[0-9a-f]{32}\.[0-9]{1,12}\.[0-9a-f]{64}", value):
-            return "", 0.0
-        text, mac = value.rsplit(".", 1)
-        visitor, made = text.split(".")
-        age_s = time.time() - int(made)
-        is_good = hmac.compare_digest(mac, self._mac(text)) and age_s < KEPT_DAYS * DAY_S
-        return (visitor, age_s) if is_good else ("", 0.0)
-
-    def _mac(self, text: str) -> str:
-        return hmac.new(self._secret, f"visitor {text}".encode(), sha256).hexdigest()
 
 
 def _logged_in(scope: Scope) -> str:

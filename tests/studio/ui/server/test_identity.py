@@ -19,16 +19,8 @@ from starlette.testclient import TestClient
 from studio.backend.hosting.exposure import Exposure
 from studio.errors import StudioError
 from studio.ui.server import sign_in
-from studio.ui.server.identity import (
-    DAY_S,
-    KEPT_DAYS,
-    RENEWED_DAYS,
-    Identity,
-    Visitors,
-    owner_of,
-    secret,
-    serves_several,
-)
+from studio.ui.server.cookies import DAY_S, KEPT_DAYS, RENEWED_DAYS, Visitors
+from studio.ui.server.identity import Identity, owner_of, secret, serves_several
 from tests.builders.ports import free_port
 
 KEY = b"k" * 32

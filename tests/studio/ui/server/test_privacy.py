@@ -17,7 +17,8 @@ from studio.ui.chat.conversation import Answer, append_assistant, append_user, f
 from studio.ui.classify.form import Form
 from studio.ui.common.trace_store import traces
 from studio.ui.finetune.run_draft import OWN_FILE, Draft
-from studio.ui.server.identity import Visitors, secret
+from studio.ui.server.cookies import Visitors
+from studio.ui.server.identity import secret
 from tests.builders.visitors import MARK, Studio, Things, Visitor, two_visitors
 from tests.builders.waiting import until
 

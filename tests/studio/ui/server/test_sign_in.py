@@ -29,7 +29,8 @@ from studio.ui.common.trace_store import traces
 from studio.ui.finetune import handlers
 from studio.ui.page.layout import build, launch_settings
 from studio.ui.server import sign_in
-from studio.ui.server.identity import Visitors, secret
+from studio.ui.server.cookies import Visitors
+from studio.ui.server.identity import secret
 from tests.builders.adapters import make_adapter
 from tests.builders.fake_hub import FakeHub, hub_here
 from tests.builders.ports import free_port

@@ -113,9 +113,6 @@ def _sentences() -> Iterator[None]:
         ) from error
 
 
-# --- .zip
-
-
 class _SmallReads(io.FileIO):
     """A file with bounded reads, because zipfile reads the whole list of members at its stated size."""
 
