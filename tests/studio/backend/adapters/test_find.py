@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
 from jetmoe.lora import AdapterError
-from studio.backend.adapters import upload_checks as adapter_files
+from studio.backend.adapters import upload_checks
 from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
 from studio.backend.chat.engine import MAX_ENSURED, Engine, Sampling
@@ -591,7 +591,7 @@ def test_damaged_zips_are_sentences(folder, tmp_path, home):
         work = tmp_path / f"work{at}"
         work.mkdir()
         try:
-            adapter_files.collect([whole], work)
+            upload_checks.collect([whole], work)
         except StudioError as error:
             assert str(error)
         shutil.rmtree(work)
