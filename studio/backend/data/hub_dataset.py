@@ -25,7 +25,7 @@ from studio.errors import StudioError
 
 PREFIX = "hub:"
 PATTERN = re.compile(
-    r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+    r"hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
     r"(?::(?P<split>\w+)(?P<slice>\[\d*%?:\d*%?\])?)?"
 )
 # Readers of data alone. Other builders of the library unpack archives of any kind of file.

@@ -165,7 +165,7 @@ def test_an_engine_with_another_model_is_left_alone(run, settings, tmp_path):
     engine = Engine(compile_steps=False)
     engine.load(str(toy_folder(tmp_path / "other", seed=3)), precision="fp32")
     classifier = TrainedClassifier.load(run.id, engine, precision="fp32")
-    assert "loaded anew" in classifier.notice
+    assert "loaded separately" in classifier.notice
     assert classifier.predict(TEXTS).probabilities.argmax(-1).tolist() == [0, 1, 0, 1]
 
 

@@ -253,7 +253,7 @@ def test_too_many_rows_end_with_a_notice(rows, name):
 
 
 def test_too_many_bytes_and_columns(rows):
-    with pytest.raises(StudioError, match="at most 10 are read"):
+    with pytest.raises(StudioError, match="the limit is 10"):
         rows("x.csv", CSV, file_bytes=10)
     with pytest.raises(StudioError, match="3 columns"):
         rows("x.csv", "a,b,c\n1,2,3\n", columns=2)

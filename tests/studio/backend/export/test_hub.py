@@ -280,7 +280,7 @@ def test_what_can_be_known_is_said_before_exporting(fake, tmp_path, monkeypatch,
     for arguments, sentence in [
         (["--push", "pirate"], "Name the repository as NAME/REPO"),
         (["--push", REPO], r"There is no token for the hub. Run `hf auth login`, or set HF_TOKEN"),
-        (["--public"], "give --push NAME/REPO, too"),
+        (["--public"], "--public only works with --push NAME/REPO"),
     ]:
         code, text = run_cli(monkeypatch, capsys, run.id, *to, *arguments)
         assert code == 2 and re.search(sentence, text) and not (tmp_path / "out").exists()

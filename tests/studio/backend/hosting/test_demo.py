@@ -90,7 +90,7 @@ def test_runs_are_small_and_the_model_is_everybodys(on):
 def test_files_and_the_queue_are_small(on, tmp_path, monkeypatch):
     file = tmp_path / "rows.csv"
     file.write_bytes(b"x" * 5_000_001)
-    with pytest.raises(StudioError, match="at most 5 are read"):
+    with pytest.raises(StudioError, match="the limit is 5"):
         uploads.keep(file)
     queue = jobs.Jobs()
     for _ in range(4):

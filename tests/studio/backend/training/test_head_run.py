@@ -244,6 +244,6 @@ def test_command_line(settings, tmp_path):
     measured = CliRunner().invoke(app, ["classify", "evaluate", "--adapter", run.id[:8]])
     assert measured.stdout.strip() in shown.stdout
     both = CliRunner().invoke(app, ["classify", "predict", "--adapter", run.id[:8], "--labels", "a,b", "Hi"])
-    assert "has its own labels" in str(both.exception)
+    assert "with fixed labels" in str(both.exception)
     dry = CliRunner().invoke(app, ["classify", "train", str(file), "--dry-run", "--json"])
     assert json.loads(dry.stdout)["data"]["labels"] == {"ham": 24, "spam": 24}

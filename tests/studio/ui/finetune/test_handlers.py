@@ -71,7 +71,7 @@ def test_a_file_is_uploaded_looked_at_and_mapped(handlers, home):
     file.write_text("Frage,Antwort\n<img src=x onerror=alert(1)>,${7*7}\n")
     draft = handlers.upload(handlers.fresh(), file)
     seen = handlers.look(draft)
-    assert "make up" in seen.html and not any(column.shown for column in seen.columns.values())
+    assert "The columns of fragen.csv" in seen.html and not any(column.shown for column in seen.columns.values())
     chosen = Draft(OWN_FILE, draft.upload, draft.file, "prompt_completion", {}, draft.settings)
     columns = handlers.look(chosen).columns
     assert {name for name in FIELDS if columns[name].shown} == {"prompt", "completion", "system"}
