@@ -32,7 +32,7 @@ SECTIONS = {
     "data": "Data",
     "preset": "Adapter",
     "learning_rate": "Optimisation",
-    "log_steps": "Watching",
+    "log_steps": "Evaluation and checkpoints",
 }
 
 

@@ -215,4 +215,4 @@ def test_help_and_sections_cover_every_field():
     names = [field.name for field in fields(Recipe)]
     assert list(field_help()) == names and all(text.endswith(".") for text in field_help().values())
     assert [name for section in sections().values() for name in section] == names
-    assert list(sections()) == ["Model", "Data", "Adapter", "Optimisation", "Watching"]
+    assert list(sections()) == ["Model", "Data", "Adapter", "Optimisation", "Evaluation and checkpoints"]
