@@ -19,6 +19,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
 from studio.registry import discover
 from studio.ui.common import downloads
+from studio.ui.page import glossary
 from studio.ui.page.account_merge import mover
 from studio.ui.page.blocks import Blocks
 from studio.ui.page.status import banner, demo_note
@@ -44,7 +45,8 @@ stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 
 /></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
 cy="16" r="3.4" fill="var(--u1)"/><circle cx="20" cy="24" r="3.4" fill="var(--u2)"/><circle cx="20" cy="32" r="3.4"
 fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1>
-<p>Chat with a mixture-of-experts model, fine-tune it and inspect its routing</p></div></header>"""
+<p>Chat with a mixture-of-experts model, fine-tune it and inspect its routing.
+<a href="glossary" target="_blank" rel="noopener">Glossary</a></p></div></header>"""
 
 
 def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
@@ -116,7 +118,7 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
 def _routes(jobs: Jobs) -> list[Route]:
     # A short timeout, so that pages don't wait long for a locked database.
     views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
-    return [*downloads.routes(jobs.store), *run_routes.routes(views)]
+    return [*downloads.routes(jobs.store), *run_routes.routes(views), *glossary.routes()]
 
 
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:

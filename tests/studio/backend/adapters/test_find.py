@@ -289,7 +289,9 @@ def test_a_run_without_an_adapter_yet(folder):
 def test_an_adapter_of_another_model(engine, folder, tmp_path):
     other = toy_folder(tmp_path / "other", seed=5)
     run = finished_run(other)
-    with pytest.raises(StudioError, match=rf"was trained on the model {other}, so the adapter does not fit {folder / 'toy'}"):
+    with pytest.raises(
+        StudioError, match=rf"was trained on the model {other}, so the adapter does not fit {folder / 'toy'}"
+    ):
         engine.load_adapter(run.id, "other")
     require_model(find(run.id), str(tmp_path / "other/../other"))
     wide = toy_folder(tmp_path / "wide", intermediate_size=128)
