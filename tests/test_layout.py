@@ -12,7 +12,7 @@ ORDER = """
 errors registry
 jetmoe
 analysis
-backend.system backend.recipe_file
+backend.system backend.recipe_file backend.settings
 backend.recipe
 backend.hosting
 backend.models backend.runs

@@ -231,7 +231,7 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
     tuning.export("Adapter", tmp_path)
     tuning.page.get_by_role("button", name="Push to the Hugging Face Hub").click()
     expect(page.locator("#push-place")).to_contain_text("this machine's token")
-    expect(page.get_by_label("Public")).not_to_be_checked()
+    expect(page.get_by_role("checkbox", name="Public")).not_to_be_checked()
     name = page.get_by_label("Repository")
     expect(name).to_have_value("pirate")
     name.fill("me/pirate")

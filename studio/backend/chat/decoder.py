@@ -242,12 +242,13 @@ class CompiledSteps:
         """Fall back to eager steps before the model changes, because compiled ones don't check for changes."""
         if not (self.enabled or self._ready):
             return
-        if self.enabled:  # otherwise compiling has failed, and isn't tried again
-            self.paused = True
-            self.text = "eager: the adapter has changed; compiling starts with its second answer in a row"
+        was_enabled = self.enabled
         self.close()
         with self._lock:
             self._ready, self._requested = set(), set()
+        if was_enabled:  # otherwise compiling has failed, and isn't tried again
+            self.paused = True
+            self.text = "eager: the adapter has changed; compiling starts with its second answer in a row"
 
     def resume(self) -> None:
         """Compile for the current model, unless that is running or has failed.

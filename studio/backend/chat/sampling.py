@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import MaxLen, MinLen
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -15,64 +15,59 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from studio.errors import StudioError
+from studio.backend.settings import STRICT, Field, Settings, dataclass
+
+STOP_TEXTS = "a list of up to 16 texts of 1 to 200 characters"
+StopText = Annotated[str, MinLen(1), MaxLen(200)]
 
 
-@dataclass(frozen=True)
-class Sampling:
+@dataclass(frozen=True, config=STRICT)
+class Sampling(Settings):
     """Generation settings of an answer.
 
     Raises:
-        StudioError: values out of range; the message lists all of them.
+        StudioError: values of the wrong type or out of range; the message lists all of them.
     """
 
-    max_new_tokens: int = 512
-    """Maximum length of the answer in tokens, about three quarters of a word each."""
-    temperature: float = 0.7
-    """0 is greedy decoding; higher values are more random."""
-    top_p: float = 0.9
-    """Sample from the most likely tokens that together reach this probability; 1 keeps all."""
-    top_k: int = 50
-    """Sample from this many of the most likely tokens; 0 keeps all."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this fraction of the most likely one; 0 keeps all."""
-    repetition_penalty: float = 1.1
-    """Values above 1 make tokens that already occurred less likely."""
-    seed: int | None = None
-    """The same seed and settings give the same answer; leave empty for a random seed."""
-    stop: tuple[str, ...] = ()
-    """End the answer before any of these texts."""
-
-    def __post_init__(self) -> None:
-        ranges = {
-            "max_new_tokens": (1, 32768),
-            "temperature": (0.0, 5.0),
-            "top_p": (0.0, 1.0),
-            "top_k": (0, 100_000),
-            "min_p": (0.0, 1.0),
-            "repetition_penalty": (0.5, 5.0),
-        }
-        problems = [
-            f"{name} must be from {low} to {high}, not {getattr(self, name)!r}"
-            for name, (low, high) in ranges.items()
-            if not _within(getattr(self, name), low, high)
-        ]
-        if self.top_p == 0:
-            problems.append("top_p must be above 0")
-        if self.seed is not None and not _within(self.seed, 0, 2**63 - 1):
-            problems.append(f"seed must be a whole number of at least 0, not {self.seed!r}")
-        if len(self.stop) > 16 or any(not isinstance(text, str) or not 0 < len(text) <= 200 for text in self.stop):
-            problems.append("stop takes up to 16 texts of 1 to 200 characters")
-        if problems:
-            raise StudioError("Change these settings: " + "; ".join(problems) + ".")
-
-
-def _within(value: object, low: float, high: float) -> bool:
-    """Check the range; the value must be an integer if the bounds are integers."""
-    kinds = (int,) if isinstance(low, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        return False
-    return math.isfinite(value) and low <= value <= high
+    max_new_tokens: int = Field(
+        default=512,
+        ge=1,
+        le=32768,
+        description="Maximum length of the answer in tokens, about three quarters of a word each.",
+    )
+    temperature: float = Field(
+        default=0.7, ge=0, le=5, description="0 is greedy decoding; higher values are more random."
+    )
+    top_p: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Sample from the most likely tokens that together reach this probability; 1 keeps all.",
+    )
+    top_k: int = Field(
+        default=50, ge=0, le=100_000, description="Sample from this many of the most likely tokens; 0 keeps all."
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Drop tokens less likely than this fraction of the most likely one; 0 keeps all.",
+    )
+    repetition_penalty: float = Field(
+        default=1.1, ge=0.5, le=5, description="Values above 1 make tokens that already occurred less likely."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="The same seed and settings give the same answer; leave empty for a random seed.",
+    )
+    stop: tuple[StopText, ...] = Field(
+        default=(),
+        max_length=16,
+        json_schema_extra={"expected": STOP_TEXTS},
+        description="End the answer before any of these texts.",
+    )
 
 
 class Sampler:

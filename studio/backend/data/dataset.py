@@ -12,16 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 from studio.backend.data import hub_dataset
 from studio.backend.data.formats import Format, Messages
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
 from studio.backend.recipe import Recipe
+from studio.backend.settings import STRICT, Field, Settings
+from studio.backend.settings import dataclass as settings_dataclass
 from studio.backend.system.files import sha256
 from studio.errors import StudioError
 from studio.registry import discover
@@ -32,8 +35,8 @@ PROBED_ROWS = 50
 """Good rows that are used to detect the format."""
 
 
-@dataclass(frozen=True)
-class DataSettings:
+@settings_dataclass(frozen=True, config=STRICT)
+class DataSettings(Settings):
     """Settings for reading a file.
 
     Raises:
@@ -42,26 +45,24 @@ class DataSettings:
 
     format: str = "auto"
     """The name of a format, or auto to detect it from the columns."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        json_schema_extra={"expected": "a column's name for each field, as in {prompt: Question}"},
+    )
     """The column of each field, for columns whose names are not recognized."""
-    on_bad_rows: str = "skip"
+    on_bad_rows: Literal["skip", "stop"] = "skip"
     """skip leaves bad rows out and lists them; stop raises with the list."""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = Field(default_factory=Limits)
     """Limits on what is read."""
     task: str = "chat"
     """The training task; only its formats are considered."""
 
-    def __post_init__(self) -> None:
-        names = ["auto", *(each.name for each in formats(self.task))]
-        problems = []
-        if self.format not in names:
-            problems.append(f"format must be one of {', '.join(names)}, not {self.format!r}")
-        if self.on_bad_rows not in ("skip", "stop"):
-            problems.append(f"on_bad_rows must be skip or stop, not {self.on_bad_rows!r}")
-        if not isinstance(self.columns, dict) or not all(isinstance(x, str) for x in chain(*self.columns.items())):
-            problems.append("columns must map fields to column names, as in {prompt: Question}")
-        if problems:
-            raise StudioError("Change these settings: " + "; ".join(problems) + ".")
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any], wrong: set[str]) -> list[str]:
+        names = ["auto", *(each.name for each in formats(values["task"]))]
+        if values["format"] in names:
+            return []
+        return [f"format must be one of {', '.join(names)}, not {values['format']!r}"]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +23,8 @@ from typing import Any, TextIO
 from studio.backend.data.file_type import FileType, identify
 from studio.backend.data.json_items import json_items
 from studio.backend.data.parquet_rows import ParquetRows
+from studio.backend.settings import STRICT, Field, Settings
+from studio.backend.settings import dataclass as settings_dataclass
 from studio.errors import StudioError
 
 BLOCK = 1 << 16
@@ -33,36 +35,29 @@ MISSING = ("nan", "null")
 csv.field_size_limit(2**31 - 1)
 
 
-@dataclass(frozen=True)
-class Limits:
+DEPTH = 32
+
+
+@settings_dataclass(frozen=True, config=STRICT)
+class Limits(Settings):
     """Limits on what is read from a file.
 
     Raises:
-        StudioError: values out of range; the message lists all of them.
+        StudioError: values of the wrong type or out of range; the message lists all of them.
     """
 
-    file_bytes: int = 200_000_000
+    file_bytes: int = Field(default=200_000_000, ge=1, le=2**31)
     """Largest file, and the largest size that a parquet file may unpack to."""
-    rows: int = 200_000
+    rows: int = Field(default=200_000, ge=1, le=2**31)
     """Reading stops after this many rows, with a notice."""
-    columns: int = 256
+    columns: int = Field(default=256, ge=1, le=2**31)
     """Most columns of a row."""
-    cell_characters: int = 100_000
+    cell_characters: int = Field(default=100_000, ge=1, le=2**31)
     """Longest text in a cell; a longer one makes a bad row."""
-    line_characters: int = 1_000_000
+    line_characters: int = Field(default=1_000_000, ge=1, le=2**31)
     """Longest line, and longest row of a json or csv file that spans lines."""
-    depth: int = 32
+    depth: int = Field(default=DEPTH, ge=1, le=100)
     """Deepest nesting of lists and objects in a row."""
-
-    def __post_init__(self) -> None:
-        highest = {"depth": 100}
-        problems = [
-            f"{field.name} must be a whole number from 1 to {highest.get(field.name, 2**31):,}, not {value!r}"
-            for field in fields(self)
-            if type(value := getattr(self, field.name)) is not int or not 1 <= value <= highest.get(field.name, 2**31)
-        ]
-        if problems:
-            raise StudioError("Change these limits: " + "; ".join(problems) + ".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +298,7 @@ def _json_row(line: int, text: str, limits: Limits) -> Row | BadRow:
     return Row(line, cells)
 
 
-def parse_json(text: str, depth: int = Limits.depth) -> Any:
+def parse_json(text: str, depth: int = DEPTH) -> Any:
     """Parse one JSON value.
 
     Raises:

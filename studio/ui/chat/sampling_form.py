@@ -6,7 +6,6 @@ sampling = read_sampling(*values)         # in a handler, in the same order
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
 from typing import Any
 
 import gradio as gr
@@ -14,7 +13,7 @@ from gradio.components import Component
 
 from studio.backend.chat.engine import Sampling
 from studio.backend.hosting import demo
-from studio.backend.recipe import field_help
+from studio.backend.settings import defaults, field_help
 from studio.errors import StudioError
 
 # Slider settings that the fields don't define: minimum, maximum, step, unit. All other fields become text boxes.
@@ -31,7 +30,7 @@ SLIDERS: dict[str, tuple[float, float, float, str]] = {
 def sampling_controls() -> list[Component]:
     """Return one control per field, in field order."""
     helps = field_help(Sampling)
-    return [_control(field.name, field.default, helps.get(field.name, "")) for field in fields(Sampling)]
+    return [_control(name, default, helps[name]) for name, default in defaults(Sampling).items()]
 
 
 def read_sampling(*values: Any) -> Sampling:
@@ -40,7 +39,7 @@ def read_sampling(*values: Any) -> Sampling:
     Raises:
         StudioError: values are invalid (`Sampling` names all of them) or exceed a demo's limits.
     """
-    names = [field.name for field in fields(Sampling)]
+    names = list(defaults(Sampling))
     if len(values) != len(names):
         raise StudioError(f"Sampling has {len(names)} settings, not {len(values)}. Reload the page.")
     sampling = Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
@@ -50,7 +49,6 @@ def read_sampling(*values: Any) -> Sampling:
 
 
 def _control(name: str, default: Any, info: str) -> Component:
-    default = None if default is MISSING else default
     label = name.replace("_", " ").capitalize()
     if name in SLIDERS:
         lowest, highest, step, unit = SLIDERS[name]

@@ -15,7 +15,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from studio.backend.recipe import CHOICES, DEFAULTS, PRESETS, RANGES, Recipe, field_help, sections
+from studio.backend.recipe import CHOICES, DEFAULTS, PRESETS, RANGES, Recipe, sections
+from studio.backend.settings import field_help
 from studio.errors import StudioError
 
 ELSEWHERE = ("data", "format", "columns")
@@ -47,7 +48,7 @@ class RecipeForm:
     """The controls by name, in page order: the common ones, then all others by section."""
 
     def __init__(self, models: list[tuple[str, str]]) -> None:
-        self._helps, self._models = field_help(), models
+        self._helps, self._models = field_help(Recipe), models
         self.controls: dict[str, Component] = {}
         self._place(["model"])
         with gr.Row(elem_classes="settings"):

@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.backend.recipe import DEFAULTS, RANGES, Recipe, field_help, sections
+from studio.backend.recipe import DEFAULTS, RANGES, Recipe, sections
 from studio.backend.recipe_file import FOLDER, recipes
+from studio.backend.settings import field_help
 from studio.errors import StudioError
 
 FILES = sorted(FOLDER.rglob("*.y*ml"))
@@ -174,7 +175,7 @@ def test_numbers_as_yaml_and_forms_deliver_them(tmp_path):
         (b"data: \xff\xfe", "can't be read as YAML"),
         ("probe_text: " + "x" * 270_000, "larger than 256 KiB"),
         ("? [r]\n: 8", "can't be read as YAML"),
-        ("8: r", "there is no setting 8"),
+        ("8: r", "there is no setting '8'"),
     ],
 )
 def test_hostile_files_get_a_sentence(tmp_path, content, words):
@@ -213,6 +214,6 @@ def test_the_largest_recipe_can_be_read_back(tmp_path):
 
 def test_help_and_sections_cover_every_field():
     names = [field.name for field in fields(Recipe)]
-    assert list(field_help()) == names and all(text.endswith(".") for text in field_help().values())
+    assert list(field_help(Recipe)) == names and all(text.endswith(".") for text in field_help(Recipe).values())
     assert [name for section in sections().values() for name in section] == names
     assert list(sections()) == ["Model", "Data", "Adapter", "Optimisation", "Evaluation and checkpoints"]

@@ -93,7 +93,7 @@ def test_paragraphs(write):
 
 
 def test_bad_settings_are_named_at_once():
-    with pytest.raises(StudioError, match=r"format must .*; on_bad_rows must .*; columns must"):
+    with pytest.raises(StudioError, match=r"on_bad_rows is .*; columns is .*; format must"):
         DataSettings(format="x", on_bad_rows="y", columns={"prompt": 1})
 
 

@@ -300,7 +300,7 @@ def test_parquet_columns_without_text_are_named(rows):
 
 
 def test_bad_limits_are_named_at_once():
-    with pytest.raises(StudioError, match=r"rows must .*; depth must"):
+    with pytest.raises(StudioError, match=r"rows is 0: .*; depth is 1000"):
         Limits(rows=0, depth=1000)
 
 

@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +18,7 @@ from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.chat.events import TokenEvent
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
+from studio.backend.settings import defaults
 from studio.errors import StudioError
 from studio.ui.chat import answering
 from studio.ui.chat import conversation as talk
@@ -43,7 +44,7 @@ def every_token(monkeypatch) -> None:
 
 
 def settings(**changes) -> list:
-    return [changes.get(field.name, field.default) for field in fields(Sampling)]
+    return [changes.get(name, default) for name, default in defaults(Sampling).items()]
 
 
 SHORT = settings(max_new_tokens=6, temperature=0)
