@@ -31,7 +31,7 @@ from studio.cli.bench import bench_app
 from studio.cli.chat import chat
 from studio.cli.classify import classify_app
 from studio.cli.export import export
-from studio.cli.output import Model, progress_bar
+from studio.cli.output import Model, print_table, progress_bar
 from studio.cli.runs import Json, runs_app
 from studio.cli.train import resume, train, train_classifier
 from studio.cli.user import user_app
@@ -67,10 +67,16 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    for row in rows:
-        need = row["needs_gib"]
-        state = "ready" if row["ready"] else "downloaded on first use"
-        print(f"{row['id']:24} {row['family']:8} {need['bf16']:6.1f} GiB bf16 {need['nf4']:6.1f} GiB nf4  {state}")
+    lines = [
+        [
+            row["id"],
+            row["family"],
+            *(f"{row['needs_gib'][weights]:.1f} GiB" for weights in ("bf16", "nf4")),
+            "ready" if row["ready"] else "downloaded on first use",
+        ]
+        for row in rows
+    ]
+    print_table([["model", "family", "bf16", "nf4", "state"], *lines])
 
 
 @app.command()

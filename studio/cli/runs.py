@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from studio.cli.output import print_table
 
 if TYPE_CHECKING:
     from studio.backend.runs.run import Run
@@ -37,7 +39,7 @@ def list_runs(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([run.row() for run in runs]))
     elif runs:
-        print(_table([["id", "name", "state", "created", "step", "eval loss", "data"], *map(_line, runs)]))
+        print_table([["id", "name", "state", "created", "step", "eval loss", "data"], *map(_line, runs)])
     else:
         print("There are no runs yet. Start one with `python -m studio train RECIPE data=FILE`.")
 
@@ -53,7 +55,7 @@ def show_run(run_id: RunId, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps({"run": run.row(), "recipe": recipe and asdict(recipe), "figures": latest}))
         return
-    print(_table([*_facts(run), *([name, _shown(value)] for name, value in latest.items())]))
+    print_table([*_facts(run), *([name, _shown(value)] for name, value in latest.items())], header=False)
     if recipe is not None:
         print("\n" + recipe.to_yaml(), end="")
 
@@ -82,7 +84,7 @@ def compare_runs(
     if as_json:
         print(json.dumps(comparison))
         return
-    print(_table(_side_by_side(comparison)))
+    print_table(_side_by_side(comparison))
 
 
 def _store() -> RunStore:
@@ -126,10 +128,3 @@ def _shown(value: Any) -> str:
 
 def _when(seconds: float | None) -> str:
     return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}" if seconds else ""
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
