@@ -28,8 +28,14 @@ def print_table(rows: Sequence[Sequence[str]], header: bool = True) -> None:
         table.add_column(Text(name), no_wrap=True)  # Text, because names of runs may hold rich's markup
     for row in rows[header:]:
         table.add_row(*map(Text, row))
-    # A file or a pipe gets whole lines.
-    Console(highlight=False, width=None if sys.stdout.isatty() else WHOLE_LINES).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    # A file or a pipe gets whole lines, without the padding of the last column.
+    console = Console(highlight=False, width=WHOLE_LINES)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextmanager
