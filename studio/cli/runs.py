@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -100,7 +99,7 @@ def _store() -> RunStore:
 
 def _line(run: Run) -> list[str]:
     state = run.state if run.folder_exists else f"{run.state}, folder deleted"
-    loss, data = _shown(run.best_eval_loss), Path(run.data).name
+    loss, data = _shown(run.best_eval_loss), run.data_name
     return [run.id[:8], run.name, state, _when(run.created), str(run.step), loss, data]
 
 

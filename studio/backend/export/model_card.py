@@ -7,12 +7,12 @@ import json
 import re
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from studio.backend.adapters.find import Found
+from studio.backend.data import hub_dataset
 from studio.backend.data.labelled import Labels
 from studio.backend.export.base import Base, labels_of_adapter
 from studio.backend.models import catalog
@@ -31,7 +31,7 @@ def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
     run, labels = found.run, labels_of_adapter(found.folder)
     what = ("A merged model" if proof else "A LoRA adapter") + (" with a classification head" if labels else "")
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(base, proof, labels), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(base, proof, labels, run), sort_keys=False, allow_unicode=True)}---",
         f"# {_escaped(found.name)}",
         f"{what} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
         "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof)),
@@ -42,7 +42,7 @@ def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(base: Base, proof: dict[str, Any] | None, labels: Labels | None) -> dict[str, Any]:
+def _front_matter(base: Base, proof: dict[str, Any] | None, labels: Labels | None, run: Run | None) -> dict[str, Any]:
     known = base.entry in (catalog.STARTER, *catalog.RELEASED)
     return {
         "base_model": base.entry.id,
@@ -50,6 +50,7 @@ def _front_matter(base: Base, proof: dict[str, Any] | None, labels: Labels | Non
         "library_name": "transformers" if proof else "peft",
         "pipeline_tag": "text-generation" if labels is None else "text-classification",
         **({"license": "apache-2.0"} if known else {}),
+        **({"datasets": [hub_dataset.parse(run.data).repo]} if run and hub_dataset.is_reference(run.data) else {}),
         "tags": ["jetmoe", "mixture-of-experts", "lora"],
     }
 
@@ -107,7 +108,7 @@ def _labels_text(labels: Labels, run: Run | None) -> str:
 def _training(run: Run, base: Base) -> list[str]:
     recipe = run.recipe()
     # Without local paths, which would reveal user names and folders of the training machine.
-    shown = replace(recipe, model=base.entry.id, data=Path(recipe.data).name)
+    shown = replace(recipe, model=base.entry.id, data=run.data_name)
     sections = {"Training": _metrics(run), "Data": _data(run), "Routing": _drift(run)}
     texts = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
     return [*texts, "## Recipe\n\n" + _fenced(shown.to_yaml(), "yaml")]

@@ -52,6 +52,11 @@ class Run:
         return not owner or owner == self.owner
 
     @property
+    def data_name(self) -> str:
+        """The data set's name: of the Hub, of a sample, or of a file without its folder."""
+        return self.data if self.data.startswith("hub:") else Path(self.data).name
+
+    @property
     def events(self) -> EventLog:
         return EventLog(self.folder / "events.jsonl")
 

@@ -225,6 +225,13 @@ def test_the_card_has_figures_data_and_recipe(run, tmp_path):
     assert recipe.preset == run.recipe().preset and recipe.model == "toy"
 
 
+def test_the_card_names_a_data_set_of_the_hub(toy, tmp_path):
+    run = finished_run(Path(toy), data="hub:me/rows@main:train[:10]")
+    folder = export(run.id, tmp_path / "out").folder
+    assert front_matter(folder)["datasets"] == ["me/rows"]
+    assert "data: hub:me/rows@main:train[:10]" in (folder / "README.md").read_text()
+
+
 def test_the_card_of_a_known_model_has_its_licence(toy):
     from studio.backend.adapters.find import Found
     from studio.backend.models import catalog
