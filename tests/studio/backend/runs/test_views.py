@@ -82,7 +82,7 @@ def test_the_list_tells_what_pages_show(store):
         ("/home/me/secret/rows.csv", "/home/me/models/mine", ("rows.csv", "mine")),
         ("C:\\Users\\me\\rows.csv", "C:\\models\\mine", ("rows.csv", "mine")),
         ("../rows.csv", "~/models/mine", ("rows.csv", "mine")),
-        ("hub:me/rows:train[:9]", "starter", ("hub:me/rows:train[:9]", "starter")),
+        ("hub:me/rows:train[:9]", "jetmoe/jetmoe-8b", ("hub:me/rows:train[:9]", "jetmoe/jetmoe-8b")),
     ],
 )
 def test_no_path_is_told(store, data, model, told):
