@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.builders.ports import free_port
 from tests.builders.served import Steps, ToyStudio, toy_studio
 from tests.e2e.studio_page import Server, StudioPage, chromium
 
-# A page is as quick as the machine that it shares with models, trainers and other pages.
-expect.set_options(timeout=20_000)
+# A page is as quick as the machine that it shares with models, trainers and other pages: beside two busy loops, a click
+# waited for more than half a minute.
+PATIENCE = 120_000
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,14 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(
             executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
+        new_context = started.new_context
+
+        def patient_context(**options: Any) -> BrowserContext:
+            context = new_context(**options)
+            context.set_default_timeout(PATIENCE)
+            return context
+
+        started.new_context = patient_context  # type: ignore[method-assign]
         yield started
         started.close()
 
