@@ -15,6 +15,7 @@ from typer.main import get_command
 from studio.backend.recipe import DEFAULTS
 from studio.backend.recipe_file import recipes
 from studio.cli.main import app
+from studio.ui.page.glossary import anchor
 from studio.ui.server import sign_in
 from tests import docs_cli
 from tests.test_layout import ORDER
@@ -71,7 +72,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def anchors(page: Path) -> set[str]:
     """Return the anchors that GitHub makes of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    return set(map(anchor, titles))
 
 
 @cache

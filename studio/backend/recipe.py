@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import MaxLen, MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from studio.backend.recipe_file import find_recipe, parse_yaml, read_yaml
-from studio.backend.settings import STRICT, Field, Settings, Text, choices, dataclass, defaults, ranges
+from studio.backend.settings import Settings, Text, choices, defaults, ranges, settings
 from studio.errors import StudioError
 
 # Section titles by the first field of the section; the form, `to_yaml` and the bundled files use this order.
@@ -36,6 +36,8 @@ SECTIONS = {
 
 # The format that `studio/backend/data/formats/labelled.py` reads.
 LABELLED = "labelled"
+# How `data` names a data set of the Hugging Face Hub, which `studio/backend/data/hub_dataset.py` reads.
+HUB_PREFIX = "hub:"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
 MOST_PROMPTS, LONGEST_PROMPT = 16, 1000
 MOST_COLUMNS, LONGEST_COLUMN = 20, 100
@@ -57,7 +59,7 @@ Column = Annotated[Text, MinLen(1), MaxLen(LONGEST_COLUMN)]
 Columns = Annotated[dict[Column, Column], MaxLen(MOST_COLUMNS)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@settings
 class Recipe(Settings):
     """All settings of a run.
 

@@ -1,8 +1,8 @@
 """Settings as pydantic dataclasses: strict types and ranges, and one message with everything that is wrong.
 
-@dataclass(frozen=True, config=STRICT)
+@settings
 class Sampling(Settings):
-    top_k: int = Field(50, ge=0, le=100_000, description="Sample from this many of the most likely tokens.")
+    top_k: int = Field(default=50, ge=0, le=100_000, description="Sample from this many of the most likely tokens.")
 
 Sampling(top_k=-1)      # StudioError: Change these settings: top_k is -1: set a whole number from 0 to 100000, ...
 """
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,8 +23,14 @@ from pydantic_core import ArgsKwargs
 
 from studio.errors import StudioError
 
-__all__ = ["STRICT", "Field", "Range", "Settings", "Text", "choices", "dataclass", "defaults", "field_help", "ranges"]
+T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def settings(cls: type[T]) -> type[T]:
+    """Make a frozen pydantic dataclass that converts no types."""
+    return cast(type[T], dataclass(frozen=True, config=STRICT)(cls))
 
 
 def _storable(text: str) -> str:
@@ -37,7 +43,7 @@ Text = Annotated[str, AfterValidator(_storable)]
 """Text that a file can hold: without NUL and lone surrogates."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@settings
 class Settings:
     """Base class of settings.
 
@@ -86,28 +92,31 @@ class Range(NamedTuple):
         )
 
 
-def defaults(settings: type[Settings]) -> dict[str, Any]:
-    return {name: field.get_default(call_default_factory=True) for name, field in _fields(settings).items()}
+def defaults(kind: type[Settings]) -> dict[str, Any]:
+    return {name: field.get_default(call_default_factory=True) for name, field in _fields(kind).items()}
 
 
-def field_help(settings: type[Settings]) -> dict[str, str]:
-    return {name: field.description or "" for name, field in _fields(settings).items()}
+def field_help(kind: type[Settings]) -> dict[str, str]:
+    return {name: field.description or "" for name, field in _fields(kind).items()}
 
 
-def choices(settings: type[Settings]) -> dict[str, tuple[str, ...]]:
+def choices(kind: type[Settings]) -> dict[str, tuple[str, ...]]:
     """Return the values of each setting that has a fixed list of them."""
-    found = {name: get_args(field.annotation) for name, field in _fields(settings).items()}
-    return {name: values for name, values in found.items() if get_origin(_fields(settings)[name].annotation) is Literal}
+    return {
+        name: get_args(field.annotation)
+        for name, field in _fields(kind).items()
+        if get_origin(field.annotation) is Literal
+    }
 
 
-def ranges(settings: type[Settings]) -> dict[str, Range]:
+def ranges(kind: type[Settings]) -> dict[str, Range]:
     """Return the range of each number."""
-    found = {name: _range(field) for name, field in _fields(settings).items()}
+    found = {name: _range(field) for name, field in _fields(kind).items()}
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _fields(settings: type[Settings]) -> dict[str, FieldInfo]:
-    return settings.__pydantic_fields__  # type: ignore[attr-defined]
+def _fields(kind: type[Settings]) -> dict[str, FieldInfo]:
+    return kind.__pydantic_fields__  # type: ignore[attr-defined]
 
 
 def _range(field: FieldInfo) -> Range | None:
@@ -132,11 +141,11 @@ def _expected(field: FieldInfo) -> str:
         whole = "" if float in kinds else "whole "
         return f"a {whole}number {found}" + ("" if NoneType in kinds else f", such as {field.default:.10g}")
     longest = next((each.max_length for each in field.metadata if isinstance(each, MaxLen)), None)
-    return f"a text of up to {longest} characters"
+    return "a text" if longest is None else f"a text of up to {longest} characters"
 
 
-def _unknown(settings: type[Settings], name: object) -> str:
-    close = get_close_matches(str(name)[:100], _fields(settings), n=1)
+def _unknown(kind: type[Settings], name: object) -> str:
+    close = get_close_matches(str(name)[:100], _fields(kind), n=1)
     return f"there is no setting {_shown(name)}" + (f", did you mean {close[0]}?" if close else "")
 
 

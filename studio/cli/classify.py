@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
+from studio.backend.recipe import HUB_PREFIX
 from studio.cli.runs import Json
 from studio.errors import StudioError
 
@@ -76,7 +77,7 @@ def predict(
             raise StudioError(f"{'--out' if out else '--column'} only works with a file, not a text. Leave it out.")
         classifier = _classifier(chosen)
         if file is not None:
-            beside = Path() if source.startswith("hub:") else file.parent
+            beside = Path() if source.startswith(HUB_PREFIX) else file.parent
             out = out if out or as_json else beside / f"{file.stem}.labelled.csv"
             _predict_file(file, classifier, out, column, chosen, as_json)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from studio.backend.data import hub_dataset
+from tests.builders.http_server import running
 
 COMMIT = "a" * 40
 
@@ -89,14 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(hub: FakeDatasets) -> Iterator[FakeDatasets]:
-    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with running(hub.server):
         yield hub
-    finally:
-        hub.server.shutdown()
-        hub.server.server_close()
-        thread.join()
 
 
 def use(hub: FakeDatasets, patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -107,7 +101,7 @@ def use(hub: FakeDatasets, patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
     patch.setattr(datasets.config, "HUB_DATASETS_URL", hub.url + "/datasets/{repo_id}/resolve/{revision}/{path}")
-    hub_dataset._commit.cache_clear()
+    hub_dataset._ask_hub.cache_clear()
     for held in (hub.requests, hub.gated, hub.repos):
         held.clear()
 

@@ -18,20 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
+from tests.builders.http_server import running
+
 REPO = "me/pirate"
 
 
 @contextmanager
 def serving_hub(repo: str = REPO) -> Iterator[FakeHub]:
     hub = FakeHub(repo)
-    thread = threading.Thread(target=hub.server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with running(hub.server):
         yield hub
-    finally:
-        hub.server.shutdown()
-        hub.server.server_close()
-        thread.join()
 
 
 @contextmanager

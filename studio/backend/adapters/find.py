@@ -22,9 +22,9 @@ from studio.backend.adapters.uploads import (
     UPLOAD_ID,
     Choice,
     Upload,
+    find_upload,
     is_complete,
     list_uploads,
-    read_upload,
     upload_in,
 )
 from studio.backend.models import catalog
@@ -101,9 +101,7 @@ def find_id(adapter_id: str, owner: str = "") -> Found:
     """
     if re.fullmatch(RUN_ID, adapter_id):
         return _of_run(RunStore().get(adapter_id, owner))
-    upload = read_upload(adapter_id) if re.fullmatch(UPLOAD_ID, adapter_id) else None
-    if upload is None or owner not in ("", upload.owner):
-        raise StudioError(f"There is no adapter {adapter_id[:40]!r}: it may have been deleted. Pick another.")
+    upload = find_upload(adapter_id, owner)
     return Found(upload.folder, None, upload)
 
 

@@ -112,23 +112,22 @@ def transfer_owner(before: str, after: str) -> None:
         raise _unwritable(error) from error
 
 
-def delete_upload(upload_id: str, owner: str = "") -> None:
-    """Delete an uploaded adapter.
+def delete_upload(upload_id: str, owner: str = "") -> Upload:
+    """Delete an uploaded adapter, and return what it was.
 
     Raises:
         StudioError: the owner has no upload with that id, or it can't be deleted.
     """
     if re.fullmatch(RUN_ID, upload_id):
         raise StudioError("This is the adapter of a run, not an uploaded one. Delete the run.")
-    upload = read_upload(upload_id) if re.fullmatch(UPLOAD_ID, upload_id) else None
-    if upload is None or owner not in ("", upload.owner):
-        raise StudioError(f"There is no adapter {upload_id[:40]!r}: it may have been deleted. Pick another.")
+    upload = find_upload(upload_id, owner)
     gone = upload.folder.with_name(f".{upload.id}.part")  # a partly deleted upload is never listed
     try:
         upload.folder.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
         raise StudioError(f"{upload.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
+    return upload
 
 
 def _blank(model_id: str) -> JetMoeForCausalLM:
@@ -164,6 +163,14 @@ def list_uploads() -> list[Upload]:
 def upload_in(folder: Path) -> Upload | None:
     is_one = folder.parent == _uploads().resolve() and re.fullmatch(UPLOAD_ID, folder.name)
     return read_upload(folder.name) if is_one else None
+
+
+def find_upload(upload_id: str, owner: str) -> Upload:
+    """Raise StudioError unless the owner has an upload with this id."""
+    upload = read_upload(upload_id) if re.fullmatch(UPLOAD_ID, upload_id) else None
+    if upload is None or owner not in ("", upload.owner):
+        raise StudioError(f"There is no adapter {upload_id[:40]!r}: it may have been deleted. Pick another.")
+    return upload
 
 
 def read_upload(upload_id: str) -> Upload | None:

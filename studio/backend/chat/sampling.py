@@ -6,6 +6,7 @@ from typing import Annotated
 
 import torch
 from annotated_types import MaxLen, MinLen
+from pydantic import Field
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -15,13 +16,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from studio.backend.settings import STRICT, Field, Settings, dataclass
+from studio.backend.settings import Settings, settings
 
 STOP_TEXTS = "a list of up to 16 texts of 1 to 200 characters"
 StopText = Annotated[str, MinLen(1), MaxLen(200)]
 
 
-@dataclass(frozen=True, config=STRICT)
+@settings
 class Sampling(Settings):
     """Generation settings of an answer.
 

@@ -19,12 +19,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from studio.backend.data import hub_dataset
 from studio.backend.data.formats import Format, Messages
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
 from studio.backend.recipe import Recipe
-from studio.backend.settings import STRICT, Field, Settings
-from studio.backend.settings import dataclass as settings_dataclass
+from studio.backend.settings import Settings, settings
 from studio.backend.system.files import sha256
 from studio.errors import StudioError
 from studio.registry import discover
@@ -35,7 +36,7 @@ PROBED_ROWS = 50
 """Good rows that are used to detect the format."""
 
 
-@settings_dataclass(frozen=True, config=STRICT)
+@settings
 class DataSettings(Settings):
     """Settings for reading a file.
 
@@ -60,7 +61,7 @@ class DataSettings(Settings):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any], wrong: set[str]) -> list[str]:
         names = ["auto", *(each.name for each in formats(values["task"]))]
-        if values["format"] in names:
+        if "format" in wrong or values["format"] in names:
             return []
         return [f"format must be one of {', '.join(names)}, not {values['format']!r}"]
 

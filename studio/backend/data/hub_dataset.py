@@ -9,6 +9,7 @@ percents: train[:1000], test[10%:20%]. Slices of rows are streamed, so that only
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import uuid
@@ -20,18 +21,22 @@ from typing import Any, NamedTuple
 
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
+from studio.backend.recipe import HUB_PREFIX
+from studio.backend.system.files import atomic_write
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
-PREFIX = "hub:"
+logger = logging.getLogger(__name__)
 PATTERN = re.compile(
-    r"hub:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
+    rf"{HUB_PREFIX}(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
     r"(?::(?P<split>\w+)(?P<slice>\[\d*%?:\d*%?\])?)?"
 )
 # Readers of data alone. Other builders of the library unpack archives of any kind of file.
 READERS = {"arrow", "csv", "json", "parquet", "text"}
+COMMIT = re.compile("[0-9a-f]{40}")
 TIMEOUT_S = 20
 KEPT_BYTES = 2_000_000_000
+"""Size above which the oldest files are deleted before another one is written."""
 
 
 class Reference(NamedTuple):
@@ -49,11 +54,11 @@ class Reference(NamedTuple):
 
 
 def is_reference(data: object) -> bool:
-    return str(data).startswith(PREFIX)
+    return str(data).startswith(HUB_PREFIX)
 
 
 def parse(text: str) -> Reference:
-    """Raises StudioError: it does not have the form of a reference."""
+    """Return the parts of a reference; raise StudioError if it has another form."""
     found = PATTERN.fullmatch(text.strip())
     if found is None:
         raise StudioError(
@@ -65,9 +70,9 @@ def parse(text: str) -> Reference:
 
 
 def fetch(text: str) -> Path:
-    """Return the file of the rows; write it first if this commit of the data set is not here.
+    """Return the file of the rows, written first if there is none for this commit of the data set.
 
-    Without a network the newest commit that is here is used.
+    If the Hub can't be reached, the last known commit of the same revision is used, and the log says so.
 
     Raises:
         StudioError: there is no such public data set, revision, configuration or split, it holds no rows of text, it is
@@ -77,25 +82,48 @@ def fetch(text: str) -> Path:
     if demo.limits() and "%" in reference.slice:
         raise StudioError("A slice in percent downloads the whole data set. Take rows instead, such as train[:1000].")
     folder = home() / "datasets" / reference.repo.replace("/", "--")
-    try:
-        commit = _commit(reference.repo, reference.revision, int(time.monotonic() // 60))
-    except ConnectionError as error:
-        earlier = sorted(folder.glob(f"*/{reference.file_name}"), key=lambda file: file.stat().st_mtime)
-        if not earlier:
-            raise StudioError(
-                f"The Hugging Face Hub can't be reached for {reference.repo} ({str(error)[:200]}). Check the network, "
-                "or give a file."
-            ) from error
-        return earlier[-1]
-    file = folder / commit / reference.file_name
+    file = folder / _commit_of(reference, folder) / reference.file_name
     if not file.is_file():
         _make_room(folder.parent)
-        _write(_rows(reference, commit), file, reference)
+        _write(_rows(reference, file.parent.name), file, reference)
     return file
 
 
+def _commit_of(reference: Reference, folder: Path) -> str:
+    """Return the commit that the revision names now, or named when the Hub was last reached."""
+    revision = reference.revision or "main"
+    if COMMIT.fullmatch(revision) and (folder / revision).is_dir():
+        return revision
+    known = folder / "refs" / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', revision)}.txt"
+    commit, problem = _ask_hub(reference.repo, reference.revision, int(time.monotonic() // 60))
+    if commit:
+        if not known.is_file() or known.read_text() != commit:
+            _store(known, commit)
+        return commit
+    if not known.is_file():
+        raise StudioError(
+            f"The Hugging Face Hub can't be reached for {reference.repo} ({problem[:200]}). Check the network, or give "
+            "a file."
+        )
+    commit = known.read_text()
+    logger.warning("The Hub can't be reached (%s): %s is read at commit %s.", problem, reference.repo, commit)
+    return commit
+
+
+def _store(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, text)
+    except OSError as error:
+        raise _full(file, error) from error
+
+
+def _full(file: Path, error: OSError) -> StudioError:
+    return StudioError(f"{file} can't be written ({error.strerror}). Free some disk space.")
+
+
 def _make_room(folder: Path) -> None:
-    """Delete the oldest files until a new one fits; they can be fetched again."""
+    """Delete the oldest files while all together are too large; they can be downloaded again."""
     files = sorted(folder.glob("*/*/*.jsonl"), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files:
@@ -106,18 +134,19 @@ def _make_room(folder: Path) -> None:
 
 
 @lru_cache(maxsize=64)
-def _commit(repo: str, revision: str | None, minute: int) -> str:
-    """The commit of a revision, asked for once a minute: a page reads its data at every change of a form.
+def _ask_hub(repo: str, revision: str | None, minute: int) -> tuple[str, str]:
+    """Return the commit of a revision, or an empty one and the reason why the Hub can't be reached.
+
+    Both are cached for a minute, because a page reads its data several times at each change of a form.
 
     Raises:
-        ConnectionError: the Hub can't be reached.
-        StudioError: it has no such public data set or revision.
+        StudioError: the Hub has no such public data set or revision.
     """
     import httpx2  # the client of huggingface_hub, whose connection errors pass through it
     from huggingface_hub import HfApi, errors
 
     try:
-        # Without a token: what the person who runs a server may read is not for everybody who uses it.
+        # Without a token, because the users of a server must not read the private data of the person who runs it.
         found = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S, token=False)
     except errors.RevisionNotFoundError as error:
         raise StudioError(f"The data set {repo} has no revision {revision!r}. Check the name.") from error
@@ -127,17 +156,17 @@ def _commit(repo: str, revision: str | None, minute: int) -> str:
             f"`hf download {repo} --repo-type dataset` and give its file."
         ) from error
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        raise ConnectionError(str(error)) from error
+        return "", str(error)
     if found.gated:
         raise StudioError(
             f"The data set {repo} is gated. Accept its terms, download it with `hf download {repo} --repo-type "
             "dataset` and give its file."
         )
-    return str(found.sha)
+    return str(found.sha), ""
 
 
 def _rows(reference: Reference, commit: str) -> Iterator[dict[str, Any]]:
-    """Raises StudioError: no such configuration or split, or no rows of text."""
+    """Yield the rows; raise StudioError if the configuration or split does not exist, or holds no rows of text."""
     import datasets
 
     where: dict[str, Any] = {"revision": commit, "token": False}
@@ -167,7 +196,7 @@ def _rows(reference: Reference, commit: str) -> Iterator[dict[str, Any]]:
 
 
 def _readable(features: Any) -> Any:
-    """Return a function that names the classes of a row and leaves out what is no text, number or list of them."""
+    """Return a function that replaces class ids by names, and drops columns of images, audio and bytes."""
     names = {name: each.names for name, each in (features or {}).items() if hasattr(each, "int2str")}
     binary = {name for name, each in (features or {}).items() if hasattr(each, "decode_example")} - names.keys()
 
@@ -182,16 +211,16 @@ def _readable(features: Any) -> Any:
 
 
 def _write(rows: Iterable[dict[str, Any]], file: Path, reference: Reference) -> None:
-    """Write one row more than is read at most, so that reading says what it leaves out."""
+    """Write one row more than is read at most, so that the reader reports the limit."""
     limits, shared = Limits(), demo.limits()
     most = shared.file_bytes if shared else limits.file_bytes
     part = file.with_name(f".{uuid.uuid4().hex}.part")
     size = 0
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as target:
+        with part.open("wb") as target:
             for row in islice(rows, limits.rows + 1):
-                size += target.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                size += target.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
                 if size > most:
                     raise StudioError(
                         f"{reference.repo} has more than {most / 2**20:,.0f} MiB of rows. Take a slice, for example "
@@ -201,6 +230,6 @@ def _write(rows: Iterable[dict[str, Any]], file: Path, reference: Reference) -> 
             raise StudioError(f"{reference.repo} has no rows in {reference.split}{reference.slice}. Choose others.")
         part.rename(file)
     except OSError as error:
-        raise StudioError(f"{file} can't be written ({error.strerror}). Free some disk space.") from error
+        raise _full(file, error) from error
     finally:
         part.unlink(missing_ok=True)

@@ -20,11 +20,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import Field
+
 from studio.backend.data.file_type import FileType, identify
 from studio.backend.data.json_items import json_items
 from studio.backend.data.parquet_rows import ParquetRows
-from studio.backend.settings import STRICT, Field, Settings
-from studio.backend.settings import dataclass as settings_dataclass
+from studio.backend.settings import Settings, settings
 from studio.errors import StudioError
 
 BLOCK = 1 << 16
@@ -38,7 +39,7 @@ csv.field_size_limit(2**31 - 1)
 DEPTH = 32
 
 
-@settings_dataclass(frozen=True, config=STRICT)
+@settings
 class Limits(Settings):
     """Limits on what is read from a file.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import psutil
 
-from studio.backend.recipe import Recipe
+from studio.backend.recipe import HUB_PREFIX, Recipe
 from studio.backend.runs.events import EventLog
 from studio.errors import StudioError
 
@@ -54,7 +54,7 @@ class Run:
     @property
     def data_name(self) -> str:
         """The data set's name: of the Hub, of a sample, or of a file without its folder."""
-        return self.data if self.data.startswith("hub:") else Path(self.data).name
+        return data_name(self.data)
 
     @property
     def events(self) -> EventLog:
@@ -91,6 +91,15 @@ class Run:
     def row(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return asdict(self) | {"folder": str(self.folder), "folder_exists": self.folder_exists}
+
+
+def file_name(path: str) -> str:
+    """Return the name of a file without its folder, as Windows and POSIX write paths; other names stay unchanged."""
+    return PureWindowsPath(PurePosixPath(path).name).name
+
+
+def data_name(data: str) -> str:
+    return data if data.startswith(HUB_PREFIX) else file_name(data)
 
 
 def in_queue(runs: Iterable[Run]) -> list[Run]:

@@ -25,14 +25,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from jetmoe.adapters.files import CONFIG, is_classifier
 from studio.backend.recipe import Recipe
 from studio.backend.runs.comparison import differences, side_by_side
 from studio.backend.runs.events import TrainEvent, figures
-from studio.backend.runs.run import Run, in_queue
+from studio.backend.runs.run import Run, data_name, file_name, in_queue
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 
@@ -123,7 +123,7 @@ class RunViews:
             raise StudioError(f"Choose 2 to {COMPARED} runs from the list to compare.")
         histories = {run.id: self._history(run) for run in runs}
         settings = differences({run.id: histories[run.id].recipe() for run in runs})
-        for name, shown in (("data", _data_name), ("model", _model_name)):
+        for name, shown in (("data", data_name), ("model", _model_name)):
             if name in settings:
                 settings[name] = {run_id: shown(value) for run_id, value in settings[name].items()}
         return {
@@ -187,7 +187,7 @@ class RunViews:
         return {name: getattr(run, name) for name in names} | {
             "message": self._without_home(run.message),
             "model": _model_name(run.model),
-            "data": _data_name(run.data),
+            "data": data_name(run.data),
             "steps": self._steps[run.id][1],
             "place": place,
             "cancel_requested": run.cancel_requested,
@@ -274,16 +274,7 @@ def _last_step_count(path: Path) -> int | None:
     return None
 
 
-def _file_name(place: str) -> str:
-    """Return a file's name without its folder, which pages must not show; ids of bundled data stay unchanged."""
-    return PureWindowsPath(PurePosixPath(place).name).name
-
-
-def _data_name(data: str) -> str:
-    return data if data.startswith("hub:") else _file_name(data)
-
-
 def _model_name(model: str) -> str:
     """Return the name of a model folder; ids, which may contain a slash, stay unchanged."""
     is_path = model.startswith(("~", ".", "/", "\\")) or PureWindowsPath(model).is_absolute()
-    return _file_name(model) if is_path else model
+    return file_name(model) if is_path else model

@@ -28,11 +28,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def atomic_write(path: Path, data: str | bytes, mode: int = 0o644) -> None:
+def atomic_write(path: Path, data: str | bytes, mode: int = 0o666) -> None:
     """Write a file atomically: readers see the old content or all of the new content.
 
     Args:
-        mode: permissions of a new file; 0o600 for secrets, so that no other account can read them at any moment.
+        mode: permissions of a new file, before the umask; 0o600 keeps secrets from other accounts at every moment.
 
     Raises:
         OSError: the folder can't be written, or the disk is full; the old file is unchanged.

@@ -18,7 +18,6 @@ import gradio as gr
 
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flips
-from studio.backend.adapters.find import find_id
 from studio.backend.adapters.uploads import Choice, delete_upload
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
@@ -178,10 +177,9 @@ class ChatHandlers(Owned):
         adapter = read_picked(stored).adapter
         if not adapter:
             raise StudioError("The base model can't be deleted. Select an uploaded adapter first.")
-        title = find_id(adapter, self.owner).name
-        delete_upload(adapter, self.owner)
+        deleted = delete_upload(adapter, self.owner)
         self.engine.remove_adapter(adapter)
-        return *self.pick(None), title
+        return *self.pick(None), deleted.name
 
     def arrange(self, stored: str, picked: Any) -> Shown:
         """Show one conversation or two side by side, after the selection has changed."""

@@ -11,6 +11,7 @@ from studio.ui.chat.events import ChatEvents
 from studio.ui.chat.messages import heading
 from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
+from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.offered_models import offered as offered_models
 from studio.ui.common.picked_adapter import NONE, Picked
 from studio.ui.routing.routing_panel import routing_panel
@@ -151,27 +152,25 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     shown = page.outputs()
     asking = [page.stored, page.system, page.picked, *page.sampling]
     picking = [page.adapter, page.beside, page.picked, page.listed]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    writing: dict[str, Any] = {**quiet, "concurrency_limit": 8, "concurrency_id": "chat"}
-    at_once: dict[str, Any] = {**quiet, "queue": False}
+    writing: dict[str, Any] = {**QUIET, "concurrency_limit": 8, "concurrency_id": "chat"}
     page.box.submit(events.send, [page.box, *asking], shown, **writing)
     page.chat.example_select(events.send_example, asking, shown, **writing)
     page.chat.retry(events.retry, asking, shown, **writing)
     page.chat.edit(events.edit, asking, shown, **writing)
-    page.box.stop(events.stop, None, None, js=TO_BOX, **at_once)
-    page.chat.undo(events.undo, [page.stored, page.picked], shown, **at_once)
-    gr.on([page.chat.clear, page.fresh.click], events.clear, page.picked, shown, **at_once)
-    page.chat.select(events.select, page.stored, shown, **quiet)
-    page.base_chat.select(events.select_base, page.stored, shown, **quiet)
-    page.routing.pick(events.pick, page.stored, shown, **quiet)
-    page.routing.compare(events.compare, page.stored, shown, **quiet)
-    page.export.click(events.export, page.stored, page.exported, **quiet).success(
-        None, page.exported, page.exported, js=DOWNLOAD, **quiet
+    page.box.stop(events.stop, None, None, js=TO_BOX, **AT_ONCE)
+    page.chat.undo(events.undo, [page.stored, page.picked], shown, **AT_ONCE)
+    gr.on([page.chat.clear, page.fresh.click], events.clear, page.picked, shown, **AT_ONCE)
+    page.chat.select(events.select, page.stored, shown, **QUIET)
+    page.base_chat.select(events.select_base, page.stored, shown, **QUIET)
+    page.routing.pick(events.pick, page.stored, shown, **QUIET)
+    page.routing.compare(events.compare, page.stored, shown, **QUIET)
+    page.export.click(events.export, page.stored, page.exported, **QUIET).success(
+        None, page.exported, page.exported, js=DOWNLOAD, **QUIET
     )
-    page.load.upload(events.load, [page.load, page.picked], shown, **quiet)
+    page.load.upload(events.load, [page.load, page.picked], shown, **QUIET)
     arranging: dict[str, Any] = {
         "fn": events.arrange, "inputs": [page.stored, page.picked], "outputs": [*shown, page.beside],
-        "trigger_mode": "always_last", **at_once,
+        "trigger_mode": "always_last", **AT_ONCE,
     }  # fmt: skip
     gr.on(
         [page.adapter.input, page.beside.input],
@@ -180,24 +179,24 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         page.picked,
         js=PICK,
         trigger_mode="multiple",
-        **quiet,
+        **QUIET,
     ).then(**arranging)
-    page.adapter.focus(events.open_list, page.listed, [page.adapter, page.listed], **at_once)
-    page.upload.upload(events.upload, [page.upload, page.name], [*picking, page.name], **quiet).success(**arranging)
-    page.delete.click(events.delete, [page.picked, page.confirmed], picking, js=CONFIRM_DELETE, **quiet).success(
+    page.adapter.focus(events.open_list, page.listed, [page.adapter, page.listed], **AT_ONCE)
+    page.upload.upload(events.upload, [page.upload, page.name], [*picking, page.name], **QUIET).success(**arranging)
+    page.delete.click(events.delete, [page.picked, page.confirmed], picking, js=CONFIRM_DELETE, **QUIET).success(
         **arranging
     )
     gr.on(
-        [page.model.input, page.precision.input], events.choose_model, [page.model, page.precision], None, **at_once
-    ).success(events.refresh, page.picked, picking, **at_once).success(**arranging)
+        [page.model.input, page.precision.input], events.choose_model, [page.model, page.precision], None, **AT_ONCE
+    ).success(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging)
     browser.page().load(
-        events.open_page, [page.stored, page.picked], [*shown, *picking, page.model], **at_once
+        events.open_page, [page.stored, page.picked], [*shown, *picking, page.model], **AT_ONCE
     ).success(
         events.tell,
         page.notice,
         None,
         js=FORGET_ADDRESS,
-        **quiet,  # queued, because Gradio shows no message from unqueued events
+        **QUIET,  # queued, because Gradio shows no message from unqueued events
     )
 
 

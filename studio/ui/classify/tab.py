@@ -15,6 +15,7 @@ from studio.ui.classify.events import ClassifyEvents
 from studio.ui.classify.form import EXAMPLES, NAMES, NO_COLUMN, OWN, PRESETS, Form, template_name
 from studio.ui.common import browser
 from studio.ui.common.handed_draft import handed_draft
+from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE
 from studio.ui.routing.routing_panel import nothing, routing_panel
 
@@ -155,10 +156,6 @@ class _Page:
     def file_controls(self) -> list[Any]:
         """Return the controls in the order of `_file_controls`."""
         return [self.upload, self.file, self.bring, self.column, self.true_column, self.train]
-
-
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 
 def _wire_form(page: _Page, events: ClassifyEvents) -> None:

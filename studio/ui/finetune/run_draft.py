@@ -16,7 +16,7 @@ from typing import Any
 
 from studio.backend.data import hub_dataset, uploads
 from studio.backend.data.dataset import SAMPLES
-from studio.backend.recipe import LABELLED, Recipe
+from studio.backend.recipe import HUB_PREFIX, LABELLED, Recipe
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import NAMES, form_values, read_form
 
@@ -78,7 +78,7 @@ class Draft:
         if recipe.data in SAMPLES and recipe.data != self.source:
             draft = replace(draft, source=recipe.data, format="auto", columns={})
         if hub_dataset.is_reference(recipe.data):
-            hub = recipe.data.removeprefix(hub_dataset.PREFIX)
+            hub = recipe.data.removeprefix(HUB_PREFIX)
             draft = replace(draft, source=HUB, hub=hub, format="auto", columns={})
         if recipe.format != "auto" or recipe.columns:
             draft = replace(draft, format=recipe.format, columns=recipe.columns)
@@ -88,7 +88,7 @@ class Draft:
         if self.source == HUB:
             if not self.hub.strip():
                 raise StudioError("There is no training data. Enter the name of a data set, or choose a sample.")
-            reference = hub_dataset.PREFIX + self.hub.strip().removeprefix(hub_dataset.PREFIX)
+            reference = HUB_PREFIX + self.hub.strip().removeprefix(HUB_PREFIX)
             hub_dataset.parse(reference)
             return reference
         if self.source != OWN_FILE:

@@ -11,6 +11,7 @@ from studio.backend.data.dataset import SAMPLES
 from studio.backend.recipe_file import recipes
 from studio.ui.common import browser, card
 from studio.ui.common.handed_draft import handed_draft
+from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.finetune import audit_view, data_preview
 from studio.ui.finetune.events import HINT, FinetuneEvents
 from studio.ui.finetune.export_view import TITLES
@@ -146,18 +147,16 @@ class _NewRun:
 def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEvents) -> None:
     inputs, columns = new.draft_inputs(), list(new.columns.values())
     controls = [component for component in inputs if component not in columns]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    at_once: dict[str, Any] = {**quiet, "queue": False}
-    reading: dict[str, Any] = {**quiet, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
+    reading: dict[str, Any] = {**QUIET, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
     memory, seen = [new.stored, new.command, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
     everything = [*controls, *memory, *seen]
     typed = [component for component in inputs if component not in (new.upload, new.file_name, new.source, new.format)]
     # `blur` too, because Gradio fires no `input` for pasted text.
     texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
-    gr.on(texts, events.leave, inputs, memory[:2], **at_once, trigger_mode="always_last")
+    gr.on(texts, events.leave, inputs, memory[:2], **AT_ONCE, trigger_mode="always_last")
     gr.on(
-        [component.input for component in typed], events.remember, inputs, memory, **at_once, trigger_mode="always_last"
+        [component.input for component in typed], events.remember, inputs, memory, **AT_ONCE, trigger_mode="always_last"
     )
     new.source.input(events.look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
     new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
@@ -165,16 +164,16 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           events.look, inputs, seen, **reading)  # fmt: skip
-    new.file.upload(events.take, [new.file, *inputs], everything, **quiet)
-    new.load.upload(events.load, [new.load, *inputs], everything, **quiet)
-    new.bundled.input(events.load, [new.bundled, *inputs], everything, **quiet)
+    new.file.upload(events.take, [new.file, *inputs], everything, **QUIET)
+    new.load.upload(events.load, [new.load, *inputs], everything, **QUIET)
+    new.bundled.input(events.load, [new.bundled, *inputs], everything, **QUIET)
     handed = handed_draft()
-    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts, new.bundled], **quiet)
-    new.save.click(events.save, inputs, new.saved, **quiet).success(None, new.saved, new.saved, js=SAVE, **quiet)
-    new.check.click(events.check, inputs, new.audit, **quiet, concurrency_limit=1, concurrency_id="check")
-    new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **quiet, trigger_mode="once",
+    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts, new.bundled], **QUIET)
+    new.save.click(events.save, inputs, new.saved, **QUIET).success(None, new.saved, new.saved, js=SAVE, **QUIET)
+    new.check.click(events.check, inputs, new.audit, **QUIET, concurrency_limit=1, concurrency_id="check")
+    new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **QUIET, trigger_mode="once",
                     concurrency_limit=None)  # fmt: skip
-    browser.page().load(events.open_page, new.stored, [*everything, new.ticket, parts], **at_once)
+    browser.page().load(events.open_page, new.stored, [*everything, new.ticket, parts], **AT_ONCE)
 
 
 class _Runs:
@@ -205,18 +204,16 @@ class _Runs:
 
 
 def _wire_runs(runs: _Runs, parts: gr.Tabs, events: FinetuneEvents) -> None:
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    at_once: dict[str, Any] = {**quiet, "queue": False}
     push_form = [runs.place, runs.form, runs.repo, runs.public, runs.arriving, runs.pushed]
-    runs.panel.open(events.opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **at_once)
+    runs.panel.open(events.opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **AT_ONCE)
     # Queued, because Gradio shows no message from unqueued events.
-    runs.panel.act(events.act, None, None, **quiet, trigger_mode="multiple", concurrency_limit=None)
-    made = runs.export.click(events.export, [runs.opened, runs.kind], runs.result, **quiet, concurrency_limit=1,
+    runs.panel.act(events.act, None, None, **QUIET, trigger_mode="multiple", concurrency_limit=None)
+    made = runs.export.click(events.export, [runs.opened, runs.kind], runs.result, **QUIET, concurrency_limit=1,
                              concurrency_id="export")  # fmt: skip
-    made.then(events.look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once)
+    made.then(events.look_at_push, [runs.opened, runs.repo], runs.arriving, **AT_ONCE)
     # `change`, not `input`, which Gradio does not fire for pasted text.
     runs.repo.change(
-        events.look_at_push, [runs.opened, runs.repo], runs.arriving, **at_once, trigger_mode="always_last"
+        events.look_at_push, [runs.opened, runs.repo], runs.arriving, **AT_ONCE, trigger_mode="always_last"
     )
-    runs.push.click(events.push, [runs.opened, runs.repo, runs.public], runs.pushed, **quiet, concurrency_limit=4,
+    runs.push.click(events.push, [runs.opened, runs.repo, runs.public], runs.pushed, **QUIET, concurrency_limit=4,
                     concurrency_id="push")  # fmt: skip

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def page() -> str:
             heading.attrSet("id", anchor(title.content))
     body = parser.renderer.render(tokens, parser.options, {})
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape("Glossary of JetMoE Studio")}</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Glossary of JetMoE Studio</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style><body>{body}</body></html>'
     )
 

@@ -19,6 +19,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
 from studio.registry import discover
 from studio.ui.common import downloads
+from studio.ui.common.listeners import AT_ONCE
 from studio.ui.page import glossary
 from studio.ui.page.account_merge import mover
 from studio.ui.page.blocks import Blocks
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 TITLE = "JetMoE Studio"
 ADDRESSES = {"run": "finetune", "classifier": "classify"}
 """Query parameters of the page's URL, and the tabs they open."""
-PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"
 /></g><circle cx="8" cy="20" r="4" fill="currentColor"/><circle cx="20" cy="8" r="3.4" fill="var(--u0)"/><circle cx="20"
@@ -60,7 +60,7 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
             for tab in tabs:
                 with gr.Tab(tab.title, id=tab.id):
                     tab.build(engine, jobs, kept[tab.id])
-        demo.load(_asked_for, None, shown, **PRIVATE)
+        demo.load(_asked_for, None, shown, **AT_ONCE)
     return demo.queue(api_open=False, max_size=32)
 
 
@@ -83,7 +83,7 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
         now = banner(engine.status(), jobs.status(owner_of(request)))
         return gr.skip() if now == before else now
 
-    gr.Timer(1.5).tick(poll, status, status, **PRIVATE)
+    gr.Timer(1.5).tick(poll, status, status, **AT_ONCE)
 
 
 def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:

@@ -77,18 +77,34 @@ def test_a_commit_is_fetched_once_and_a_new_one_anew(hub):
     hub.requests.clear()
     assert fetch(HUB) == first and not hub.requests
     hub.add("me/rows", {"train": ROWS[:2]}, commit="b" * 40)
-    hub_dataset._commit.cache_clear()
+    hub_dataset._ask_hub.cache_clear()
     assert len(prompts(HUB)) == 2 and prompts(f"{HUB}@{'b' * 40}") == ["Say 0", "Say 1"]
     assert first.parent.name == COMMIT and first.is_file()
 
 
-def test_without_a_network_the_last_copy_is_used(hub, monkeypatch):
+def test_without_a_network_the_last_copy_of_that_revision_is_used(hub, monkeypatch, caplog):
     first = fetch(HUB)
-    hub_dataset._commit.cache_clear()
+    hub_dataset._ask_hub.cache_clear()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert fetch(HUB) == first
-    with pytest.raises(StudioError, match="can't be reached for me/others"):
-        fetch("hub:me/others")
+    assert fetch(HUB) == first and "can't be reached" in caplog.text
+    assert fetch(f"{HUB}@{COMMIT}") == first
+    for other in ("hub:me/others", f"{HUB}@v2", f"{HUB}@{'b' * 40}"):
+        with pytest.raises(StudioError, match="can't be reached for me/"):
+            fetch(other)
+
+
+def test_a_commit_that_is_here_is_not_asked_for(hub):
+    first = fetch(HUB)
+    hub_dataset._ask_hub.cache_clear()
+    hub.requests.clear()
+    assert fetch(f"{HUB}@{COMMIT}") == first and not hub.requests
+
+
+def test_bytes_are_counted_not_characters(hub, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    hub.add("me/rows", {"train": [{"text": "é" * 10_000}] * 400}, commit="d" * 40)
+    with pytest.raises(StudioError, match="more than 5 MiB of rows"):
+        fetch(HUB)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +159,7 @@ def test_a_demo_takes_no_percents(hub, monkeypatch):
 def test_a_demo_takes_small_ones(hub, monkeypatch):
     monkeypatch.setenv("STUDIO_DEMO", "1")
     hub.add("me/rows", {"train": [{"text": "x" * 10_000}] * 700}, commit="c" * 40)  # sizes are kept by commit
-    hub_dataset._commit.cache_clear()
+    hub_dataset._ask_hub.cache_clear()
     with pytest.raises(StudioError, match=r"more than 5 MiB of rows\. Take a slice, for example hub:me/rows:train"):
         fetch(HUB)
     assert fetch(f"{HUB}:train[:3]").is_file()

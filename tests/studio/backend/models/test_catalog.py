@@ -10,6 +10,7 @@ from threading import Thread
 import pytest
 from huggingface_hub import constants
 
+from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.models import catalog, starter
 from studio.errors import StudioError
 
@@ -153,3 +154,7 @@ def test_home_is_configurable(empty_home, monkeypatch):
     assert catalog.home() == empty_home and starter.path() == empty_home / "models" / "starter"
     monkeypatch.delenv("STUDIO_HOME")
     assert catalog.home().name == "jetmoe-studio"
+
+
+def test_the_size_of_4_bit_weights_is_that_of_the_model_code():
+    assert catalog.NF4_BYTES == BYTES_PER_WEIGHT

@@ -266,7 +266,7 @@ def test_an_uploaded_adapter_is_deleted_by_its_owner_alone(toy):
     handlers.owner = "me"
     list(handlers.send("Hi", "", "", "session", settings(max_new_tokens=2), {"adapter": choice.id}))
     assert choice.id in handlers.engine.adapters()
-    for picked, problem in (({}, "base model"), ({"adapter": toy.runs[0].id}, "no run")):
+    for picked, problem in (({}, "base model"), ({"adapter": toy.runs[0].id}, "adapter of a run")):
         with pytest.raises(StudioError, match=problem):
             handlers.delete_adapter(picked)
     handlers.owner = "somebody else"
