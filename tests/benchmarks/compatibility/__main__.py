@@ -1,0 +1,59 @@
+"""Command line of the package; see its docstring."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+
+from tests.benchmarks.compatibility.comparison import Outcome
+from tests.benchmarks.compatibility.registry import all_rows
+from tests.benchmarks.compatibility.run import ROOT, run
+
+DOCUMENT = ROOT / "docs" / "compatibility.md"
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
+INTRODUCTION = """# Compatibility
+
+What works with JetMoE in PEFT, Trainer, TRL and transformers. Every row runs the same code twice on the same weights:
+with transformers' own JetMoE (stock) and with this package (ours), each in its own process, on a CPU at toy size in
+fp32. `python -m tests.benchmarks.compatibility` writes this file; `make test` checks the rows that take no compiler.
+
+- **Stock**: "works", or the first words of the error.
+- **Ours**: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
+  of that tensor; 0e+00 for equal token ids. "Works" where stock gives nothing to compare with. Otherwise the first words
+  of the error.
+- A row in **bold** is a defect: stock works, and ours differs or fails without naming a remedy.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compatibility")
+    parser.add_argument("--fast", action="store_true", help="only the rows of make test")
+    parser.add_argument("--only", help="only rows whose name holds this")
+    arguments = parser.parse_args()
+    rows = [
+        row
+        for row in all_rows().values()
+        if not (arguments.fast and row.slow) and (arguments.only or "").lower() in row.key.lower()
+    ]
+    outcomes = run(rows, quiet=False)
+    if not (arguments.fast or arguments.only):
+        DOCUMENT.write_text(document(outcomes))
+    for outcome in outcomes:
+        if outcome.bad or arguments.only or (arguments.fast and outcome.bad):
+            print(f"{'BAD ' if outcome.bad else ''}{outcome.row.key} | {outcome.stock} | {outcome.ours} | {outcome.detail}")
+            if outcome.trace:
+                print("    " + outcome.trace.strip().replace("\n", "\n    "))
+    print(f"{len(outcomes)} rows, {sum(outcome.bad for outcome in outcomes)} of them bad")
+
+
+def document(outcomes: list[Outcome]) -> str:
+    parts = [INTRODUCTION, f"{len(outcomes)} rows; {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}.\n"]
+    for group in dict.fromkeys(outcome.row.group for outcome in outcomes):
+        parts.append(f"## {group}\n\n| feature | stock | ours |\n|---|---|---|")
+        parts += [f"| {one.row.name} | {one.stock} | {one.ours} |" for one in outcomes if one.row.group == group]
+        parts[-1] += "\n"
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

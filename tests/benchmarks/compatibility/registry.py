@@ -1,0 +1,54 @@
+"""The rows, in the order of the document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+from tests.benchmarks.compatibility.place import Place, Results
+
+GROUPS = ("tuners", "lora_options", "adapter_operations")
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Row:
+    group: str
+    name: str
+    run: Callable[[Place], Results]
+    slow: bool
+    """Left out of `make test`."""
+    tolerance: float
+    """Largest difference, relative to the largest value of a tensor (of at least 0.01)."""
+    four_bits: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.group}: {self.name}"
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(
+    group: str, name: str, *, slow: bool = False, tolerance: float = TOLERANCE, four_bits: bool = False
+) -> Callable[[Callable[[Place], Results]], Callable[[Place], Results]]:
+    """Register a function as a row; with `four_bits`, also as a row on 4-bit experts."""
+
+    def register(run: Callable[[Place], Results]) -> Callable[[Place], Results]:
+        for bits in (False, True)[: 1 + four_bits]:
+            made = Row(group, name + ", on 4-bit experts" * bits, run, slow, tolerance, bits)
+            assert made.key not in ROWS, made.key
+            ROWS[made.key] = made
+        return run
+
+    return register
+
+
+@cache
+def all_rows() -> dict[str, Row]:
+    for group in GROUPS:
+        import_module(f"tests.benchmarks.compatibility.rows.{group}")
+    return ROWS
