@@ -9,7 +9,7 @@ from importlib import import_module
 
 from tests.benchmarks.compatibility.place import Place, Results
 
-GROUPS = ("tuners", "lora_options", "adapter_operations")
+GROUPS = ("tuners", "lora_options", "adapter_operations", "training", "trl", "generation", "models", "execution")
 TOLERANCE = 1e-5
 
 

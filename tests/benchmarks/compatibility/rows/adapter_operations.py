@@ -191,7 +191,7 @@ def unload(place: Place) -> Results:
     return results | {f"again.{name}": one for name, one in forward_and_backward(adapt(model, lora_on_all())).items()}
 
 
-@row(GROUP, "merge_and_unload on 4-bit weights, then a new adapter")
+@row(GROUP, "merge_and_unload, then a new adapter")
 def merged_then_new(place: Place) -> Results:
     model = two(place).merge_and_unload()
     return forward_and_backward(adapt(model, lora_on_all(), std=0.05))
@@ -327,30 +327,38 @@ def second_in_inference_mode(place: Place) -> Results:
     return results | {"two": logits(loaded, FEW), "two, batch": logits(loaded)}
 
 
-@row(GROUP, "mixed batch by adapter_names")
-def mixed_batch(place: Place) -> Results:
-    adapted = two(place, lora, target_modules=["kv_proj"])
+def mixed_batch(place: Place, config: peft.PeftConfig) -> Results:
+    """Each row with another adapter, and what each gives for itself."""
+    adapted = adapt(place.model(), config, name="one")
+    adapted.add_adapter("two", copy.deepcopy(config))
+    adapted.set_adapter("two")
+    fill(adapted, adapter="two")
+    adapted.set_adapter("one")
+    adapted.eval()
     names = ["one", "two", "__base__"]
-    results = {"logits": logits(adapted, adapter_names=names), "generated": generated(adapted, BATCH, adapter_names=names)}
-    require_change(results["logits"], logits(adapted))
-    return results
+    expected = [logits(adapted, BATCH[:1])]
+    adapted.set_adapter("two")
+    expected.append(logits(adapted, BATCH[1:2]))
+    with adapted.disable_adapter():
+        expected.append(logits(adapted, BATCH[2:]))
+    adapted.set_adapter("one")
+    results = {"logits.expected": torch.cat(expected)}
+    results["logits"] = logits(adapted, adapter_names=names)
+    return results | attempt("generated", lambda: generated(adapted, BATCH, adapter_names=names))
 
 
-@row(GROUP, "mixed batch by adapter_names on routers")
-def mixed_batch_of_routers(place: Place) -> Results:
-    adapted = two(place, lora, target_modules=["router.layer"])
-    return {"logits": logits(adapted, adapter_names=["one", "two", "__base__"])}
-
-
-@row(GROUP, "mixed batch by adapter_names on experts")
-def mixed_batch_of_experts(place: Place) -> Results:
-    return {"logits": logits(two(place), adapter_names=["one", "two", "__base__"])}
-
-
-@row(GROUP, "mixed batch of DoRA adapters")
-def mixed_batch_of_dora(place: Place) -> Results:
-    adapted = two(place, lora, use_dora=True)
-    return {"logits": logits(adapted, adapter_names=["one", "two", "__base__"])}
+for name, config in {
+    "kv_proj": lora(),
+    "kv_proj and the head": lora(target_modules=["kv_proj", "lm_head"]),
+    "embed_tokens": lora(target_modules=["embed_tokens"]),
+    "routers": lora(target_modules=["router.layer"]),
+    "experts": lora(target_parameters=MOE),
+    "kv_proj with DoRA": lora(use_dora=True),
+    "kv_proj with RoAd": peft.RoadConfig(target_modules=["kv_proj"], group_size=4, task_type="CAUSAL_LM"),
+}.items():
+    row(GROUP, f"mixed batch by adapter_names on {name}", four_bits=name == "kv_proj")(
+        partial(mixed_batch, config=config)
+    )
 
 
 @row(GROUP, "get_peft_model_state_dict and set_peft_model_state_dict", four_bits=True)
@@ -467,7 +475,7 @@ def requires_grad(place: Place) -> Results:
     return forward_and_backward(adapted)
 
 
-@row(GROUP, "LoraGA, LoRA+ and LoRA-FA optimizers: one step of LoRA-FA")
+@row(GROUP, "two steps of the LoRA-FA optimizer")
 def lora_fa(place: Place) -> Results:
     from peft.optimizers import create_lorafa_optimizer
 

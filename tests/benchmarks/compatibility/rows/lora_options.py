@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import warnings
 from functools import partial
 from typing import Any
@@ -150,7 +152,7 @@ def _changes(model: Any) -> Results:
 @row(GROUP, "EVA", tolerance=1e-3)
 def eva(place: Place) -> Results:
     torch.manual_seed(0)
-    config = lora(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0), target_modules="all-linear")
+    config = lora(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0))
     adapted = peft.get_peft_model(place.model(), config)
     peft.initialize_lora_eva_weights(adapted, _batches() * 3, show_progress_bar=False)
     factors = {name: one for name, one in adapted.named_parameters() if "lora_A" in name}
@@ -159,6 +161,8 @@ def eva(place: Place) -> Results:
 
 @row(GROUP, "CorDA", tolerance=1e-3)
 def corda(place: Place) -> Results:
+    # It imports `dataclass` from the package attrs, which nothing else here needs.
+    sys.modules.setdefault("attr", dataclasses)
     from peft.tuners.lora.corda import preprocess_corda
 
     model = place.model().requires_grad_(False)
