@@ -37,7 +37,9 @@ def compare(row: Row, stock: Results, ours: Results) -> Outcome:
         expected, one = stock.get(name), ours.get(name)
         if isinstance(one, Refusal):
             refusals.append(one)
-            if not one.clear and (not isinstance(expected, Refusal) and (expected is not None or name == "")):
+            stock_refuses = expected if isinstance(expected, Refusal) else stock.get("")
+            alike = isinstance(stock_refuses, Refusal) and stock_refuses.error == one.error
+            if one.claim or not (one.clear or alike):
                 problems.append(f"{name or 'all'}: {one}")
                 trace = trace or one.trace
             continue

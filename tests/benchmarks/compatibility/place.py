@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ class Refusal:
     error: str
     message: str
     clear: bool
-    """It is an error of the caller that the package itself raises, with a message of some length."""
+    """The package itself raises it, as an error of the caller: these name a remedy."""
+    claim: bool = False
+    """The row raises it: what it asserts does not hold."""
     trace: str = ""
 
     @classmethod
@@ -39,9 +40,11 @@ class Refusal:
         in_package = bool(frames) and "/jetmoe/" in frames[-1].filename and "/transformers/" not in frames[-1].filename
         kinds = (ValueError, TypeError, NotImplementedError)
         message = " ".join(str(error).split())
-        clear = in_package and isinstance(error, kinds) and len(message) > 30
+        # A CheckpointError blames the files, which stock has just read.
+        clear = in_package and isinstance(error, kinds) and type(error).__name__ != "CheckpointError"
+        claim = isinstance(error, AssertionError) and bool(frames) and "/compatibility/" in frames[-1].filename
         trace = "".join(traceback.format_exception(error)[-6:])
-        return cls(type(error).__name__, message, clear, trace)
+        return cls(type(error).__name__, message, clear, claim, trace)
 
     def __str__(self) -> str:
         return f"{self.error}: {self.message}"
@@ -58,7 +61,8 @@ class Place:
     """Where a row runs."""
 
     checkpoints: Path
-    """Folders `tied`, `untied`, `classifier`, and `dequantized`, the weights of `tied` after rounding to 4 bits."""
+    """Folders `tied`, `untied`, `shallow` (one layer), `classifier`, and the
+    weights of `tied` and `shallow` after rounding to 4 bits, `*-dequantized`."""
     folder: Path
     """Empty, for the row alone."""
     ours: bool
@@ -66,7 +70,7 @@ class Place:
 
     def path(self, kind: str = "tied") -> Path:
         """Return a checkpoint's folder. In place of 4-bit weights, stock has the dequantized ones."""
-        return self.checkpoints / ("dequantized" if self.four_bits and kind == "tied" and not self.ours else kind)
+        return self.checkpoints / (kind + "-dequantized" * (self.four_bits and not self.ours))
 
     def model(self, kind: str = "tied", model_class: Any = AutoModelForCausalLM, **options) -> Any:
         """Load a model in eval mode; fp32, unless `dtype` is given."""
@@ -158,9 +162,3 @@ def attempt(name: str, work: Callable[[], Tensor | Results]) -> Results:
 def require_change(one: Tensor, other: Tensor, least: float = 1e-3) -> None:
     """Raise AssertionError if two results are equal, where a row would otherwise compare nothing."""
     assert float((one - other).abs().max()) > least, "nothing changed: the row tests nothing"
-
-
-@contextmanager
-def counted(calls: dict[str, int], name: str) -> Iterator[None]:
-    calls[name] = calls.get(name, 0) + 1
-    yield

@@ -70,17 +70,24 @@ def _read(path: Path) -> Results:
 
 def make_checkpoints(folder: Path) -> Path:
     """Write toy models with norms and biases that are not one and zero, and their tokenizer."""
-    for kind, changes in {"tied": {}, "untied": {"tie_word_embeddings": False}}.items():
+    kinds = {"tied": {}, "untied": {"tie_word_embeddings": False}, "shallow": {"num_hidden_layers": 1}}
+    for kind, changes in kinds.items():
         _noisy(toy_model(**{**SIZES, **changes})).save_pretrained(folder / kind)
         toy_tokenizer().save_pretrained(folder / kind)
-    four_bits = load(JetMoeForCausalLM, folder / "tied", quantization="nf4", dtype=torch.float32)
-    shutil.copytree(folder / "tied", folder / "dequantized", ignore=shutil.ignore_patterns("*.safetensors"))
-    dequantized(four_bits).save_pretrained(folder / "weights")
-    shutil.move(folder / "weights" / "model.safetensors", folder / "dequantized")
+    for kind in ("tied", "shallow"):
+        _dequantize(folder / kind, folder / f"{kind}-dequantized")
     config = JetMoeConfig.from_pretrained(folder / "tied", num_labels=3, pad_token_id=256)
     _noisy(JetMoeForSequenceClassification(config)).save_pretrained(folder / "classifier")
     toy_tokenizer().save_pretrained(folder / "classifier")
     return folder
+
+
+def _dequantize(source: Path, to: Path) -> None:
+    four_bits = load(JetMoeForCausalLM, source, quantization="nf4", dtype=torch.float32)
+    shutil.copytree(source, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    dequantized(four_bits).save_pretrained(to / "weights")
+    shutil.move(to / "weights" / "model.safetensors", to)
+    shutil.rmtree(to / "weights")
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def main(library: str, checkpoints: Path, out: Path) -> None:
 
 
 def _refusal(message: str) -> dict:
-    return {"error": "Crash", "message": message, "clear": False, "trace": message}
+    return {"error": "Crash", "message": message, "clear": False, "claim": False, "trace": message}
 
 
 def _import_early(names: list[str]) -> None:

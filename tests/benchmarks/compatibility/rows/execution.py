@@ -35,8 +35,8 @@ GROUP = "Execution"
 AUTOCAST = 3e-2
 
 
-def adapted_model(place: Place, **options) -> Any:
-    return adapt(place.model(**options), lora_on_all())
+def adapted_model(place: Place, kind: str = "tied", **options) -> Any:
+    return adapt(place.model(kind, **options), lora_on_all())
 
 
 for dtype in (torch.bfloat16, torch.float16):
@@ -158,19 +158,19 @@ for part in ("kv_proj", "router", "input_linear", "norm", "embed_tokens", "bias"
     row(GROUP, f"frozen parts: gradients of {part} alone")(partial(part_alone, part=part))
 
 HOOKED = {
-    "kv_proj": "model.layers.1.self_attention.kv_proj",
-    "attention router": "model.layers.1.self_attention.experts.router",
-    "attention router's layer": "model.layers.1.self_attention.experts.router.layer",
-    "feed-forward router": "model.layers.1.mlp.router",
-    "feed-forward router's layer": "model.layers.1.mlp.router.layer",
-    "attention experts' input_linear": "model.layers.1.self_attention.experts.input_linear",
-    "attention experts' output_linear": "model.layers.1.self_attention.experts.output_linear",
-    "feed-forward experts' input_linear": "model.layers.1.mlp.input_linear",
-    "feed-forward experts' output_linear": "model.layers.1.mlp.output_linear",
-    "feed-forward layer": "model.layers.1.mlp",
-    "self_attention": "model.layers.1.self_attention",
-    "decoder layer": "model.layers.1",
-    "input_layernorm": "model.layers.1.input_layernorm",
+    "kv_proj": "model.layers.0.self_attention.kv_proj",
+    "attention router": "model.layers.0.self_attention.experts.router",
+    "attention router's layer": "model.layers.0.self_attention.experts.router.layer",
+    "feed-forward router": "model.layers.0.mlp.router",
+    "feed-forward router's layer": "model.layers.0.mlp.router.layer",
+    "attention experts' input_linear": "model.layers.0.self_attention.experts.input_linear",
+    "attention experts' output_linear": "model.layers.0.self_attention.experts.output_linear",
+    "feed-forward experts' input_linear": "model.layers.0.mlp.input_linear",
+    "feed-forward experts' output_linear": "model.layers.0.mlp.output_linear",
+    "feed-forward layer": "model.layers.0.mlp",
+    "self_attention": "model.layers.0.self_attention",
+    "decoder layer": "model.layers.0",
+    "input_layernorm": "model.layers.0.input_layernorm",
     "final norm": "model.norm",
     "embed_tokens": "model.embed_tokens",
     "lm_head": "lm_head",
@@ -263,7 +263,7 @@ for label in ("kv_proj", "feed-forward router's layer", "lm_head"):
     row(GROUP, f"a module replaced by a subclass of Linear: {label}")(partial(replaced_module, name=HOOKED[label]))
 
 
-@row(GROUP, "parametrizations: spectral norm on kv_proj")
+@row(GROUP, "parametrizations: weight norm on kv_proj")
 def parametrized(place: Place) -> Results:
     model = place.model("untied")
     torch.manual_seed(0)
@@ -354,7 +354,8 @@ for name, make in {
 
 def compiled(place: Place, adapter: bool = True, train: bool = False, ids: Tensor = BATCH, **options) -> Results:
     torch._dynamo.reset()
-    model = adapted_model(place) if adapter else place.model()
+    # One layer, because compilers take seconds for each.
+    model = adapted_model(place, "shallow") if adapter else place.model("shallow")
     made = torch.compile(model, **options)
     if train:
         expected = forward_and_backward(model, ids)
@@ -391,7 +392,7 @@ for name, options in COMPILED.items():
 @row(GROUP, "torch.compile before any eager pass, then moved adapters", slow=True, tolerance=1e-4, four_bits=True)
 def compiled_then_changed(place: Place) -> Results:
     """What the graph holds of the adapter must follow it: steps, scales, disabling, another adapter."""
-    model = adapted_model(place)
+    model = adapted_model(place, "shallow")
     model.add_adapter("two", lora_on_all())
     model.set_adapter("two")
     fill(model, 0.15, "two")
@@ -428,7 +429,7 @@ def compiled_then_changed(place: Place) -> Results:
 
 @row(GROUP, "torch.compile, disable_adapter from the first call", slow=True, tolerance=1e-4)
 def compiled_disabled(place: Place) -> Results:
-    model = adapted_model(place)
+    model = adapted_model(place, "shallow")
     made = torch.compile(model)
     results: Results = {}
     with torch.no_grad():
@@ -444,7 +445,7 @@ def compiled_disabled(place: Place) -> Results:
 def compiled_training(place: Place) -> Results:
     results: Results = {}
     for compile_it in (False, True):
-        model = adapted_model(place).train()
+        model = adapted_model(place, "shallow").train()
         made = torch.compile(model) if compile_it else model
         optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
         losses = []
@@ -465,7 +466,7 @@ def compiled_training(place: Place) -> Results:
 for name, config in {"DoRA": lora(use_dora=True), "lora_bias": lora(lora_bias=True), "routers": lora(target_modules=["router.layer"])}.items():
 
     def compiled_tuner(place: Place, config: Any) -> Results:
-        model = adapt(place.model(), copy.deepcopy(config))
+        model = adapt(place.model("shallow"), copy.deepcopy(config))
         with torch.no_grad():
             made = torch.compile(model)(input_ids=FEW).logits.clone()
         return {"logits": made, "logits.expected": logits(model, FEW)}
@@ -483,7 +484,7 @@ def compiled_in_place(place: Place) -> Results:
 
 
 def exported(place: Place, strict: bool, dynamic: bool, adapter: bool) -> Results:
-    model = (adapted_model(place) if adapter else place.model()).requires_grad_(False)
+    model = (adapted_model(place, "shallow") if adapter else place.model("shallow")).requires_grad_(False)
     shapes = {"input_ids": {1: torch.export.Dim("length", min=4, max=64)}} if dynamic else None
     with torch.no_grad():
         program = torch.export.export(
@@ -531,7 +532,7 @@ def traced(place: Place) -> Results:
     return {"logits": made, "logits.expected": logits(model)}
 
 
-@row(GROUP, "torch.fx symbolic trace of transformers", slow=True)
+@row(GROUP, "torch.onnx.export", slow=True)
 def onnx(place: Place) -> Results:
     import io
 
@@ -543,7 +544,7 @@ def onnx(place: Place) -> Results:
 def offloaded(place: Place) -> Results:
     from accelerate import cpu_offload
 
-    model = adapted_model(place)
+    model = adapt(place.model(), lora())
     expected = logits(model)
     cpu_offload(model, execution_device="cpu")
     return {"logits": logits(model), "few": logits(model, FEW), "logits.expected": expected}
@@ -553,26 +554,28 @@ def offloaded(place: Place) -> Results:
 def on_disk(place: Place) -> Results:
     from accelerate import disk_offload
 
-    model = place.model()
+    model = place.model("untied")
     expected = logits(model)
-    disk_offload(model, str(place.folder / "offload"), execution_device="cpu")
+    disk_offload(model, str(place.folder / "offload"), execution_device="cpu", offload_buffers=True)
     return {"logits": logits(model), "few": logits(model, FEW), "logits.expected": expected}
 
 
-@row(GROUP, "DataParallel-like replicas: threads")
+@row(GROUP, "two threads at once")
 def threads(place: Place) -> Results:
     from concurrent.futures import ThreadPoolExecutor
 
     model = adapted_model(place)
+    parts = [BATCH[:1], BATCH[1:2], BATCH[2:], FEW]
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda ids: logits(model, ids), [BATCH[:1], BATCH[1:2], BATCH[2:], FEW]))
-    return {str(i): one for i, one in enumerate(made)}
+        made = list(pool.map(lambda ids: logits(model, ids), parts))
+    return {str(i): one for i, one in enumerate(made)} | {f"{i}.expected": logits(model, one) for i, one in enumerate(parts)}
 
 
 @row(GROUP, "meta device: shapes")
 def on_meta(place: Place) -> Results:
+    config = place.model().config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(place.model().config)
+        model = AutoModelForCausalLM.from_config(config)
     return {"shape": torch.tensor(model(BATCH.to("meta"), use_cache=False).logits.shape)}
 
 

@@ -168,8 +168,10 @@ def assistant_of_bits(place: Place) -> Results:
 @row(GROUP, "assistant_model with another tokenizer (universal)")
 def universal(place: Place) -> Results:
     tokenizer = place.tokenizer()
+    other = place.tokenizer()
+    other.add_tokens(["<other>"])
     made = generated(
-        place.model(), FEW, assistant_model=place.model("untied"), tokenizer=tokenizer, assistant_tokenizer=tokenizer
+        place.model(), FEW, assistant_model=place.model("untied"), tokenizer=tokenizer, assistant_tokenizer=other
     )
     return {"tokens": made}
 
@@ -243,7 +245,7 @@ def continued(place: Place) -> Results:
     cache = DynamicCache(config=model.config)
     results = {"prompt": model(BATCH[:, :10], past_key_values=cache).logits.clone()}
     results["rest"] = model(BATCH[:, 10:], past_key_values=cache).logits.clone()
-    cache.crop(12)
+    cache.crop(-12)
     results["cropped"] = model(BATCH[:, 12:13], past_key_values=cache).logits.clone()
     results["length"] = torch.tensor(cache.get_seq_length())
     cache.reorder_cache(torch.tensor([2, 0, 1]))
