@@ -3,16 +3,15 @@
 import pytest
 
 from tests.benchmarks.compatibility.comparison import Outcome
+from tests.benchmarks.compatibility.fast import FAST
 from tests.benchmarks.compatibility.registry import all_rows
 from tests.benchmarks.compatibility.run import run
 from tests.builders.stock import run_stock  # noqa: F401  # puts the module into the group of comparisons with stock
 
-FAST = {key: row for key, row in all_rows().items() if not row.slow}
-
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Outcome]:
-    return {outcome.row.key: outcome for outcome in run(FAST.values())}
+    return {outcome.row.key: outcome for outcome in run(all_rows()[key] for key in FAST)}
 
 
 @pytest.mark.parametrize("key", FAST)

@@ -6,11 +6,12 @@ import argparse
 from importlib.metadata import version
 
 from tests.benchmarks.compatibility.comparison import Outcome
+from tests.benchmarks.compatibility.fast import FAST
 from tests.benchmarks.compatibility.registry import all_rows
-from tests.benchmarks.compatibility.run import ROOT, run
+from tests.benchmarks.compatibility.run import LIBRARIES, ROOT, run
 
 DOCUMENT = ROOT / "docs" / "compatibility.md"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
+VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
 INTRODUCTION = """# Compatibility
 
 What works with JetMoE in PEFT, Trainer, TRL and transformers. Every row runs the same code twice on the same weights:
@@ -28,18 +29,22 @@ fp32. `python -m tests.benchmarks.compatibility` writes this file; `make test` c
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compatibility")
     parser.add_argument("--fast", action="store_true", help="only the rows of make test")
+    parser.add_argument("--slow", action="store_true", help="only the others")
+    parser.add_argument("--ours", action="store_true", help="without stock: what rows expect of ours alone")
     parser.add_argument("--only", help="only rows whose name holds this")
     arguments = parser.parse_args()
     rows = [
         row
         for row in all_rows().values()
-        if not (arguments.fast and row.slow) and (arguments.only or "").lower() in row.key.lower()
+        if not (arguments.fast and row.key not in FAST)
+        and not (arguments.slow and row.key in FAST)
+        and (arguments.only or "").lower() in row.key.lower()
     ]
-    outcomes = run(rows, quiet=False)
-    if not (arguments.fast or arguments.only):
+    outcomes = run(rows, LIBRARIES[arguments.ours :], quiet=False)
+    if not (arguments.fast or arguments.slow or arguments.ours or arguments.only):
         DOCUMENT.write_text(document(outcomes))
     for outcome in outcomes:
-        if outcome.bad or arguments.only or (arguments.fast and outcome.bad):
+        if outcome.bad or arguments.only:
             print(f"{'BAD ' if outcome.bad else ''}{outcome.row.key} | {outcome.stock} | {outcome.ours} | {outcome.detail}")
             if outcome.trace:
                 print("    " + outcome.trace.strip().replace("\n", "\n    "))
@@ -47,7 +52,7 @@ def main() -> None:
 
 
 def document(outcomes: list[Outcome]) -> str:
-    parts = [INTRODUCTION, f"{len(outcomes)} rows; {', '.join(f'{name} {version(name)}' for name in LIBRARIES)}.\n"]
+    parts = [INTRODUCTION, f"{len(outcomes)} rows; {', '.join(f'{name} {version(name)}' for name in VERSIONS)}.\n"]
     for group in dict.fromkeys(outcome.row.group for outcome in outcomes):
         parts.append(f"## {group}\n\n| feature | stock | ours |\n|---|---|---|")
         parts += [f"| {one.row.name} | {one.stock} | {one.ours} |" for one in outcomes if one.row.group == group]

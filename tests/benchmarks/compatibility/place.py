@@ -56,6 +56,10 @@ class Refusal:
 Results = dict[str, "Tensor | Refusal"]
 
 
+# Models as they are after loading. A row is alone in its process, so it takes one, and loads the others.
+PRELOADED: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a row runs."""
@@ -75,10 +79,18 @@ class Place:
     def model(self, kind: str = "tied", model_class: Any = AutoModelForCausalLM, **options) -> Any:
         """Load a model in eval mode; fp32, unless `dtype` is given."""
         torch.manual_seed(0)
+        if not options and model_class is AutoModelForCausalLM and self._name(kind) in PRELOADED:
+            return PRELOADED.pop(self._name(kind))
         options.setdefault("dtype", torch.float32)
         if self.four_bits and self.ours:
             options["quantization"] = "nf4"
         return model_class.from_pretrained(self.path(kind), **options).eval()
+
+    def preload(self, kind: str) -> None:
+        PRELOADED[self._name(kind)] = self.model(kind)
+
+    def _name(self, kind: str) -> str:
+        return kind + ", 4 bits" * self.four_bits
 
     def classifier(self, **options) -> Any:
         return self.model("classifier", AutoModelForSequenceClassification, **options)

@@ -18,8 +18,6 @@ class Row:
     group: str
     name: str
     run: Callable[[Place], Results]
-    slow: bool
-    """Left out of `make test`."""
     tolerance: float
     """Largest difference, relative to the largest value of a tensor (of at least 0.01)."""
     four_bits: bool
@@ -33,13 +31,13 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    group: str, name: str, *, slow: bool = False, tolerance: float = TOLERANCE, four_bits: bool = False
+    group: str, name: str, *, tolerance: float = TOLERANCE, four_bits: bool = False
 ) -> Callable[[Callable[[Place], Results]], Callable[[Place], Results]]:
     """Register a function as a row; with `four_bits`, also as a row on 4-bit experts."""
 
     def register(run: Callable[[Place], Results]) -> Callable[[Place], Results]:
         for bits in (False, True)[: 1 + four_bits]:
-            made = Row(group, name + ", on 4-bit experts" * bits, run, slow, tolerance, bits)
+            made = Row(group, name + ", on 4-bit experts" * bits, run, tolerance, bits)
             assert made.key not in ROWS, made.key
             ROWS[made.key] = made
         return run

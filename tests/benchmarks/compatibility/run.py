@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[3]
 LIBRARIES = ("stock", "ours")
 
 
-def run(rows: Iterable[Row], quiet: bool = True) -> list[Outcome]:
-    """Run the rows under both libraries; a process each, side by side."""
+def run(rows: Iterable[Row], libraries: tuple[str, ...] = LIBRARIES, quiet: bool = True) -> list[Outcome]:
+    """Run the rows under the libraries; a process each, side by side."""
     rows = list(rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoints = make_checkpoints(folder / "checkpoints")
-        processes = [_start(library, rows, checkpoints, folder, quiet) for library in LIBRARIES]
-        for library, process in zip(LIBRARIES, processes, strict=True):
+        processes = [_start(library, rows, checkpoints, folder, quiet) for library in libraries]
+        for library, process in zip(libraries, processes, strict=True):
             assert process.wait() == 0, f"{library}: {(folder / f'{library}.log').read_text()[-4000:]}"
         return [
             compare(row, *(_read(folder / library / str(number)) for library in LIBRARIES))
@@ -63,6 +63,8 @@ def _start(library: str, rows: list[Row], checkpoints: Path, folder: Path, quiet
 
 
 def _read(path: Path) -> Results:
+    if not path.parent.is_dir():
+        return {"": Refusal("NotRun", "this library was left out", clear=False)}
     refusals = {k: Refusal(**v) for k, v in json.loads(Path(f"{path}.json").read_text())["refusals"].items()}
     file = Path(f"{path}.safetensors")
     return refusals | (load_file(file) if file.is_file() else {})

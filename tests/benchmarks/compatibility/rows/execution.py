@@ -95,7 +95,7 @@ def inference_mode(place: Place) -> Results:
 @row(GROUP, "model loaded under inference_mode")
 def loaded_in_inference_mode(place: Place) -> Results:
     with torch.inference_mode():
-        model = place.model()
+        model = place.model(dtype=torch.float32)
         results = {"batch": model(BATCH).logits.clone(), "few": model(FEW).logits.clone()}
     return {name: one.clone() for name, one in results.items()}
 
@@ -369,27 +369,30 @@ def compiled(place: Place, adapter: bool = True, train: bool = False, ids: Tenso
     return results | {"logits.expected": logits(model, ids)}
 
 
+# Traced, and run without Inductor, whose code takes most of the time to make.
+TRACED: dict[str, Any] = {"backend": "aot_eager"}
 COMPILED: dict[str, dict[str, Any]] = {
-    "a batch": {"adapter": False},
-    "a few tokens": {"adapter": False, "ids": FEW},
-    "a batch, LoRA": {},
-    "a few tokens, LoRA": {"ids": FEW},
-    "fullgraph": {"adapter": False, "fullgraph": True},
-    "fullgraph, LoRA": {"fullgraph": True},
-    "fullgraph, a few tokens, LoRA": {"fullgraph": True, "ids": FEW},
-    "dynamic, LoRA": {"dynamic": True},
-    "forward and backward of all weights": {"adapter": False, "train": True},
-    "forward and backward, LoRA": {"train": True},
-    "backend=eager, LoRA": {"backend": "eager"},
-    "backend=aot_eager, forward and backward, LoRA": {"backend": "aot_eager", "train": True},
-}  # fmt: skip
+    "a batch": {**TRACED, "adapter": False},
+    "a batch, LoRA": TRACED,
+    "a few tokens, LoRA": {**TRACED, "ids": FEW},
+    "fullgraph": {**TRACED, "adapter": False, "fullgraph": True},
+    "fullgraph, LoRA": {**TRACED, "fullgraph": True},
+    "fullgraph, a few tokens, LoRA": {**TRACED, "fullgraph": True, "ids": FEW},
+    "dynamic, LoRA": {**TRACED, "dynamic": True},
+    "forward and backward of all weights": {**TRACED, "adapter": False, "train": True},
+    "forward and backward, LoRA": {**TRACED, "train": True},
+    "Inductor, a batch, LoRA": {},
+    "Inductor, a few tokens, LoRA": {"ids": FEW},
+    "Inductor, forward and backward, LoRA": {"train": True},
+}
 for name, options in COMPILED.items():
-    row(
-        GROUP, f"torch.compile, {name}", slow=True, tolerance=1e-4, four_bits="backward" not in name and "dynamic" not in name
-    )(partial(lambda place, options: compiled(place, **options), options=options))
+    bits = name in ("a batch, LoRA", "fullgraph, a few tokens, LoRA")
+    row(GROUP, f"torch.compile, {name}", tolerance=1e-4, four_bits=bits)(
+        partial(lambda place, options: compiled(place, **options), options=options)
+    )
 
 
-@row(GROUP, "torch.compile before any eager pass, then moved adapters", slow=True, tolerance=1e-4, four_bits=True)
+@row(GROUP, "torch.compile before any eager pass, then moved adapters", tolerance=1e-4, four_bits=True)
 def compiled_then_changed(place: Place) -> Results:
     """What the graph holds of the adapter must follow it: steps, scales, disabling, another adapter."""
     model = adapted_model(place, "shallow")
@@ -397,7 +400,7 @@ def compiled_then_changed(place: Place) -> Results:
     model.set_adapter("two")
     fill(model, 0.15, "two")
     model.set_adapter("default")
-    made = torch.compile(model.eval())
+    made = torch.compile(model.eval(), **TRACED)
     results: Results = {}
 
     @torch.no_grad()
@@ -427,10 +430,10 @@ def compiled_then_changed(place: Place) -> Results:
     return results
 
 
-@row(GROUP, "torch.compile, disable_adapter from the first call", slow=True, tolerance=1e-4)
+@row(GROUP, "torch.compile, disable_adapter from the first call", tolerance=1e-4)
 def compiled_disabled(place: Place) -> Results:
     model = adapted_model(place, "shallow")
-    made = torch.compile(model)
+    made = torch.compile(model, **TRACED)
     results: Results = {}
     with torch.no_grad():
         with model.disable_adapter():
@@ -441,12 +444,12 @@ def compiled_disabled(place: Place) -> Results:
     return results | {"enabled.expected": logits(model, FEW)}
 
 
-@row(GROUP, "torch.compile, trained in the graph for three steps", slow=True, tolerance=1e-4, four_bits=True)
+@row(GROUP, "torch.compile, trained in the graph for three steps", tolerance=1e-4, four_bits=True)
 def compiled_training(place: Place) -> Results:
     results: Results = {}
     for compile_it in (False, True):
         model = adapted_model(place, "shallow").train()
-        made = torch.compile(model) if compile_it else model
+        made = torch.compile(model, **TRACED) if compile_it else model
         optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
         losses = []
         for _ in range(3):
@@ -468,18 +471,18 @@ for name, config in {"DoRA": lora(use_dora=True), "lora_bias": lora(lora_bias=Tr
     def compiled_tuner(place: Place, config: Any) -> Results:
         model = adapt(place.model("shallow"), copy.deepcopy(config))
         with torch.no_grad():
-            made = torch.compile(model)(input_ids=FEW).logits.clone()
+            made = torch.compile(model, **TRACED)(input_ids=FEW).logits.clone()
         return {"logits": made, "logits.expected": logits(model, FEW)}
 
-    row(GROUP, f"torch.compile, {name}", slow=True, tolerance=1e-4)(partial(compiled_tuner, config=config))
+    row(GROUP, f"torch.compile, {name}", tolerance=1e-4)(partial(compiled_tuner, config=config))
 
 
-@row(GROUP, "model.compile() of a module in place", slow=True, tolerance=1e-4)
+@row(GROUP, "model.compile() of a module in place", tolerance=1e-4)
 def compiled_in_place(place: Place) -> Results:
     model = adapted_model(place)
     expected = logits(model)
     for layer in model.get_base_model().model.layers:
-        layer.compile()
+        layer.compile(**TRACED)
     return {"logits": logits(model), "few": logits(model, FEW), "logits.expected": expected}
 
 
@@ -510,12 +513,12 @@ for strict in (False, True):
     for dynamic in (False, True):
         for adapter in (False, True):
             name = f"torch.export, strict={strict}{', dynamic length' * dynamic}{', LoRA' * adapter}"
-            row(GROUP, name, slow=True, tolerance=1e-4, four_bits=not strict and not dynamic)(
+            row(GROUP, name, tolerance=1e-4, four_bits=not strict and not dynamic)(
                 partial(exported, strict=strict, dynamic=dynamic, adapter=adapter)
             )
 
 
-@row(GROUP, "torch.export of a classifier", slow=True, tolerance=1e-4)
+@row(GROUP, "torch.export of a classifier", tolerance=1e-4)
 def exported_classifier(place: Place) -> Results:
     model = place.classifier().requires_grad_(False)
     with torch.no_grad():
@@ -524,7 +527,7 @@ def exported_classifier(place: Place) -> Results:
     return {"logits": made, "logits.expected": logits(model, attention_mask=PADDED)}
 
 
-@row(GROUP, "torch.jit.trace", slow=True, tolerance=1e-4)
+@row(GROUP, "torch.jit.trace", tolerance=1e-4)
 def traced(place: Place) -> Results:
     model = place.model().requires_grad_(False)
     with torch.no_grad():
@@ -532,7 +535,7 @@ def traced(place: Place) -> Results:
     return {"logits": made, "logits.expected": logits(model)}
 
 
-@row(GROUP, "torch.onnx.export", slow=True)
+@row(GROUP, "torch.onnx.export")
 def onnx(place: Place) -> Results:
     import io
 

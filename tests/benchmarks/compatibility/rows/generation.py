@@ -128,7 +128,7 @@ def static_padded(place: Place) -> Results:
 
 
 for adapter in (False, True):
-    row(GROUP, f"cache_implementation=static, compiled{', LoRA' * adapter}", slow=True, four_bits=True)(
+    row(GROUP, f"cache_implementation=static, compiled{', LoRA' * adapter}", four_bits=True)(
         partial(
             lambda place, adapter: statically_cached(
                 place, adapter, disable_compile=False, compile_config=_compile_config()
@@ -141,7 +141,7 @@ for adapter in (False, True):
 def _compile_config() -> Any:
     from transformers import CompileConfig
 
-    config = CompileConfig(mode="default", fullgraph=False)
+    config = CompileConfig(mode="default", fullgraph=False, backend="aot_eager")
     config._compile_all_devices = True
     return config
 
@@ -307,7 +307,7 @@ def returned(place: Place) -> Results:
     }
 
 
-@row(GROUP, "generate_batch: continuous batching", slow=True)
+@row(GROUP, "generate_batch: continuous batching")
 def continuous(place: Place) -> Results:
     model = place.model(attn_implementation="sdpa")
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=258, pad_token_id=256)
@@ -345,9 +345,9 @@ def transition_scores(place: Place) -> Results:
     return {"scores": model.compute_transition_scores(made.sequences, made.scores, made.beam_indices)}
 
 
-@row(GROUP, "torch.compile of the forward pass, then generate", slow=True, four_bits=True)
+@row(GROUP, "torch.compile of the forward pass, then generate", four_bits=True)
 def compiled_forward(place: Place) -> Results:
     model = adapt(place.model(), lora_on_all())
     expected = generated(model, FEW)
-    model.forward = torch.compile(model.forward, dynamic=True)
+    model.forward = torch.compile(model.forward, dynamic=True, backend="aot_eager")
     return {"tokens": generated(model, FEW), "tokens.expected": expected}

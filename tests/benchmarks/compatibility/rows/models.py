@@ -132,7 +132,7 @@ for implementation in ("eager", "sdpa", "flex_attention", "flash_attention_2"):
             made["logits"] = made["logits"] * PADDED.unsqueeze(-1)
         return results | {f"{name}.expected": one for name, one in expected.items()}
 
-    row(GROUP, f"attn_implementation={implementation}, padded", slow=implementation == "flex_attention", tolerance=1e-4)(
+    row(GROUP, f"attn_implementation={implementation}, padded", tolerance=1e-4)(
         partial(attention, implementation=implementation)
     )
 
@@ -457,7 +457,7 @@ def rope(place: Place, parameters: dict[str, Any], way: str) -> Results:
 
 for name, parameters in ROPE.items():
     for way in ("configuration", "keyword", "config.json", "rope_scaling"):
-        row(GROUP, f"RoPE {name} by {way}", slow=name in ("yarn", "llama3") and way != "config.json", tolerance=1e-4)(
+        row(GROUP, f"RoPE {name} by {way}", tolerance=1e-4)(
             partial(rope, parameters=parameters, way=way)
         )
 

@@ -78,7 +78,7 @@ SFT: dict[str, tuple[Any, dict[str, Any]]] = {
     "packing, bfd": (texts, {"packing": True, "packing_strategy": "bfd"}),
     "packing, bfd_split": (texts, {"packing": True, "packing_strategy": "bfd_split", "max_length": 16}),
     "packing, wrapped": (texts, {"packing": True, "packing_strategy": "wrapped", "max_length": 32}),
-    "padding_free": (texts, {"padding_free": True}),
+    "padding_free": (texts, {"padding_free": True, "max_length": None}),
     "loss_type=dft": (texts, {"loss_type": "dft"}),
     "loss_type=chunked_nll": (texts, {"loss_type": "chunked_nll"}),
     "NEFTune": (texts, {"neftune_noise_alpha": 5.0}),
@@ -92,13 +92,12 @@ for name, (data, options) in SFT.items():
     row(
         GROUP,
         f"SFT, {name}",
-        slow=name not in ("texts", "assistant_only_loss", "packing, bfd", "padding_free", "loss_type=chunked_nll"),
         tolerance=TRAINED,
         four_bits=name in ("texts", "packing, bfd"),
     )(partial(lambda place, data, options: tuned(place, data(), **options), data=data, options=options))
 
 
-@row(GROUP, "SFT, the model as a folder", slow=True, tolerance=TRAINED)
+@row(GROUP, "SFT, the model as a folder", tolerance=TRAINED)
 def by_folder(place: Place) -> Results:
     return tuned(place, texts(), model=str(place.path()), model_init_kwargs={"dtype": "float32"})
 
@@ -110,14 +109,14 @@ def defaults(place: Place) -> Results:
     return {"loss": tuned(place, texts(), **options)["loss"], "loss.expected": expected}
 
 
-@row(GROUP, "SFT, router_aux_loss_coef: runs, its values are compared elsewhere", slow=True)
+@row(GROUP, "SFT, router_aux_loss_coef: runs, its values are compared elsewhere")
 def aux_loss(place: Place) -> Results:
     """Stock's balance loss counts every attention router twice."""
     results = tuned(place, texts(), router_aux_loss_coef=0.01)
     return {"finite": results["loss"].isfinite()}
 
 
-@row(GROUP, "SFT, an adapter that exists is trained on", slow=True, tolerance=TRAINED)
+@row(GROUP, "SFT, an adapter that exists is trained on", tolerance=TRAINED)
 def existing_adapter(place: Place) -> Results:
     return tuned(place, texts(), model=adapt(place.model(), lora_on_all()), full=True)
 
@@ -151,13 +150,13 @@ for name, options in {
     "loss_type=hinge": {"loss_type": "hinge"},
     "loss_type=apo_zero": {"loss_type": "apo_zero"},
     "loss_type=sigmoid and sft": {"loss_type": ["sigmoid", "sft"]},
-    "padding_free": {"padding_free": True},
+    "padding_free": {"padding_free": True, "max_length": None},
     "precompute_ref_log_probs": {"precompute_ref_log_probs": True},
     "label smoothing": {"label_smoothing": 0.1},
     "length-desensitised": {"ld_alpha": 0.5},
     "evaluation": {"eval_strategy": "steps", "eval_steps": 2},
 }.items():
-    row(GROUP, f"DPO, {name}", slow="reference" != name.split()[-1], tolerance=5e-4, four_bits="adapters off" in name)(
+    row(GROUP, f"DPO, {name}", tolerance=5e-4, four_bits="adapters off" in name)(
         partial(lambda place, options: preferred(place, **options), options=options)
     )
 
@@ -185,7 +184,7 @@ def reward(place: Place) -> Results:
     return {"loss": losses} | {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-@row(GROUP, "KTO", slow=True, tolerance=5e-4)
+@row(GROUP, "KTO", tolerance=5e-4)
 def kto(place: Place) -> Results:
     from trl import KTOConfig, KTOTrainer
 
@@ -243,12 +242,12 @@ for kind, options in {
     "GRPO, cache_implementation=static": {"cache_implementation": "static"},
     "GRPO, continuous batching": {"use_transformers_continuous_batching": True},
 }.items():
-    row(GROUP, kind, slow=True, tolerance=5e-4)(
+    row(GROUP, kind, tolerance=5e-4)(
         partial(lambda place, kind, options: sampled(place, kind, **options), kind=kind.split(",")[0], options=options)
     )
 
 
-@row(GROUP, "distillation", slow=True, tolerance=5e-4)
+@row(GROUP, "distillation", tolerance=5e-4)
 def distilled(place: Place) -> Results:
     from trl import DistillationConfig, DistillationTrainer
 

@@ -103,7 +103,7 @@ def tuner(place: Place, kind: Any, options: dict[str, Any], targets: Any, std: f
 
 for name, (kind, options) in LINEAR.items():
     for where, targets in TARGETS.items():
-        row(GROUP, f"{name} on {where}", slow=where == "lm_head" and name != "LoRA")(
+        row(GROUP, f"{name} on {where}")(
             partial(tuner, kind=kind, options=options, targets=targets, std=STD.get(name, 0.1))
         )
 
@@ -180,7 +180,7 @@ for name, (kind, options) in PROMPTS.items():
             options=options,
             classify=classify,
         )
-        row(GROUP, f"{name}{' of a classifier' * classify}", slow=classify)(made)
+        row(GROUP, f"{name}{' of a classifier' * classify}")(made)
 
 
 @row(GROUP, "CPT")
