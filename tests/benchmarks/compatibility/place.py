@@ -38,10 +38,10 @@ class Refusal:
     def of(cls, error: BaseException) -> Refusal:
         frames = traceback.extract_tb(error.__traceback__)
         in_package = bool(frames) and "/jetmoe/" in frames[-1].filename and "/transformers/" not in frames[-1].filename
-        kinds = (ValueError, TypeError, NotImplementedError)
         message = " ".join(str(error).split())
-        # A CheckpointError blames the files, which stock has just read.
-        clear = in_package and isinstance(error, kinds) and type(error).__name__ != "CheckpointError"
+        # A CheckpointError blames the files, which stock has just read; a NotImplementedError is of an operator.
+        unclear = ("CheckpointError", "NotImplementedError")
+        clear = in_package and isinstance(error, ValueError | TypeError) and type(error).__name__ not in unclear
         claim = isinstance(error, AssertionError) and bool(frames) and "/compatibility/" in frames[-1].filename
         trace = "".join(traceback.format_exception(error)[-6:])
         return cls(type(error).__name__, message, clear, claim, trace)

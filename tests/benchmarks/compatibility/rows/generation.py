@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -312,7 +313,9 @@ def continuous(place: Place) -> Results:
     model = place.model(attn_implementation="sdpa")
     config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=258, pad_token_id=256)
     prompts = [BATCH[0].tolist(), BATCH[1, :9].tolist()]
-    made = model.generate_batch(inputs=prompts, generation_config=config)
+    # Without sizes, the cache takes most of the machine's memory.
+    sizes = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
+    made = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=sizes)
     outputs = sorted(made.values(), key=lambda one: one.request_id)
     assert outputs
     expected = [generated(model, torch.tensor([one]), max_new_tokens=6, eos_token_id=258)[0, len(one) :] for one in prompts]

@@ -112,7 +112,9 @@ def defaults(place: Place) -> Results:
 @row(GROUP, "SFT, router_aux_loss_coef: runs, its values are compared elsewhere")
 def aux_loss(place: Place) -> Results:
     """Stock's balance loss counts every attention router twice."""
-    results = tuned(place, texts(), router_aux_loss_coef=0.01)
+    model = place.model()
+    model.config.output_router_logits = True
+    results = tuned(place, texts(), model=model, router_aux_loss_coef=0.01)
     return {"finite": results["loss"].isfinite()}
 
 
@@ -240,7 +242,11 @@ for kind, options in {
     "GRPO, cast_lm_head_to_fp32": {"cast_lm_head_to_fp32": True},
     "GRPO, two iterations": {"num_iterations": 2},
     "GRPO, cache_implementation=static": {"cache_implementation": "static"},
-    "GRPO, continuous batching": {"use_transformers_continuous_batching": True},
+    # Without sizes, the cache takes most of the machine's memory.
+    "GRPO, continuous batching": {
+        "use_transformers_continuous_batching": True,
+        "transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 64},
+    },
 }.items():
     row(GROUP, kind, tolerance=5e-4)(
         partial(lambda place, kind, options: sampled(place, kind, **options), kind=kind.split(",")[0], options=options)
