@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,8 +11,7 @@ from transformers.activations import ACT2FN
 
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, product
-from jetmoe.low_rank import split_adapters
+from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, is_autocast, product
 
 # For the norms inside blocks, regardless of config.rms_norm_eps: the released models were trained with it.
 BLOCK_NORM_EPS = 1e-6
@@ -57,16 +58,24 @@ class JetMoeRouter(nn.Module):
     def __init__(self, config: JetMoeConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
-        self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+        self.layer = RouterLinear(config.hidden_size, config.num_local_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> Routing:
-        # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
-        layer, low_rank = split_adapters(self.layer, torch.float32)
-        logits = product(layer.weight.float(), tokens.float())  # [T, E]
-        if low_rank is not None:
-            logits = logits + product(low_rank.B[0], product(low_rank.A[0], tokens.float()))
+        with _no_autocast(tokens):
+            logits = self.layer(tokens.float()).float()  # [T, E]
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
         return Routing(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
+
+
+class RouterLinear(nn.Linear):
+    """A linear layer that multiplies in fp32: bf16 logits would break the ties between slots of an upcycled model."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return product(self.weight.float(), tokens)  # [T, E]
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager:
+    return torch.autocast(tensor.device.type, enabled=False) if is_autocast(tensor) else nullcontext()
 
 
 class JetMoeRMSNorm(nn.Module):

@@ -148,7 +148,7 @@ class JetMoeModel(JetMoePreTrainedModel):
         rotary = rotary_embedding(self.config, position_ids, hidden.dtype)
 
         states, attentions, logits, experts = [], [], [], []
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer layers for an early exit
             states.append(hidden)
             output = LayerOutput(
                 *self.call_layer(
@@ -263,9 +263,9 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             token_mask = attention_mask if token_mask is None else token_mask
             aux_loss = load_balancing_loss(outputs.router_logits, top_k, token_mask)
         loss = None
-        if labels is not None:
+        if labels is not None or kwargs.get("shift_labels") is not None:
             if logits is None:
-                loss = self._chunked_loss(outputs.last_hidden_state, labels, kwargs.get("num_items_in_batch"))
+                loss = self._chunked_loss(outputs.last_hidden_state, labels, **kwargs)
             else:
                 loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             if aux_loss is not None:
@@ -285,11 +285,21 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         )
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
 
-    def _chunked_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
-        """Return the same loss as `loss_function`: the mean over labels, or the sum divided by the batch's `count`."""
-        labels = labels[:, 1:].to(hidden.device)  # [B, S - 1]
-        total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels.flatten())
-        return total / ((labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
+    def _chunked_loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Return the same loss as `loss_function`: the mean over labels, or the sum divided by the batch's count."""
+        if shift_labels is None:
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        shift_labels = shift_labels.to(hidden.device)
+        total = chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, shift_labels.flatten())
+        count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count, device=total.device)
 
 
 class JetMoeForSequenceClassification(JetMoePreTrainedModel):

@@ -39,7 +39,7 @@ def _add(layer: Any, low_rank: LowRank) -> Tensor:
     """Add `B A` to a layer's weights; return `[2]`, the squared norms of the rounding error and of the change."""
     sums = torch.zeros(2)
     for e in range(len(low_rank.B)):
-        change = low_rank.B[e] @ low_rank.A[e]  # [out, in]
+        change = low_rank.B[e] @ low_rank.A[e] * low_rank.scaling  # [out, in]
         exact = _read(layer, e) + change
         _write(layer, e, exact)
         sums += torch.stack([(_read(layer, e) - exact).square().sum(), change.square().sum()]).cpu()

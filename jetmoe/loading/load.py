@@ -109,11 +109,12 @@ def build(
     model.tie_weights()
     if quantization:
         model.config.quantization_config = quantization_config(double_quantization)
+        model.is_loaded_in_4bit = True  # read by PEFT and accelerate
     model.eval().requires_grad_(False)
     return dispatch_model(model, places)
 
 
-def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: dict[str, Any]) -> bool | None:
+def asked_for_4bit(name_or_path: str | Path | None, quantization: str | None, kwargs: dict[str, Any]) -> bool | None:
     """Return whether to use double quantization, or None without 4 bits; remove quantization_config from `kwargs`.
 
     Raises:
@@ -133,8 +134,10 @@ def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: d
     return bool(asked.get("bnb_4bit_use_double_quant"))
 
 
-def _saved_quantization(name_or_path: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def _saved_quantization(name_or_path: str | Path | None, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Return the quantization_config of config.json, from a folder or from the hub."""
+    if name_or_path is None:
+        return None
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / kwargs.get("subfolder", "") / "config.json").is_file():
         return None  # loading reports the missing file
     hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}

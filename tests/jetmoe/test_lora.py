@@ -230,9 +230,9 @@ def test_switching_gives_what_each_adapter_gives_alone(saved):
         adapters.use(name)
         assert adapters.used == name
         expected = base if name is None else alone(saved / name)
-        torch.testing.assert_close(logits(model), expected, rtol=0, atol=0 if name is None else 1e-6)
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=0 if name is None else 5e-6)
         with torch.enable_grad():
-            torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0 if name is None else 1e-6)
+            torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0 if name is None else 5e-6)
         assert not any(parameter.requires_grad for parameter in model.parameters())
     assert (alone(saved / "experts") - base).abs().max() > 0.1
 
@@ -253,7 +253,7 @@ def test_ranks_and_scales_of_single_tensors(tmp_path):
     adapters = Adapters(model)
     adapters.load(tmp_path, "one")
     adapters.use("one")
-    torch.testing.assert_close(logits(model), alone(tmp_path), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(tmp_path), rtol=0, atol=5e-6)
 
 
 def test_loading_changes_nothing_of_the_adapter_in_use(saved):
@@ -274,7 +274,7 @@ def test_adapters_may_have_any_name(saved, names):
         adapters.load(saved / folder, name)
     for name, folder in zip(names, ("experts", "all"), strict=True):
         adapters.use(name)
-        torch.testing.assert_close(logits(model), alone(saved / folder), rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits(model), alone(saved / folder), rtol=0, atol=5e-6)
 
 
 @pytest.mark.filterwarnings("error:Adapter .* was active", "error:Already found a `peft_config`")
@@ -286,14 +286,14 @@ def test_removing_and_loading_again(saved):
     adapters.use("one")
     logits(model)
     adapters.remove("two")
-    torch.testing.assert_close(logits(model), alone(saved / "experts"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "experts"), rtol=0, atol=5e-6)
     adapters.remove("one")
     assert adapters.names == [] and adapters.used is None and torch.equal(logits(model), base)
     assert not list(wrappers(model)) and not hasattr(model, "peft_config")
     adapters.load(saved / "all+router", "three")
     adapters.use("three")
     assert adapters.names == ["three"]
-    torch.testing.assert_close(logits(model), alone(saved / "all+router"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "all+router"), rtol=0, atol=5e-6)
     for unknown in ("one", "four"):
         for action in (adapters.use, adapters.remove):
             with pytest.raises(AdapterError, match="is not loaded; load it first"):
@@ -331,7 +331,7 @@ def test_one_of_the_same_name_is_replaced(saved):
     adapters.load(saved / "all", "one")
     adapters.use("one")
     assert adapters.names == ["one"]
-    torch.testing.assert_close(logits(model), alone(saved / "all"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "all"), rtol=0, atol=5e-6)
 
 
 @torch.no_grad()
