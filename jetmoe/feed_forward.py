@@ -7,11 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.activations import ACT2FN
 
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, is_autocast, product
+from jetmoe.experts.experts import (
+    JetMoeExperts,
+    chosen_linear,
+    dispatched_linear,
+    gated_linear,
+    is_autocast,
+    product,
+    split_linear,
+)
+from jetmoe.low_rank import is_plain_linear, why_not_split
 
 # For the norms inside blocks, regardless of config.rms_norm_eps: the released models were trained with it.
 BLOCK_NORM_EPS = 1e-6
@@ -58,20 +68,22 @@ class JetMoeRouter(nn.Module):
     def __init__(self, config: JetMoeConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
-        self.layer = RouterLinear(config.hidden_size, config.num_local_experts, bias=False)
+        self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> Routing:
         with _no_autocast(tokens):
-            logits = self.layer(tokens.float()).float()  # [T, E]
+            logits = self._logits(tokens.float()).float()  # [T, E]
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
         return Routing(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
 
-
-class RouterLinear(nn.Linear):
-    """A linear layer that multiplies in fp32: bf16 logits would break the ties between slots of an upcycled model."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return product(self.weight.float(), tokens)  # [T, E]
+    def _logits(self, tokens: Tensor) -> Tensor:
+        # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
+        if is_plain_linear(self.layer):
+            return product(self.layer.weight.float(), tokens)
+        if torch.compiler.is_dynamo_compiling() and not why_not_split(self.layer):
+            return split_linear(self.layer, tokens)
+        narrow = {name: one.float() for name, one in self.layer.named_parameters() if one.dtype.itemsize < 4}
+        return functional_call(self.layer, narrow, (tokens,)) if narrow else self.layer(tokens)
 
 
 def _no_autocast(tensor: Tensor) -> AbstractContextManager:

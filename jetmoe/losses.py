@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jetmoe.low_rank import is_hooked
+from jetmoe.low_rank import is_plain_linear
 
 IGNORED = -100
 # Memory for the fp32 logits of one chunk, in bytes.
@@ -33,7 +33,7 @@ def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Te
     """
     labelled = (labels != IGNORED).nonzero().squeeze(1)  # [n]
     hidden, labels = hidden.index_select(0, labelled), labels[labelled]
-    if type(head) is nn.Linear and head.bias is None and not is_hooked(head):
+    if is_plain_linear(head):
         return _ChunkedCrossEntropy.apply(hidden, head.weight, labels)
     size = max(1, CHUNK_BYTES // (4 * head.out_features))  # type: ignore[operator]
     chunks = zip(hidden.split(size), labels.split(size), strict=True)

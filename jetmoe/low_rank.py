@@ -107,6 +107,11 @@ def _why_not_plain(wrapper: Any) -> str:
     return ""
 
 
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return whether the module is a product with its weight and nothing else."""
+    return type(module) is nn.Linear and module.bias is None and not is_hooked(module)
+
+
 def is_hooked(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)

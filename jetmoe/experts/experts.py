@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear
-from jetmoe.low_rank import AdapterError, LowRank, is_hooked, is_wrapped, split_adapters, why_not_split
+from jetmoe.low_rank import AdapterError, LowRank, is_plain_linear, is_wrapped, split_adapters, why_not_split
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
@@ -140,15 +140,15 @@ def _report_unsplit(experts: Any, reason: str) -> None:
 
 
 def project(linear: Any, rows: Tensor) -> Tensor:
-    """Return `linear(rows)` with its adapters, `[..., in]` -> `[..., out]`.
+    """Return `linear(rows)`; compiled for a few rows, it is a loop that Inductor fuses with its neighbours."""
+    is_loop = torch.compiler.is_dynamo_compiling() and rows.shape[:-1].numel() <= FEW_ROWS
+    return split_linear(linear, rows) if is_loop and not why_not_split(linear) else linear(rows)
 
-    Compiled for a few rows, it is a loop that Inductor fuses with its neighbours.
-    """
-    if not (torch.compiler.is_dynamo_compiling() and rows.shape[:-1].numel() <= FEW_ROWS) or why_not_split(linear):
-        return linear(rows)
+
+def split_linear(linear: Any, rows: Tensor) -> Tensor:
+    """Compute a linear layer with its adapters split off, in the dtype of the rows: `[..., in]` -> `[..., out]`."""
     layer, low_rank = split_adapters(linear, rows.dtype)
-    plain = type(layer) is nn.Linear and layer.bias is None and not is_hooked(layer)
-    result = product(layer.weight, rows) if plain else layer(rows)
+    result = product(layer.weight.to(rows.dtype), rows) if is_plain_linear(layer) else layer(rows)
     if low_rank is None:
         return result
     return result + product(low_rank.B[0], product(low_rank.A[0], rows)) * low_rank.scaling
