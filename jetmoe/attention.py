@@ -10,6 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from jetmoe import single_query
+from jetmoe.autograd import has_custom_backward
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
 from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, project, sorted_linear
@@ -121,7 +122,7 @@ class JetMoeMoA(nn.Module):
 
     def map(self, tokens: Tensor) -> tuple[Tensor, Routing]:
         """Apply the query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
-        routing = self.router(tokens)
+        routing = Routing(*self.router(tokens))
         if few_tokens(routing):
             rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
         else:
@@ -163,7 +164,7 @@ def _frequencies(config: JetMoeConfig, position_ids: Tensor) -> tuple[Tensor, fl
 
 def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary embeddings to `[B, S, heads, C]`; channel i of the first half of C pairs with i of the second."""
-    if heads.requires_grad and torch.is_grad_enabled():
+    if has_custom_backward(heads):
         return _Rotate.apply(heads, *rotary)
     return _rotated(heads, *rotary)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from jetmoe.autograd import require_first_order
 from jetmoe.low_rank import is_plain_linear
 
 IGNORED = -100
@@ -110,5 +111,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         scaled = (None if one is None else one * grad.to(one.dtype) for one in ctx.saved_tensors)
         return *scaled, None

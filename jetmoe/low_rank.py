@@ -43,10 +43,11 @@ def is_wrapped(module: nn.Module) -> bool:
 
 def why_not_split(module: nn.Module) -> str:
     """Return why only PEFT's own forward computes the wrapped module, or "" if it is plain LoRA without hooks."""
-    while is_wrapped(module):
-        if reason := _why_not_plain(module):
+    layer: Any = module
+    while is_wrapped(layer):
+        if reason := _why_not_plain(layer):
             return reason
-        module = module.base_layer
+        layer = layer.base_layer
     return ""
 
 

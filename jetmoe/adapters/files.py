@@ -162,7 +162,7 @@ def widened_config(config: peft.LoraConfig) -> peft.LoraConfig:
     zero and are skipped.
     """
     targets, ranks = config.target_parameters or [], config.rank_pattern or {}
-    paths = {path: ranks.get(get_pattern_key(ranks, path), config.r) for path in targets if path not in (*MOA, *MOE)}
+    paths = {path: ranks.get(get_pattern_key([*ranks], path), config.r) for path in targets if path not in (*MOA, *MOE)}
     absent = dict.fromkeys((name for name in (*MOA, *MOE) if name not in targets), 1)
     return peft.LoraConfig(
         **{name: getattr(config, name) for name in KEPT if name != "rank_pattern"},

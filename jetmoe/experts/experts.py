@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from jetmoe.autograd import is_transformed
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear
 from jetmoe.low_rank import AdapterError, LowRank, is_plain_linear, is_wrapped, split_adapters, why_not_split
@@ -208,7 +209,9 @@ def is_autocast(tensor: Tensor) -> bool:
 
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
     """Return whether to use `FrozenLinear`: not for trainable weights, nor if one call computes all experts."""
-    if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
+    if torch.compiler.is_dynamo_compiling() or is_transformed():
+        return False
+    if torch.is_grad_enabled() and layer.weight.requires_grad:
         return False
     if isinstance(layer.weight, NF4Tensor):
         return torch.is_grad_enabled() and (rows.requires_grad or low_rank is not None)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jetmoe.autograd import require_first_order
 from jetmoe.experts.assignments import SortedAssignments, sum_by_token
 from jetmoe.nf4.parts import Parts
 
@@ -49,6 +50,7 @@ class FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         rows, A, B, *inner = ctx.saved_tensors
         size = max((span.end for span in ctx.spans), default=0)
         grad_A, grad_B = (None, None) if A is None else (A.new_zeros(A.shape), B.new_zeros(B.shape))
@@ -102,6 +104,7 @@ class GatedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         rows, gates, A, B, *inner = ctx.saved_tensors
         grad_A, grad_B = (None, None) if A is None else (A.new_zeros(A.shape), B.new_zeros(B.shape))
         grad_rows, grad_gates = torch.empty_like(rows), torch.empty_like(gates)

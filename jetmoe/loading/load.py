@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from jetmoe.config import JetMoeConfig
-from jetmoe.loading.checkpoint import Progress, Stored, is_4bit, read_model_config, stored_tensors
+from jetmoe.loading.checkpoint import Progress, Stored, is_4bit, read_model_config, renamed_for, stored_tensors
 from jetmoe.loading.devices import as_device, device_of, dispatch_model, layer_devices
 from jetmoe.loading.slots import check_slots, quantization_config, slots_of
 from jetmoe.nf4.tensor import NF4Tensor
@@ -93,6 +93,7 @@ def build(
         double_quantization = any(name.endswith(".nested_absmax") for name in stored)
     with torch.device("meta"):
         model: Any = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
+    stored = renamed_for(model, stored)
     slots = slots_of(model, quantization == "nf4", double_quantization, dtype)
     if quantized:  # weights from tiles have plain scales, others can be doubly quantized
         for slot in slots:
