@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from jetmoe.classification import JetMoeForSequenceClassification
 from jetmoe.config import JetMoeConfig
-from jetmoe.modeling import JetMoeForCausalLM, JetMoeForSequenceClassification, JetMoeModel, JetMoePreTrainedModel
+from jetmoe.modeling import JetMoeForCausalLM, JetMoeModel, JetMoePreTrainedModel
 from jetmoe.routing import RoutingRecorder, RoutingTrace
 
 AutoConfig.register(JetMoeConfig.model_type, JetMoeConfig, exist_ok=True)

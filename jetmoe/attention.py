@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from jetmoe import single_query
+from jetmoe.autograd import has_custom_backward
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
 from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, project, sorted_linear
@@ -78,8 +80,12 @@ class JetMoeAttention(nn.Module):
         implementation = self.config._attn_implementation
         if output_attentions and implementation not in ("eager", "sdpa"):
             raise ValueError(f"{implementation} attention returns no weights. Use attn_implementation='eager'.")
-        implementation = "eager" if output_attentions else implementation
         dropout = self.config.attention_dropout if self.training else 0.0
+        if output_attentions:
+            by_slot = query.permute(0, 2, 3, 1, 4).reshape(B, K * H, S, C)
+            key, value = key.repeat(1, K, 1, 1), value.repeat(1, K, 1, 1)  # [B, K * H, keys, C]
+            attended, weights = eager_attention(self, by_slot, key, value, mask, self.scaling, dropout)
+            return attended.view(B, S, K, H, C), weights
         if implementation == "sdpa" and S == 1:
             # At a single position, all slots attend to the same keys. As query rows they need no repeated keys.
             attended = F.scaled_dot_product_attention(
@@ -97,12 +103,10 @@ class JetMoeAttention(nn.Module):
             )  # [B, H * K, S, C]
             return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        attended, weights = interface(
+        attended, _ = interface(
             self, grouped, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs
         )  # [B, S, H * K, C]
-        if weights is not None and output_attentions:
-            weights = weights.view(B, H, K, S, -1).transpose(1, 2).flatten(1, 2)  # [B, K * H, S, keys]
-        return attended.view(B, S, H, K, C).transpose(2, 3), weights
+        return attended.view(B, S, H, K, C).transpose(2, 3), None
 
 
 class JetMoeMoA(nn.Module):
@@ -118,7 +122,7 @@ class JetMoeMoA(nn.Module):
 
     def map(self, tokens: Tensor) -> tuple[Tensor, Routing]:
         """Apply the query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
-        routing = self.router(tokens)
+        routing = Routing(*self.router(tokens))
         if few_tokens(routing):
             rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
         else:
@@ -137,17 +141,30 @@ class JetMoeMoA(nn.Module):
 
 
 def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32."""
+    """Return cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32.
+
+    `config.rope_parameters` can scale them for longer texts; see transformers' `modeling_rope_utils`.
+    """
+    frequencies, scaling = _frequencies(config, position_ids)
+    angles = position_ids.unsqueeze(-1).float() * frequencies  # [B, S, C / 2]
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)  # [B, S, 1, C]
+    return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
+
+
+def _frequencies(config: JetMoeConfig, position_ids: Tensor) -> tuple[Tensor, float]:
+    """Return the frequencies `[C / 2]` and the factor of cosine and sine."""
+    kind = config.check_rope_type()
+    if kind != "default":
+        longest = position_ids.max() + 1 if kind == "dynamic" else None
+        return ROPE_INIT_FUNCTIONS[kind](config, position_ids.device, seq_len=longest)
     theta = config.rope_parameters["rope_theta"]  # type: ignore[index]
     exponents = torch.arange(0, config.kv_channels, 2, device=position_ids.device).float() / config.kv_channels
-    angles = position_ids.unsqueeze(-1).float() * (1.0 / theta**exponents)  # [B, S, C / 2]
-    angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)  # [B, S, 1, C]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return 1.0 / theta**exponents, 1.0
 
 
 def rotate(heads: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Apply rotary embeddings to `[B, S, heads, C]`; channel i of the first half of C pairs with i of the second."""
-    if heads.requires_grad and torch.is_grad_enabled():
+    if has_custom_backward(heads):
         return _Rotate.apply(heads, *rotary)
     return _rotated(heads, *rotary)
 
@@ -200,14 +217,13 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Return attention and its weights: `[B, H * K, S, C]` -> `[B, S, H * K, C]` and `[B, H * K, S, keys]`."""
-    groups = module.num_key_value_groups
+    """Return attention `[B, S, heads, C]` and its weights `[B, heads, S, keys]` for queries `[B, heads, S, C]`."""
+    groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling  # [B, H * K, S, keys]
     if mask is None and query.shape[2] > 1:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    attended = F.dropout(weights, dropout, module.training) @ value
-    return attended.transpose(1, 2), weights
+    weights = F.dropout(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights

@@ -31,13 +31,14 @@ FIXED = {"glu": True, "rotary_percent": 1.0}
 # Fields that other software writes into config.json. They cause no warning: only the base class may read them.
 WITHOUT_EFFECT = {
     "layer_norm_epsilon", "apply_residual_connection_post_layernorm", "auto_map", "bias_dropout_fusion", "bias_linear",
-    "conv_kernel", "gate_type", "gating_size", "hidden_dropout", "initializer_method", "n_inner", "num_experts",
+    "conv_kernel", "gate_type", "gating_size", "hidden_dropout", "initializer_method", "n_inner",
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "rotary", "rope_scaling", "rope_theta", "seq_length", "torch_dtype",
     "type_vocab_size", "use_flash_attn", "head_dim", "attn_implementation", "_attn_implementation", "name_or_path",
     "num_labels", "output_attentions", "quantization_config", "model_type",
 }  # fmt: skip
 
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_key_value_heads", "kv_channels", "intermediate_size",
     "num_local_experts", "num_experts_per_tok", "max_position_embeddings",
@@ -93,7 +94,7 @@ class JetMoeConfig(PreTrainedConfig):
 
     model_type = "jetmoe"
     keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {"head_dim": "kv_channels"}
+    attribute_map = {"head_dim": "kv_channels", "num_experts": "num_local_experts"}
 
     vocab_size: int = 32000
     hidden_size: int = 2048
@@ -132,9 +133,21 @@ class JetMoeConfig(PreTrainedConfig):
             )
         self.num_attention_heads = query_heads
         super().__post_init__(**kwargs)
-        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
-        if rope_type != "default":
-            raise ValueError(f"rope_type is {rope_type}; JetMoE supports only 'default'. Set rope_type to 'default'.")
+        self.check_rope_type()
+
+    def check_rope_type(self) -> str:
+        """Return the type of rotary scaling. `rope_parameters` can be replaced at any time, so this checks them too.
+
+        Raises:
+            ValueError: the type is not supported.
+        """
+        parameters = self.rope_parameters or {}
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        if kind not in ROPE_TYPES:
+            raise ValueError(
+                f"rope_type is {kind}; JetMoE supports {', '.join(ROPE_TYPES)}. Set rope_type to one of them."
+            )
+        return kind
 
     def _check(self) -> None:
         problems = [

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.activations import ACT2FN
 
+from jetmoe.autograd import has_custom_backward, require_first_order
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, product
-from jetmoe.low_rank import split_adapters
+from jetmoe.experts.experts import (
+    JetMoeExperts,
+    chosen_linear,
+    dispatched_linear,
+    gated_linear,
+    is_autocast,
+    product,
+    split_linear,
+)
+from jetmoe.low_rank import is_plain_linear, why_not_split
 
 # For the norms inside blocks, regardless of config.rms_norm_eps: the released models were trained with it.
 BLOCK_NORM_EPS = 1e-6
@@ -30,7 +43,7 @@ class JetMoeMoE(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, Routing]:
         """Return the output, `[B, S, D]` -> `[B, S, D]`, and the routing of the B * S tokens."""
         tokens = hidden.flatten(0, 1)  # [T, D]
-        routing = self.router(tokens)
+        routing = Routing(*self.router(tokens))
         if few_tokens(routing):
             rows = self._gated(chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing))
             result = combine(chosen_linear(self.output_linear, rows, routing), routing.gates)  # [T, D]
@@ -51,6 +64,13 @@ class JetMoeMoE(nn.Module):
         return self.activation(gate) * up
 
 
+class RouterOutput(NamedTuple):
+    # A tuple, because backward hooks only see the tensors of tuples.
+    logits: Tensor  # [T, E] fp32
+    experts: Tensor  # [T, K] int64, strongest first
+    gates: Tensor  # [T, K], in the dtype of the tokens
+
+
 class JetMoeRouter(nn.Module):
     """Select K of E experts. The gates are a softmax over the selected logits only."""
 
@@ -59,14 +79,24 @@ class JetMoeRouter(nn.Module):
         self.top_k = config.num_experts_per_tok
         self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
 
-    def forward(self, tokens: Tensor) -> Routing:
-        # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
-        layer, low_rank = split_adapters(self.layer, torch.float32)
-        logits = product(layer.weight.float(), tokens.float())  # [T, E]
-        if low_rank is not None:
-            logits = logits + product(low_rank.B[0], product(low_rank.A[0], tokens.float()))
+    def forward(self, tokens: Tensor) -> RouterOutput:
+        with _no_autocast(tokens):
+            logits = self._logits(tokens.float()).float()  # [T, E]
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
-        return Routing(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
+        return RouterOutput(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
+        if is_plain_linear(self.layer):
+            return product(self.layer.weight.float(), tokens)
+        if torch.compiler.is_dynamo_compiling() and not why_not_split(self.layer):
+            return split_linear(self.layer, tokens)
+        narrow = {name: one.float() for name, one in self.layer.named_parameters() if one.dtype.itemsize < 4}
+        return functional_call(self.layer, narrow, (tokens,)) if narrow else self.layer(tokens)
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager:
+    return torch.autocast(tensor.device.type, enabled=False) if is_autocast(tensor) else nullcontext()
 
 
 class JetMoeRMSNorm(nn.Module):
@@ -76,7 +106,7 @@ class JetMoeRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and hidden.requires_grad and not torch.compiler.is_dynamo_compiling():
+        if has_custom_backward(hidden) and not torch.compiler.is_dynamo_compiling():
             return _RMSNorm.apply(hidden, self.weight, self.eps)
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
@@ -95,6 +125,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         hidden, weight = ctx.saved_tensors
         wide = hidden.float()
         inverse = (wide.square().mean(-1, keepdim=True) + ctx.eps).rsqrt()  # [..., 1]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import peft
 
+from jetmoe.low_rank import AdapterError
+
 
 class Targets(NamedTuple):
     modules: tuple[str, ...] = ()
@@ -23,10 +25,6 @@ PRESETS = {
     "hot": Targets(("kv_proj",), (*MOA, *MOE)),  # use with `mask_gradients`
     "router": Targets(("router.layer",), ()),
 }
-
-
-class AdapterError(ValueError):
-    """The adapter can't be created, loaded or merged. The message gives the reason and the fix."""
 
 
 def lora_config(preset: str, r: int = 16, lora_alpha: float = 32, task_type: str = "CAUSAL_LM") -> peft.LoraConfig:

@@ -10,25 +10,40 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jetmoe.autograd import require_first_order
+from jetmoe.low_rank import is_plain_linear
 
 IGNORED = -100
 # Memory for the fp32 logits of one chunk, in bytes.
 CHUNK_BYTES = 2**25
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     """Return the summed next-token cross-entropy of hidden states in fp32, computed in chunks of logits.
 
-    Only rows with a label are multiplied by the head. The forward pass also computes the gradients.
+    Only rows with a label are multiplied by the head. For a plain linear head, the forward pass also computes the
+    gradients; for others, such as heads with adapters, the backward pass recomputes the logits.
 
     Args:
         hidden: `[T, D]`.
-        head: `[V, D]`.
+        head: maps `[n, D]` to logits `[n, V]`.
         labels: int64 `[T]`, already shifted; -100 is ignored.
     """
     labelled = (labels != IGNORED).nonzero().squeeze(1)  # [n]
-    return _ChunkedCrossEntropy.apply(hidden.index_select(0, labelled), head, labels[labelled])
+    hidden, labels = hidden.index_select(0, labelled), labels[labelled]
+    if is_plain_linear(head):
+        return _ChunkedCrossEntropy.apply(hidden, head.weight, labels)
+    size = max(1, CHUNK_BYTES // (4 * head.out_features))  # type: ignore[operator]
+    chunks = zip(hidden.split(size), labels.split(size), strict=True)
+    losses = [checkpoint(_cross_entropy, head, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(losses).sum() if losses else hidden.float().sum() * 0
+
+
+def _cross_entropy(head: nn.Module, rows: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(head(rows).float(), labels, reduction="sum")
 
 
 def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, attention_mask: Tensor | None = None) -> Tensor:
@@ -96,5 +111,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         scaled = (None if one is None else one * grad.to(one.dtype) for one in ctx.saved_tensors)
         return *scaled, None

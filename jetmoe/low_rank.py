@@ -1,10 +1,11 @@
 """LoRA adapters on linear maps: `B (A x)` is added to the product, `W + B A` is never formed.
 
+    reason = why_not_split(module)                              # "" for plain LoRA
     layer, low_rank = split_adapters(module, torch.bfloat16)    # the layer under PEFT's wrappers, its active adapters
 
-Adapters are PEFT's modules and files; this module reads their factors. The expert index varies slowest in `lora_A`
-`[E * R, in]` and fastest in `lora_B` `[out, R * E]`. Several active adapters are concatenated along R. Shape letters
-are declared in `jetmoe/routing.py`; a plain linear layer is a stack of one expert, E = 1.
+Adapters are PEFT's modules and files; this module reads their factors at every forward pass. The expert index varies
+slowest in `lora_A` `[E * R, in]` and fastest in `lora_B` `[out, R * E]`. Several active adapters are concatenated along
+R. Shape letters are declared in `jetmoe/routing.py`; a plain linear layer is a stack of one expert, E = 1.
 """
 
 from __future__ import annotations
@@ -16,70 +17,130 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+PLAIN_WRAPPERS = ("Linear", "Linear4bit", "ParamWrapper")
+"""Classes of `peft.tuners.lora` whose plain form is `W x + B (A x) * scaling`."""
+
+
+class AdapterError(ValueError):
+    """The adapter can't be created, loaded, computed or merged. The message gives the reason and the fix."""
+
 
 class LowRank(NamedTuple):
-    """Factors of the active adapters of E linear maps, including the scaling."""
+    """Factors of the active adapters of E linear maps; they add `B (A x) * scaling`."""
 
     A: Tensor  # [E, R, in]
     B: Tensor  # [E, out, R]
+    scaling: float = 1.0
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.A.to(dtype), self.B.to(dtype), self.scaling)
+
+
+def is_wrapped(module: nn.Module) -> bool:
+    """Return whether a PEFT tuner wraps the module."""
+    return "base_layer" in module._modules
+
+
+def why_not_split(module: nn.Module) -> str:
+    """Return why only PEFT's own forward computes the wrapped module, or "" if it is plain LoRA without hooks."""
+    layer: Any = module
+    while is_wrapped(layer):
+        if reason := _why_not_plain(layer):
+            return reason
+        layer = layer.base_layer
+    return ""
 
 
 def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank | None]:
     """Return the layer under PEFT's wrappers and its active adapters in `dtype`, or None if they add nothing."""
     layer: Any = module
     adapters = []
-    while hasattr(layer, "base_layer"):
+    while is_wrapped(layer):
         if not (layer.disable_adapters or layer.merged):
             adapters += [(layer, name) for name in layer.active_adapters if name in layer.lora_A]
         layer = layer.base_layer
-    if torch.compiler.is_dynamo_compiling():
-        # Keep the wrappers out of a compiled graph: an earlier eager forward pass has stored the factors here.
-        return layer, getattr(layer, "low_rank", None)
     if not adapters:
-        if hasattr(layer, "low_rank"):
-            layer.low_rank, layer.low_rank_state = None, []
         return layer, None
-    if torch.is_grad_enabled():
-        # Don't cache: a fused optimizer changes the factors without incrementing their version.
-        layer.low_rank_state = []
-        return layer, _side_by_side([_factors(*adapter, dtype) for adapter in adapters])
-    return layer, _kept(layer, adapters, dtype)
+    packed = getattr(layer, "packed_adapters", {})
+    if len(adapters) == 1 and adapters[0][1] in packed:
+        low_rank = packed[adapters[0][1]]
+    else:
+        low_rank = _concatenated([_factors(*adapter) for adapter in adapters])
+    return layer, None if low_rank is None else low_rank.to(dtype)
 
 
-def _kept(layer: Any, adapters: list[tuple[Any, str]], dtype: torch.dtype) -> LowRank | None:
-    """Return contiguous factors for inference, cached until they change; skip adapters that are zero."""
-    weights = [part[name].weight for wrapper, name in adapters for part in (wrapper.lora_A, wrapper.lora_B)]
-    scaling = [wrapper.scaling[name] for wrapper, name in adapters]
-    state = [(weight, weight._version, weight.data_ptr(), scaling, dtype) for weight in weights]
-    kept = getattr(layer, "low_rank_state", [])
-    if len(kept) != len(state) or any(a is not b or v != w for (a, *v), (b, *w) in zip(kept, state, strict=True)):
-        factors = [_factors(*adapter, dtype) for adapter in adapters if _adds(*adapter)]
-        layer.low_rank = _side_by_side(factors) if factors else None
-        layer.low_rank_state = state
-    return layer.low_rank
+def pack(model: Any, name: str) -> None:
+    """Store contiguous copies of an adapter's factors, which decoding reads faster; factors that are zero are skipped.
+
+    The copies are used until `unpack`, so call this only for weights that don't change.
+    """
+    for module in model.modules():
+        if is_wrapped(module) and name in getattr(module, "lora_A", {}) and not why_not_split(module):
+            layer: Any = module.get_base_layer()
+            is_zero = not module.lora_B[name].weight.any()
+            layer.packed_adapters = {name: None if is_zero else _packed(_factors(module, name), model.dtype)}
 
 
-def _adds(wrapper: Any, name: str) -> bool:
-    return bool(wrapper.lora_B[name].weight.any())
+def unpack(model: nn.Module) -> None:
+    for module in model.modules():
+        vars(module).pop("packed_adapters", None)
 
 
-def _factors(wrapper: Any, name: str, dtype: torch.dtype) -> LowRank:
+def _why_not_plain(wrapper: Any) -> str:
+    kind = type(wrapper)
+    if kind.__name__ not in PLAIN_WRAPPERS or not kind.__module__.startswith("peft.tuners.lora."):
+        return f"{kind.__module__.split('.')[2]}.{kind.__name__} is not LoRA"
+    if is_hooked(wrapper):
+        return "its LoRA layer has hooks"
+    if wrapper.disable_adapters or wrapper.merged:
+        return "its merged adapters are disabled" if wrapper.disable_adapters and wrapper.merged else ""
+    for name in wrapper.active_adapters:
+        if name not in wrapper.lora_A:
+            continue
+        if name in wrapper.lora_variant:
+            return f"it uses {type(wrapper.lora_variant[name]).__name__.removesuffix('Variant')}"
+        if wrapper.lora_bias.get(name):
+            return "it uses lora_bias"
+        if wrapper.training and not isinstance(wrapper.lora_dropout[name], nn.Identity):
+            return "it uses lora_dropout"
+        if any(type(part[name]) is not nn.Linear or is_hooked(part[name]) for part in (wrapper.lora_A, wrapper.lora_B)):
+            return "its factors are not plain linear layers"
+    return ""
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return whether the module is a product with its weight and nothing else."""
+    return type(module) is nn.Linear and module.bias is None and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _factors(wrapper: Any, name: str) -> LowRank:
     A, B, experts = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight, getattr(wrapper, "num_experts", 1)
     A = A.view(experts, -1, A.shape[-1])  # [E, R, in]
-    B = B.view(B.shape[0], -1, experts).permute(2, 0, 1) * wrapper.scaling[name]  # [E, out, R]
-    return LowRank(A.to(dtype), B.to(dtype))
+    B = B.view(B.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, R]
+    return LowRank(A, B, wrapper.scaling[name])
 
 
-def _side_by_side(factors: list[LowRank]) -> LowRank:
+def _packed(factors: LowRank, dtype: torch.dtype) -> LowRank:
+    A, B, scaling = factors
+    return LowRank(A.detach().to(dtype), (B.detach() * scaling).to(dtype).contiguous())
+
+
+def _concatenated(factors: list[LowRank]) -> LowRank:
     if len(factors) == 1:
-        return LowRank(factors[0].A, factors[0].B.contiguous())
-    return LowRank(torch.cat([one.A for one in factors], dim=1), torch.cat([one.B for one in factors], dim=2))
+        return factors[0]
+    A = torch.cat([one.A for one in factors], dim=1)
+    return LowRank(A, torch.cat([one.B * one.scaling for one in factors], dim=2))
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """Disable all adapters of the model inside the block."""
-    wrappers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
+    wrappers: list[Any] = [module for module in model.modules() if is_wrapped(module)]
     before = [wrapper._disable_adapters for wrapper in wrappers]
     for wrapper in wrappers:
         wrapper._disable_adapters = True

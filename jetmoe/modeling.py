@@ -16,11 +16,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    MoeCausalLMOutputWithPast,
-    MoeModelOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 
 from jetmoe.attention import JetMoeAttention, JetMoeMoA, StaticKV, rotary_embedding
 from jetmoe.config import JetMoeConfig
@@ -148,7 +144,7 @@ class JetMoeModel(JetMoePreTrainedModel):
         rotary = rotary_embedding(self.config, position_ids, hidden.dtype)
 
         states, attentions, logits, experts = [], [], [], []
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer layers for an early exit
             states.append(hidden)
             output = LayerOutput(
                 *self.call_layer(
@@ -263,9 +259,9 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
             token_mask = attention_mask if token_mask is None else token_mask
             aux_loss = load_balancing_loss(outputs.router_logits, top_k, token_mask)
         loss = None
-        if labels is not None:
-            if logits is None:
-                loss = self._chunked_loss(outputs.last_hidden_state, labels, kwargs.get("num_items_in_batch"))
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            if skip_logits:
+                loss = self._chunked_loss(outputs.last_hidden_state, labels, **kwargs)
             else:
                 loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             if aux_loss is not None:
@@ -285,89 +281,14 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         )
         return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
 
-    def _chunked_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
-        """Return the same loss as `loss_function`: the mean over labels, or the sum divided by the batch's `count`."""
-        labels = labels[:, 1:].to(hidden.device)  # [B, S - 1]
-        total = chunked_cross_entropy(hidden[:, :-1].flatten(0, 1), self.lm_head.weight, labels.flatten())
-        return total / ((labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
-
-
-class JetMoeForSequenceClassification(JetMoePreTrainedModel):
-    """JetMoE with a linear head on the last token that is not padding; regression if num_labels is 1."""
-
-    def __init__(self, config: JetMoeConfig) -> None:
-        super().__init__(config)
-        self.num_labels = config.num_labels or 2
-        self.model = JetMoeModel(config)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutputWithPast | tuple:
-        """Run the decoder and the classification head; for the other arguments, see `JetMoeModel.forward`.
-
-        Args:
-            labels: `[B]`, class ids or (num_labels 1) numbers; or `[B, num_labels]`.
-
-        Returns:
-            logits `[B, num_labels]` and, if labels are given, the loss.
-
-        Raises:
-            ValueError: a batch of several rows without attention_mask and without pad_token_id in the configuration.
-        """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
-        hidden = outputs.last_hidden_state  # [B, S, D]
-        last = self._last_token(input_ids, attention_mask, hidden)  # [B]
-        # A head in training is in fp32, whatever the dtype of the decoder.
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].to(self.score.weight.dtype)  # [B, D]
-        logits = self.score(pooled)  # [B, labels]
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-        result = SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return result if _default(return_dict, self.config.return_dict) else result.to_tuple()
-
-    def _last_token(self, input_ids: Tensor | None, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """Return the index `[B]` of each row's last token that is not padding: by the mask, else by pad_token_id (which
-        must then not be the last token of a text), else the last position."""
-        batch, length = hidden.shape[:2]
-        if mask is not None and mask.ndim == 2:
-            return (torch.arange(length, device=hidden.device) * (mask[:, -length:] != 0)).argmax(-1)
-        if self.config.pad_token_id is None and batch > 1:
-            raise ValueError("To classify several rows, pass attention_mask or set pad_token_id in the configuration.")
-        if self.config.pad_token_id is None or input_ids is None:
-            return torch.full((batch,), length - 1, device=hidden.device)
-        positions = torch.arange(length, device=hidden.device)
-        return (positions * (input_ids != self.config.pad_token_id)).argmax(-1)
+    def _chunked_loss(self, hidden: Tensor, labels, shift_labels=None, num_items_in_batch=None, **kwargs) -> Tensor:
+        """Return the same loss as `loss_function`: the mean over labels, or the sum divided by the batch's count."""
+        if shift_labels is None:
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        targets = shift_labels.to(hidden.device).flatten()
+        total = chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, targets)
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count, device=total.device)
 
 
 class LayerOutput(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -22,17 +23,29 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Settings that are read from a foreign adapter, and settings that must be at their default. Others are ignored.
 KEPT = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "task_type")
 AT_DEFAULT = (
-    "lora_dropout",
     "use_dora",
-    "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
     "modules_to_save",
     "alora_invocation_tokens",
+    "trainable_token_indices",
     "kasa_config",
+    "use_bdlora",
+    "use_qalora",
+    "monteclora_config",
+    "arrow_config",
 )
+# Other initialisations change the base model's weights as well.
+PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
+# Settings by which PEFT adapts only some of the modules that the targets name.
+NARROWING = ("layers_to_transform", "exclude_modules")
 MAX_RANK = 512
 # Names of a classification head in PEFT's `modules_to_save`, and its name in the weights file.
+LINEAR = (*PRESETS["all"].modules, *PRESETS["router"].modules)
+# The name of a factor in the weights file, and in it the module's path.
+TENSOR = re.compile(r"base_model\.model\.([\w.]+)\.lora_[AB]\.weight")
+# A regular expression that can't take long on a module's path.
+SAFE_PATTERN = re.compile(r"[\w.^$\\]*(\.\*[\w.^$\\]*){0,3}")
 HEADS = {"score", "classifier"}
 HEAD = "base_model.model.score.weight"
 
@@ -60,19 +73,39 @@ def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
         if not with_head:
             raise AdapterError("This adapter has a classification head and generates no text. Pick one without a head.")
         del stored["modules_to_save"]
-    if odd := [name for name in AT_DEFAULT if stored.get(name)] + ["bias"] * (stored.get("bias", "none") != "none"):
-        raise AdapterError(f"The adapter uses {', '.join(odd)}, which experts don't support; train it without.")
+    if odd := _unsupported(stored):
+        raise AdapterError(
+            f"The adapter uses {', '.join(odd)}, which is not supported; train it without, or merge it with PEFT."
+        )
     if odd := [name for name, value in stored.items() if not _is_sound(name, value)]:
         raise AdapterError(f"{CONFIG} has an invalid value for {', '.join(odd)}; save or download the adapter again.")
-    modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
-    here = {*PRESETS["all"].modules, *PRESETS["router"].modules, *MOA, *MOE}
-    if foreign := {*modules, *parameters} - here:
-        raise AdapterError(f"The adapter changes {', '.join(sorted(foreign))[:99]}, which JetMoE doesn't have.")
     ranks = [stored.get("r"), *(stored.get("rank_pattern") or {}).values()]
     if not all(type(rank) is int and 1 <= rank <= MAX_RANK for rank in ranks):
         raise AdapterError(f"The adapter's ranks must be whole numbers from 1 to {MAX_RANK}, not {str(ranks)[:99]}.")
+    modules, parameters = _targets(stored, Path(folder))
     kept = {name: stored[name] for name in KEPT if name in stored}
     return peft.LoraConfig(target_modules=modules, target_parameters=parameters or None, **kept)
+
+
+def _unsupported(stored: dict[str, Any]) -> list[str]:
+    odd = [name for name in AT_DEFAULT if stored.get(name)]
+    odd += ["bias"] * (stored.get("bias", "none") != "none")
+    return odd + ["init_lora_weights"] * (stored.get("init_lora_weights", True) not in PLAIN_INITS)
+
+
+def _targets(stored: dict[str, Any], folder: Path) -> tuple[list[str], list[str]]:
+    """Return target modules and target parameters.
+
+    Where the configuration has patterns or full paths, they are the modules with tensors in the weights file.
+    """
+    modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
+    if {*modules, *parameters} <= {*LINEAR, *MOA, *MOE} and not any(stored.get(name) for name in NARROWING):
+        return modules, parameters
+    found = {match[1] for name in _stored_shapes(folder) if (match := TENSOR.fullmatch(name))}
+    experts = {path for path in found if f"{path}.weight".endswith((*MOA, *MOE))}
+    if foreign := sorted(path for path in found - experts if not path.endswith(LINEAR)):
+        raise AdapterError(f"The adapter changes {', '.join(foreign)[:99]}, which is not supported. Pick another one.")
+    return sorted(found - experts), sorted(f"{path}.weight" for path in experts)
 
 
 def read_head(folder: Path | str) -> Tensor:
@@ -101,10 +134,17 @@ def _is_sound(name: str, value: Any) -> bool:
         return isinstance(value, bool)
     if name in ("rank_pattern", "alpha_pattern"):
         # PEFT uses the names as regular expressions, and some of those never terminate.
-        return isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", key) and _is_number(value[key]) for key in value)
+        return isinstance(value, dict) and all(_is_pattern(key) and _is_number(value[key]) for key in value)
     if name in ("target_modules", "target_parameters"):
         return isinstance(value, str | list) and all(isinstance(target, str) for target in value)
     return name != "task_type" or value in list(peft.TaskType)
+
+
+def _is_pattern(key: str) -> bool:
+    try:
+        return bool(SAFE_PATTERN.fullmatch(key) and re.compile(key))
+    except re.error:
+        return False
 
 
 def _is_number(value: Any) -> bool:
@@ -121,18 +161,23 @@ def widened_config(config: peft.LoraConfig) -> peft.LoraConfig:
     PEFT requires the same target parameters for all adapters of a model. Those that the adapter lacks have rank 1, stay
     zero and are skipped.
     """
-    absent = absent_targets(config)
+    targets, ranks = config.target_parameters or [], config.rank_pattern or {}
+    paths = {path: ranks.get(get_pattern_key([*ranks], path), config.r) for path in targets if path not in (*MOA, *MOE)}
+    absent = dict.fromkeys((name for name in (*MOA, *MOE) if name not in targets), 1)
     return peft.LoraConfig(
         **{name: getattr(config, name) for name in KEPT if name != "rank_pattern"},
-        rank_pattern={**(config.rank_pattern or {}), **dict.fromkeys(absent, 1)},
+        rank_pattern={**paths, **ranks, **absent},  # PEFT takes the first that matches
         target_modules=config.target_modules,
         target_parameters=[*MOA, *MOE],
         inference_mode=True,
     )
 
 
-def absent_targets(config: peft.LoraConfig) -> list[str]:
-    return [name for name in (*MOA, *MOE) if name not in (config.target_parameters or [])]
+def _is_targeted(config: peft.LoraConfig, name: str) -> bool:
+    """Return whether a tensor of the widened configuration belongs to the adapter."""
+    match = TENSOR.fullmatch(name)
+    weight = f"{match[1]}.weight" if match else ""
+    return not weight.endswith((*MOA, *MOE)) or weight.endswith(tuple(config.target_parameters or []))
 
 
 def is_classifier(folder: Path) -> bool:
@@ -155,12 +200,8 @@ def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module)
     """
     stored = _stored_shapes(Path(folder))
     stored.pop(HEAD, None)
-    absent = tuple(name.removesuffix(".weight") for name in absent_targets(config))
-    needed = {
-        name: shape
-        for name, shape in _expected_shapes(config, model).items()
-        if not name.partition(".lora_")[0].endswith(absent)
-    }
+    expected = _expected_shapes(config, model)
+    needed = {name: shape for name, shape in expected.items() if _is_targeted(config, name)}
     wrong = sorted(needed.keys() ^ stored.keys())
     wrong += [name for name in needed.keys() & stored.keys() if needed[name] != stored[name]]
     if wrong:

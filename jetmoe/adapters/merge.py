@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from jetmoe.adapters.audit import part_of
 from jetmoe.adapters.wrappers import unwrap, wrappers
 from jetmoe.low_rank import LowRank, split_adapters
-from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import require_bitsandbytes
 from jetmoe.nf4.tensor import copy_into, quantize
 
@@ -39,7 +38,7 @@ def _add(layer: Any, low_rank: LowRank) -> Tensor:
     """Add `B A` to a layer's weights; return `[2]`, the squared norms of the rounding error and of the change."""
     sums = torch.zeros(2)
     for e in range(len(low_rank.B)):
-        change = low_rank.B[e] @ low_rank.A[e]  # [out, in]
+        change = low_rank.B[e] @ low_rank.A[e] * low_rank.scaling  # [out, in]
         exact = _read(layer, e) + change
         _write(layer, e, exact)
         sums += torch.stack([(_read(layer, e) - exact).square().sum(), change.square().sum()]).cpu()
@@ -81,5 +80,5 @@ def _write_linear_4bit(layer: Any, weight: Tensor) -> None:
         weight.to(state.dtype), False, compress_statistics=state.nested, quant_type="nf4", module=layer
     )
     layer.weight = values.to(device)
-    if hasattr(layer, "tiles"):
-        nf4_cpu.tile_linear(layer)
+    if getattr(layer, "tiles", None) is not None:
+        layer.tile()

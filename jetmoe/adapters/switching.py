@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, quiet_peft, read_config, widened_config
 from jetmoe.adapters.wrappers import unwrap, wrappers
 from jetmoe.lora import AdapterError
+from jetmoe.low_rank import pack, unpack
 
 
 class Adapters:
@@ -66,6 +67,9 @@ class Adapters:
         for _, wrapper in wrappers(self._model):
             wrapper.set_adapter([] if module is None else module)
         self._model.requires_grad_(False)
+        unpack(self._model)
+        if module is not None:
+            pack(self._model, module)
         self.used = name
 
     def remove(self, name: str) -> None:

@@ -9,6 +9,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from jetmoe.low_rank import unpack
+
 
 def wrappers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the names and modules of PEFT's wrappers; only the outermost of nested ones."""
@@ -19,9 +21,8 @@ def wrappers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def unwrap(model: nn.Module) -> None:
     for name, wrapper in wrappers(model):
-        layer = wrapper.get_base_layer()
-        layer.low_rank, layer.low_rank_state = None, []
-        model.set_submodule(name, layer)
+        model.set_submodule(name, wrapper.get_base_layer())
+    unpack(model)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             vars(module).pop("peft_config", None)  # otherwise PEFT assumes that the adapters still exist

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from jetmoe.autograd import has_custom_backward
+
 # Up to this many assignments, products run row by row in token order; above it, tokens are sorted by expert.
 FEW_ASSIGNMENTS = 16
 
@@ -70,7 +72,7 @@ def few_tokens(routing: Routing) -> bool:
 def dispatch(tokens: Tensor, routing: Routing) -> Tensor:
     """Gather the input row of each sorted assignment: `[T, in]` -> `[A, in]`."""
     assignments = routing.sorted()
-    if tokens.requires_grad and torch.is_grad_enabled():
+    if has_custom_backward(tokens):
         return _Dispatch.apply(tokens, assignments, routing.top_k)
     return tokens.index_select(0, assignments.order // routing.top_k)
 
@@ -82,7 +84,7 @@ def repeat_tokens(tokens: Tensor, routing: Routing) -> Tensor:
 
 def permute(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     """Return `rows[index]` for a permutation, `[A, *]` -> `[A, *]`. The gradient is a gather, not an accumulation."""
-    if rows.requires_grad and torch.is_grad_enabled():
+    if has_custom_backward(rows):
         return _Permute.apply(rows, index, inverse)
     return rows.index_select(0, index)
 
@@ -98,7 +100,7 @@ def combine(rows: Tensor, gates: Tensor) -> Tensor:
 
 def collect(rows: Tensor, routing: Routing) -> Tensor:
     """Sum sorted rows, already weighted by the gates, over each token's experts: `[A, out]` -> `[T, out]`."""
-    if rows.requires_grad and torch.is_grad_enabled():
+    if has_custom_backward(rows):
         return _Collect.apply(rows, routing.sorted(), routing.top_k)
     return sum_by_token(rows, routing.sorted(), routing.top_k)
 

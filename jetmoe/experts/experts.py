@@ -12,15 +12,19 @@ eager steps can run in one thread while another thread compiles.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import logging
 
+from jetmoe.autograd import is_transformed
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear
-from jetmoe.low_rank import LowRank, split_adapters
+from jetmoe.low_rank import AdapterError, LowRank, is_plain_linear, is_wrapped, split_adapters, why_not_split
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
@@ -28,6 +32,8 @@ from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
 # Up to this many rows, a compiled product is a generated loop instead of a call into a matrix library.
 FEW_ROWS = 4
 # Off until a table in tests/benchmarks/results shows it correct and faster on a GPU. JETMOE_TRITON=1 enables it.
+NO_ADAPTER = (None, None, 1.0)
+logger = logging.get_logger(__name__)
 USE_TRITON = os.environ.get("JETMOE_TRITON") == "1"
 
 
@@ -36,15 +42,30 @@ class JetMoeExperts(nn.Module):
 
     def __init__(self, num_experts: int, input_size: int, output_size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, output_size, input_size))
         self._parts: Parts | None = None
+        self.weight = nn.Parameter(torch.empty(num_experts, output_size, input_size))
+
+    def forward(self, rows: Tensor, routing: Routing, product: Product, low_rank: LowRank | None = None) -> Tensor:
+        """Apply one of the products below; `[n, in]` -> `[A, out]`. A module call, so that hooks see it."""
+        return product(self, low_rank, rows, routing)
 
     def parts(self) -> Parts | None:
         """Return the 4-bit weight as plain tensors, or None if it is not in 4 bits."""
-        # Keep the parameter out of a compiled graph: an earlier eager forward pass has stored its parts here.
+        # A compiled graph can't contain the parameter itself.
         if not torch.compiler.is_dynamo_compiling():
             self._parts = self.weight.parts if isinstance(self.weight, NF4Tensor) else None
         return self._parts
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._parts = param.parts if isinstance(param, NF4Tensor) else None
+
+    def _apply(self, fn, recurse: bool = True):
+        # `param.data = ...` would leave the codes of a 4-bit weight where they are.
+        if isinstance(self.weight, NF4Tensor):
+            self.weight = nn.Parameter(fn(self.weight), requires_grad=False)
+            return self
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         experts, output_size, input_size = self.weight.shape
@@ -65,12 +86,12 @@ class JetMoeExperts(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+Product = Callable[[JetMoeExperts, LowRank | None, Tensor, Routing], Tensor]
+
+
 def dispatched_linear(experts: nn.Module, tokens: Tensor, routing: Routing) -> Tensor:
     """Multiply each token by its experts, sorted by expert: `[T, in]` -> `[A, out]`."""
-    layer, low_rank = split_adapters(experts, tokens.dtype)
-    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # with top_k 1, dispatch makes no copies
-        return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
-    return sorted_linear(experts, dispatch(tokens, routing), routing)
+    return _call(experts, _dispatched_product, tokens, routing)
 
 
 def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routing, before: Before) -> Tensor:
@@ -78,23 +99,12 @@ def gated_linear(experts: nn.Module, rows: Tensor, gates: Tensor, routing: Routi
 
     The backward pass recomputes `before(rows, gates)` `[n, in]`, so that its result need not be saved.
     """
-    layer, low_rank = split_adapters(experts, rows.dtype)
-    if _expert_by_expert(layer, rows, low_rank):
-        A, B = low_rank or (None, None)
-        weight = layer.parts() or layer.weight
-        return GatedLinear.apply(rows, gates, A, B, weight, routing.sorted(), before)
-    return sorted_linear(experts, before(rows, gates), routing)
+    return _call(experts, partial(_gated_product, gates=gates, before=before), rows, routing)
 
 
 def sorted_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
     """Multiply each sorted assignment by its expert and add the adapters: `[A, in]` -> `[A, out]`."""
-    layer, low_rank = split_adapters(experts, rows.dtype)
-    if _expert_by_expert(layer, rows, low_rank):
-        return _frozen_linear(layer, low_rank, rows, routing, 1)
-    result = _sorted_product(layer.parts() or layer.weight, rows, routing)
-    if low_rank is None:
-        return result
-    return result + _sorted_product(low_rank.B, _sorted_product(low_rank.A, rows, routing), routing)
+    return _call(experts, _sorted_product, rows, routing)
 
 
 def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
@@ -102,37 +112,47 @@ def chosen_linear(experts: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
 
     Reads only the chosen weights.
     """
+    return _call(experts, _chosen_product, rows, routing)
+
+
+def _call(experts: Any, product: Product, rows: Tensor, routing: Routing) -> Tensor:
+    """Call the layer with its adapters split off, or through PEFT's wrappers where they are more than plain LoRA."""
+    if is_autocast(rows):
+        rows = rows.to(torch.get_autocast_dtype(rows.device.type))
+    if not is_wrapped(experts):
+        return experts(rows, routing, product)
+    if reason := why_not_split(experts):
+        _report_unsplit(experts, reason)
+        return experts(rows, routing, product)
     layer, low_rank = split_adapters(experts, rows.dtype)
-    result = _chosen_product(layer, rows, routing)
+    return layer(rows, routing, product, low_rank)
+
+
+@torch.compiler.disable
+def _report_unsplit(experts: Any, reason: str) -> None:
+    if isinstance(experts.get_base_layer().weight, NF4Tensor) and not experts.disable_adapters:
+        raise AdapterError(
+            f"An adapter on 4-bit experts can't be computed because {reason}; 4-bit experts support plain LoRA without "
+            "hooks. Change the adapter, remove the hooks, or load the model in 16 bits."
+        )
+    logger.warning_once(
+        f"PEFT computes the adapters of some experts, which builds their full weights, because {reason}."
+    )
+
+
+def project(linear: Any, rows: Tensor) -> Tensor:
+    """Return `linear(rows)`; compiled for a few rows, it is a loop that Inductor fuses with its neighbours."""
+    is_loop = torch.compiler.is_dynamo_compiling() and rows.shape[:-1].numel() <= FEW_ROWS
+    return split_linear(linear, rows) if is_loop and not why_not_split(linear) else linear(rows)
+
+
+def split_linear(linear: Any, rows: Tensor) -> Tensor:
+    """Compute a linear layer with its adapters split off, in the dtype of the rows: `[..., in]` -> `[..., out]`."""
+    layer, low_rank = split_adapters(linear, rows.dtype)
+    result = product(layer.weight.to(rows.dtype), rows) if is_plain_linear(layer) else layer(rows)
     if low_rank is None:
         return result
-    ids = routing.experts.flatten()  # [A]
-    inner = (low_rank.A[ids].float() * rows.float().unsqueeze(1)).sum(-1)  # [A, R]
-    return result + (low_rank.B[ids].float() * inner.unsqueeze(1)).sum(-1).to(result.dtype)  # [A, out]
-
-
-def project(linear: nn.Module, rows: Tensor) -> Tensor:
-    """Return `linear(rows)` plus the adapters, `[..., in]` -> `[..., out]`.
-
-    Compiled for a few rows, it is a loop that Inductor fuses with its neighbours.
-    """
-    layer, low_rank = split_adapters(linear, rows.dtype)
-    result = _project(layer, rows)
-    return result if low_rank is None else result + product(low_rank.B[0], product(low_rank.A[0], rows))
-
-
-def _project(linear: nn.Module, rows: Tensor) -> Tensor:
-    if type(linear) is nn.Linear and linear.bias is None:
-        return product(linear.weight, rows)
-    tiles = getattr(linear, "tiles", None)
-    if tiles is None or rows.device.type != "cpu" or _needs_gradient(rows):
-        return linear(rows)
-    flat = rows.reshape(-1, rows.shape[-1])
-    if len(flat) <= FEW_ROWS:
-        result = nf4_cpu.chosen_linear(flat, torch.zeros(len(flat), dtype=torch.int64), tiles)
-    else:
-        result = nf4_cpu.sorted_linear(flat, torch.tensor([len(flat)]), tiles)
-    return result.view(*rows.shape[:-1], -1)
+    return result + product(low_rank.B[0], product(low_rank.A[0], rows)) * low_rank.scaling
 
 
 def product(weight: Tensor, rows: Tensor) -> Tensor:
@@ -143,9 +163,55 @@ def product(weight: Tensor, rows: Tensor) -> Tensor:
     return F.linear(rows.reshape(-1, rows.shape[-1]), weight).view(*rows.shape[:-1], -1)
 
 
+def _dispatched_product(layer: JetMoeExperts, low_rank: LowRank | None, tokens: Tensor, routing: Routing) -> Tensor:
+    if routing.top_k > 1 and _expert_by_expert(layer, tokens, low_rank):  # with top_k 1, dispatch makes no copies
+        return _frozen_linear(layer, low_rank, tokens, routing, routing.top_k)
+    return _sorted_product(layer, low_rank, dispatch(tokens, routing), routing)
+
+
+def _gated_product(
+    layer: JetMoeExperts, low_rank: LowRank | None, rows: Tensor, routing: Routing, gates: Tensor, before: Before
+) -> Tensor:
+    if _expert_by_expert(layer, rows, low_rank):
+        gates = gates.to(rows.dtype)
+        return GatedLinear.apply(rows, gates, *(low_rank or NO_ADAPTER), _weight(layer), routing.sorted(), before)
+    return _sorted_product(layer, low_rank, before(rows, gates).to(rows.dtype), routing)
+
+
+def _sorted_product(layer: JetMoeExperts, low_rank: LowRank | None, rows: Tensor, routing: Routing) -> Tensor:
+    if _expert_by_expert(layer, rows, low_rank):
+        return _frozen_linear(layer, low_rank, rows, routing, 1)
+    result = _sorted_linear(_weight(layer), rows, routing)
+    if low_rank is None:
+        return result
+    inner = _sorted_linear(low_rank.A, rows, routing) * low_rank.scaling  # [A, R]
+    return result + _sorted_linear(low_rank.B, inner, routing)
+
+
+def _chosen_product(layer: JetMoeExperts, low_rank: LowRank | None, rows: Tensor, routing: Routing) -> Tensor:
+    result = _chosen_linear(layer, rows, routing)
+    if low_rank is None:
+        return result
+    ids = routing.experts.flatten()  # [A]
+    inner = (low_rank.A[ids].float() * rows.float().unsqueeze(1)).sum(-1) * low_rank.scaling  # [A, R]
+    return result + (low_rank.B[ids].float() * inner.unsqueeze(1)).sum(-1).to(result.dtype)  # [A, out]
+
+
+def _weight(layer: JetMoeExperts) -> Tensor | Parts:
+    return layer.parts() or layer.weight
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Return whether autocast is enabled on the tensor's device."""
+    kind = tensor.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
     """Return whether to use `FrozenLinear`: not for trainable weights, nor if one call computes all experts."""
-    if torch.compiler.is_dynamo_compiling() or (torch.is_grad_enabled() and layer.weight.requires_grad):
+    if torch.compiler.is_dynamo_compiling() or is_transformed():
+        return False
+    if torch.is_grad_enabled() and layer.weight.requires_grad:
         return False
     if isinstance(layer.weight, NF4Tensor):
         return torch.is_grad_enabled() and (rows.requires_grad or low_rank is not None)
@@ -153,11 +219,10 @@ def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> boo
 
 
 def _frozen_linear(layer: Any, low_rank: LowRank | None, rows: Tensor, routing: Routing, top_k: int) -> Tensor:
-    A, B = low_rank or (None, None)
-    return FrozenLinear.apply(rows, A, B, layer.parts() or layer.weight, routing.sorted(), top_k)
+    return FrozenLinear.apply(rows, *(low_rank or NO_ADAPTER), _weight(layer), routing.sorted(), top_k)
 
 
-def _sorted_product(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
+def _sorted_linear(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Tensor:
     """Multiply each sorted row by its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
     if isinstance(weight, Parts):
         return _sorted_nf4_linear(weight, rows, routing)
@@ -174,7 +239,7 @@ def _unaligned(weight: Tensor) -> bool:
     return any(size * weight.element_size() % 16 for size in weight.shape[1:])
 
 
-def _chosen_product(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
+def _chosen_linear(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
     if parts := layer.parts():
         return _chosen_nf4_linear(parts, rows, routing)
     weight = layer.weight  # [E, out, in]

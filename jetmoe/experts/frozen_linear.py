@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jetmoe.autograd import require_first_order
 from jetmoe.experts.assignments import SortedAssignments, sum_by_token
 from jetmoe.nf4.parts import Parts
 
@@ -29,6 +30,7 @@ class FrozenLinear(torch.autograd.Function):
         rows: Tensor,
         A: Tensor | None,
         B: Tensor | None,
+        scaling: float,
         weight: Tensor | Parts,
         assignments: SortedAssignments,
         top_k: int,
@@ -39,17 +41,19 @@ class FrozenLinear(torch.autograd.Function):
         inner = []  # [n, R] of each span
         for span in spans:
             part = _gathered(rows, assignments, span, top_k, zeros=False)  # [n, in]
-            inner.append(_product_of_span(part, span, weight, A, B, result[span.start : span.end]))
+            inner.append(_product_of_span(part, span, weight, (A, B, scaling), result[span.start : span.end]))
         # Save the rows only for the gradient of A.
         ctx.save_for_backward(None if A is None else rows, A, B, *(one for one in inner if one is not None))
-        ctx.weight, ctx.assignments, ctx.top_k, ctx.spans = weight, assignments, top_k, spans
+        ctx.scaling, ctx.weight = scaling, weight
+        ctx.assignments, ctx.top_k, ctx.spans = assignments, top_k, spans
         return result[: len(rows) * top_k]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         rows, A, B, *inner = ctx.saved_tensors
         size = max((span.end for span in ctx.spans), default=0)
-        grad_A, grad_B = (None, None) if A is None else (torch.zeros_like(A), torch.zeros_like(B))
+        grad_A, grad_B = (None, None) if A is None else (A.new_zeros(A.shape), B.new_zeros(B.shape))
         grad_rows = None
         if ctx.needs_input_grad[0]:
             grad_rows = grad.new_empty(max(size, len(grad)), ctx.weight.shape[2])  # [A and padding, in]
@@ -59,7 +63,7 @@ class FrozenLinear(torch.autograd.Function):
                 place = grad_rows[span.start : span.end]  # [n, in]
                 torch.mm(part, _matrix(ctx.weight, span.expert, grad.dtype), out=place)
             if grad_A is not None and grad_B is not None:
-                grad_inner = part @ B[span.expert]  # [n, R]
+                grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 if grad_rows is not None:
                     place.addmm_(grad_inner, A[span.expert])
                 torch.mm(part.t(), inner[i], out=grad_B[span.expert])
@@ -68,7 +72,7 @@ class FrozenLinear(torch.autograd.Function):
             grad_rows = grad_rows[: len(ctx.assignments.order)]
             if ctx.top_k > 1:
                 grad_rows = sum_by_token(grad_rows, ctx.assignments, ctx.top_k)
-        return grad_rows, grad_A, grad_B, None, None, None
+        return grad_rows, grad_A, grad_B, None, None, None, None
 
 
 class GatedLinear(torch.autograd.Function):
@@ -81,6 +85,7 @@ class GatedLinear(torch.autograd.Function):
         gates: Tensor,
         A: Tensor | None,
         B: Tensor | None,
+        scaling: float,
         weight: Tensor | Parts,
         assignments: SortedAssignments,
         before: Before,
@@ -91,15 +96,17 @@ class GatedLinear(torch.autograd.Function):
         inner = []  # [n, R] of each span
         for span in spans:
             part = before(*(_gathered(one, assignments, span, 1, zeros=False) for one in (rows, gates)))  # [n, in]
-            inner.append(_product_of_span(part, span, weight, A, B, result[span.start : span.end]))
+            inner.append(_product_of_span(part, span, weight, (A, B, scaling), result[span.start : span.end]))
         ctx.save_for_backward(rows, gates, A, B, *(one for one in inner if one is not None))
-        ctx.weight, ctx.assignments, ctx.spans, ctx.before = weight, assignments, spans, before
+        ctx.scaling, ctx.weight = scaling, weight
+        ctx.assignments, ctx.spans, ctx.before = assignments, spans, before
         return result[: len(rows)]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        require_first_order()
         rows, gates, A, B, *inner = ctx.saved_tensors
-        grad_A, grad_B = (None, None) if A is None else (torch.zeros_like(A), torch.zeros_like(B))
+        grad_A, grad_B = (None, None) if A is None else (A.new_zeros(A.shape), B.new_zeros(B.shape))
         grad_rows, grad_gates = torch.empty_like(rows), torch.empty_like(gates)
         for i, span in enumerate(ctx.spans):
             part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
@@ -108,28 +115,33 @@ class GatedLinear(torch.autograd.Function):
                 made = ctx.before(*sources)  # [n, in]
             grad_made = part @ _matrix(ctx.weight, span.expert, grad.dtype)  # [n, in]
             if grad_A is not None and grad_B is not None:
-                grad_inner = part @ B[span.expert]  # [n, R]
+                grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 grad_made.addmm_(grad_inner, A[span.expert])
                 torch.mm(part.t(), inner[i], out=grad_B[span.expert])
                 torch.mm(grad_inner.t(), made.detach(), out=grad_A[span.expert])
             own = slice(span.start, span.start + span.own)
             slopes = torch.autograd.grad(made, sources, grad_made)
             grad_rows[own], grad_gates[own] = (slope[: span.own] for slope in slopes)
-        return grad_rows, grad_gates, grad_A, grad_B, None, None, None
+        return grad_rows, grad_gates, grad_A, grad_B, None, None, None, None
 
 
 def _product_of_span(
-    part: Tensor, span: _Span, weight: Tensor | Parts, A: Tensor | None, B: Tensor | None, place: Tensor
+    part: Tensor,
+    span: _Span,
+    weight: Tensor | Parts,
+    low_rank: tuple[Tensor | None, Tensor | None, float],
+    place: Tensor,
 ) -> Tensor | None:
     """Write the product of an expert's rows `[n, in]`, including adapters, to `place` `[n, out]`.
 
     Returns:
-        The rows times A, `[n, R]`, zero in the padding; None without adapters.
+        The rows times A and the scaling, `[n, R]`, zero in the padding; None without adapters.
     """
+    A, B, scaling = low_rank
     torch.mm(part, _matrix(weight, span.expert, part.dtype).t(), out=place)
     if A is None or B is None:
         return None
-    inner = part @ A[span.expert].t()  # [n, R]
+    inner = (part @ A[span.expert].t()).mul_(scaling)  # [n, R]
     place.addmm_(inner, B[span.expert].t())
     inner[span.own :].zero_()
     return inner
@@ -166,7 +178,7 @@ def _compiles_shapes(rows: Tensor) -> bool:
 
 def _matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
     """Return one expert's `[out, in]`."""
-    return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert]
+    return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert].to(dtype)
 
 
 def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int, zeros: bool = True) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jetmoe.config import JetMoeConfig
 
@@ -107,6 +107,16 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     if problems:
         raise CheckpointError(f"{folder.name} is incomplete: {'; '.join(problems)}. Download these files again.")
     return tensors
+
+
+def renamed_for(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the tensors under the names of a model with or without a head, whichever the checkpoint is of."""
+    has_head, in_model = hasattr(model, "model"), any(name.startswith("model.") for name in stored)
+    if has_head == in_model:
+        return stored
+    names = {name: f"model.{name}" if has_head else name.removeprefix("model.") for name in stored}
+    heads = ("lm_head.", "score.")
+    return {new: replace(stored[old], name=new) for old, new in names.items() if has_head or not old.startswith(heads)}
 
 
 def is_4bit(stored: dict[str, Stored]) -> bool:

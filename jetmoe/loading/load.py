@@ -18,7 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from jetmoe.config import JetMoeConfig
-from jetmoe.loading.checkpoint import Progress, Stored, is_4bit, read_model_config, stored_tensors
+from jetmoe.loading.checkpoint import Progress, Stored, is_4bit, read_model_config, renamed_for, stored_tensors
 from jetmoe.loading.devices import as_device, device_of, dispatch_model, layer_devices
 from jetmoe.loading.slots import check_slots, quantization_config, slots_of
 from jetmoe.nf4.tensor import NF4Tensor
@@ -93,6 +93,7 @@ def build(
         double_quantization = any(name.endswith(".nested_absmax") for name in stored)
     with torch.device("meta"):
         model: Any = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
+    stored = renamed_for(model, stored)
     slots = slots_of(model, quantization == "nf4", double_quantization, dtype)
     if quantized:  # weights from tiles have plain scales, others can be doubly quantized
         for slot in slots:
@@ -109,11 +110,12 @@ def build(
     model.tie_weights()
     if quantization:
         model.config.quantization_config = quantization_config(double_quantization)
+        model.is_loaded_in_4bit = True  # read by PEFT and accelerate
     model.eval().requires_grad_(False)
     return dispatch_model(model, places)
 
 
-def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: dict[str, Any]) -> bool | None:
+def asked_for_4bit(name_or_path: str | Path | None, quantization: str | None, kwargs: dict[str, Any]) -> bool | None:
     """Return whether to use double quantization, or None without 4 bits; remove quantization_config from `kwargs`.
 
     Raises:
@@ -133,8 +135,10 @@ def asked_for_4bit(name_or_path: str | Path, quantization: str | None, kwargs: d
     return bool(asked.get("bnb_4bit_use_double_quant"))
 
 
-def _saved_quantization(name_or_path: str | Path, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def _saved_quantization(name_or_path: str | Path | None, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Return the quantization_config of config.json, from a folder or from the hub."""
+    if name_or_path is None:
+        return None
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / kwargs.get("subfolder", "") / "config.json").is_file():
         return None  # loading reports the missing file
     hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}

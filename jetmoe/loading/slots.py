@@ -94,7 +94,7 @@ class Slot:
             parameter = unquantized.to(device)
         self._put(parameter)
         if tiles and self._tiles(device):
-            nf4_cpu.tile_linear(self.module)
+            self.module.tile()
         yield stored[self.name].nbytes + sum(tensor.nbytes for tensor in beside)
 
     def _put(self, value: Tensor) -> None:
@@ -106,7 +106,7 @@ def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype
     """Return a slot per parameter; with `quantized`, replace key-value projections with bitsandbytes' Linear4bit."""
     if quantized:
         require_bitsandbytes()
-        from bitsandbytes.nn import Linear4bit
+        from jetmoe.nf4.linear import TiledLinear4bit
 
         inputs = {module.weight.shape[-1] for module in model.modules() if isinstance(module, JetMoeExperts)}
         if odd := sorted(size for size in inputs if size % BLOCK):
@@ -117,9 +117,7 @@ def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype
         for name, module in list(model.named_modules()):
             if name.endswith(".kv_proj"):
                 rows, columns = module.weight.shape
-                linear = Linear4bit(columns, rows, False, dtype, double, "nf4", device="meta")
-                linear.support_avx512bf16_for_cpu = False  # otherwise it packs its weight, see nf4_cpu.tile_linear
-                model.set_submodule(name, linear)
+                model.set_submodule(name, TiledLinear4bit(columns, rows, False, dtype, double, "nf4", device="meta"))
     slots = []
     for name, parameter in model.named_parameters():  # lists tied parameters once
         module = model.get_submodule(name.rpartition(".")[0])

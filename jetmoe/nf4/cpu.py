@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,17 +63,6 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes, absmax = torch.empty(rows, columns // 2, dtype=torch.uint8), torch.empty(rows, columns // BLOCK)
     function(*(tensor.data_ptr() for tensor in (weight, bounds, codes, absmax)), absmax.numel())
     return codes, absmax
-
-
-def tile_linear(linear: Any) -> None:
-    """Add a copy of the weight in `tiles`, as a single expert, to bitsandbytes' `Linear4bit`.
-
-    A copy is needed because a weight that bitsandbytes packs has no gradient and can't be saved or dequantized.
-    """
-    state = linear.weight.quant_state
-    rows = linear.weight.data.view(1, linear.out_features, -1), state.absmax.view(1, linear.out_features, -1)
-    nested = (state.state2.absmax.view(1, -1), state.offset.view(1)) if state.nested else ()
-    linear.tiles = Parts(*rows, *nested).tile()
 
 
 def kernel() -> Callable[..., None] | None:

@@ -41,6 +41,7 @@ IDS = torch.randint(3, 99, (2, 20), generator=torch.Generator().manual_seed(0))
 KV = ["self_attention.kv_proj"]
 MOA = ["self_attention.experts.input_linear", "self_attention.experts.output_linear"]
 MOE = ["mlp.input_linear", "mlp.output_linear"]
+MOA_WEIGHTS = ["experts.input_linear.weight", "experts.output_linear.weight"]
 ROUTERS = ["self_attention.experts.router.layer", "mlp.router.layer"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -230,9 +231,9 @@ def test_switching_gives_what_each_adapter_gives_alone(saved):
         adapters.use(name)
         assert adapters.used == name
         expected = base if name is None else alone(saved / name)
-        torch.testing.assert_close(logits(model), expected, rtol=0, atol=0 if name is None else 1e-6)
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=0 if name is None else 5e-6)
         with torch.enable_grad():
-            torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0 if name is None else 1e-6)
+            torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0 if name is None else 5e-6)
         assert not any(parameter.requires_grad for parameter in model.parameters())
     assert (alone(saved / "experts") - base).abs().max() > 0.1
 
@@ -253,7 +254,45 @@ def test_ranks_and_scales_of_single_tensors(tmp_path):
     adapters = Adapters(model)
     adapters.load(tmp_path, "one")
     adapters.use("one")
-    torch.testing.assert_close(logits(model), alone(tmp_path), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(tmp_path), rtol=0, atol=5e-6)
+
+
+PATH = "model.layers.1."
+OTHER_TARGETS = {
+    "all-linear": {"target_modules": "all-linear", "target_parameters": None},
+    "dropout": {"target_modules": ["kv_proj"], "target_parameters": None, "lora_dropout": 0.5},
+    "a pattern": {"target_modules": r".*\.1\..*(kv_proj|mlp\.router\.layer)", "target_parameters": None},
+    "one layer": {"target_modules": ["kv_proj"], "target_parameters": None, "layers_to_transform": [1]},
+    "all but a module": {"target_modules": ["kv_proj", "layer"], "exclude_modules": ["layers.0.mlp.router.layer"]},
+    "full paths": {
+        "target_modules": [f"{PATH}self_attention.kv_proj", "model.layers.0.mlp.router.layer"],
+        "target_parameters": [f"{PATH}mlp.input_linear.weight", "model.layers.0.mlp.output_linear.weight"],
+        "rank_pattern": {f"{PATH}mlp.input_linear.weight": 3, "kv_proj": 6},
+        "alpha_pattern": {r"^model\.layers.*kv_proj": 9},
+    },
+    "all but some tensors": {"target_parameters": [f"{PATH}mlp.input_linear.weight", *MOA_WEIGHTS]},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_TARGETS)
+def test_targets_are_the_modules_with_tensors(saved, tmp_path, what):
+    """Whatever the configuration calls them, and next to adapters of other targets."""
+    config = lora_config("all", r=4, lora_alpha=6)
+    for name, value in OTHER_TARGETS[what].items():
+        setattr(config, name, value)
+    other = peft.get_peft_model(toy_model(), config)
+    for name, parameter in other.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    other.save_pretrained(tmp_path)
+    model = toy_model()
+    adapters = Adapters(model)
+    adapters.load(saved / "experts", "experts")
+    adapters.load(tmp_path, "other")
+    adapters.use("other")
+    torch.testing.assert_close(logits(model), logits(other.eval()), rtol=0, atol=5e-6)
+    adapters.use("experts")
+    torch.testing.assert_close(logits(model), alone(saved / "experts"), rtol=0, atol=5e-6)
 
 
 def test_loading_changes_nothing_of_the_adapter_in_use(saved):
@@ -274,7 +313,7 @@ def test_adapters_may_have_any_name(saved, names):
         adapters.load(saved / folder, name)
     for name, folder in zip(names, ("experts", "all"), strict=True):
         adapters.use(name)
-        torch.testing.assert_close(logits(model), alone(saved / folder), rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits(model), alone(saved / folder), rtol=0, atol=5e-6)
 
 
 @pytest.mark.filterwarnings("error:Adapter .* was active", "error:Already found a `peft_config`")
@@ -286,14 +325,14 @@ def test_removing_and_loading_again(saved):
     adapters.use("one")
     logits(model)
     adapters.remove("two")
-    torch.testing.assert_close(logits(model), alone(saved / "experts"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "experts"), rtol=0, atol=5e-6)
     adapters.remove("one")
     assert adapters.names == [] and adapters.used is None and torch.equal(logits(model), base)
     assert not list(wrappers(model)) and not hasattr(model, "peft_config")
     adapters.load(saved / "all+router", "three")
     adapters.use("three")
     assert adapters.names == ["three"]
-    torch.testing.assert_close(logits(model), alone(saved / "all+router"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "all+router"), rtol=0, atol=5e-6)
     for unknown in ("one", "four"):
         for action in (adapters.use, adapters.remove):
             with pytest.raises(AdapterError, match="is not loaded; load it first"):
@@ -331,7 +370,7 @@ def test_one_of_the_same_name_is_replaced(saved):
     adapters.load(saved / "all", "one")
     adapters.use("one")
     assert adapters.names == ["one"]
-    torch.testing.assert_close(logits(model), alone(saved / "all"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model), alone(saved / "all"), rtol=0, atol=5e-6)
 
 
 @torch.no_grad()
@@ -487,6 +526,12 @@ def of_another_model(folder):
     adapted(toy_model(hidden_size=48), "all").save_pretrained(folder)
 
 
+def renamed_modules(folder):
+    stored = load_file(folder / WEIGHTS)
+    save_file({name.replace("mlp.input_linear", "mlp.q_proj"): one for name, one in stored.items()}, folder / WEIGHTS)
+    setting(target_modules=".*")(folder)
+
+
 FIRST = "base_model.model.model.layers.0.mlp.input_linear.lora_A.weight"
 HOSTILE = {
     "no configuration": (lambda folder: (folder / CONFIG).unlink(), f"holds no {CONFIG}; give the folder"),
@@ -497,17 +542,25 @@ HOSTILE = {
     "a list for a configuration": (writing(CONFIG, b'["LORA"]'), "is not a LoRA adapter; only LoRA"),
     "another type": (setting(peft_type="IA3"), "is not a LoRA adapter; only LoRA"),
     "no type": (setting(peft_type=None), "is not a LoRA adapter; only LoRA"),
-    "dora": (setting(use_dora=True), "uses use_dora, which experts don't support; train it without"),
-    "bias": (setting(bias="all"), "uses bias, which experts"),
-    "lora bias": (setting(lora_bias=True), "uses lora_bias, which experts"),
-    "dropout": (setting(lora_dropout=0.1), "uses lora_dropout, which experts"),
-    "whole modules": (setting(modules_to_save=["lm_head"]), "uses modules_to_save, which experts"),
-    "layers twice": (setting(layer_replication=[[0, 2], [0, 2]]), "uses layer_replication, which experts"),
-    "awoken by tokens": (setting(alora_invocation_tokens=[1]), "uses alora_invocation_tokens, which experts"),
-    "several": (setting(use_dora=True, bias="all"), "uses use_dora, bias, which experts"),
-    "another model's modules": (setting(target_modules=["q_proj", "kv_proj"]), "changes q_proj, which JetMoE doesn't"),
-    "all modules": (setting(target_modules="all-linear"), "changes all-linear, which JetMoE doesn't"),
-    "another model's tensors": (setting(target_parameters=["mlp.gate_up_proj"]), "changes mlp.gate_up_proj, which"),
+    "dora": (setting(use_dora=True), "uses use_dora, which is not supported; train it without, or merge"),
+    "bias": (setting(bias="all"), "uses bias, which is not supported"),
+    "lora bias": (setting(lora_bias=True), "uses lora_bias, which is not"),
+    "whole modules": (setting(modules_to_save=["lm_head"]), "uses modules_to_save, which is not"),
+    "layers twice": (setting(layer_replication=[[0, 2], [0, 2]]), "uses layer_replication, which is not"),
+    "awoken by tokens": (setting(alora_invocation_tokens=[1]), "uses alora_invocation_tokens, which is not"),
+    "several": (setting(use_dora=True, bias="all"), "uses use_dora, bias, which is not"),
+    "weights that change with the adapter": (
+        setting(init_lora_weights="pissa"),
+        "uses init_lora_weights, which is not",
+    ),
+    "another model's modules": (
+        tensors(lambda stored: stored.update({FIRST.replace("input_linear", "q_proj"): stored[FIRST].clone()})),
+        "^1 of .*, such as .*q_proj",
+    ),
+    "modules of another model by a pattern": (
+        renamed_modules,
+        "changes model.layers.0.mlp.q_proj.*which is not supported",
+    ),
     "a number for modules": (setting(target_modules=5), "invalid value for target_modules"),
     "lists for modules": (setting(target_modules=[["kv_proj"]]), "invalid value for target_modules"),
     "rank 0": (setting(r=0), f"ranks must be whole numbers from 1 to {MAX_RANK}, not .0"),
@@ -521,7 +574,6 @@ HOSTILE = {
     "a word for alpha": (setting(lora_alpha="much"), "invalid value for lora_alpha"),
     "no number for alpha": (setting(lora_alpha=math.nan), "invalid value for lora_alpha"),
     "a word for a pattern's alpha": (setting(alpha_pattern={"kv_proj": "much"}), "invalid value for alpha_pattern"),
-    "very many targets": (setting(target_modules=[f"proj_{i}" for i in range(10**5)]), "changes proj_0, .*, which"),
     "another task": (setting(task_type="DANCE"), "invalid value for task_type"),
     "another rank than its tensors'": (setting(r=3), "are missing, unexpected or of another shape .* Pick the model"),
     "fewer targets than tensors": (setting(target_modules=[]), "are missing, unexpected or of another shape"),
@@ -724,12 +776,12 @@ def test_merged_4bit_weights_stay_so(tmp_path, dtype, quantized):
     """And answer, save and load as such; those in tiles too."""
     model = toy_in(tmp_path / "base", dtype, quantized)
     layout = [(name, repr(one)) for name, one in model.named_parameters() if isinstance(one, NF4Tensor)]
-    tiles = [name for name, module in model.named_modules() if hasattr(module, "tiles")]
+    tiles = [name for name, module in model.named_modules() if getattr(module, "tiles", None)]
     assert len(layout) == 8 and len(tiles) == 2 * (dtype == torch.bfloat16 and nf4_cpu.supported())
     base = logits(model)  # a plain forward leaves nothing behind that a merge would miss
     merge(adapted(model, "all"))
     assert layout == [(name, repr(one)) for name, one in model.named_parameters() if isinstance(one, NF4Tensor)]
-    assert tiles == [name for name, module in model.named_modules() if hasattr(module, "tiles")]
+    assert tiles == [name for name, module in model.named_modules() if getattr(module, "tiles", None)]
     merged = logits(model)
     assert (merged - base).abs().max() > 0.1
     if dtype == torch.float32:

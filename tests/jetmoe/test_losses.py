@@ -4,6 +4,7 @@ against torch's."""
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from jetmoe import losses
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
@@ -72,7 +73,8 @@ def test_balance_loss_reaches_every_router():
 def labelled_rows(share, T=21, D=12, V=37, dtype=torch.float32):
     torch.manual_seed(0)
     hidden = torch.randn(T, D, dtype=dtype, requires_grad=True)
-    head = torch.randn(V, D, dtype=dtype, requires_grad=True)
+    head = nn.Linear(D, V, bias=False, dtype=dtype)
+    nn.init.normal_(head.weight)
     labels = torch.randint(V, (T,))
     labels[torch.rand(T) >= share] = IGNORED
     return hidden, head, labels
@@ -81,15 +83,18 @@ def labelled_rows(share, T=21, D=12, V=37, dtype=torch.float32):
 # Rows of fp32 logits that fit a chunk: less than one, one, some with a rest, all exactly, and more than all.
 @pytest.mark.parametrize("rows", [0.5, 1, 4, 7, 21, 100])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_chunked_cross_entropy_equals_torchs(monkeypatch, share, rows):
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_chunked_cross_entropy_equals_torchs(monkeypatch, share, rows, is_hooked):
     monkeypatch.setattr(losses, "CHUNK_BYTES", int(rows * 4 * 37))
     hidden, head, labels = labelled_rows(share)
+    if is_hooked:
+        head.register_forward_hook(lambda *args: None)
     assert share != 0.0 or (labels == IGNORED).all()
     total = chunked_cross_entropy(hidden, head, labels)
-    expected = F.cross_entropy(hidden @ head.t(), labels, ignore_index=IGNORED, reduction="sum")
+    expected = F.cross_entropy(hidden @ head.weight.t(), labels, ignore_index=IGNORED, reduction="sum")
     torch.testing.assert_close(total, expected)
     assert total.dtype == torch.float32
-    grads, expected_grads = (torch.autograd.grad(one * 0.7, [hidden, head]) for one in (total, expected))
+    grads, expected_grads = (torch.autograd.grad(one * 0.7, [hidden, head.weight]) for one in (total, expected))
     for grad, other in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, other, rtol=1e-5, atol=1e-6)
 
@@ -99,10 +104,10 @@ def test_chunked_cross_entropy_in_bf16(monkeypatch):
     monkeypatch.setattr(losses, "CHUNK_BYTES", 5 * 4 * 37)
     hidden, head, labels = labelled_rows(0.8, dtype=torch.bfloat16)
     total = chunked_cross_entropy(hidden, head, labels)
-    wide = [one.detach().float().requires_grad_() for one in (hidden, head)]
+    wide = [one.detach().float().requires_grad_() for one in (hidden, head.weight)]
     expected = F.cross_entropy(wide[0] @ wide[1].t(), labels, ignore_index=IGNORED, reduction="sum")
     torch.testing.assert_close(total, expected, rtol=2**-8, atol=0)
-    grads, expected_grads = torch.autograd.grad(total, [hidden, head]), torch.autograd.grad(expected, wide)
+    grads, expected_grads = torch.autograd.grad(total, [hidden, head.weight]), torch.autograd.grad(expected, wide)
     for grad, other in zip(grads, expected_grads, strict=True):
         assert grad.dtype == torch.bfloat16
         torch.testing.assert_close(grad.float(), other, rtol=2**-6, atol=2**-6 * float(other.abs().max()))
@@ -114,11 +119,11 @@ def test_only_what_learns_gets_a_gradient(frozen):
     hidden.requires_grad_(frozen == "head")
     head.requires_grad_(frozen == "hidden")
     total = chunked_cross_entropy(hidden, head, labels)
-    torch.testing.assert_close(total, F.cross_entropy(hidden @ head.t(), labels, reduction="sum"))
+    torch.testing.assert_close(total, F.cross_entropy(hidden @ head.weight.t(), labels, reduction="sum"))
     assert total.requires_grad == (frozen != "both")
     if total.requires_grad:
         total.backward()
-        assert (hidden.grad is None, head.grad is None) == (frozen == "hidden", frozen == "head")
+        assert (hidden.grad is None, head.weight.grad is None) == (frozen == "hidden", frozen == "head")
 
 
 @pytest.mark.parametrize("count", [None, 17, torch.tensor(17)])

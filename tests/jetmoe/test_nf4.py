@@ -428,8 +428,12 @@ def test_gradient_of_the_embeddings(tmp_path, dtype, tolerance, checkpointing):
 
 @tiles_only
 @pytest.mark.usefixtures("two_threads")
-def test_key_value_projection_in_tiles(tmp_path):
+def test_key_value_projection_in_tiles(tmp_path, monkeypatch):
     """A few rows, many, and rows with a gradient each take their own way."""
+    called = []
+    for name in ("chosen_linear", "sorted_linear"):
+        kernel = getattr(nf4_cpu, name)
+        monkeypatch.setattr(nf4_cpu, name, lambda *args, name=name, kernel=kernel: called.append(name) or kernel(*args))
     linear = four_bit_toy(tmp_path, torch.bfloat16).model.layers[0].self_attention.kv_proj
     weight = bnb.dequantize_4bit(linear.weight.data, linear.weight.quant_state).float()
     for shape in [(1, 1, 64), (2, 2, 64), (2, 20, 64)]:
@@ -438,6 +442,7 @@ def test_key_value_projection_in_tiles(tmp_path):
         rows.requires_grad_()
         (grad,) = torch.autograd.grad(project(linear, rows).sum(), rows)
         assert_rounded(grad, weight.sum(0).expand(shape))
+    assert called == ["chosen_linear", "chosen_linear", "sorted_linear"]
 
 
 @tiles_only

@@ -11,14 +11,13 @@ C labels; the other letters are declared in `jetmoe/routing.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from studio.analysis import measures
 from studio.backend.data.labelled import Labels, Target
@@ -32,8 +31,6 @@ PROBLEM_TYPES = {
 }
 THRESHOLD = 0.5
 """Minimum probability of a label in multi-label problems."""
-MEGABATCH = 50
-"""Maximum batches that are sorted by length together. If rows are few, it is a quarter, so that epochs differ."""
 
 
 def configure(config: Any, labels: Labels, pad_id: int) -> None:
@@ -83,42 +80,24 @@ def padded(texts: Sequence[Sequence[int]], pad_id: int) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-class LengthGrouped(Sampler[int]):
+class LengthGrouped(LengthGroupedSampler):
     """Sample rows so that the texts of a batch have similar lengths, in a new order each epoch.
 
-    The longest batch comes first, so that running out of memory shows at once. The order depends only on seed and
-    epoch, so a resumed run repeats it.
+    The order depends only on seed and epoch, so a resumed run repeats it. The longest text comes first, so that running
+    out of memory shows at once.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = 0
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self.lengths)).tolist()
-        size = self.batch_size * max(1, min(len(order) // (4 * self.batch_size), MEGABATCH))
-        batches = [batch for i in range(0, len(order), size) for batch in self._sorted(order[i : i + size])]
-        rest = batches[len(self.lengths) // self.batch_size :]  # only the last batch can be smaller
-        full = batches[: len(self.lengths) // self.batch_size]
-        rng.shuffle(full)
-        if full:
-            longest = max(range(len(full)), key=lambda i: self._longest(full[i]))
-            full[0], full[longest] = full[longest], full[0]
-        return chain.from_iterable([*full, *rest])
-
-    def _sorted(self, rows: list[int]) -> list[list[int]]:
-        rows = sorted(rows, key=lambda i: -self.lengths[i])
-        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-
-    def _longest(self, batch: list[int]) -> int:
-        return max(self.lengths[i] for i in batch)
+        (seed,) = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
+        self.generator = torch.Generator().manual_seed(int(seed))
+        return super().__iter__()
 
 
 # --- losses and metrics

@@ -8,6 +8,8 @@ import time
 import uuid
 from hashlib import sha256
 
+from itsdangerous import BadSignature, TimestampSigner
+
 from studio.backend.hosting import demo
 
 DAY_S = 24 * 3600
@@ -21,6 +23,7 @@ class Visitors:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        self._signer = TimestampSigner(secret, salt="visitor", key_derivation="hmac", digest_method=sha256)
         # Studios on one host share its cookies; a name per key keeps them apart.
         self.name = f"jetmoe-studio-{self._mac('name')[:8]}"
 
@@ -41,10 +44,9 @@ class Visitors:
         """Return a cookie that deletes the browser's cookie."""
         return self._cookie("", 0, https=True)
 
-    def sign(self, visitor: str, now: float | None = None) -> str:
-        """Return a signed cookie value for a visitor; `now` defaults to the current time."""
-        text = f"{visitor}.{int(time.time() if now is None else now)}"
-        return f"{text}.{self._mac(text)}"
+    def sign(self, visitor: str) -> str:
+        """Return a signed cookie value for a visitor, with the current time."""
+        return self._signer.sign(visitor).decode()
 
     def _cookie(self, value: str, age_s: int, https: bool) -> str:
         # A Space runs in an iframe of another site.
@@ -53,13 +55,20 @@ class Visitors:
 
     def _read(self, value: str) -> tuple[str, float]:
         """Return the visitor id and the cookie's age in seconds; the id is "" if the cookie is forged or expired."""
+        try:
+            visitor, signed = self._signer.unsign(value, max_age=KEPT_DAYS * DAY_S, return_timestamp=True)
+        except BadSignature:
+            return self._read_legacy(value), float("inf")
+        return visitor.decode(), time.time() - signed.timestamp()
+
+    def _read_legacy(self, value: str) -> str:
+        """Return the visitor id from a cookie of version 0.1, whose runs would otherwise be lost."""
         if not re.fullmatch(r"[0-9a-f]{32}\.[0-9]{1,12}\.[0-9a-f]{64}", value):
-            return "", 0.0
+            return ""
         text, mac = value.rsplit(".", 1)
-        visitor, made = text.split(".")
-        age_s = time.time() - int(made)
-        is_good = hmac.compare_digest(mac, self._mac(text)) and age_s < KEPT_DAYS * DAY_S
-        return (visitor, age_s) if is_good else ("", 0.0)
+        visitor, signed = text.split(".")
+        is_young = time.time() - int(signed) < KEPT_DAYS * DAY_S
+        return visitor if is_young and hmac.compare_digest(mac, self._mac(text)) else ""
 
     def _mac(self, text: str) -> str:
         return hmac.new(self._secret, f"visitor {text}".encode(), sha256).hexdigest()

@@ -1,15 +1,18 @@
 """Whose a request is: cookies that can't be forged, the key that signs them, and who counts as several people."""
 
+import hmac
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import gradio as gr
 import httpx
 import pytest
 from gradio import oauth
+from itsdangerous import TimestampSigner
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse
@@ -73,22 +76,35 @@ def test_what_a_cache_may_give_to_others_sets_no_cookie():
     assert "set-cookie" not in client().get("/ask").headers and "set-cookie" in client().post("/ask").headers
 
 
+def signed(visitors: Visitors, age_s: float = 0) -> str:
+    with patch.object(TimestampSigner, "get_timestamp", return_value=int(time.time() - age_s)):
+        return visitors.sign(VISITOR)
+
+
+def signed_by_0_1(key: bytes = KEY, age_s: float = 0) -> str:
+    text = f"{VISITOR}.{int(time.time() - age_s)}"
+    return f"{text}.{hmac.new(key, f'visitor {text}'.encode(), 'sha256').hexdigest()}"
+
+
 def forged() -> dict[str, str]:
-    visitors, now = Visitors(KEY), int(time.time())
-    good = visitors.sign(VISITOR)
+    visitors = Visitors(KEY)
+    good = signed(visitors)
     _, made, mac = good.split(".")
     return {
         "of another key": Visitors(b"x" * 32).sign(VISITOR),
         "of another visitor": f"{'1' * 32}.{made}.{mac}",
-        "made later": f"{VISITOR}.{int(made) + 1}.{mac}",
+        "made later": f"{VISITOR}.{signed(visitors, -60).split('.')[1]}.{mac}",
         "without a signature": f"{VISITOR}.{made}.",
         "cut": good[:-1],
         "longer": good + "0",
-        "too old": visitors.sign(VISITOR, now - KEPT_DAYS * DAY_S - 60),
+        "too old": signed(visitors, KEPT_DAYS * DAY_S + 60),
         "nothing": "",
         "dots": "...",
         "not ASCII": f"{VISITOR}.{made}.{'é' * 64}",
         "other digits": f"{VISITOR}.{'٣' * 10}.{mac}",
+        "of version 0.1 and another key": signed_by_0_1(b"x" * 32),
+        "of version 0.1, too old": signed_by_0_1(KEY, KEPT_DAYS * DAY_S + 60),
+        "of version 0.1, without a signature": signed_by_0_1().rsplit(".", 1)[0] + ".",
     }
 
 
@@ -104,9 +120,17 @@ def test_a_cookie_is_renewed_for_who_comes_back():
     visitors = Visitors(KEY)
     good = {visitors.name: visitors.sign(VISITOR)}
     assert visitors.recognise(good) == (f"anon:{VISITOR}", "")
-    old = {visitors.name: visitors.sign(VISITOR, time.time() - RENEWED_DAYS * DAY_S - 60)}
+    old = {visitors.name: signed(visitors, RENEWED_DAYS * DAY_S + 60)}
     owner, cookie = visitors.recognise(old)
     assert owner == f"anon:{VISITOR}" and cookie.startswith(f"{visitors.name}={VISITOR}.")
+
+
+def test_a_cookie_of_version_0_1_is_valid_and_renewed():
+    visitors = Visitors(KEY)
+    assert visitors.known({visitors.name: signed_by_0_1()}) == f"anon:{VISITOR}"
+    owner, cookie = visitors.recognise({visitors.name: signed_by_0_1()})
+    assert owner == f"anon:{VISITOR}"
+    assert visitors.recognise({visitors.name: cookie.split(";")[0].split("=", 1)[1]}) == (owner, "")
 
 
 def test_two_studios_on_one_host_leave_each_other_alone():

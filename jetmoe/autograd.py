@@ -1,0 +1,28 @@
+"""When the autograd functions of this package apply; otherwise plain operations give the same results."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def has_custom_backward(tensor: Tensor) -> bool:
+    """Return whether autograd functions of this package save memory for this tensor and support what is computed."""
+    return tensor.requires_grad and torch.is_grad_enabled() and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Return whether `torch.func` or forward-mode differentiation is active, which need plain operations."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def require_first_order() -> None:
+    """Raise NotImplementedError in the backward pass of a function without second derivatives."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "Frozen experts and norms have no second derivatives (create_graph=True). Compute them with transformers' "
+            "JetMoE on the same checkpoint, in a process that does not import jetmoe."
+        )
