@@ -45,7 +45,9 @@ def main() -> None:
         DOCUMENT.write_text(document(outcomes))
     for outcome in outcomes:
         if outcome.bad or arguments.only:
-            print(f"{'BAD ' if outcome.bad else ''}{outcome.row.key} | {outcome.stock} | {outcome.ours} | {outcome.detail}")
+            print(
+                f"{'BAD ' if outcome.bad else ''}{outcome.row.key} | {outcome.stock} | {outcome.ours} | {outcome.detail}"
+            )
             if outcome.trace:
                 print("    " + outcome.trace.strip().replace("\n", "\n    "))
     print(f"{len(outcomes)} rows, {sum(outcome.bad for outcome in outcomes)} of them bad")

@@ -56,7 +56,12 @@ def compare(row: Row, stock: Results, ours: Results) -> Outcome:
         if not distance <= row.tolerance:
             problems.append(f"{name}: {distance:.1e}{_shapes(expected, one)}")
     return Outcome(
-        row, _cell(stock), _ours_cell(largest, compared, refusals, problems, whole), bool(problems), "; ".join(problems[:4]), trace
+        row,
+        _cell(stock),
+        _ours_cell(largest, compared, refusals, problems, whole),
+        bool(problems),
+        "; ".join(problems[:4]),
+        trace,
     )
 
 

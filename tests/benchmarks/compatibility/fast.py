@@ -1,6 +1,21 @@
 """The rows of `make test`: one for each way through the code, none that compiles; under a minute in all."""
 
-TUNERS = ["DoRA", "AdaLoRA", "BOFT", "IA3", "LoHa", "LoKr", "MiSS", "OFT", "VeRA", "HRA", "OSF", "RoAd", "SHiRA", "DeLoRA"]
+TUNERS = [
+    "DoRA",
+    "AdaLoRA",
+    "BOFT",
+    "IA3",
+    "LoHa",
+    "LoKr",
+    "MiSS",
+    "OFT",
+    "VeRA",
+    "HRA",
+    "OSF",
+    "RoAd",
+    "SHiRA",
+    "DeLoRA",
+]
 _GROUPS = {
     "PEFT tuners": """
         IA3 as feed-forward on kv_proj
@@ -142,7 +157,6 @@ _GROUPS = {
         torch.ao dynamic quantization of linear layers
         two threads at once
         one token, and a text longer than max_position_embeddings
-        an expert layer called as a module
     """,
 }
 FAST = (

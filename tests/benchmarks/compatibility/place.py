@@ -39,9 +39,9 @@ class Refusal:
         frames = traceback.extract_tb(error.__traceback__)
         in_package = bool(frames) and "/jetmoe/" in frames[-1].filename and "/transformers/" not in frames[-1].filename
         message = " ".join(str(error).split())
-        # A CheckpointError blames the files, which stock has just read; a NotImplementedError is of an operator.
-        unclear = ("CheckpointError", "NotImplementedError")
-        clear = in_package and isinstance(error, ValueError | TypeError) and type(error).__name__ not in unclear
+        # A CheckpointError blames files that stock has just read, and nobody calls operators such as aten.select.
+        unclear = type(error).__name__ == "CheckpointError" or "aten." in message
+        clear = in_package and isinstance(error, ValueError | TypeError | NotImplementedError) and not unclear
         claim = isinstance(error, AssertionError) and bool(frames) and "/compatibility/" in frames[-1].filename
         trace = "".join(traceback.format_exception(error)[-6:])
         return cls(type(error).__name__, message, clear, claim, trace)
@@ -123,7 +123,9 @@ def adapt(model: Any, config: peft.PeftConfig, std: float | None = 0.1, name: st
 
 
 def lora(**options) -> peft.LoraConfig:
-    return peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["kv_proj"], "task_type": "CAUSAL_LM", **options})
+    return peft.LoraConfig(
+        **{"r": 4, "lora_alpha": 6, "target_modules": ["kv_proj"], "task_type": "CAUSAL_LM", **options}
+    )
 
 
 MOA = ["experts.input_linear.weight", "experts.output_linear.weight"]

@@ -58,7 +58,12 @@ def _start(library: str, rows: list[Row], checkpoints: Path, folder: Path, quiet
     command = [sys.executable, "-m", "tests.benchmarks.compatibility.worker", library, checkpoints, folder / library]
     with names.open() as listed, (folder / f"{library}.log").open("wb") as log:
         return subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environment}, stdin=listed, stdout=log, stderr=log if quiet else None
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=listed,
+            stdout=log,
+            stderr=log if quiet else None,
         )
 
 

@@ -1,6 +1,6 @@
 """Runs rows under one library, each in a process of its own that is forked after the imports.
 
-    python -m tests.benchmarks.compatibility.worker ours|stock CHECKPOINTS OUT < names of rows, one on a line
+python -m tests.benchmarks.compatibility.worker ours|stock CHECKPOINTS OUT < names of rows, one on a line
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def main(library: str, checkpoints: Path, out: Path) -> None:
         if status:
             died = f"the process ended with {status}" if status != -signal.SIGALRM else f"no result in {LIMIT} seconds"
             (out / f"{number}.json").write_text(json.dumps({"refusals": {"": _refusal(died)}}))
-        print(f"{library}: {number + 1}/{len(names)} {name}, {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"{library}: {number + 1}/{len(names)} {name}, {time.monotonic() - start:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     assert library == "ours" or "jetmoe" not in sys.modules
 
 

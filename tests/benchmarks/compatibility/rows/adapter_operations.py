@@ -80,7 +80,17 @@ def different_targets(place: Place) -> Results:
     return results | {"two": logits(adapted), "few": logits(adapted, FEW)}
 
 
-COMBINATIONS = ("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "magnitude_prune", "magnitude_prune_svd")
+COMBINATIONS = (
+    "linear",
+    "cat",
+    "svd",
+    "ties",
+    "ties_svd",
+    "dare_linear",
+    "dare_ties",
+    "magnitude_prune",
+    "magnitude_prune_svd",
+)
 
 
 def combined(place: Place, combination: str) -> Results:
@@ -367,7 +377,9 @@ def state_dicts(place: Place) -> Results:
     adapted = peft.get_peft_model(place.model(), lora_on_all()).eval()
     results = {"zero": logits(adapted, FEW)}
     peft.set_peft_model_state_dict(adapted, {name: one.clone() for name, one in state.items()})
-    return results | {"logits": logits(adapted), "few": logits(adapted, FEW)} | {f"state.{k}": v for k, v in state.items()}
+    return (
+        results | {"logits": logits(adapted), "few": logits(adapted, FEW)} | {f"state.{k}": v for k, v in state.items()}
+    )
 
 
 @row(GROUP, "load_state_dict between two few-token passes")
@@ -382,7 +394,9 @@ def load_state_between(place: Place) -> Results:
 def load_state_assigned(place: Place) -> Results:
     adapted = two(place)
     results = {"before": logits(adapted, FEW)}
-    adapted.load_state_dict({k: v * 1.5 for k, v in adapted.state_dict().items() if "lora_" in k}, strict=False, assign=True)
+    adapted.load_state_dict(
+        {k: v * 1.5 for k, v in adapted.state_dict().items() if "lora_" in k}, strict=False, assign=True
+    )
     return results | {"after": logits(adapted, FEW)}
 
 
@@ -420,7 +434,9 @@ def deepcopied(place: Place) -> Results:
     for name, one in copied.named_parameters():
         if "lora_" in name:
             one.data.mul_(2)
-    return {"before": before, "copy": logits(copied, FEW), "original": logits(adapted, FEW)} | forward_and_backward(copied)
+    return {"before": before, "copy": logits(copied, FEW), "original": logits(adapted, FEW)} | forward_and_backward(
+        copied
+    )
 
 
 @row(GROUP, "inject_adapter_in_model")

@@ -62,7 +62,10 @@ for dtype in (torch.bfloat16, torch.float16):
 def autocast_dtypes(place: Place) -> Results:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         output = adapted_model(place)(BATCH, output_hidden_states=True)
-    return {"logits": torch.tensor(output.logits.element_size()), "hidden": torch.tensor(output.hidden_states[1].element_size())}
+    return {
+        "logits": torch.tensor(output.logits.element_size()),
+        "hidden": torch.tensor(output.hidden_states[1].element_size()),
+    }
 
 
 @row(GROUP, "autocast: few tokens, then the same model in fp32", four_bits=True)
@@ -87,7 +90,11 @@ def autocast_routers(place: Place) -> Results:
 def inference_mode(place: Place) -> Results:
     model = adapted_model(place)
     with torch.inference_mode():
-        results = {"batch": model(BATCH).logits.clone(), "few": model(FEW).logits.clone(), "generated": generated(model).clone()}
+        results = {
+            "batch": model(BATCH).logits.clone(),
+            "few": model(FEW).logits.clone(),
+            "generated": generated(model).clone(),
+        }
     results = {name: one.clone() for name, one in results.items()}
     return results | forward_and_backward(model) | {"few again": logits(model, FEW)}
 
@@ -210,7 +217,14 @@ def hooks(place: Place, name: str) -> Results:
 for label, name in HOOKED.items():
     row(GROUP, f"hooks on {label}")(partial(hooks, name=name))
 
-for label in ("kv_proj", "attention router's layer", "feed-forward router's layer", "feed-forward layer", "decoder layer", "lm_head"):
+for label in (
+    "kv_proj",
+    "attention router's layer",
+    "feed-forward router's layer",
+    "feed-forward layer",
+    "decoder layer",
+    "lm_head",
+):
 
     def changing_hook(place: Place, name: str) -> Results:
         """A hook that halves an output: for steering, for scaling, and for taking a part out."""
@@ -321,7 +335,9 @@ def quantize_dynamic(place: Place) -> Results:
 
 @row(GROUP, "BitsAndBytesConfig(load_in_8bit)")
 def eight_bits(place: Place) -> Results:
-    model = AutoModelForCausalLM.from_pretrained(place.path(), quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        place.path(), quantization_config=BitsAndBytesConfig(load_in_8bit=True)
+    )
     return {"shape": torch.tensor(logits(model.eval()).shape)}
 
 
@@ -466,7 +482,11 @@ def compiled_training(place: Place) -> Results:
     return results
 
 
-for name, config in {"DoRA": lora(use_dora=True), "lora_bias": lora(lora_bias=True), "routers": lora(target_modules=["router.layer"])}.items():
+for name, config in {
+    "DoRA": lora(use_dora=True),
+    "lora_bias": lora(lora_bias=True),
+    "routers": lora(target_modules=["router.layer"]),
+}.items():
 
     def compiled_tuner(place: Place, config: Any) -> Results:
         model = adapt(place.model("shallow"), copy.deepcopy(config))
@@ -496,7 +516,10 @@ def exported(place: Place, strict: bool, dynamic: bool, adapter: bool) -> Result
         made = program.module()(input_ids=BATCH)
         results = {"logits": made, "logits.expected": logits(model)}
         if dynamic:
-            results |= {"longer": program.module()(input_ids=BATCH.repeat(1, 2)), "longer.expected": logits(model, BATCH.repeat(1, 2))}
+            results |= {
+                "longer": program.module()(input_ids=BATCH.repeat(1, 2)),
+                "longer.expected": logits(model, BATCH.repeat(1, 2)),
+            }
     return results
 
 
@@ -522,7 +545,9 @@ for strict in (False, True):
 def exported_classifier(place: Place) -> Results:
     model = place.classifier().requires_grad_(False)
     with torch.no_grad():
-        program = torch.export.export(model, (), {"input_ids": BATCH, "attention_mask": PADDED, "use_cache": False}, strict=False)
+        program = torch.export.export(
+            model, (), {"input_ids": BATCH, "attention_mask": PADDED, "use_cache": False}, strict=False
+        )
         made = program.module()(input_ids=BATCH, attention_mask=PADDED, use_cache=False).logits
     return {"logits": made, "logits.expected": logits(model, attention_mask=PADDED)}
 
@@ -571,7 +596,9 @@ def threads(place: Place) -> Results:
     parts = [BATCH[:1], BATCH[1:2], BATCH[2:], FEW]
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda ids: logits(model, ids), parts))
-    return {str(i): one for i, one in enumerate(made)} | {f"{i}.expected": logits(model, one) for i, one in enumerate(parts)}
+    return {str(i): one for i, one in enumerate(made)} | {
+        f"{i}.expected": logits(model, one) for i, one in enumerate(parts)
+    }
 
 
 @row(GROUP, "meta device: shapes")
@@ -606,14 +633,6 @@ def prepared_inputs(place: Place) -> Results:
         )
         results = {name: one for name, one in made.items() if isinstance(one, Tensor)}
         return results | {"logits": model(**made).logits}
-
-
-@row(GROUP, "an expert layer called as a module")
-def expert_forward(place: Place) -> Results:
-    """As stock's own: sorted rows, and the number of rows of each expert."""
-    layer = place.model().model.layers[0].mlp.input_linear
-    rows = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
-    return {"rows": layer(rows, [3, 0, 5, 2]).detach()}
 
 
 @row(GROUP, "the feed-forward layer called as a module")

@@ -318,7 +318,9 @@ def continuous(place: Place) -> Results:
     made = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=sizes)
     outputs = sorted(made.values(), key=lambda one: one.request_id)
     assert outputs
-    expected = [generated(model, torch.tensor([one]), max_new_tokens=6, eos_token_id=258)[0, len(one) :] for one in prompts]
+    expected = [
+        generated(model, torch.tensor([one]), max_new_tokens=6, eos_token_id=258)[0, len(one) :] for one in prompts
+    ]
     return {str(i): torch.tensor(one.generated_tokens) for i, one in enumerate(outputs)} | {
         f"{i}.expected": one for i, one in enumerate(expected)
     }

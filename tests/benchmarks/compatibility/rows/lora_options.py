@@ -128,7 +128,9 @@ def pissa_as_lora(place: Place) -> Results:
         for name, one in adapted.named_parameters():
             if "lora_B" in name:
                 one.mul_(1.1)
-    adapted.save_pretrained(place.folder / "adapter", path_initial_model_for_weight_conversion=str(place.folder / "initial"))
+    adapted.save_pretrained(
+        place.folder / "adapter", path_initial_model_for_weight_conversion=str(place.folder / "initial")
+    )
     loaded = peft.PeftModel.from_pretrained(place.model(), place.folder / "adapter").eval()
     return {"converted": logits(adapted), "loaded": logits(loaded)}
 
@@ -180,7 +182,8 @@ def lora_ga(place: Place) -> Results:
     config = lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(), target_modules=["kv_proj"])
     preprocess_loraga(model, config, lambda: model(BATCH, labels=BATCH).loss.backward())
     adapted = adapt(model, config, std=None)
-    return _changes(adapted) | {"logits": logits(adapted)}
+    # The signs of singular vectors are arbitrary, and A and B have different ones.
+    return {name: one.detach().abs() for name, one in adapted.named_parameters() if "lora_" in name}
 
 
 @row(GROUP, "aLoRA", four_bits=True)
@@ -210,7 +213,9 @@ def velora(place: Place) -> Results:
 
 @row(GROUP, "MonteCLoRA")
 def monteclora(place: Place) -> Results:
-    adapted = adapt(place.model(), lora(monteclora_config=peft.tuners.lora.config.MontecloraConfig(num_samples=2)), 0.05)
+    adapted = adapt(
+        place.model(), lora(monteclora_config=peft.tuners.lora.config.MontecloraConfig(num_samples=2)), 0.05
+    )
     return forward_and_backward(adapted) | {"few": logits(adapted, FEW)}
 
 

@@ -126,7 +126,9 @@ for implementation in ("eager", "sdpa", "flex_attention", "flash_attention_2"):
     def attention(place: Place, implementation: str) -> Results:
         model = adapted_model(place, attn_implementation=implementation)
         results = forward_and_backward(model, attention_mask=PADDED, labels=BATCH.masked_fill(PADDED == 0, -100))
-        expected = forward_and_backward(adapted_model(place), attention_mask=PADDED, labels=BATCH.masked_fill(PADDED == 0, -100))
+        expected = forward_and_backward(
+            adapted_model(place), attention_mask=PADDED, labels=BATCH.masked_fill(PADDED == 0, -100)
+        )
         # Rows of padding see nothing, and every implementation gives them something else.
         for made in (results, expected):
             made["logits"] = made["logits"] * PADDED.unsqueeze(-1)
@@ -384,7 +386,11 @@ def class_from_state(place: Place) -> Results:
 @row(GROUP, "from_config, and weights of the same seed", four_bits=False)
 def from_config(place: Place) -> Results:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place.path()))
-    return {f"std of {name}": one.std().round(decimals=2) for name, one in model.named_parameters() if one.ndim > 1 and "experts" not in name and "linear" not in name}
+    return {
+        f"std of {name}": one.std().round(decimals=2)
+        for name, one in model.named_parameters()
+        if one.ndim > 1 and "experts" not in name and "linear" not in name
+    }
 
 
 LOADING: dict[str, dict[str, Any]] = {
@@ -412,7 +418,9 @@ for name, options in LOADING.items():
             counts = torch.zeros(0)
         return {"size": torch.tensor(model.dtype.itemsize), "keys": counts, "logits": logits(model.float().eval())}
 
-    row(GROUP, f"from_pretrained, {name}", tolerance=3e-2 if "float16" in name else 1e-5)(partial(load, options=options))
+    row(GROUP, f"from_pretrained, {name}", tolerance=3e-2 if "float16" in name else 1e-5)(
+        partial(load, options=options)
+    )
 
 
 ROPE: dict[str, dict[str, Any]] = {
@@ -449,7 +457,10 @@ def rope(place: Place, parameters: dict[str, Any], way: str) -> Results:
         (path / "config.json").write_text(json.dumps(stored))
     model = AutoModelForCausalLM.from_pretrained(path, **options).eval()
     long = torch.randint(3, 250, (1, 600), generator=torch.Generator().manual_seed(5))
-    results = {"logits": logits(model), "long": logits(model, long[:, : 600 if parameters["rope_type"] == "dynamic" else 200])}
+    results = {
+        "logits": logits(model),
+        "long": logits(model, long[:, : 600 if parameters["rope_type"] == "dynamic" else 200]),
+    }
     plain = logits(place.model())
     require_change(plain, results["logits"] if parameters["rope_type"] != "dynamic" else torch.zeros_like(plain))
     return results
@@ -457,22 +468,28 @@ def rope(place: Place, parameters: dict[str, Any], way: str) -> Results:
 
 for name, parameters in ROPE.items():
     for way in ("configuration", "keyword", "config.json", "rope_scaling"):
-        row(GROUP, f"RoPE {name} by {way}", tolerance=1e-4)(
-            partial(rope, parameters=parameters, way=way)
-        )
+        row(GROUP, f"RoPE {name} by {way}", tolerance=1e-4)(partial(rope, parameters=parameters, way=way))
 
 
 @row(GROUP, "rope_theta set after loading the configuration")
 def rope_theta(place: Place) -> Results:
     config = AutoConfig.from_pretrained(place.path())
     config.rope_parameters["rope_theta"] = 500.0
-    return {"logits": logits(AutoModelForCausalLM.from_pretrained(place.path(), config=config, dtype=torch.float32).eval())}
+    return {
+        "logits": logits(AutoModelForCausalLM.from_pretrained(place.path(), config=config, dtype=torch.float32).eval())
+    }
 
 
 LABELS: dict[str, tuple[dict[str, Any], Tensor]] = {
     "single label": ({}, torch.tensor([0, 2, 1])),
-    "several labels": ({"problem_type": "multi_label_classification"}, torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]])),
-    "regression of three numbers": ({"problem_type": "regression"}, torch.tensor([[0.5, 1, -1], [0.0, 0, 1], [2, 1, 0]])),
+    "several labels": (
+        {"problem_type": "multi_label_classification"},
+        torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0]]),
+    ),
+    "regression of three numbers": (
+        {"problem_type": "regression"},
+        torch.tensor([[0.5, 1, -1], [0.0, 0, 1], [2, 1, 0]]),
+    ),
 }
 for name, (options, target) in LABELS.items():
 
@@ -509,7 +526,11 @@ def classifier_outputs(place: Place) -> Results:
     model = place.classifier()
     embedded = model.get_input_embeddings()(BATCH).detach()
     output = model(inputs_embeds=embedded, attention_mask=PADDED, output_hidden_states=True, use_cache=True)
-    return {"logits": output.logits, "hidden": output.hidden_states[-1], "cache": torch.tensor(output.past_key_values.get_seq_length())}
+    return {
+        "logits": output.logits,
+        "hidden": output.hidden_states[-1],
+        "cache": torch.tensor(output.past_key_values.get_seq_length()),
+    }
 
 
 for name in ("AutoModelForTokenClassification", "AutoModelForQuestionAnswering"):
@@ -535,7 +556,10 @@ def text_generation(place: Place) -> Results:
     made = pipeline("text-generation", model=adapted_model(place), tokenizer=place.tokenizer())
     chat = [{"role": "user", "content": "Say tea"}]
     options = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
-    texts = [made(["rain", "a longer text"], batch_size=2, **options)[0][0]["generated_text"], made(chat, **options)[0]["generated_text"]]
+    texts = [
+        made(["rain", "a longer text"], batch_size=2, **options)[0][0]["generated_text"],
+        made(chat, **options)[0]["generated_text"],
+    ]
     texts = [text if isinstance(text, str) else json.dumps(text) for text in texts]
     return {str(i): torch.tensor(list(text.encode()) or [0]) for i, text in enumerate(texts)}
 
@@ -551,7 +575,9 @@ def pipeline_of_folder(place: Place) -> Results:
 def text_classification(place: Place) -> Results:
     made = pipeline("text-classification", model=place.classifier(), tokenizer=place.tokenizer())
     scores = made(["rain", "a longer text"], batch_size=2, top_k=None)
-    return {"scores": torch.tensor([[one["score"] for one in sorted(row, key=lambda one: one["label"])] for row in scores])}
+    return {
+        "scores": torch.tensor([[one["score"] for one in sorted(row, key=lambda one: one["label"])] for row in scores])
+    }
 
 
 @row(GROUP, "pipeline feature-extraction")
@@ -573,7 +599,11 @@ def legacy_fields(place: Place) -> Results:
     path = place.folder / "model"
     shutil.copytree(place.path(), path)
     stored = json.loads((path / "config.json").read_text())
-    for old, new in {"ffn_hidden_size": "intermediate_size", "moe_num_experts": "num_local_experts", "moe_top_k": "num_experts_per_tok"}.items():
+    for old, new in {
+        "ffn_hidden_size": "intermediate_size",
+        "moe_num_experts": "num_local_experts",
+        "moe_top_k": "num_experts_per_tok",
+    }.items():
         stored[old] = stored.pop(new)
     (path / "config.json").write_text(json.dumps(stored))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

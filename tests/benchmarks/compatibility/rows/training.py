@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
 from tests.benchmarks.compatibility.place import (
-    BATCH,
     FEW,
     Place,
     Results,
@@ -18,7 +17,6 @@ from tests.benchmarks.compatibility.place import (
     logits,
     lora,
     lora_on_all,
-    require_change,
     trainable,
 )
 from tests.benchmarks.compatibility.registry import row
@@ -47,7 +45,9 @@ def examples(count: int = 12) -> list[dict[str, list[int]]]:
     return [{"input_ids": torch.randint(3, 250, (length,), generator=generator).tolist()} for length in lengths]
 
 
-def make_trainer(place: Place, model: Any, trainer_class: Any = Trainer, callbacks: Any = None, length: int = 20, **options) -> Any:
+def make_trainer(
+    place: Place, model: Any, trainer_class: Any = Trainer, callbacks: Any = None, length: int = 20, **options
+) -> Any:
     arguments = TrainingArguments(output_dir=str(place.folder / "run"), **{**ARGUMENTS, **options})
     data = [{"input_ids": one["input_ids"][:length]} for one in examples()]
     collator = DataCollatorForLanguageModeling(place.tokenizer(), mlm=False)
@@ -110,12 +110,16 @@ for name, options in {
 
 @row(GROUP, "gradient checkpointing", tolerance=TRAINED, four_bits=True)
 def checkpointing(place: Place) -> Results:
-    return train(place, expected=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    return train(
+        place, expected=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
 
 
 @row(GROUP, "gradient checkpointing, reentrant", tolerance=TRAINED)
 def reentrant(place: Place) -> Results:
-    return train(place, expected=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    return train(
+        place, expected=True, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
+    )
 
 
 @row(GROUP, "gradient checkpointing of all weights", tolerance=TRAINED)

@@ -32,19 +32,22 @@ def pairs() -> Dataset:
 
 
 def chats() -> Dataset:
-    turns = [
-        [{"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": word}] for word in WORDS
-    ]
+    turns = [[{"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": word}] for word in WORDS]
     return Dataset.from_list([{"messages": one} for one in turns])
 
 
 def preferences() -> Dataset:
     return Dataset.from_list(
-        [{"prompt": f"Say {word}", "chosen": f" {word}", "rejected": " no" * (1 + i % 3)} for i, word in enumerate(WORDS)]
+        [
+            {"prompt": f"Say {word}", "chosen": f" {word}", "rejected": " no" * (1 + i % 3)}
+            for i, word in enumerate(WORDS)
+        ]
     )
 
 
-def tuned(place: Place, data: Dataset, model: Any = None, full: bool = False, template: str | None = None, **options) -> Results:
+def tuned(
+    place: Place, data: Dataset, model: Any = None, full: bool = False, template: str | None = None, **options
+) -> Results:
     """Supervised fine-tuning."""
     from trl import SFTConfig, SFTTrainer
 
