@@ -4,6 +4,6 @@
     python -m tests.benchmarks.compatibility --only hook     # rows whose name holds a word; prints them
     python -m tests.benchmarks.compatibility --fast          # the rows of `make test`; prints them
 
-A row is a function of a `Place`. It uses the public classes of transformers, PEFT and TRL alone, so it runs unchanged in
-two processes: one imports `jetmoe` first, so that the Auto classes return ours, and one never imports it.
+A row is a function of a `Place`. It uses the public classes of transformers, PEFT and TRL alone, so it runs unchanged
+in two processes: one imports `jetmoe` first, so that the Auto classes return ours, and one never imports it.
 """

@@ -20,8 +20,8 @@ fp32. `python -m tests.benchmarks.compatibility` writes this file; `make test` c
 
 - **Stock**: "works", or the first words of the error.
 - **Ours**: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
-  of that tensor; 0e+00 for equal token ids. "Works" where stock gives nothing to compare with. Otherwise the first words
-  of the error.
+  of that tensor; 0e+00 for equal token ids. Where stock fails, the difference to the same work without the feature
+  (without compiling, for example), or "works" if there is none. Otherwise the first words of the error.
 - A row in **bold** is a defect: stock works, and ours differs or fails without naming a remedy.
 """
 
@@ -43,13 +43,11 @@ def main() -> None:
     outcomes = run(rows, LIBRARIES[arguments.ours :], quiet=False)
     if not (arguments.fast or arguments.slow or arguments.ours or arguments.only):
         DOCUMENT.write_text(document(outcomes))
-    for outcome in outcomes:
-        if outcome.bad or arguments.only:
-            print(
-                f"{'BAD ' if outcome.bad else ''}{outcome.row.key} | {outcome.stock} | {outcome.ours} | {outcome.detail}"
-            )
-            if outcome.trace:
-                print("    " + outcome.trace.strip().replace("\n", "\n    "))
+    for one in outcomes:
+        if one.bad or arguments.only:
+            print(f"{'BAD ' * one.bad}{one.row.key} | {one.stock} | {one.ours} | {one.detail}")
+        if one.trace:
+            print("    " + one.trace.strip().replace("\n", "\n    "))
     print(f"{len(outcomes)} rows, {sum(outcome.bad for outcome in outcomes)} of them bad")
 
 

@@ -9,7 +9,10 @@ from importlib import import_module
 
 from tests.benchmarks.compatibility.place import Place, Results
 
-GROUPS = ("tuners", "lora_options", "adapter_operations", "training", "trl", "generation", "models", "execution")
+MODULES = (
+    "tuners", "lora_options", "adapter_operations", "training", "trl", "generation", "models", "loading",
+    "heads_and_pipelines", "execution", "hooks", "compilers",
+)  # fmt: skip
 TOLERANCE = 1e-5
 
 
@@ -47,6 +50,6 @@ def row(
 
 @cache
 def all_rows() -> dict[str, Row]:
-    for group in GROUPS:
-        import_module(f"tests.benchmarks.compatibility.rows.{group}")
+    for module in MODULES:
+        import_module(f"tests.benchmarks.compatibility.rows.{module}")
     return ROWS

@@ -70,7 +70,8 @@ MODES: dict[str, dict[str, Any]] = {
     "sampling, num_return_sequences": {"do_sample": True, "num_return_sequences": 3},
     "beam search": {"num_beams": 3},
     "beam search, left padding, several sequences": {
-        "num_beams": 4, "num_return_sequences": 2, "attention_mask": PADDED, "length_penalty": 0.5, "early_stopping": True
+        "num_beams": 4, "num_return_sequences": 2, "attention_mask": PADDED, "length_penalty": 0.5,
+        "early_stopping": True,
     },
     "beam sampling": {"num_beams": 3, "do_sample": True},
     "beam search with scores": {

@@ -87,7 +87,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DoRA on embed_tokens": {"use_dora": True, "target_modules": ["embed_tokens"]},
     "KaSA": {"kasa_config": peft.tuners.lora.config.KasaConfig()},
     "block-diagonal": {
-        "use_bdlora": peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=["kv_proj"], nblocks=2), "lora_bias": False
+        "use_bdlora": peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=["kv_proj"], nblocks=2),
     },
 }  # fmt: skip
 for name, options in OPTIONS.items():
@@ -256,7 +256,9 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "on attention experts": {"target_modules": [], "target_parameters": MOA},
     "on feed-forward experts": {"target_modules": [], "target_parameters": MOE},
     "on all experts and kv_proj": {"target_parameters": [*MOA, *MOE]},
-    "on all experts, kv_proj and routers": {"target_modules": ["kv_proj", "router.layer"], "target_parameters": [*MOA, *MOE]},
+    "on all experts, kv_proj and routers": {
+        "target_modules": ["kv_proj", "router.layer"], "target_parameters": [*MOA, *MOE]
+    },
     "on experts, rsLoRA": {"target_parameters": MOE, "use_rslora": True},
     "on experts with rank_pattern": {"target_parameters": MOE, "rank_pattern": {"mlp.input_linear.weight": 2}},
     "on experts with alpha_pattern": {"target_parameters": MOE, "alpha_pattern": {"mlp.input_linear.weight": 2}},
@@ -265,7 +267,9 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "on experts with layers_to_transform": {
         "target_parameters": MOE, "layers_to_transform": [1], "layers_pattern": "layers"
     },
-    "on the biases and norms by target_parameters": {"target_modules": [], "target_parameters": ["mlp.bias", "norm.weight"]},
+    "on the biases and norms by target_parameters": {
+        "target_modules": [], "target_parameters": ["mlp.bias", "norm.weight"]
+    },
     "on kv_proj by target_parameters": {"target_modules": [], "target_parameters": ["kv_proj.weight"]},
     "on routers by target_parameters": {"target_modules": [], "target_parameters": ["router.layer.weight"]},
     "on experts with lora_dropout": {"target_parameters": MOE, "lora_dropout": 0.5},
