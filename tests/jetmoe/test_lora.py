@@ -117,6 +117,14 @@ def test_unknown_presets_are_named(preset):
         lora_config(preset)
 
 
+@pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_options_that_experts_lack_are_refused(option):
+    with pytest.raises(AdapterError, match=f"Experts don't support {next(iter(option))}, .* Leave it out, or use"):
+        lora_config("all", **option)
+    config = lora_config("router", **option, exclude_modules=["layers.0.mlp.router.layer"])
+    assert getattr(config, next(iter(option))) and config.exclude_modules == {"layers.0.mlp.router.layer"}
+
+
 def test_routers_that_a_model_ties_are_guarded():
     tied, free = JetMoeConfig(**TOY, expert_groups=[0, 0, 1, 1]), JetMoeConfig(**TOY)
     for preset in ("router", "all+router"):
