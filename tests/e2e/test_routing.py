@@ -81,9 +81,9 @@ def test_hover_focus_and_pin_show_one_token_in_every_layer(answered):
 def test_the_map_names_chance_and_reads_values_by_keyboard(answered):
     studio, trace = answered
     expect(studio.page.locator(".rp-chance")).to_contain_text("0.500 = 1/2")
-    studio.page.locator(".rp-maps canvas").nth(1).focus()
+    studio.page.locator(".ch-maps canvas").nth(1).focus()
     studio.set_layer(0)
-    studio.page.locator(".rp-maps canvas").nth(1).focus()
+    studio.page.locator(".ch-maps canvas").nth(1).focus()
     studio.page.keyboard.press("ArrowDown")
     answer = trace[int(trace.is_prompt.sum()) :]
     share = to_fixed(load(answer, "group")[0, 1, 0], 3)
