@@ -22,5 +22,5 @@ export default [
     },
   },
   { files: ["studio/**/*.js"], languageOptions: { globals: globals.browser } },
-  { files: ["tests/**/*.js"], languageOptions: { globals: { ...globals.nodeBuiltin } } },
+  { files: ["tests/**/*.js"], languageOptions: { globals: globals.node } },
 ];

@@ -58,7 +58,9 @@ def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "a
     return gr.HTML(
         value="",
         html_template=template.replace('data-of="answer"', f'data-of="{of}"'),
-        js_on_load=mounting("routing/panel/panel.js", events=("pick", "compare"), views=[view.name for view in _views()]),
+        js_on_load=mounting(
+            "routing/panel/panel.js", events=("pick", "compare"), views=[view.name for view in _views()]
+        ),
         apply_default_css=False,
         server_functions=[rows],
         elem_id=elem_id,

@@ -1,7 +1,8 @@
 """The evaluation of a classifier as HTML: figures and baselines, confusion matrix, metrics by label, calibration, and
 experts by label.
 
-    gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=mounting("classify/evaluation/evaluation.js"))
+    mount = mounting("classify/evaluation/evaluation.js")
+    gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=mount)
     gr.HTML(shown(test.report("mails.csv"), "base model") + beside(report_of_the_run, "tone"))
 
 Reports come from `studio.backend.classification.evaluation`. All text is escaped.
