@@ -22,7 +22,7 @@ export class HeatMap {
     new ResizeObserver(() => later(redraw)).observe(this.root);
   }
 
-  // Starts anew, with a map for each name.
+  // Starts again, with a map for each name.
   build(names) {
     this.cursor = null;
     this.canvases = names.map((_, map) => this.canvas(map));

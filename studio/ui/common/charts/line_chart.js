@@ -46,7 +46,7 @@ export class LineChart {
       el("figcaption", {}, heading, this.step), this.legend, this.plot, this.table.root);
   }
 
-  // `series` are { name, colour, points: { x, y }, isMarked }. The table is filled anew if `version` changes.
+  // `series` are { name, colour, points: { x, y }, isMarked }. The table is refilled if `version` changes.
   show(series, version = 0) {
     const key = series.map(({ name, colour }) => `${name} ${colour}`).join("\n");
     if (key !== this.key) this.replaceCurves(series.map((each) => new Curve(each)));

@@ -28,7 +28,7 @@ export class NumberTable {
     });
   }
 
-  // The rows are filled anew if `version` changes, and otherwise extended.
+  // The rows are refilled if `version` changes, and otherwise extended.
   show(curves, version) {
     Object.assign(this, { curves, version });
     if (this.root.open) this.fill();

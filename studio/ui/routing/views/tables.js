@@ -25,14 +25,14 @@ export default class Tables {
   }
 
   reset() {
-    this.startAnew();
+    this.restart();
   }
 
   recolour() {
-    this.startAnew();
+    this.restart();
   }
 
-  startAnew() {
+  restart() {
     this.listed = 0;
     this.tokens.body.replaceChildren();
     this.throttle.run();

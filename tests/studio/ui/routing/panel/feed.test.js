@@ -71,11 +71,10 @@ test("rows of another answer that arrive late are dropped", async () => {
   const held = new Promise((done) => (release = done));
   const { feed, trace } = setUp(() => held);
   feed.receive(message("a", 80, 90)); // asks for the rows from 0 on
-  feed.receive(message("b", 0, 30));
+  feed.receive(message("b", 0, 5));
   release();
   await settled();
-  assert.deepEqual([trace.id, trace.count], ["b", 30]);
-  assert.deepEqual(trace.texts, ANSWERS.b.map((token) => token.text));
+  assert.deepEqual([trace.id, trace.texts], ["b", ANSWERS.b.slice(0, 5).map((token) => token.text)]);
 });
 
 test("differences to the base model are fetched when they are announced", async () => {
