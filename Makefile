@@ -7,24 +7,32 @@ BIN := $(VENV)/bin
 WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 
-.PHONY: app test check setup setup-dev browser lint audit gpu-check clean
+# What eslint needs; Debian 12 has 18.20.
+NODE_18 := node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 18 || (major == 18 && minor >= 18) ? 0 : 1)' 2>/dev/null && npm --version >/dev/null 2>&1
+
+.PHONY: app test check test-js setup setup-dev setup-js browser lint audit gpu-check clean
 
 app: setup
 	$(BIN)/python app.py --open
 
-test: setup-dev browser
+test: setup-dev browser test-js
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # For the work between two commits: what needs no browser, starter, compiler or process of its own.
-check: lint
+check: lint test-js
 	$(BIN)/python -m pytest $(WORKERS) -m "not (gpu or browser or starter or compiles or processes)" $(ARGS)
 
-lint: setup-dev
+# The page's JavaScript, as far as it needs no browser.
+test-js: setup-js
+	node --test $$(find tests -name '*.test.js')
+
+lint: setup-dev setup-js
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive jetmoe studio app.py
 	$(BIN)/python -m tests.docs_cli --check
+	node_modules/.bin/eslint --max-warnings 0 .
 
 # Known holes of what is installed. Apart from `make lint`, because it asks a service on the net.
 audit: setup-dev
@@ -38,6 +46,8 @@ gpu-check:
 setup: $(VENV)/.installed
 
 setup-dev: $(VENV)/.installed-dev
+
+setup-js: node_modules/.installed
 
 # A stamp is only written after everything before it worked, so a broken half is made again by the next run.
 $(VENV)/.installed: requirements.txt | $(VENV)/.made
@@ -57,6 +67,14 @@ $(VENV)/.made:
 		{ echo "Making $(VENV) failed; install the package python3-venv and run make again." >&2; exit 2; }
 	touch $@
 
+node_modules/.installed: package.json package-lock.json .npmrc
+	@{ $(NODE_18); } || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		$(APT) update -qq && $(APT) install -y -qq nodejs npm && $(NODE_18); } || \
+		{ echo "The linters need Node.js 18.18 or newer with npm: install both and run make again." >&2; exit 2; }
+	npm ci --no-audit --no-fund --silent
+	touch $@
+
 browser:
 	@command -v "$${CHROMIUM:-chromium-headless-shell}" >/dev/null || command -v chromium >/dev/null || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
@@ -64,4 +82,4 @@ browser:
 		{ echo "The tests need a browser: install chromium-headless-shell, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules

@@ -128,7 +128,7 @@ class JetMoeMoA(nn.Module):
         else:
             rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, H * C]
             rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
-        return rows.view(len(tokens), routing.top_k, -1), routing
+        return rows.view(tokens.shape[0], routing.top_k, -1), routing
 
     def reduce(self, rows: Tensor, routing: Routing) -> Tensor:
         """Apply the output projections of the same experts and sum them by gate: `[A, H * C]` -> `[T, D]`."""

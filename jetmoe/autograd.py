@@ -1,4 +1,8 @@
-"""When the autograd functions of this package apply; otherwise plain operations give the same results."""
+"""What a forward pass is part of: a graph that is traced, a transform, or plain autograd.
+
+`is_traced` checks Dynamo, not `torch.compiler.is_compiling`. The latter is one flag for all threads, and eager steps
+can run in one thread while another thread compiles.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,25 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
+def is_traced() -> bool:
+    """Return whether operations are recorded, so that nothing may depend on the values of tensors."""
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def has_custom_backward(tensor: Tensor) -> bool:
-    """Return whether autograd functions of this package save memory for this tensor and support what is computed."""
+    """Return whether autograd functions of this package save memory for this tensor and support what is computed.
+
+    Otherwise, plain operations give the same result.
+    """
     return tensor.requires_grad and torch.is_grad_enabled() and not is_transformed()
 
 
 def is_transformed() -> bool:
-    """Return whether `torch.func` or forward-mode differentiation is active, which need plain operations."""
+    """Return whether an export, `torch.func` or forward-mode differentiation is active, which need plain operations."""
     if torch.compiler.is_dynamo_compiling():
         return False
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

@@ -61,7 +61,7 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         hidden = outputs.last_hidden_state  # [B, S, D]
         last = self._last_token(input_ids, attention_mask, hidden)  # [B]
         # A head in training is in fp32, whatever the dtype of the decoder.
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last].to(self.score.weight.dtype)  # [B, D]
+        pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last].to(self.score.weight.dtype)  # [B, D]
         logits = self.score(pooled)  # [B, labels]
         loss = None
         if labels is not None:

@@ -81,14 +81,14 @@ class JetMoeRouter(nn.Module):
 
     def forward(self, tokens: Tensor) -> RouterOutput:
         with _no_autocast(tokens):
-            logits = self._logits(tokens.float()).float()  # [T, E]
+            logits = self._logits(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))  # [T, E]
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
         return RouterOutput(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
 
     def _logits(self, tokens: Tensor) -> Tensor:
         # Always in fp32: bf16 logits would break the ties between the slots of an upcycled model.
         if is_plain_linear(self.layer):
-            return product(self.layer.weight.float(), tokens)
+            return product(self.layer.weight.to(tokens.dtype), tokens)
         if torch.compiler.is_dynamo_compiling() and not why_not_split(self.layer):
             return split_linear(self.layer, tokens)
         narrow = {name: one.float() for name, one in self.layer.named_parameters() if one.dtype.itemsize < 4}

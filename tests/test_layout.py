@@ -1,6 +1,8 @@
 """The shape of the repository: imports point one way, and files are named for what they hold."""
 
 import ast
+import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +36,8 @@ APART = {"jetmoe": ("errors", "registry"), "cli": ("ui",), "ui": ("cli",)}
 UNNAMED = {"utils.py", "helpers.py", "manager.py", "misc.py"}
 LONGEST_FILE = 410
 LONGEST_FUNCTION = 60
+UI = ROOT / "studio" / "ui"
+LONGEST_SCRIPT = 250
 
 
 @cache
@@ -89,10 +93,14 @@ def test_every_module_has_a_place_in_the_order():
 
 
 def test_no_module_imports_itself_in_a_circle():
-    graph = {name: imports(path) & modules().keys() - {name} for name, path in modules().items()}
+    assert not circle({name: imports(path) & modules().keys() - {name} for name, path in modules().items()})
+
+
+def circle(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is left of a graph without its leaves, again and again."""
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
-    assert not graph, f"a circle in {sorted(graph)}"
+    return graph
 
 
 def test_no_file_is_named_for_nothing():
@@ -108,6 +116,34 @@ def test_files_and_functions_stay_short(module):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             assert not body or body[-1].end_lineno - body[0].lineno < LONGEST_FUNCTION, node.name
+
+
+@cache
+def scripts() -> dict[str, set[str]]:
+    """The page's JavaScript modules and what each imports, as paths below studio/ui."""
+    found = {}
+    for path in sorted(UI.rglob("*.js")):
+        names = re.findall(r'\bfrom "(.+)";$', path.read_text(), re.MULTILINE)
+        found[str(path.relative_to(UI))] = {os.path.normpath(path.parent.relative_to(UI) / name) for name in names}
+    return found
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_scripts_import_their_own_folder_and_those_above_it_in_the_order(script):
+    here = f"ui.{script.split('/')[0]}"
+    for name in scripts()[script]:
+        there = f"ui.{name.split('/')[0]}"
+        assert there == here or RANK[there] < RANK[here], f"{script} imports {name}"
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_scripts_stay_short(script):
+    """eslint checks their functions."""
+    assert (UI / script).read_text().count("\n") <= LONGEST_SCRIPT
+
+
+def test_no_script_imports_itself_in_a_circle():
+    assert not circle(scripts())
 
 
 def test_nothing_unsafe_is_called():

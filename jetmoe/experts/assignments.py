@@ -51,7 +51,7 @@ class SortedAssignments:
     def of(cls, routing: Routing) -> SortedAssignments:
         experts = routing.experts.flatten()  # [A]
         order = experts.argsort(stable=True)  # [A]
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))  # [A]
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))  # [A]
         ids = torch.arange(routing.logits.shape[-1], device=order.device)  # [E]
         ends = torch.searchsorted(experts[order], ids, right=True, out_int32=True)  # [E]
         return cls(order, inverse, ends)
@@ -66,6 +66,8 @@ class SortedAssignments:
 
 def few_tokens(routing: Routing) -> bool:
     """Return whether products read only the chosen experts' weights, in token order."""
+    if torch.compiler.is_exporting():  # the length can be dynamic
+        return False
     return routing.experts.numel() <= FEW_ASSIGNMENTS and not routing.logits.requires_grad
 
 

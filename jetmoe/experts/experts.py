@@ -4,9 +4,6 @@ A router decides once per layer (`Routing`), and all expert products of the laye
 (decode), products run in token order and read only the chosen experts' weights. For more tokens (prefill, training),
 they are sorted by expert. LoRA adapters (`low_rank.py`) are computed separately and added to the product. Shape letters
 are declared in `jetmoe/routing.py`; `A = T * K` assignments of tokens to experts.
-
-Code for compiled steps checks `is_dynamo_compiling`, not `is_compiling`. The latter is one flag for all threads, and
-eager steps can run in one thread while another thread compiles.
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from jetmoe.autograd import is_transformed
+from jetmoe.autograd import is_traced, is_transformed
 from jetmoe.experts.assignments import Routing, dispatch
-from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear
+from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrix
 from jetmoe.low_rank import AdapterError, LowRank, is_plain_linear, is_wrapped, split_adapters, why_not_split
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
@@ -52,7 +49,7 @@ class JetMoeExperts(nn.Module):
     def parts(self) -> Parts | None:
         """Return the 4-bit weight as plain tensors, or None if it is not in 4 bits."""
         # A compiled graph can't contain the parameter itself.
-        if not torch.compiler.is_dynamo_compiling():
+        if not is_traced():
             self._parts = self.weight.parts if isinstance(self.weight, NF4Tensor) else None
         return self._parts
 
@@ -209,7 +206,7 @@ def is_autocast(tensor: Tensor) -> bool:
 
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:
     """Return whether to use `FrozenLinear`: not for trainable weights, nor if one call computes all experts."""
-    if torch.compiler.is_dynamo_compiling() or is_transformed():
+    if is_traced() or is_transformed():
         return False
     if torch.is_grad_enabled() and layer.weight.requires_grad:
         return False
@@ -228,7 +225,7 @@ def _sorted_linear(weight: Tensor | Parts, rows: Tensor, routing: Routing) -> Te
         return _sorted_nf4_linear(weight, rows, routing)
     if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
-    if torch.compiler.is_dynamo_compiling():
+    if is_traced():
         return _every_expert_linear(weight, rows, routing.sorted().ends)
     parts = rows.split(routing.sorted().sizes())
     return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])
@@ -243,7 +240,7 @@ def _chosen_linear(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
     if parts := layer.parts():
         return _chosen_nf4_linear(parts, rows, routing)
     weight = layer.weight  # [E, out, in]
-    if weight.device.type == "cpu" and not torch.compiler.is_dynamo_compiling():
+    if weight.device.type == "cpu" and not is_traced():
         # Use views: gathering the chosen weights would copy more bytes than the product reads.
         chosen = routing.chosen()
         return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
@@ -252,19 +249,22 @@ def _chosen_linear(layer: Any, rows: Tensor, routing: Routing) -> Tensor:
     return (chosen_weight.float() * rows.float().unsqueeze(1)).sum(-1).to(rows.dtype)  # [A, out]
 
 
-def _every_expert_linear(weight: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
+def _every_expert_linear(weight: Tensor | Parts, rows: Tensor, ends: Tensor) -> Tensor:
     """Compute `sorted_linear` without data-dependent sizes: E products over all rows, masked by expert."""
-    place = torch.arange(len(rows), device=rows.device)  # [A]
+    # `len` would make a dynamic size of an export a constant.
+    place = torch.arange(rows.shape[0], device=rows.device)  # [A]
     owner = torch.searchsorted(ends, place, right=True)  # [A]
-    result = rows.new_zeros(len(rows), weight.shape[1])  # [A, out]
+    result = rows.new_zeros(rows.shape[0], weight.shape[1])  # [A, out]
     for e in range(weight.shape[0]):
-        result = torch.where((owner == e).unsqueeze(1), F.linear(rows, weight[e]), result)
+        result = torch.where((owner == e).unsqueeze(1), F.linear(rows, expert_matrix(weight, e, rows.dtype)), result)
     return result
 
 
 def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
     if parts.tiled and not _needs_gradient(rows):
         return nf4_cpu.sorted_linear(rows, routing.sorted().ends, parts)
+    if is_traced():
+        return _every_expert_linear(parts, rows, routing.sorted().ends)
     experts = enumerate(rows.split(routing.sorted().sizes()))
     return torch.cat([_NF4Linear.apply(part, parts.expert(e)) for e, part in experts])
 

@@ -61,7 +61,7 @@ class FrozenLinear(torch.autograd.Function):
             part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
             if grad_rows is not None:
                 place = grad_rows[span.start : span.end]  # [n, in]
-                torch.mm(part, _matrix(ctx.weight, span.expert, grad.dtype), out=place)
+                torch.mm(part, expert_matrix(ctx.weight, span.expert, grad.dtype), out=place)
             if grad_A is not None and grad_B is not None:
                 grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 if grad_rows is not None:
@@ -113,7 +113,7 @@ class GatedLinear(torch.autograd.Function):
             sources = [_gathered(one, ctx.assignments, span, 1).detach().requires_grad_() for one in (rows, gates)]
             with torch.enable_grad():
                 made = ctx.before(*sources)  # [n, in]
-            grad_made = part @ _matrix(ctx.weight, span.expert, grad.dtype)  # [n, in]
+            grad_made = part @ expert_matrix(ctx.weight, span.expert, grad.dtype)  # [n, in]
             if grad_A is not None and grad_B is not None:
                 grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 grad_made.addmm_(grad_inner, A[span.expert])
@@ -138,7 +138,7 @@ def _product_of_span(
         The rows times A and the scaling, `[n, R]`, zero in the padding; None without adapters.
     """
     A, B, scaling = low_rank
-    torch.mm(part, _matrix(weight, span.expert, part.dtype).t(), out=place)
+    torch.mm(part, expert_matrix(weight, span.expert, part.dtype).t(), out=place)
     if A is None or B is None:
         return None
     inner = (part @ A[span.expert].t()).mul_(scaling)  # [n, R]
@@ -176,7 +176,7 @@ def _compiles_shapes(rows: Tensor) -> bool:
     return rows.device.type == "cpu" and rows.dtype == torch.bfloat16
 
 
-def _matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
+def expert_matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
     """Return one expert's `[out, in]`."""
     return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert].to(dtype)
 

@@ -34,6 +34,8 @@ class TiledLinear4bit(Linear4bit):
         self.tiles = Parts(*rows, *nested).tile()
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            raise NotImplementedError("bitsandbytes' 4-bit layers can't be exported. Load the model in 16 bits first.")
         needs_gradient = x.requires_grad and torch.is_grad_enabled()
         if self.tiles is None or x.device.type != "cpu" or needs_gradient:
             return super().forward(x)

@@ -57,7 +57,10 @@ class NF4Tensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func not in _SUPPORTED:
-            raise NotImplementedError(f"4-bit weights don't support {func}; call dequantize() first.")
+            raise NotImplementedError(
+                f"4-bit weights don't support {func}. To merge an adapter, use jetmoe.adapters.merge.merge(model); to "
+                "compute with the weights, call dequantize() first."
+            )
         return _SUPPORTED[func](*args, **(kwargs or {}))
 
 

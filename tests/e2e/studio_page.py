@@ -65,8 +65,8 @@ class Server:
 
 
 def shown_token(text: str) -> str:
-    """What the strip shows of a token, as `tokenText` in `ui/common/dom.js`: whitespace is visible, and no mark joins
-    the token before."""
+    """What the strip shows of a token, as `tokenText` in `ui/routing/panel/token_text.js`: whitespace is visible, and
+    no mark joins the token before."""
     if not text:
         return "⋯"
     marks = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"}

@@ -174,6 +174,7 @@ def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
 
     classify.show_quality()
     expect(classify.quality).to_contain_text("measured on 30 rows of mails.csv")
+    plots_equal_their_tables(classify, 1)
     cells = classify.quality.locator(".ev-matrix button")
     assert sum(int(text) for text in cells.all_inner_texts()) == 30
     for number in range(cells.count()):
@@ -194,6 +195,35 @@ def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
     classify.choose("classify-by", re.compile(TRAINED))
     expect(classify.quality).to_contain_text("held-out rows of rows.jsonl", timeout=SLOW)
     expect(classify.quality).not_to_contain_text("mails.csv")
+    plots_equal_their_tables(classify, 1)
+
+
+def plots_equal_their_tables(classify: ClassifyPage, count: int) -> None:
+    """Of each report, also where it is collapsed."""
+    parts = classify.quality.locator(".ev-believed")
+    expect(parts).to_have_count(count)
+    for part in parts.all():
+        rows = part.locator("tbody").evaluate("b => [...b.rows].map(r => [...r.cells].map(c => c.textContent))")
+        expect(part.locator("circle")).to_have_count(len(rows))
+        drawn = part.locator("circle title").all_text_contents()
+        assert drawn == [f"{size} at {confidence}: {accuracy}" for _, size, confidence, accuracy in rows]
+
+
+def test_a_trained_classifier_is_compared_with_its_training(classify):
+    classify.choose("classify-by", re.compile(TRAINED))
+    rows = "".join(
+        f"{i} {text},{label}\n" for i in range(8) for text, label in (("tea walk", "ham"), ("buy cash", "spam"))
+    )
+    classify.upload("mails.csv", f"mail,kind\n{rows}")
+    classify.choose("classify-column", "mail")
+    classify.choose("classify-true-column", "kind")
+    classify.page.locator("#classify-file-go").click()
+    expect(classify.file_result).to_contain_text("16 rows with a true label", timeout=SLOW)
+    classify.show_quality()
+    expect(classify.quality.locator("details.ev-beside")).to_have_count(1)
+    plots_equal_their_tables(classify, 2)
+    classify.quality.locator(".ev-beside > summary").click()
+    expect(classify.quality.locator(".ev-beside .ev-plot svg")).to_be_visible()
 
 
 def test_a_file_is_trained_on_from_here(classify):

@@ -46,6 +46,7 @@ def test_who_knows_the_password_gets_in(guarded: str, browser: Browser):
     page.locator("#box textarea").fill("Hello")
     page.locator("#box .submit-button").click()
     expect(page.locator("#stats .figures")).to_be_visible()
+    expect(page.locator("#routing .rp-answer-tokens .rp-tok").first).to_be_visible()
     page.reload()
     expect(page.locator(".status-ready")).to_be_visible()
     page.close()

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from jetmoe.routing import RoutingTrace
 from studio.analysis.load import load, strongest
 from studio.backend.chat.engine import Engine
+from studio.ui.server import scripts
 from tests.builders.decimals import to_fixed
 from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import StudioPage
@@ -81,9 +82,9 @@ def test_hover_focus_and_pin_show_one_token_in_every_layer(answered):
 def test_the_map_names_chance_and_reads_values_by_keyboard(answered):
     studio, trace = answered
     expect(studio.page.locator(".rp-chance")).to_contain_text("0.500 = 1/2")
-    studio.page.locator(".rp-maps canvas").nth(1).focus()
+    studio.page.locator(".ch-maps canvas").nth(1).focus()
     studio.set_layer(0)
-    studio.page.locator(".rp-maps canvas").nth(1).focus()
+    studio.page.locator(".ch-maps canvas").nth(1).focus()
     studio.page.keyboard.press("ArrowDown")
     answer = trace[int(trace.is_prompt.sum()) :]
     share = to_fixed(load(answer, "group")[0, 1, 0], 3)
@@ -98,3 +99,24 @@ def test_a_long_prompt_arrives_complete(studio: StudioPage):
     assert len(prompt) > 500
     studio.page.locator("#routing").get_by_role("radio", name="prompt").check(force=True)
     np.testing.assert_allclose(studio.load_table(), load(prompt, "group").reshape(2, -1), atol=5.1e-5)
+
+
+def test_an_open_table_is_refilled_at_most_once_a_second_while_rows_arrive(studio: StudioPage):
+    fills = studio.page.evaluate(
+        """async (address) => {
+      const { default: Tables } = await import(new URL(address, document.baseURI).href);
+      let fills = 0;
+      const trace = { id: "x", L: 1, kinds: ["MoE"], count: 0, range: () => [0, trace.count], load: () => [++fills] };
+      const panel = { trace, units: 1, single: true, unitName: "expert", settings: { scope: "answer", layer: 0 } };
+      const root = document.body.appendChild(document.createElement("section"));
+      root.id = "alone";
+      const tables = new Tables(root, panel), { load } = tables;
+      load.root.open = true;
+      await new Promise((done) => load.root.addEventListener("toggle", done));
+      for (trace.count = 1; trace.count < 100; trace.count++) tables.update();
+      return fills;
+    }""",
+        f"scripts/{scripts.digest()}/routing/views/tables.js",
+    )
+    assert fills == 2, "when it was opened, and at the first rows"
+    expect(studio.page.locator("#alone caption").first).to_contain_text("in 100 tokens")

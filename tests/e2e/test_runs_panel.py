@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from starlette.middleware import Middleware
 
 from studio.backend.runs import views
@@ -18,15 +16,13 @@ from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
 from studio.ui.finetune.runs.runs_panel import opened, runs_panel
 from studio.ui.page.theme import css, theme
-from studio.ui.server import run_routes
+from studio.ui.server import run_routes, scripts
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity
 from tests.builders.decimals import to_fixed
 from tests.builders.ports import free_port
 from tests.builders.toy_runs import HOSTILE, SENTENCE, ToyRun, fill, toy_run
-from tests.e2e.studio_page import ROOT
 
-SCRIPTS = ROOT / "studio" / "ui" / "finetune" / "runs"
 PHONE = (390, 844)
 
 
@@ -44,7 +40,7 @@ class Site:
             server_port=port, prevent_thread_lock=True, quiet=True, theme=theme(), css=css(), ssr_mode=False,
             footer_links=[], app_kwargs={
                 "middleware": [Middleware(SafeHeaders), Middleware(Identity)],
-                "routes": run_routes.routes(RunViews(self.store)),
+                "routes": [*run_routes.routes(RunViews(self.store)), *scripts.routes()],
             },
         )  # fmt: skip
 
@@ -177,8 +173,8 @@ def test_buttons_are_there_where_they_apply_and_ask_python(page: Page, site: Sit
 def test_charts_grow_and_keep_zoom_and_crosshair(page: Page, site: Site):
     toy = site.runs["growing"] = toy_run(site.store, "growing", steps=200).audit().train(60)
     open_run(page, site, "growing")
-    plot = chart_of(page, "loss").locator(".rn-plot")
-    board = page.locator(".rn-run .rn-board").first
+    plot = chart_of(page, "loss").locator(".ch-plot")
+    board = page.locator(".rn-run .ch-board").first
     box = plot.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 200, box["y"] + 80)
@@ -186,42 +182,42 @@ def test_charts_grow_and_keep_zoom_and_crosshair(page: Page, site: Site):
     page.mouse.move(box["x"] + 400, box["y"] + 90, steps=4)
     page.mouse.up()
     expect(board).to_have_attribute("data-zoom", re.compile(r"\d+-\d+"))
-    zoom, ticks = board.get_attribute("data-zoom"), plot.locator(".rn-grid text").all_text_contents()
+    zoom, ticks = board.get_attribute("data-zoom"), plot.locator(".ch-grid text").all_text_contents()
     # The same node: a chart that is drawn anew would flicker and lose the pointer.
     plot.evaluate("node => (node.marked = true)")
-    step = chart_of(page, "loss").locator(".rn-step")
+    step = chart_of(page, "loss").locator(".ch-step")
     expect(step).to_contain_text("step ")
     crosshair = step.inner_text()
-    path = plot.locator(".rn-curve").first.get_attribute("d")
+    path = plot.locator(".ch-curve").first.get_attribute("d")
     for number in range(61, 71):
         toy.log(number)
     expect(fact(page, "Step")).to_have_text("70 / 200", timeout=10_000)
     assert board.get_attribute("data-zoom") == zoom and step.inner_text() == crosshair
-    assert plot.locator(".rn-grid text").all_text_contents() == ticks
-    assert plot.locator(".rn-curve").first.get_attribute("d") == path and plot.evaluate("node => node.marked")
+    assert plot.locator(".ch-grid text").all_text_contents() == ticks
+    assert plot.locator(".ch-curve").first.get_attribute("d") == path and plot.evaluate("node => node.marked")
     learning_rate = chart_of(page, "learning_rate")
-    expect(learning_rate.locator(".rn-step")).to_have_text(crosshair)
+    expect(learning_rate.locator(".ch-step")).to_have_text(crosshair)
     plot.dblclick()
     expect(board).to_have_attribute("data-zoom", "")
-    expect(plot.locator(".rn-grid text").last).to_have_text("70")
+    expect(plot.locator(".ch-grid text").last).to_have_text("70")
 
 
 def test_a_chart_is_worked_by_keyboard(page: Page, site: Site):
     open_run(page, site, "done")
     chart = chart_of(page, "loss")
-    chart.locator(".rn-plot").focus()
+    chart.locator(".ch-plot").focus()
     for key, step in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("End", 80), ("ArrowLeft", 79)):
         page.keyboard.press(key)
-        expect(chart.locator(".rn-step")).to_have_text(f"step {step}")
+        expect(chart.locator(".ch-step")).to_have_text(f"step {step}")
     page.keyboard.press("+")
     expect(page.get_by_role("button", name="Reset zoom")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Reset zoom")).to_be_hidden()
-    path = chart.locator(".rn-curve").first.get_attribute("d")
+    path = chart.locator(".ch-curve").first.get_attribute("d")
     page.locator(".rn-run").get_by_label("Log scale for loss").check()
-    expect(chart.locator(".rn-curve").first).not_to_have_attribute("d", path or "")
+    expect(chart.locator(".ch-curve").first).not_to_have_attribute("d", path or "")
     page.locator(".rn-run").get_by_label("Smoothing").fill("0.9")
-    expect(chart.locator(".rn-raw").first).to_have_attribute("d", re.compile("M.+L"))
+    expect(chart.locator(".ch-raw").first).to_have_attribute("d", re.compile("M.+L"))
 
 
 def test_tables_hold_the_numbers_of_the_events(page: Page, site: Site):
@@ -261,7 +257,7 @@ def test_the_heat_map_shows_every_evaluation(page: Page, site: Site):
         page.keyboard.press(key)
     expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {to_fixed(loads[1][1][1][1], 3)}")
     heat.get_by_role("radio", name="change since the first").check()
-    expect(heat.locator(".rn-ends")).to_contain_text("change in share")
+    expect(heat.locator(".ch-ends")).to_contain_text("change in share")
 
 
 def test_answers_and_parts_are_told(page: Page, site: Site):
@@ -348,7 +344,7 @@ def test_runs_are_compared(page: Page, site: Site):
     names = [site.runs[name].run.name for name in ("done", "failed", "interrupted")]
     comparison = page.locator(".rn-comparison")
     expect(comparison.locator("h3")).to_have_text("Comparison of 3 runs")
-    expect(comparison.locator('[data-chart="loss"] .rn-legend span')).to_have_text(names)
+    expect(comparison.locator('[data-chart="loss"] .ch-legend span')).to_have_text(names)
     rank = comparison.locator("tr").filter(has=page.locator("th", has_text=re.compile("^r$")))
     expect(rank.locator("td")).to_have_text(["16", "16", "8"])
     best = comparison.locator("tr", has_text="best_eval_loss").locator("td").all_text_contents()
@@ -412,66 +408,29 @@ def test_a_phone_shows_one_thing_at_a_time_without_sideways_scroll(page: Page, s
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
-@pytest.fixture
-def scripts(page: Page) -> SimpleNamespace:
-    """The scripts' functions, without a page around them."""
-    source = "\n".join((SCRIPTS / f"{name}.js").read_text() for name in ("numbers", "scale", "run_data"))
-
-    def call(expression: str):
-        return page.evaluate(f"(() => {{ {source}\nreturn {expression}; }})()")
-
-    return SimpleNamespace(call=call)
+def test_a_resumed_run_overwrites_what_came_after_its_checkpoint(page: Page, site: Site):
+    toy = site.runs["resumed"] = toy_run(site.store, "resumed", steps=9)
+    for step, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)):
+        toy.run.events.append("log", step, {"loss": loss})
+    open_run(page, site, "resumed")
+    assert twin(chart_of(page, "loss")) == [["1", "3"], ["2", "1.5"], ["3", "1"]]
 
 
-def test_thousands_of_points_are_drawn_as_the_extremes_of_each_column(scripts):
-    drawn = scripts.call("""(() => {
-      const x = Array.from({ length: 50000 }, (_, i) => i), y = x.map((i) => (i === 31234 ? 99 : Math.sin(i)));
-      const across = scaleOf(0, 50000, 0, 600), down = scaleOf(-100, 100, 200, 0);
-      return pathOf(x, y, 0, x.length, across, down, 600);
-    })()""")
-    points = re.findall(r"[ML]([\d.]+) ([\d.]+)", drawn)
-    assert 600 < len(points) <= 2 * 602
-    assert min(float(y) for _, y in points) == pytest.approx(200 - 199 / 200 * 200, abs=0.1), "the peak is kept"
+def test_a_panel_whose_script_is_missing_says_so(page: Page, site: Site, browser: Browser):
+    context = browser.new_context()  # the failed request belongs on its console
+    broken = context.new_page()
+    broken.route("**/scripts/**", lambda route: route.abort())
+    broken.goto(site.url)
+    expect(broken.locator("#runs")).to_contain_text("This panel could not be loaded. Reload the page.")
+    context.close()
 
 
-def test_curves_have_gaps_where_there_is_no_number(scripts):
-    path = scripts.call("pathOf([0, 1, 2, 3], [1, NaN, 1, 1], 0, 4, scaleOf(0, 3, 0, 90), scaleOf(0, 2, 20, 0), 90)")
-    assert path == "M0.0 10.0M60.0 10.0L90.0 10.0"
-
-
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("ticksOf(0, 1, 4)", [0, 0.5, 1]),
-        ("ticksOf(1, 3, 8, true)", [1, 2, 3]),
-        ("logTicksOf(0.9, 110)", [1, 2, 5, 10, 20, 50, 100]),
-        ("[nearest([1, 5, 9], 6), nearest([1, 5, 9], 0), nearest([1, 5, 9], 99)]", [1, 0, 2]),
-        (
-            "smoothed([2, 2, NaN, 2], 0.9).map((value) => Number.isNaN(value) ? null : Math.round(value))",
-            [2, 2, None, 2],
-        ),
-        ("smoothed([0, 1], 0.5)", [0, 2 / 3]),
-        (
-            "[timeSpan(59.6), timeSpan(61), timeSpan(7300), timeSpan(null)]",
-            ["1 min 0 s", "1 min 1 s", "2 h 1 min", "–"],
-        ),
-        ("[1, 2, 3, 4, 11, 22].map(ordinal)", ["1st", "2nd", "3rd", "4th", "11th", "22nd"]),
-        ("[0.00002, 0.12345678, 12345.6, null, 3].map(figure)", ["2.00e-5", "0.1235", "12,346", "–", "3"]),
-    ],
-)
-def test_numbers_and_axes(scripts, expression, value):
-    assert scripts.call(expression) == (pytest.approx(value) if isinstance(value[0], float) else value)
-
-
-def test_a_resumed_run_overwrites_what_came_after_its_checkpoint(scripts):
-    events = [
-        {"seq": seq, "step": step, "kind": "log", "values": {"loss": loss}}
-        for seq, (step, loss) in enumerate([(1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)], start=1)
-    ]
-    series = scripts.call(f"""(() => {{
-      const data = createRunData("x");
-      data.add({json.dumps(events)});
-      data.add({json.dumps(events[:2])});
-      return data.series.loss;
-    }})()""")
-    assert series == {"x": [1, 2, 3], "y": [3.0, 1.5, 1.0]}
+def test_a_value_that_is_set_before_the_script_arrives_opens_its_run(page: Page, site: Site):
+    held: list[Route] = []
+    page.route("**/runs.js", lambda route: held.append(route))
+    with page.expect_request("**/runs.js"):
+        page.goto(site.url)
+    with page.expect_response("**/run/**"):
+        page.locator("#from-python").click()
+    held[0].continue_()
+    expect(page.locator(".rn-run h3")).to_have_text(site.runs["failed"].run.name)

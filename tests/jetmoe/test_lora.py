@@ -117,6 +117,14 @@ def test_unknown_presets_are_named(preset):
         lora_config(preset)
 
 
+@pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_options_that_experts_lack_are_refused(option):
+    with pytest.raises(AdapterError, match=f"Experts don't support {next(iter(option))}, .* Leave it out, or use"):
+        lora_config("all", **option)
+    config = lora_config("router", **option, exclude_modules=["layers.0.mlp.router.layer"])
+    assert getattr(config, next(iter(option))) and config.exclude_modules == {"layers.0.mlp.router.layer"}
+
+
 def test_routers_that_a_model_ties_are_guarded():
     tied, free = JetMoeConfig(**TOY, expert_groups=[0, 0, 1, 1]), JetMoeConfig(**TOY)
     for preset in ("router", "all+router"):
@@ -812,3 +820,75 @@ def test_an_adapter_that_is_off_is_not_merged(saved):
     base, adapters = logits(model), Adapters(model)
     adapters.load(saved / "all", "one")
     assert merge(model) == {} and torch.equal(logits(model), base) and not list(wrappers(model))
+
+
+# --- torch.compile and autocast
+
+
+@pytest.mark.compiles
+def test_a_compiled_model_follows_its_adapter():
+    """Outputs and gradients: active, disabled, and after writes that tensors don't count."""
+    torch.compiler.reset()
+    model = adapted(toy_model(), "all+router")
+    compiled = torch.compile(model, backend="aot_eager")
+    with_adapter = logits(model)
+    torch.testing.assert_close(logits(compiled), with_adapter, rtol=1e-4, atol=1e-4)
+    with model.disable_adapter():
+        torch.testing.assert_close(logits(compiled), logits(toy_model()), rtol=1e-4, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.mul_(1.5)
+    assert (logits(model) - with_adapter).abs().max() > 0.1
+    torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-4, atol=1e-4)
+    model.train()
+    gradients = []
+    for forward in (model, compiled):
+        model.zero_grad()
+        forward(IDS, labels=IDS).loss.backward()
+        gradients.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    expected, found = gradients
+    assert len(found) == len(expected) == 2 * 2 * 7
+    for name, gradient in expected.items():
+        tolerance = 1e-4 * float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_every_factor_and_keeps_routers_in_fp32(dtype):
+    model = adapted(toy_model(initializer_range=0.05), "all+router").train()
+    plain = model(IDS, labels=IDS, output_router_logits=True)
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(IDS, labels=IDS, output_router_logits=True)
+    output.loss.backward()
+    assert output.logits.dtype == dtype and {one.dtype for one in output.router_logits} == {torch.float32}
+    # The first router reads tokens that are not rounded yet.
+    torch.testing.assert_close(output.router_logits[0], plain.router_logits[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.loss, plain.loss, rtol=2e-2, atol=0)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    assert len(trained) == 28 and all(one.grad.isfinite().all() and one.grad.any() for one in trained)
+
+
+def test_hooks_on_experts_with_an_adapter_see_what_peft_computes():
+    """They go through PEFT's own forward, with the same result; in 4 bits they are refused."""
+    model, seen = adapted(toy_model(), "experts"), []
+    expected = logits(model)
+    wrapper = model.base_model.model.model.layers[0].mlp.input_linear
+    hook = wrapper.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+    assert seen == [(2 * IDS.numel(), 32)]
+    hook.remove()
+    wrapper.base_layer.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    assert torch.equal(logits(model), expected) and len(seen) == 2
+
+
+def test_hooks_on_4bit_experts_with_an_adapter_are_refused(tmp_path):
+    model = adapted(four_bit_toy(tmp_path, torch.float32), "experts")
+    expected = logits(model)
+    wrapper = model.base_model.model.model.layers[0].mlp.input_linear
+    hook = wrapper.register_forward_hook(lambda *args: None)
+    with pytest.raises(AdapterError, match=r"because its LoRA layer has hooks.*remove the hooks, or load .* 16 bits"):
+        logits(model)
+    hook.remove()
+    assert torch.equal(logits(model), expected)
+    with pytest.raises(NotImplementedError, match=r"jetmoe.adapters.merge.merge\(model\)"):
+        model.merge_and_unload()

@@ -18,6 +18,7 @@ from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE
 from studio.ui.routing.routing_panel import nothing, routing_panel
+from studio.ui.server.scripts import mounting
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
@@ -74,7 +75,8 @@ class _Page:
                     self._file()
                 with gr.Tab(evaluation_view.NAME, id="quality"):
                     self.quality = gr.HTML(
-                        evaluation_view.waiting(), elem_id="classify-quality", js_on_load=evaluation_view.script(),
+                        evaluation_view.waiting(), elem_id="classify-quality",
+                        js_on_load=mounting("classify/evaluation/evaluation.js"),
                     )  # fmt: skip
 
     def _asked(self) -> None:

@@ -25,7 +25,7 @@ from studio.ui.page.account_merge import mover
 from studio.ui.page.blocks import Blocks
 from studio.ui.page.status import banner, demo_note
 from studio.ui.page.theme import css, theme
-from studio.ui.server import run_routes, sign_in
+from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity, owner_of, secret, serves_several
 from studio.ui.server.limits import UPLOAD_BYTES, Bodies, Rates
@@ -118,7 +118,7 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
 def _routes(jobs: Jobs) -> list[Route]:
     # A short timeout, so that pages don't wait long for a locked database.
     views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
-    return [*downloads.routes(jobs.store), *run_routes.routes(views), *glossary.routes()]
+    return [*downloads.routes(jobs.store), *run_routes.routes(views), *glossary.routes(), *scripts.routes()]
 
 
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:

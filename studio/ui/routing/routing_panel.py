@@ -25,6 +25,7 @@ from studio.analysis.load import Unit, strongest
 from studio.registry import discover
 from studio.ui.common.trace_store import traces
 from studio.ui.server.identity import owner_of
+from studio.ui.server.scripts import mounting
 
 HERE = Path(__file__).parent
 PUSHED = 64
@@ -35,13 +36,13 @@ UNITS: tuple[Unit, Unit] = ("group", "expert")
 
 @dataclass(frozen=True)
 class View:
-    """A view of the routing: `views/<name>.js` adds itself to `views`; `views/<name>.css` is optional."""
+    """A view of the routing. `views/<name>.js` exports its class; `views/<name>.css` is optional."""
 
     name: str
     order: int
 
-    def read(self, suffix: str) -> str:
-        path = HERE / "views" / f"{self.name}.{suffix}"
+    def style(self) -> str:
+        path = HERE / "views" / f"{self.name}.css"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
@@ -57,7 +58,9 @@ def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "a
     return gr.HTML(
         value="",
         html_template=template.replace('data-of="answer"', f'data-of="{of}"'),
-        js_on_load=_script(),
+        js_on_load=mounting(
+            "routing/panel/panel.js", events=("pick", "compare"), views=[view.name for view in _views()]
+        ),
         apply_default_css=False,
         server_functions=[rows],
         elem_id=elem_id,
@@ -65,16 +68,11 @@ def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "a
 
 
 def style() -> str:
-    views = [view.read("css") for view in discover("studio.ui.routing.views", "VIEW")]
-    return "\n".join([(HERE / "panel" / "panel.css").read_text(encoding="utf-8"), *views])
+    return "\n".join([(HERE / "panel" / "panel.css").read_text(encoding="utf-8"), *(view.style() for view in _views())])
 
 
-def _script() -> str:
-    files = [HERE.parent / "common" / "dom.js", HERE / "panel" / "trace.js", HERE / "panel" / "feed.js"]
-    before = [file.read_text(encoding="utf-8") for file in files]
-    views = [view.read("js") for view in discover("studio.ui.routing.views", "VIEW")]
-    panel = (HERE / "panel" / "panel.js").read_text(encoding="utf-8")
-    return "\n".join([*before, "const views = [];", *views, panel])
+def _views() -> list[View]:
+    return discover("studio.ui.routing.views", "VIEW")
 
 
 def nothing(hint: str = "") -> str:

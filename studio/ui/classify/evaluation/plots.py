@@ -1,11 +1,11 @@
-"""Calibration of a classifier and experts by label, as HTML and SVG.
+"""Calibration of a classifier and experts by label, as HTML; `calibration.js` draws the calibration plot.
 
 html = reliability(report) + experts(report)
 """
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -20,10 +20,6 @@ MOST_EXPERTS = 8
 """Experts shown per label."""
 OPENED = 2
 """Labels whose experts are expanded."""
-LEFT, TOP, SIDE, WIDTH, HEIGHT = 46, 12, 260, 326, 314
-"""Layout of the plot, in SVG units."""
-SMALLEST, LARGEST = 3.0, 11.0
-"""Radius of a point, in SVG units."""
 
 
 # --- reliability
@@ -50,10 +46,10 @@ def reliability(report: Report) -> str:
         "mean confidence",
         "has the label" if several else "correct",
     ]
-    twin = f'<details class="dp-table"><summary>Table</summary>{table(head, rows, "Reliability")}</details>'
-    said = "".join(f"<p>{sentence}</p>" for sentence in _sentences(report, bins, several))
+    numbers = f'<details class="dp-table"><summary>Table</summary>{table(head, rows, "Reliability")}</details>'
+    text = "".join(f"<p>{sentence}</p>" for sentence in _sentences(report, bins, several))
     return card.card(
-        BELIEVED, f'<h3>{BELIEVED}</h3><div class="ev-believed">{_plot(bins, several)}<div>{said}{twin}</div></div>'
+        BELIEVED, f'<h3>{BELIEVED}</h3><div class="ev-believed">{_plot(bins, several)}<div>{text}{numbers}</div></div>'
     )
 
 
@@ -91,46 +87,10 @@ def _sentences(report: Report, bins: Sequence[Bin], several: bool) -> list[str]:
 
 
 def _plot(bins: Sequence[Bin], several: bool) -> str:
-    most = max((each.size for each in bins), default=1)
-    ticks = "".join(_tick(i / 4) for i in range(5))
-    points = "".join(_point(each, most) for each in bins)
-    bottom, right = TOP + SIDE, LEFT + SIDE
+    """Return the data that `calibration.js` draws; the table has the same numbers."""
+    points = json.dumps([[each.confidence, each.accuracy, each.size] for each in bins])
     side = "share with the label" if several else "accuracy"
-    return (
-        f'<svg class="ev-plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{side.capitalize()} by '
-        f'confidence; the table has the same numbers">{ticks}<line class="ev-ideal" x1="{LEFT}" y1="{bottom}" '
-        f'x2="{right}" y2="{TOP}"/>{points}<text x="{LEFT + SIDE / 2}" y="{HEIGHT - 3}" text-anchor="middle">confidence'
-        "</text>"
-        f'<text transform="translate(10 {TOP + SIDE / 2}) rotate(-90)" text-anchor="middle">{side}</text></svg>'
-    )
-
-
-def _tick(share: float) -> str:
-    x, y, end = _x(share), _y(share), TOP + SIDE
-    return (
-        f'<line class="ev-grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{end}"/>'
-        f'<line class="ev-grid" x1="{LEFT}" y1="{y}" x2="{LEFT + SIDE}" y2="{y}"/>'
-        f'<text x="{x}" y="{end + 15}" text-anchor="middle">{100 * share:.0f} %</text>'
-        f'<text x="{LEFT - 5}" y="{y + 4}" text-anchor="end">{100 * share:.0f} %</text>'
-    )
-
-
-def _point(each: Bin, most: int) -> str:
-    x, y = _x(each.confidence), _y(each.accuracy)
-    radius = SMALLEST + (LARGEST - SMALLEST) * math.sqrt(each.size / most)
-    told = f"{each.size:,} at {percent(each.confidence)}: {percent(each.accuracy)}"
-    return (
-        f'<line class="ev-gap" x1="{x}" y1="{y}" x2="{x}" y2="{_y(each.confidence)}"/>'
-        f'<circle cx="{x}" cy="{y}" r="{radius:.1f}"><title>{told}</title></circle>'
-    )
-
-
-def _x(share: float) -> float:
-    return round(LEFT + SIDE * share, 1)
-
-
-def _y(share: float) -> float:
-    return round(TOP + SIDE * (1 - share), 1)
+    return f'<figure class="ev-plot" data-calibration="{escape(points)}" data-accuracy="{side}"></figure>'
 
 
 # --- experts

@@ -1,7 +1,8 @@
 """The evaluation of a classifier as HTML: figures and baselines, confusion matrix, metrics by label, calibration, and
 experts by label.
 
-    gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=script())
+    mount = mounting("classify/evaluation/evaluation.js")
+    gr.HTML(shown(evaluation.of_run(run_id), "tone, 24 November"), js_on_load=mount)
     gr.HTML(shown(test.report("mails.csv"), "base model") + beside(report_of_the_run, "tone"))
 
 Reports come from `studio.backend.classification.evaluation`. All text is escaped.
@@ -94,10 +95,6 @@ def in_a_sentence(report: Report) -> str:
         return f"Mean absolute error {off} on {rows} with a true number: see “{NAME}”."
     right = "Correct" if report["problem"] == "single_label" else "All labels correct"
     return f"{right} for {percent(own['accuracy'])} of {rows} with a true label: see “{NAME}”."
-
-
-def script() -> str:
-    return (HERE / "evaluation.js").read_text(encoding="utf-8")
 
 
 def style() -> str:

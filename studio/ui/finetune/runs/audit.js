@@ -1,89 +1,111 @@
 // The trained parts, the forecast and the data of a run.
-function createAudit() {
-  const root = el("section", { class: "rn-audit", "aria-label": "Setup" });
-  let drawn = null;
 
-  function show({ audit, gradients }) {
-    if (drawn && drawn[0] === audit && drawn[1] === gradients) return;
-    drawn = [audit, gradients];
-    if (!audit) return root.replaceChildren(hint("The trained parts are counted before the first step."));
-    const data = audit.data ?? {};
-    root.replaceChildren(parts(audit, gradients), facts("Forecast", forecast(audit)), facts("Data", report(data)),
-      lengths(data), example(audit.example ?? []));
+import { el } from "../../common/dom.js";
+import { formatNumber, percent } from "../../common/numbers.js";
+import { columnHeads, scrollTable, tableRow } from "../../common/tables.js";
+import { hint } from "./pieces.js";
+import { duration } from "./times.js";
+
+const PART_COLUMNS = ["Part", "Parameters", "Trained", "Share", "Rank", "Dtype", "4-bit", "Gradient"];
+
+export class Audit {
+  constructor() {
+    this.root = el("section", { class: "rn-audit", "aria-label": "Setup" });
+    this.shown = [];
   }
 
-  function parts(audit, gradients) {
-    const names = ["Part", "Parameters", "Trained", "Share", "Rank", "Dtype", "4-bit", "Gradient"];
-    const total = audit.rows.reduce((sum, row) => sum + row.parameters, 0);
-    return el("div", {}, el("h4", {}, "Parts"),
-      table("Model parts", columns(names), el("tbody", {}, ...audit.rows.map((row) => part(row, gradients)))),
-      hint(`${figure(audit.trained)} trained parameters, for a model with ${figure(total)}.`));
+  show({ audit, gradients }) {
+    if (this.shown.length && this.shown[0] === audit && this.shown[1] === gradients) return;
+    this.shown = [audit, gradients];
+    if (audit) this.root.replaceChildren(...sections(audit, gradients));
+    else this.root.replaceChildren(hint("The trained parts are counted before the first step."));
   }
+}
 
-  function part(row, gradients) {
-    const isTrained = row.trained > 0;
-    const node = tableRow(row.part, [
-      figure(row.parameters), isTrained ? figure(row.trained) : "frozen", isTrained ? percent(row.share, 1) : "",
-      row.rank ? String(row.rank) : "", row.dtype, row.four_bit ? percent(row.four_bit) : "", gradient(row, gradients),
-    ]);
-    node.classList.toggle("rn-frozen", !isTrained);
-    return node;
-  }
+function sections(audit, gradients) {
+  const data = audit.data ?? {};
+  return [
+    parts(audit, gradients), facts("Forecast", forecast(audit)), facts("Data", dataFacts(data)),
+    ...lengths(data), ...example(audit.example),
+  ];
+}
 
-  // Returns which tensors of a part got a gradient in the first steps.
-  function gradient(row, gradients) {
-    const counts = gradients?.[row.part];
-    if (!counts) return row.trained ? (gradients ? "none" : "not measured yet") : "";
-    const [without, all] = [counts.without_gradient, counts.tensors].map(figure);
-    return counts.without_gradient ? `${without} of ${all} without` : `all ${all}`;
-  }
+function parts({ rows, trained }, gradients) {
+  const total = rows.reduce((sum, row) => sum + row.parameters, 0);
+  const body = el("tbody", {}, ...rows.map((row) => partRow(row, gradients)));
+  return section("Parts",
+    scrollTable("Model parts", columnHeads(PART_COLUMNS), body),
+    hint(`${formatNumber(trained)} trained parameters, for a model with ${formatNumber(total)}.`));
+}
 
-  function forecast({ forecast = {}, precision }) {
-    return [
-      ["Precision", precision],
-      ["Memory", `about ${figure(forecast.memory_gib)} GiB, ${figure(forecast.free_gib)} GiB free`],
-      ["Steps", figure(forecast.steps)],
-      ["Time", `about ${timeSpan(forecast.seconds)}, ${figure(forecast.step_s)} s per step`],
-      ["Speed", `${figure(forecast.tok_s)} tokens/s`],
-    ];
-  }
+function partRow(row, gradients) {
+  const isTrained = row.trained > 0;
+  const node = tableRow(row.part, [
+    formatNumber(row.parameters), isTrained ? formatNumber(row.trained) : "frozen",
+    isTrained ? percent(row.share, 1) : "", row.rank ? String(row.rank) : "", row.dtype,
+    row.four_bit ? percent(row.four_bit) : "", isTrained ? gradientText(gradients, row.part) : "",
+  ]);
+  node.classList.toggle("rn-frozen", !isTrained);
+  return node;
+}
 
-  function report(data) {
-    return [
-      ["File", data.file],
-      ["Format", data.format],
-      ["Examples", figure(data.examples)],
-      ["Skipped", data.bad_rows ? `${figure(data.bad_rows)} bad rows` : "none"],
-      ["Duplicates", figure(data.duplicates)],
-      ["Rows", `${figure(data.train_rows)} for training, ${figure(data.held_out_rows)} held out`],
-      ["Tokens", `${figure(data.tokens)}, ${figure(data.trained_tokens)} trained`],
-      ["Truncated", `${figure(data.cut)} examples`],
-    ];
-  }
+// Returns how many tensors of a part got a gradient in the first steps.
+function gradientText(gradients, part) {
+  if (!gradients) return "not measured yet";
+  if (!gradients[part]) return "none";
+  const { tensors, without_gradient: without } = gradients[part];
+  return without ? `${formatNumber(without)} of ${formatNumber(tensors)} without` : `all ${formatNumber(tensors)}`;
+}
 
-  function facts(title, pairs) {
-    return el("div", {}, el("h4", {}, title), el("dl", { class: "rn-facts" }, ...pairs.map(([name, text]) =>
-      el("div", {}, el("dt", {}, name), el("dd", {}, text === undefined || text === null ? "–" : String(text))))));
-  }
+function forecast({ forecast: cost = {}, precision }) {
+  return [
+    ["Precision", precision],
+    ["Memory", `about ${formatNumber(cost.memory_gib)} GiB, ${formatNumber(cost.free_gib)} GiB free`],
+    ["Steps", formatNumber(cost.steps)],
+    ["Time", `about ${duration(cost.seconds)}, ${formatNumber(cost.step_s)} s per step`],
+    ["Speed", `${formatNumber(cost.tok_s)} tokens/s`],
+  ];
+}
 
-  function lengths({ edges, counts }) {
-    if (!Array.isArray(edges) || !Array.isArray(counts)) return "";
-    const most = Math.max(1, ...counts);
-    const rows = counts.map((count, i) => [count, `${figure(edges[i])} to ${figure(edges[i + 1] - 1)}`]);
-    const shown = rows.filter(([count]) => count).map(([count, name]) => {
-      const bar = el("i", { "aria-hidden": "true", style: `width: ${(100 * count) / most}%` });
-      return tableRow(name, [bar, figure(count)]);
-    });
-    const caption = el("caption", { class: "rn-unseen" }, "Number of examples by length");
-    return el("div", {}, el("h4", {}, "Tokens per example"),
-      el("table", { class: "rn-lengths" }, caption, el("tbody", {}, ...shown)));
-  }
+function dataFacts(data) {
+  return [
+    ["File", data.file],
+    ["Format", data.format],
+    ["Examples", formatNumber(data.examples)],
+    ["Skipped", data.bad_rows ? `${formatNumber(data.bad_rows)} bad rows` : "none"],
+    ["Duplicates", formatNumber(data.duplicates)],
+    ["Rows", `${formatNumber(data.train_rows)} for training, ${formatNumber(data.held_out_rows)} held out`],
+    ["Tokens", `${formatNumber(data.tokens)}, ${formatNumber(data.trained_tokens)} trained`],
+    ["Truncated", `${formatNumber(data.cut)} examples`],
+  ];
+}
 
-  function example(spans) {
-    if (!Array.isArray(spans) || !spans.length) return "";
-    return el("div", {}, el("h4", {}, "First row, trained text marked"),
-      el("pre", { class: "rn-example" }, ...spans.map(([text, isTrained]) => (isTrained ? el("mark", {}, String(text)) : String(text)))));
-  }
+function facts(title, pairs) {
+  const items = pairs.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(text ?? "–"))));
+  return section(title, el("dl", { class: "rn-facts" }, ...items));
+}
 
-  return { root, show };
+// A bar for each range of lengths.
+function lengths({ edges, counts }) {
+  if (!Array.isArray(edges) || !Array.isArray(counts)) return [];
+  const most = Math.max(1, ...counts);
+  const rows = counts.flatMap((count, i) => {
+    const bar = el("i", { "aria-hidden": "true", style: `width: ${(100 * count) / most}%` });
+    const range = `${formatNumber(edges[i])} to ${formatNumber(edges[i + 1] - 1)}`;
+    return count ? [tableRow(range, [bar, formatNumber(count)])] : [];
+  });
+  const caption = el("caption", { class: "ch-unseen" }, "Number of examples by length");
+  const table = el("table", { class: "rn-lengths" }, caption, el("tbody", {}, ...rows));
+  return [section("Tokens per example", table)];
+}
+
+// `spans` are pairs of a text and whether it is trained.
+function example(spans) {
+  if (!Array.isArray(spans) || !spans.length) return [];
+  const nodes = spans.map(([text, isTrained]) => (isTrained ? el("mark", {}, String(text)) : String(text)));
+  return [section("First row, trained text marked", el("pre", { class: "rn-example" }, ...nodes))];
+}
+
+function section(title, ...nodes) {
+  return el("div", {}, el("h4", {}, title), ...nodes);
 }

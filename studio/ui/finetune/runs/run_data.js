@@ -1,67 +1,85 @@
 // The events of one run, in order, as the series and other data that the page draws.
+
+import { compareNumbers } from "../../common/numbers.js";
+
 const LOGGED = ["loss", "learning_rate", "grad_norm", "tok_s", "memory_gib"];
 const ROUTED = ["flip_rate", "js", "load_shift", "entropy"];
+const ADD = {
+  log: (data, step, values) => data.addLog(step, values),
+  eval: (data, step, values) => data.addEvaluation(step, values),
+  routing: (data, step, values) => data.addRouting(step, values),
+  sample: (data, step, values) => data.addSample(step, values),
+  audit: (data, step, values) => data.addAudit(values),
+  warning: (data, step, values) => data.addWarning(values.message),
+};
 
-function createRunData(id) {
-  const data = {
-    id, row: null, last: 0, version: 0, complete: false, now: 0,
-    series: Object.fromEntries([...LOGGED, "eval_loss", ...ROUTED].map((name) => [name, { x: [], y: [] }])),
-    routings: [], samples: new Map(), sampled: [], audit: null, gradients: null, warnings: [], logged: null,
-  };
+export class RunData {
+  constructor(id) {
+    this.id = id;
+    this.row = null; // the run in the list
+    this.now = 0; // the server's time
+    this.lastSeq = 0;
+    this.version = 0; // changes when points are removed
+    this.series = Object.fromEntries([...LOGGED, "eval_loss", ...ROUTED].map((name) => [name, { x: [], y: [] }]));
+    this.routings = []; // { step, values }
+    this.samples = new Map(); // answers by step, for each prompt
+    this.sampledSteps = [];
+    this.audit = this.gradients = this.logged = null;
+    this.warnings = [];
+  }
 
-  data.add = (events) => {
-    for (const event of events) {
-      if (event.seq <= data.last) continue;
-      data.last = event.seq;
-      take[event.kind]?.(event.step, event.values ?? {});
+  add(events) {
+    for (const { seq, kind, step, values } of events) {
+      if (seq <= this.lastSeq) continue;
+      this.lastSeq = seq;
+      if (Object.hasOwn(ADD, kind)) ADD[kind](this, step, values ?? {});
     }
-  };
+  }
 
-  const take = {
-    log(step, values) {
-      for (const name of LOGGED) put(data.series[name], step, values[name]);
-      data.logged = values;
-    },
-    eval(step, values) {
-      put(data.series.eval_loss, step, values.eval_loss);
-    },
-    routing(step, values) {
-      for (const name of ROUTED) put(data.series[name], step, values[name]);
-      while (data.routings.length && data.routings.at(-1).step >= step) data.routings.pop();
-      data.routings.push({ step, values });
-    },
-    sample(step, values) {
-      if (typeof values.prompt !== "string") return;
-      if (!data.samples.has(values.prompt)) data.samples.set(values.prompt, new Map());
-      data.samples.get(values.prompt).set(step, String(values.answer ?? ""));
-      if (!data.sampled.includes(step)) data.sampled = [...data.sampled, step].sort((a, b) => a - b);
-    },
-    audit(step, values) {
-      if (values.rows) data.audit = values;
-      if (values.gradients) data.gradients = values.gradients;
-      if (Array.isArray(values.warnings)) values.warnings.forEach(warn);
-    },
-    warning(step, values) {
-      warn(values.message);
-    },
-  };
+  addLog(step, values) {
+    for (const name of LOGGED) this.addPoint(name, step, values[name]);
+    this.logged = values;
+  }
 
-  function warn(message) {
+  addEvaluation(step, values) {
+    this.addPoint("eval_loss", step, values.eval_loss);
+  }
+
+  addRouting(step, values) {
+    for (const name of ROUTED) this.addPoint(name, step, values[name]);
+    while (this.routings.length && this.routings.at(-1).step >= step) this.routings.pop();
+    this.routings.push({ step, values });
+  }
+
+  addSample(step, { prompt, answer }) {
+    if (typeof prompt !== "string") return;
+    if (!this.samples.has(prompt)) this.samples.set(prompt, new Map());
+    this.samples.get(prompt).set(step, String(answer ?? ""));
+    this.sampledSteps = [...new Set([...this.sampledSteps, step])].sort(compareNumbers);
+  }
+
+  // The parts are counted before the first step, and the gradients after the first steps.
+  addAudit(values) {
+    if (values.rows) this.audit = values;
+    if (values.gradients) this.gradients = values.gradients;
+    if (Array.isArray(values.warnings)) values.warnings.forEach((message) => this.addWarning(message));
+  }
+
+  addWarning(message) {
     const sentence = String(message ?? "");
-    if (sentence && !data.warnings.includes(sentence)) data.warnings.push(sentence);
+    if (sentence && !this.warnings.includes(sentence)) this.warnings.push(sentence);
   }
 
   // A resumed run continues from its last checkpoint, so it repeats the steps after that.
-  function put(series, step, value) {
+  addPoint(name, step, value) {
     if (value === undefined) return;
-    while (series.x.length && series.x.at(-1) >= step) {
-      series.x.pop();
-      series.y.pop();
-      data.version++;
+    const { x, y } = this.series[name];
+    while (x.length && x.at(-1) >= step) {
+      x.pop();
+      y.pop();
+      this.version++;
     }
-    series.x.push(step);
-    series.y.push(typeof value === "number" ? value : NaN);
+    x.push(step);
+    y.push(typeof value === "number" ? value : NaN);
   }
-
-  return data;
 }

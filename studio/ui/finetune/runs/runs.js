@@ -1,170 +1,225 @@
-// The panel of training runs: the open run, the comparison, and the polling that updates both.
-const FAST = 1000, SLOW = 5000, KEPT = 12;
-const root = element.querySelector(".rn-root");
-const [trouble, notice, said] = ["trouble", "notice", "said"].map((name) => element.querySelector(`.rn-${name}`));
-const known = new Map(); // the data of opened and compared runs
-const nothing = el("div", { class: "rn-nothing" }, ghost(), el("p", {}, "Open a run to see its curves, routing and answers."));
-const gone = el("p", { class: "rn-message rn-failed", hidden: "" }, "There is no such run. It may have been deleted.");
-const list = createList((id) => {
-  open(id);
-  page.focus();
-}, tick);
-const page = createRunPage(act, close);
-const comparison = createComparison(() => list.untick());
-const detail = el("div", { class: "rn-detail" }, gone, nothing, page.root, comparison.root);
-element.querySelector(".rn-panes").append(list.root, detail);
-let opened = "", rows = new Map(), listedAt = 0, answeredFor = new Set(), deleted = "", hurriedUntil = 0;
+// The panel of training runs: the list, the open run, the comparison, and the polling that updates them.
 
-const poll = createPoll(ask, (text) => {
-  trouble.hidden = !text;
-  setText(trouble, text);
-});
+import { el, setText } from "../../common/dom.js";
+import { addressOf, runOf } from "./address.js";
+import { Comparison } from "./comparison.js";
+import { emptyChart } from "./pieces.js";
+import { fetchRuns, Poll } from "./poll.js";
+import { RunData } from "./run_data.js";
+import { RunList } from "./run_list.js";
+import { RunPage } from "./run_page.js";
+import { isActive, STATES } from "./run_state.js";
 
-async function ask() {
-  if (!opened || isComparing() || isHurried() || Date.now() - listedAt >= SLOW) await askList();
-  for (const id of wanted()) await fetchEvents(id);
-  const row = known.get(opened)?.row;
-  if (row) showRows([...rows.values()].map((each) => (each.id === row.id ? row : each)));
-  if (isComparing()) await comparison.ask(compared());
-  show();
-  return [...rows.values()].some(isAlive) || isHurried() ? FAST : SLOW;
+const FAST_MS = 1000, SLOW_MS = 5000;
+const MOST_KEPT = 12; // runs whose data is kept
+const WIDE_PX = 860, MIDDLE_PX = 560;
+
+export function mount({ element, props, trigger, watch }) {
+  const panel = new RunsPanel(element, trigger);
+  // Python opens a run through the component's value, which may be set before this module arrives.
+  const openByValue = () => props.value && panel.openSoon(JSON.parse(props.value).open);
+  watch("value", openByValue);
+  openByValue();
+  if (!panel.opened) panel.open(runOf(location.href));
+  panel.show();
 }
 
-// The row of the open run arrives with its events, so the list of all runs is fetched less often.
-async function askList() {
-  const listed = await askServer("runs");
-  listedAt = Date.now();
-  notice.hidden = !listed.notice;
-  setText(notice, listed.notice);
-  root.toggleAttribute("data-empty", !listed.runs.length);
-  showRows(listed.runs);
-}
-
-// The server reads the list once a second, so changes show with a delay; poll faster for a while.
-const hurry = () => (hurriedUntil = Date.now() + SLOW);
-const isHurried = () => Date.now() < hurriedUntil;
-
-const isComparing = () => list.ticked().length > 1;
-const wanted = () => (isComparing() ? list.ticked() : opened ? [opened] : []);
-const compared = () => list.ticked().map(dataOf);
-
-function dataOf(id) {
-  if (!known.has(id)) known.set(id, createRunData(id));
-  const data = known.get(id);
-  data.row ??= rows.get(id) ?? null;
-  return data;
-}
-
-async function fetchEvents(id) {
-  const data = dataOf(id);
-  for (let more = true; more && known.get(id) === data; ) {
-    const answer = await askServer(`runs/${id}`, [["after", data.last]]);
-    data.row = answer.run;
-    data.now = answer.now;
-    data.add(answer.events);
-    more = answer.more && answer.events.length > 0;
-    if (more) show();
+class RunsPanel {
+  constructor(element, trigger) {
+    this.trigger = trigger;
+    this.opened = ""; // ids of runs
+    this.deleted = "";
+    this.answered = new Set(); // runs that the server was asked about
+    this.rows = new Map(); // all runs by id, from the list
+    this.data = new Map(); // RunData of opened and compared runs by id
+    this.listedAt = this.fastUntil = 0;
+    this.root = element.querySelector(".rn-root");
+    [this.trouble, this.notice, this.spoken] = ["trouble", "notice", "said"].map((name) =>
+      element.querySelector(`.rn-${name}`));
+    this.build(element.querySelector(".rn-panes"));
+    this.poll = new Poll(element, () => this.fetch(), (sentence) => showSentence(this.trouble, sentence));
+    new ResizeObserver(() => this.fitWidth()).observe(this.root);
   }
-  answeredFor.add(id);
-  for (const each of known.keys()) if (known.size > KEPT && !wanted().includes(each)) known.delete(each);
-}
 
-function show() {
-  const data = opened && dataOf(opened);
-  const shown = isComparing() ? "comparison" : !opened ? "list" : data.row ? "run" : "gone";
-  if (shown === "gone" && opened === deleted) return close();
-  root.dataset.shown = shown;
-  nothing.hidden = shown !== "list" || !rows.size;
-  page.root.hidden = shown !== "run";
-  comparison.root.hidden = shown !== "comparison";
-  gone.hidden = shown !== "gone" || !answeredFor.has(opened) || isHurried();
-  if (shown === "run") page.show(data);
-  if (shown === "comparison") comparison.show(compared());
-}
+  build(panes) {
+    this.list = new RunList((id) => this.openFromList(id), () => this.refresh());
+    this.page = new RunPage((action, id) => this.act(action, id), () => this.close());
+    this.comparison = new Comparison(() => this.list.clearSelection());
+    this.nothing = el("div", { class: "rn-nothing" }, emptyChart(),
+      el("p", {}, "Open a run to see its curves, routing and answers."));
+    const sentence = "There is no such run. It may have been deleted.";
+    this.gone = el("p", { class: "rn-message rn-failed", hidden: "" }, sentence);
+    panes.append(this.list.root,
+      el("div", { class: "rn-detail" }, this.gone, this.nothing, this.page.root, this.comparison.root));
+  }
 
-function tick() {
-  show();
-  poll();
-}
+  fitWidth() {
+    const width = this.root.clientWidth;
+    this.root.dataset.size = width >= WIDE_PX ? "wide" : width >= MIDDLE_PX ? "middle" : "small";
+  }
 
-function open(id) {
-  if (isComparing()) list.untick();
-  if (opened === id) return;
-  opened = id;
-  list.open(id);
-  address(id);
-  trigger("open", { id });
-  tick();
-}
+  // --- what is shown
 
-// Chat, Classify and Export are other parts of the page; Python handles the other actions.
-function act(action, id) {
-  if (action === "chat") location.assign(addressOf("adapter", id));
-  else if (action === "classify") location.assign(addressOf("classifier", id));
-  else if (action === "export") showExport(id);
-  else {
-    trigger("act", { action, id });
-    if (action === "delete") deleted = id;
-    hurry();
-    poll();
+  show() {
+    const data = this.opened && this.dataOf(this.opened), shown = this.shownPart(data);
+    if (shown === "gone" && this.opened === this.deleted) {
+      this.close();
+      return;
+    }
+    this.root.dataset.shown = shown;
+    this.nothing.hidden = shown !== "list" || !this.rows.size;
+    this.page.root.hidden = shown !== "run";
+    this.comparison.root.hidden = shown !== "comparison";
+    this.gone.hidden = shown !== "gone" || !this.answered.has(this.opened) || this.isFast;
+    if (shown === "run") this.page.show(data);
+    if (shown === "comparison") this.comparison.show(this.compared);
+  }
+
+  shownPart(data) {
+    if (this.isComparing) return "comparison";
+    if (!data) return "list";
+    return data.row ? "run" : "gone";
+  }
+
+  get isComparing() {
+    return this.list.selected.length > 1;
+  }
+
+  get compared() {
+    return this.list.selected.map((id) => this.dataOf(id));
+  }
+
+  dataOf(id) {
+    if (!this.data.has(id)) this.data.set(id, new RunData(id));
+    const data = this.data.get(id);
+    data.row ??= this.rows.get(id) ?? null;
+    return data;
+  }
+
+  showRows(runs) {
+    const changed = runs.filter((run) => this.rows.has(run.id) && this.rows.get(run.id).state !== run.state);
+    if (changed.length) this.spoken.textContent = changed.map((run) => `${run.name}: ${STATES[run.state]}`).join(". ");
+    this.list.show(runs);
+    this.rows = new Map(runs.map((run) => [run.id, run]));
+  }
+
+  refresh() {
+    this.show();
+    this.poll.now();
+  }
+
+  // --- the server
+
+  // Fetches what has changed, and returns the milliseconds until the next time.
+  async fetch() {
+    const isListDue = Date.now() - this.listedAt >= SLOW_MS;
+    if (!this.opened || this.isComparing || this.isFast || isListDue) await this.fetchList();
+    for (const id of this.wanted) await this.fetchEvents(id);
+    // The row of the open run arrives with its events, so the list of all runs is fetched less often.
+    const row = this.data.get(this.opened)?.row;
+    if (row) this.showRows([...this.rows.values()].map((each) => (each.id === row.id ? row : each)));
+    if (this.isComparing) await this.comparison.fetch(this.compared);
+    this.show();
+    return this.isFast || [...this.rows.values()].some(isActive) ? FAST_MS : SLOW_MS;
+  }
+
+  async fetchList() {
+    const { runs, notice } = await fetchRuns("runs");
+    this.listedAt = Date.now();
+    showSentence(this.notice, notice);
+    this.root.toggleAttribute("data-empty", !runs.length);
+    this.showRows(runs);
+  }
+
+  async fetchEvents(id) {
+    const data = this.dataOf(id);
+    for (let hasMore = true; hasMore && this.data.get(id) === data; ) {
+      const answer = await fetchRuns(`runs/${id}`, [["after", data.lastSeq]]);
+      data.row = answer.run;
+      data.now = answer.now;
+      data.add(answer.events);
+      hasMore = answer.more && answer.events.length > 0;
+      if (hasMore) this.show();
+    }
+    this.answered.add(id);
+    for (const each of this.data.keys())
+      if (this.data.size > MOST_KEPT && !this.wanted.includes(each)) this.data.delete(each);
+  }
+
+  get wanted() {
+    if (this.isComparing) return this.list.selected;
+    return this.opened ? [this.opened] : [];
+  }
+
+  // The server reads the list once a second, so changes show with a delay; poll faster for a while.
+  pollFaster() {
+    this.fastUntil = Date.now() + SLOW_MS;
+  }
+
+  get isFast() {
+    return Date.now() < this.fastUntil;
+  }
+
+  // --- actions
+
+  open(id) {
+    if (this.isComparing) this.list.clearSelection();
+    if (this.opened === id) return;
+    this.opened = id;
+    this.list.markOpen(id);
+    setAddress("run", id);
+    this.trigger("open", { id });
+    this.refresh();
+  }
+
+  // For a run that Python has just made.
+  openSoon(id) {
+    this.pollFaster();
+    this.open(id);
+  }
+
+  openFromList(id) {
+    this.open(id);
+    this.page.focus();
+  }
+
+  close() {
+    const { opened } = this;
+    this.opened = "";
+    this.list.markOpen("");
+    setAddress("run", "");
+    this.trigger("open", { id: "" });
+    this.show();
+    this.list.focus(opened);
+  }
+
+  // Chat, Classify and Export are other parts of the page; Python handles the other actions.
+  act(action, id) {
+    if (action === "chat") location.assign(addressOf(location.href, "adapter", id));
+    else if (action === "classify") location.assign(addressOf(location.href, "classifier", id));
+    else if (action === "export") this.showExport(id);
+    else {
+      this.trigger("act", { action, id });
+      if (action === "delete") this.deleted = id;
+      this.pollFaster();
+      this.poll.now();
+    }
+  }
+
+  // "open" again makes Python show the export box, because the run may not have had an adapter when it was opened.
+  async showExport(id) {
+    this.trigger("open", { id });
+    const box = () => document.getElementById("export-box");
+    for (let tries = 0; tries < 20 && !box()?.offsetParent; tries++) await new Promise((done) => setTimeout(done, 100));
+    box()?.scrollIntoView();
   }
 }
 
-// "open" again makes Python show the export box, because the run may not have had an adapter when it was opened.
-async function showExport(id) {
-  trigger("open", { id });
-  const box = () => document.getElementById("export-box");
-  for (let tries = 0; tries < 20 && !box()?.offsetParent; tries++) await new Promise((done) => setTimeout(done, 100));
-  box()?.scrollIntoView();
+function setAddress(name, id) {
+  history.replaceState(history.state, "", addressOf(location.href, name, id));
 }
 
-function close() {
-  const before = opened;
-  opened = "";
-  list.open("");
-  address("");
-  trigger("open", { id: "" });
-  show();
-  list.focus(before);
+function showSentence(node, sentence) {
+  node.hidden = !sentence;
+  setText(node, sentence);
 }
-
-// Query parameters of other parts of the page are kept.
-function address(id) {
-  history.replaceState(history.state, "", addressOf("run", id));
-}
-
-function addressOf(name, id) {
-  const url = new URL(location.href);
-  for (const other of ["run", "adapter", "classifier"]) url.searchParams.delete(other);
-  if (id) url.searchParams.set(name, id);
-  return url;
-}
-
-function showRows(runs) {
-  announce(runs);
-  list.show(runs);
-  rows = new Map(runs.map((run) => [run.id, run]));
-}
-
-function announce(runs) {
-  const changed = runs.filter((run) => rows.has(run.id) && rows.get(run.id).state !== run.state);
-  if (changed.length) said.textContent = changed.map((run) => `${run.name}: ${STATES[run.state]}`).join(". ");
-}
-
-new ResizeObserver(() => {
-  const width = root.clientWidth;
-  root.dataset.size = width >= 860 ? "wide" : width >= 560 ? "middle" : "small";
-}).observe(root);
-
-// Python opens a run through the component's value, which may be set before this script runs.
-function told() {
-  if (!props.value) return;
-  hurry();
-  open(JSON.parse(props.value).open);
-}
-watch("value", told);
-
-told();
-const first = new URL(location.href).searchParams.get("run") ?? "";
-if (!opened && /^[0-9a-f-]{36}$/.test(first)) open(first);
-show();

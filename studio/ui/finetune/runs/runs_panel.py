@@ -17,12 +17,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from studio.ui.server.scripts import mounting
+
 HERE = Path(__file__).parent
-DOM = HERE.parents[1] / "common" / "dom.js"
-SCRIPTS = (
-    "numbers", "pieces", "run_data", "poll", "scale", "twin", "chart", "board", "heat_map", "samples", "audit",
-    "comparison", "run_page", "list", "runs",
-)  # fmt: skip
 
 
 def runs_panel() -> gr.HTML:
@@ -30,7 +27,7 @@ def runs_panel() -> gr.HTML:
     return gr.HTML(
         value="",
         html_template=(HERE / "runs.html").read_text(encoding="utf-8"),
-        js_on_load=_script(),
+        js_on_load=mounting("finetune/runs/runs.js", events=("act", "open")),
         apply_default_css=False,
         elem_id="runs",
     )
@@ -43,8 +40,3 @@ def opened(run_id: str) -> str:
 
 def style() -> str:
     return (HERE / "runs.css").read_text(encoding="utf-8")
-
-
-def _script() -> str:
-    files = [DOM, *(HERE / f"{name}.js" for name in SCRIPTS)]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)

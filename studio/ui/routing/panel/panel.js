@@ -1,157 +1,162 @@
-// The routing panel: the controls, the shared trace, and the views that earlier scripts registered.
-const of = element.querySelector(".rp-root").dataset.of;
-const panel = {
-  of,
-  // Radio groups are global to the page by name, and a page has several panels.
-  group: (name) => `${name}-${of}`,
-  trace: createTrace(),
-  settings: { layer: 0, kind: 0, single: false, scope: of },
-  focused: null,
-  pinned: null,
-  unitName: () => (panel.single() ? "expert" : panel.trace.tied ? "copy" : "expert"),
-  single: () => panel.settings.single || !panel.trace.tied,
-  unitNames: () => (panel.unitName() === "copy" ? "copies" : "experts"),
-  units: () => (panel.single() ? panel.trace.E : panel.trace.m),
-  current: () => panel.focused ?? panel.pinned ?? panel.trace.count - 1,
-};
-const body = element.querySelector(".rp-body");
-const empty = element.querySelector(".rp-empty");
-const status = element.querySelector(".rp-status");
-const controls = element.querySelector(".rp-controls");
-const compare = element.querySelector(".rp-compare");
-const mounted = views.map((view) => {
-  const root = el("section", { class: `rp-view rp-${view.name}`, "aria-label": view.title });
-  root.append(el("h3", { class: "rp-title" }, view.title));
-  body.append(root);
-  return view.build(root, panel);
-});
+// The routing panel: the trace of the shown answer, the controls, and the views.
 
-const layerOut = el("output", { class: "rp-layer-out" });
-const layer = el("input", { type: "range", min: "0", value: "0", step: "1", "aria-label": "Layer" });
-const kinds = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "Router kind" });
-const single = el("input", { type: "checkbox" });
-const singleLabel = el("label", { class: "rp-check" }, single, "single experts");
-const answers = el("select", { "aria-label": "Displayed answer" });
-controls.append(
-  el("label", { class: "rp-answer" }, answers),
-  el("label", { class: "rp-layer" }, el("span", {}, "Layer"), layer, layerOut),
-  kinds,
-  singleLabel,
-);
+import { el, watchTheme } from "../../common/dom.js";
+import { clamp } from "../../common/numbers.js";
+import { oncePerFrame } from "../../common/pacing.js";
+import { Comparison } from "./comparison.js";
+import { Controls } from "./controls.js";
+import { Feed } from "./feed.js";
+import { Trace } from "./trace.js";
 
-let scheduled = false;
-function schedule() {
-  if (scheduled) return;
-  scheduled = true;
-  requestAnimationFrame(() => {
-    scheduled = false;
-    for (const view of mounted) view.update?.();
-    element.querySelector(".rp-root").dataset.tokens = panel.trace.count;
+// `views` are the names of the modules in `../views`, in the order of their display.
+export async function mount({ element, props, trigger, watch, server }, { views }) {
+  const modules = await Promise.all(views.map((name) => import(`../views/${name}.js`)));
+  const panel = new Panel(element, trigger);
+  panel.addViews(views.map((name, i) => ({ name, View: modules[i].default })));
+  const feed = new Feed(panel.trace, (...asked) => server.rows(...asked), {
+    onReset: (message) => panel.reset(message),
+    onRows: (message) => panel.showRows(message),
+    onCompared: () => panel.recolour(),
   });
+  watch("value", () => feed.receive(props.value));
+  feed.receive(props.value);
 }
-panel.recolour = () => {
-  showDifference();
-  layerOut.textContent = `${panel.settings.layer} of 0–${panel.trace.L - 1}`;
-  for (const view of mounted) view.recolour?.();
-};
-panel.setLayer = (value) => {
-  layer.value = panel.settings.layer = Math.max(0, Math.min(panel.trace.L - 1, value));
-  panel.recolour();
-};
-panel.focus = (token) => {
-  panel.focused = token;
-  for (const view of mounted) view.select?.();
-};
-panel.pin = (token) => {
-  panel.pinned = panel.pinned === token ? null : token;
-  for (const view of mounted) view.select?.();
-};
 
-layer.addEventListener("input", () => panel.setLayer(Number(layer.value)));
-single.addEventListener("change", () => {
-  panel.settings.single = single.checked;
-  for (const view of mounted) view.reset?.();
-  panel.recolour();
-  schedule();
-});
-answers.addEventListener("change", () => trigger("pick", { answer: Number(answers.value) }));
-compare.firstElementChild.addEventListener("click", () => trigger("compare", { answer: Number(answers.value) }));
+// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames` and `current` to read; `setLayer`,
+// `setScope`, `focus` and `pin` to change what is shown.
+export class Panel {
+  constructor(element, trigger) {
+    this.root = element.querySelector(".rp-root");
+    [this.body, this.empty, this.status, this.tied] = ["body", "empty", "status", "tied"].map((name) =>
+      element.querySelector(`.rp-${name}`));
+    this.of = this.root.dataset.of; // "answer" or "prompt"
+    this.trace = new Trace();
+    this.settings = { layer: 0, kind: 0, single: false, scope: this.of };
+    this.focused = null; // tokens
+    this.pinned = null;
+    this.views = [];
+    this.updateLater = oncePerFrame();
+    this.controls = new Controls(element.querySelector(".rp-controls"), this, (answer) => trigger("pick", { answer }));
+    this.comparison = new Comparison(element.querySelector(".rp-compare"), this, () =>
+      trigger("compare", { answer: this.controls.answer }));
+    watchTheme(() => this.trace.id && this.recolour());
+  }
 
-function showKinds() {
-  kinds.replaceChildren(...panel.trace.kinds.map((name, index) => {
-    const input = el("input", { type: "radio", name: panel.group("rp-kind"), value: String(index) });
-    input.checked = index === panel.settings.kind;
-    input.addEventListener("change", () => {
-      panel.settings.kind = index;
-      panel.recolour();
+  addViews(views) {
+    this.views = views.map(({ name, View }) => {
+      const root = el("section", { class: `rp-view rp-${name}`, "aria-label": View.title });
+      root.append(el("h3", { class: "rp-title" }, View.title));
+      this.body.append(root);
+      return new View(root, this);
     });
-    return el("label", {}, input, el("span", {}, name));
-  }));
-}
-
-function showDifference() {
-  const { trace } = panel;
-  const [button, line] = compare.children;
-  button.hidden = Boolean(trace.flips);
-  line.hidden = !trace.flips;
-  if (!trace.flips) return;
-  const [all, ...kinds] = trace.flips[panel.single() ? "expert" : "group"].map(percent);
-  const byKind = trace.kinds.map((kind, n) => `${kind} ${kinds[n]}`).join(", ");
-  line.replaceChildren(
-    `${all} of the strongest ${panel.unitNames()} differ from the base model, over all layers and tokens (${byKind}). Differences have a `,
-    el("span", { class: "rp-flip" }, "dashed frame"), ".");
-}
-
-function percent(share) {
-  return `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
-}
-
-function reset(message) {
-  const shown = Boolean(message.id);
-  empty.hidden = shown;
-  body.hidden = controls.hidden = !shown;
-  status.textContent = message.note ?? "";
-  status.hidden = !message.note;
-  if (!shown) {
-    empty.querySelector(".rp-hint").textContent = message.hint ?? "";
-    element.querySelector(".rp-root").dataset.tokens = 0;
-    panel.trace.id = "";
-    compare.hidden = true;
-    return;
   }
-  const { trace, settings } = panel;
-  panel.focused = panel.pinned = null;
-  settings.kind = Math.min(settings.kind, trace.N - 1);
-  if (layer.max !== String(trace.L - 1)) {
-    layer.max = trace.L - 1;
-    settings.layer = Math.floor(trace.L / 2);
+
+  // Whether units are single experts.
+  get single() {
+    return this.settings.single || !this.trace.tied;
   }
-  layer.value = settings.layer;
-  singleLabel.hidden = !trace.tied;
-  element.querySelector(".rp-tied").hidden = !trace.tied;
-  showKinds();
-  for (const view of mounted) view.reset?.();
-  panel.recolour();
-}
 
-function showAnswers(message) {
-  if (!message || message.answers === undefined) return;
-  if (answers.options.length !== message.answers)
-    answers.replaceChildren(...Array.from({ length: message.answers }, (_, index) =>
-      el("option", { value: String(index) }, `Answer ${index + 1}`)));
-  answers.value = String(message.answer);
-}
-
-function showRows(message) {
-  showAnswers(message);
-  if (message) {
-    compare.hidden = !message.flips;
-    showDifference();
+  get units() {
+    return this.single ? this.trace.E : this.trace.groupCount;
   }
-  schedule();
-}
 
-const receive = createFeed(panel.trace, reset, showRows, () => panel.recolour());
-watch("value", () => receive(props.value));
-receive(props.value);
-new MutationObserver(() => panel.trace.id && panel.recolour()).observe(document.body, { attributeFilter: ["class"] });
+  get unitName() {
+    return this.single ? "expert" : "copy";
+  }
+
+  get unitNames() {
+    return this.single ? "experts" : "copies";
+  }
+
+  // The token under the pointer or the keyboard cursor, else the pinned one, else the latest.
+  get current() {
+    return this.focused ?? this.pinned ?? this.trace.count - 1;
+  }
+
+  setLayer(layer) {
+    this.settings.layer = clamp(layer, 0, this.trace.L - 1);
+    this.recolour();
+  }
+
+  setKind(kind) {
+    this.settings.kind = kind;
+    this.recolour();
+  }
+
+  setSingle(single) {
+    this.settings.single = single;
+    this.call("reset");
+    this.recolour();
+    this.scheduleUpdate();
+  }
+
+  setScope(scope) {
+    this.settings.scope = scope;
+    this.recolour();
+  }
+
+  focus(token) {
+    this.focused = token;
+    this.call("select");
+  }
+
+  pin(token) {
+    this.pinned = this.pinned === token ? null : token;
+    this.call("select");
+  }
+
+  recolour() {
+    this.comparison.show();
+    this.controls.show();
+    this.call("recolour");
+  }
+
+  reset(message) {
+    const isShown = Boolean(message.id);
+    this.empty.hidden = isShown;
+    this.body.hidden = this.controls.root.hidden = !isShown;
+    this.status.textContent = message.note ?? "";
+    this.status.hidden = !message.note;
+    if (isShown) this.start();
+    else this.clear(message.hint ?? "");
+  }
+
+  clear(hint) {
+    this.empty.querySelector(".rp-hint").textContent = hint;
+    this.root.dataset.tokens = 0;
+    this.trace.id = "";
+    this.comparison.root.hidden = true;
+  }
+
+  start() {
+    const { trace, settings } = this;
+    this.focused = this.pinned = null;
+    settings.kind = Math.min(settings.kind, trace.N - 1);
+    if (this.controls.layers !== trace.L) settings.layer = Math.floor(trace.L / 2);
+    this.tied.hidden = !trace.tied;
+    this.controls.reset();
+    this.call("reset");
+    this.recolour();
+  }
+
+  showRows(message) {
+    if (message) {
+      this.controls.showAnswers(message);
+      this.comparison.root.hidden = !message.flips;
+      this.comparison.show();
+    }
+    this.scheduleUpdate();
+  }
+
+  scheduleUpdate() {
+    this.updateLater(() => {
+      this.call("update");
+      this.root.dataset.tokens = this.trace.count;
+    });
+  }
+
+  // Calls a method of every view that has it.
+  call(method) {
+    for (const view of this.views) view[method]?.();
+  }
+}

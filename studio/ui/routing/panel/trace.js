@@ -1,109 +1,155 @@
 // A growing routing trace. Rows are token-major: [T, L, N, K], or [T, L, N] for entropies and the base model's units.
-function createTrace() {
-  const trace = { id: "", count: 0, texts: [] };
-  const mass = new Float64Array(256);
+// A unit is an expert, or a group of experts that the router always selects together.
 
-  trace.reset = (id, head) => {
-    Object.assign(trace, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null });
-    trace.m = Math.max(...head.groups) + 1;
-    trace.experts = new Uint8Array(0);
-    trace.gates = new Uint16Array(0);
-    trace.entropies = new Uint16Array(0);
-    trace.others = { group: new Uint16Array(0), expert: new Uint16Array(0) };
-    trace.assigned = [0, 1].map(() => new Float64Array(head.L * head.N * head.E)); // prompt, answer
-  };
+// Gates and entropies are stored as shares of this.
+const FULL = 65535;
+
+export class Trace {
+  constructor() {
+    this.id = "";
+    this.count = 0; // tokens so far
+    this.total = 0; // tokens on the server
+    this.compared = 0; // tokens whose routing in the base model is known
+    this.flips = null; // shares of differences to the base model
+    this.texts = [];
+    this.sums = new Float64Array(256); // gates by unit, reused by every call of `gatesOf`
+  }
+
+  // `head` has the sizes L, N, K and E, the names of the router kinds, the group of each expert, the number of prompt
+  // tokens (`prompt`), and whether experts are tied into groups (`tied`).
+  reset(id, head) {
+    Object.assign(this, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null });
+    this.groupCount = Math.max(...head.groups) + 1;
+    this.experts = new Uint8Array(0);
+    this.gates = new Uint16Array(0);
+    this.entropies = new Uint16Array(0);
+    this.baseUnits = { group: new Uint16Array(0), expert: new Uint16Array(0) };
+    const routers = head.L * head.N;
+    this.assignments = { prompt: new Float64Array(routers * head.E), answer: new Float64Array(routers * head.E) };
+  }
 
   // Rows that start beyond `count` would leave a gap and are ignored; rows that exist already are skipped.
-  trace.append = (from, rows) => {
-    const texts = JSON.parse(new TextDecoder().decode(bytes(rows.t)));
-    const skip = trace.count - from;
+  append(from, rows) {
+    const texts = JSON.parse(new TextDecoder().decode(decode(rows.t)));
+    const skip = this.count - from;
     if (skip < 0 || skip >= texts.length) return;
-    const perToken = trace.L * trace.N * trace.K;
-    trace.experts = put(trace.experts, bytes(rows.e), trace.count, skip, perToken);
-    trace.gates = put(trace.gates, new Uint16Array(bytes(rows.g).buffer), trace.count, skip, perToken);
-    trace.entropies = put(trace.entropies, new Uint16Array(bytes(rows.h).buffer), trace.count, skip, trace.L * trace.N);
-    trace.texts.push(...texts.slice(skip));
-    const start = trace.count;
-    trace.count += texts.length - skip;
-    for (let t = start; t < trace.count; t++) countToken(t);
-  };
+    const start = this.count, routers = this.L * this.N, slots = routers * this.K;
+    this.experts = extended(this.experts, start * slots, decode(rows.e).subarray(skip * slots));
+    this.gates = extended(this.gates, start * slots, decode16(rows.g).subarray(skip * slots));
+    this.entropies = extended(this.entropies, start * routers, decode16(rows.h).subarray(skip * routers));
+    this.texts.push(...texts.slice(skip));
+    this.count += texts.length - skip;
+    for (let t = start; t < this.count; t++) this.countAssignments(t);
+  }
 
-  trace.compare = (from, rows) => {
-    if (from !== trace.compared) return;
-    const perToken = trace.L * trace.N;
-    let fresh = 0;
+  countAssignments(t) {
+    const counts = this.assignments[this.part(t)];
+    let slot = this.slot(t, 0, 0);
+    for (let router = 0; router < this.L * this.N; router++)
+      for (let k = 0; k < this.K; k++, slot++) counts[router * this.E + this.experts[slot]]++;
+  }
+
+  // Adds the base model's units, which follow those that are known.
+  compare(from, rows) {
+    if (from !== this.compared) return;
+    const routers = this.L * this.N;
     for (const unit of ["group", "expert"]) {
-      const others = new Uint16Array(bytes(rows[unit]).buffer);
-      trace.others[unit] = put(trace.others[unit], others, from, 0, perToken);
-      fresh = others.length / perToken;
+      const added = decode16(rows[unit]);
+      this.baseUnits[unit] = extended(this.baseUnits[unit], from * routers, added);
+      this.compared = from + added.length / routers;
     }
-    trace.compared += fresh;
-  };
+  }
 
   // Returns the base model's strongest unit if it is a different one, else null.
-  trace.baseUnit = (t, l, n, single) => {
-    const other = t < trace.compared ? trace.others[single ? "expert" : "group"][(t * trace.L + l) * trace.N + n] : 0;
-    return other ? other - 1 : null;
-  };
+  baseUnit(t, l, n, isSingle) {
+    if (t >= this.compared) return null;
+    const unit = this.baseUnits[isSingle ? "expert" : "group"][this.router(t, l, n)];
+    return unit ? unit - 1 : null;
+  }
 
-  trace.isPrompt = (t) => t < trace.prompt;
-  trace.at = (t, l, n) => ((t * trace.L + l) * trace.N + n) * trace.K;
-  trace.entropy = (t, l, n) => trace.entropies[(t * trace.L + l) * trace.N + n] / 65535;
-  trace.scope = (name) => (name === "prompt" ? [0, Math.min(trace.prompt, trace.count)] : [Math.min(trace.prompt, trace.count), trace.count]);
+  isPrompt(t) {
+    return t < this.prompt;
+  }
 
-  // Returns the unit (expert, or group unless `single`) with the largest sum of gates; ties go to the lowest id.
-  trace.strongest = (t, l, n, single) => {
-    const sums = trace.massOf(t, l, n, single);
+  part(t) {
+    return this.isPrompt(t) ? "prompt" : "answer";
+  }
+
+  // Returns the first token of a part ("prompt" or "answer") and the token after its last.
+  range(part) {
+    const promptEnd = Math.min(this.prompt, this.count);
+    return part === "prompt" ? [0, promptEnd] : [promptEnd, this.count];
+  }
+
+  router(t, l, n) {
+    return (t * this.L + l) * this.N + n;
+  }
+
+  slot(t, l, n) {
+    return this.router(t, l, n) * this.K;
+  }
+
+  // Returns the entropy as a share of the maximum.
+  entropy(t, l, n) {
+    return this.entropies[this.router(t, l, n)] / FULL;
+  }
+
+  // Returns the selected experts with their gates, in the order of the router.
+  selected(t, l, n) {
+    const first = this.slot(t, l, n), slots = Array.from({ length: this.K }, (_, k) => first + k);
+    return slots.map((slot) => ({ expert: this.experts[slot], gate: this.gates[slot] / FULL }));
+  }
+
+  // Returns the unit with the largest sum of gates; ties go to the lowest id.
+  strongest(t, l, n, isSingle) {
+    const sums = this.gatesOf(t, l, n, isSingle);
     let best = 0;
     for (let unit = 1; unit < sums.length; unit++) if (sums[unit] > sums[best]) best = unit;
     return best;
-  };
+  }
 
-  trace.massOf = (t, l, n, single) => {
-    const units = single ? trace.E : trace.m;
-    mass.fill(0, 0, units);
-    for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++) {
-      const expert = trace.experts[at];
-      mass[single ? expert : trace.groups[expert]] += trace.gates[at];
+  // Returns the share of the gate of each unit. The next call overwrites the result.
+  gatesOf(t, l, n, isSingle) {
+    const sums = this.sums.subarray(0, isSingle ? this.E : this.groupCount);
+    sums.fill(0);
+    const slot = this.slot(t, l, n);
+    for (let k = 0; k < this.K; k++) {
+      const expert = this.experts[slot + k];
+      sums[isSingle ? expert : this.groups[expert]] += this.gates[slot + k];
     }
-    return mass.subarray(0, units);
-  };
+    for (let unit = 0; unit < sums.length; unit++) sums[unit] /= FULL;
+    return sums;
+  }
 
-  // Returns each unit's share of the assignments of one router; they sum to 1.
-  trace.load = (scope, l, n, single) => {
-    const counts = trace.assigned[scope === "prompt" ? 0 : 1];
-    const shares = new Float64Array(single ? trace.E : trace.m);
+  // Returns each unit's share of the assignments of one router in a part; they sum to 1.
+  load(part, l, n, isSingle) {
+    const counts = this.assignments[part], first = (l * this.N + n) * this.E;
+    const shares = new Float64Array(isSingle ? this.E : this.groupCount);
     let sum = 0;
-    for (let expert = 0; expert < trace.E; expert++) {
-      const count = counts[(l * trace.N + n) * trace.E + expert];
-      shares[single ? expert : trace.groups[expert]] += count;
-      sum += count;
+    for (let expert = 0; expert < this.E; expert++) {
+      shares[isSingle ? expert : this.groups[expert]] += counts[first + expert];
+      sum += counts[first + expert];
     }
     return sum ? shares.map((share) => share / sum) : shares;
-  };
-
-  function countToken(t) {
-    const counts = trace.assigned[trace.isPrompt(t) ? 0 : 1];
-    let at = trace.at(t, 0, 0);
-    for (let router = 0; router < trace.L * trace.N; router++)
-      for (let k = 0; k < trace.K; k++, at++) counts[router * trace.E + trace.experts[at]]++;
   }
+}
 
-  function bytes(base64) {
-    return Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
+// Returns `array` with `added` from `start` on; the array grows by doubling, so it may be longer than its content.
+function extended(array, start, added) {
+  const needed = start + added.length;
+  if (needed > array.length) {
+    const larger = new array.constructor(Math.max(needed, 2 * array.length));
+    larger.set(array.subarray(0, start));
+    array = larger;
   }
+  array.set(added, start);
+  return array;
+}
 
-  function put(array, rows, count, skip, perToken) {
-    const fresh = rows.subarray(skip * perToken);
-    const needed = count * perToken + fresh.length;
-    if (needed > array.length) {
-      const bigger = new array.constructor(Math.max(needed, 2 * array.length));
-      bigger.set(array.subarray(0, count * perToken));
-      array = bigger;
-    }
-    array.set(fresh, count * perToken);
-    return array;
-  }
+function decode(base64) {
+  return Uint8Array.from(atob(base64), (sign) => sign.charCodeAt(0));
+}
 
-  return trace;
+function decode16(base64) {
+  return new Uint16Array(decode(base64).buffer);
 }

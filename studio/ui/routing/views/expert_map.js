@@ -1,154 +1,103 @@
-views.push({
-  name: "expert_map",
-  title: "Layers and experts",
-  build(root, panel) {
-    const { trace, settings } = panel;
-    const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
-    const ROW = 10, LEFT = 26, BOTTOM = 18;
-    const scopes = el("div", { class: "rp-segments", role: "radiogroup", "aria-label": "Map scope" });
-    for (const [scope, label] of [["token", "current token"], ["answer", "whole answer"], ["prompt", "prompt"]]) {
-      const input = el("input", { type: "radio", name: panel.group("rp-scope"), value: scope });
-      input.checked = scope === settings.scope;
-      input.addEventListener("change", () => {
-        settings.scope = scope;
-        panel.recolour();
-      });
-      scopes.append(el("label", {}, input, el("span", {}, label)));
+// The gates of a token or the load of a part, by layer and unit, as a heat map for each kind of router.
+
+import { HeatMap } from "../../common/charts/heat_map.js";
+import { gradient, sequential } from "../../common/charts/palette.js";
+import { el, isDark } from "../../common/dom.js";
+import { Segments } from "../../common/segments.js";
+
+const SCOPES = [["token", "current token"], ["answer", "whole answer"], ["prompt", "prompt"]];
+
+export default class ExpertMap {
+  static title = "Layers and experts";
+
+  constructor(root, panel) {
+    this.panel = panel;
+    const scopes = new Segments("Map scope", SCOPES, (scope) => panel.setScope(scope));
+    scopes.choose(panel.settings.scope);
+    this.maps = new HeatMap({
+      redraw: () => this.update(),
+      firstLayer: () => panel.settings.layer,
+      onClick: ({ layer }) => panel.setLayer(layer),
+    });
+    this.bar = el("span", { class: "ch-bar" });
+    this.chance = el("span", { class: "rp-chance" });
+    this.ends = el("span", { class: "ch-ends" });
+    this.value = el("p", { class: "rp-line" });
+    const legend = el("div", { class: "ch-scale" }, this.bar, this.chance, this.ends);
+    root.append(scopes.root, this.maps.root, legend, this.value);
+  }
+
+  reset() {
+    this.maps.build(this.panel.trace.kinds);
+  }
+
+  recolour() {
+    this.update();
+  }
+
+  select() {
+    if (this.panel.settings.scope === "token") this.update();
+  }
+
+  update() {
+    const { trace, settings, units } = this.panel;
+    if (!trace.id) return;
+    const layers = Array.from({ length: trace.L }, (_, l) => l);
+    const values = trace.kinds.map((_, n) => layers.map((l) => Array.from(this.shares(l, n))));
+    const highest = settings.scope === "token" ? 1 : highestShare(values, 1 / units);
+    const colours = sequential(isDark());
+    this.maps.draw({
+      values, layers: trace.L, units, colours,
+      range: [0, highest],
+      frame: { map: settings.kind, layer: settings.layer },
+      label: (n) => this.label(n),
+    });
+    this.showLegend(colours, highest);
+    this.showValue();
+  }
+
+  // Returns the share of each unit of a router.
+  shares(l, n) {
+    const { trace, settings, single, current } = this.panel;
+    if (settings.scope !== "token") return trace.load(settings.scope, l, n, single);
+    return current < 0 ? [] : trace.gatesOf(current, l, n, single);
+  }
+
+  // Returns what the colours stand for.
+  meaning() {
+    const { scope } = this.panel.settings;
+    if (scope === "token") return "gate of one token";
+    const [start, end] = this.panel.trace.range(scope);
+    return `share of assignments in ${end - start} tokens`;
+  }
+
+  label(n) {
+    const { trace, units, unitNames } = this.panel;
+    return `${trace.kinds[n]}: ${this.meaning()}, ${trace.L} layers by ${units} ${unitNames}. ` +
+      "The table below has the numbers; arrow keys move a cursor.";
+  }
+
+  showLegend(colours, highest) {
+    const { units } = this.panel, chance = 1 / units;
+    this.bar.style.background = gradient(colours);
+    this.chance.style.left = `${(100 * chance) / highest}%`;
+    this.chance.textContent = `chance ${chance.toFixed(3)} = 1/${units}`;
+    this.ends.replaceChildren(...["0", this.meaning(), highest.toFixed(2)].map((text) => el("span", {}, text)));
+  }
+
+  showValue() {
+    const { cursor } = this.maps, { trace, units, unitName } = this.panel;
+    if (!cursor) {
+      this.value.textContent = "Hover over a cell or use the arrow keys to read its value.";
+      return;
     }
-    const maps = el("div", { class: "rp-maps" });
-    const legend = el("div", { class: "rp-legend" }, el("span", { class: "rp-bar" }), el("span", { class: "rp-chance" }), el("span", { class: "rp-scale" }));
-    const value = el("p", { class: "rp-line" });
-    root.append(scopes, maps, legend, value);
-    let canvases = [];
-    let colours = [];
-    let at = null; // [n, l, unit] under the pointer or the keyboard cursor
-    let top = 1;
-    new ResizeObserver(() => trace.id && update()).observe(maps);
+    const { map, layer, unit } = cursor, share = this.shares(layer, map)[unit] ?? 0;
+    this.value.textContent = `Layer ${layer}, ${trace.kinds[map]}, ${unitName} ${unit}: ${share.toFixed(3)} · ` +
+      `${(share * units).toFixed(2)} × chance`;
+  }
+}
 
-    function reset() {
-      at = null;
-      canvases = trace.kinds.map((kind, n) => {
-        const canvas = el("canvas", { tabindex: "0", role: "img" });
-        canvas.addEventListener("pointermove", (event) => point(event, n));
-        canvas.addEventListener("pointerleave", () => move(null));
-        canvas.addEventListener("blur", () => move(null));
-        canvas.addEventListener("keydown", (event) => key(event, n));
-        canvas.addEventListener("click", () => at && panel.setLayer(at[1]));
-        return canvas;
-      });
-      maps.replaceChildren(...trace.kinds.map((kind, n) => el("figure", {}, el("figcaption", {}, kind), canvases[n])));
-    }
-
-    const share = (l, n) => {
-      const t = panel.current();
-      if (settings.scope !== "token") return trace.load(settings.scope, l, n, panel.single());
-      return t < 0 ? [] : Array.from(trace.massOf(t, l, n, panel.single()), (sum) => sum / 65535);
-    };
-
-    function update() {
-      if (!canvases.length) return;
-      const dark = document.body.classList.contains("dark");
-      colours = dark ? VIRIDIS : [...VIRIDIS].reverse();
-      const values = canvases.map((_, n) => Array.from({ length: trace.L }, (_, l) => share(l, n)));
-      const chance = 1 / panel.units();
-      top = settings.scope === "token" ? 1 : Math.min(1, Math.max(2 * chance, ...values.flat().map((row) => Math.max(0, ...row))));
-      canvases.forEach((canvas, n) => draw(canvas, n, values[n]));
-      explain(chance);
-      spell();
-    }
-
-    function draw(canvas, n, rows) {
-      const units = panel.units();
-      const width = canvas.parentNode.clientWidth, height = trace.L * ROW + BOTTOM;
-      const ratio = window.devicePixelRatio || 1;
-      if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-        canvas.width = Math.round(width * ratio);
-        canvas.height = Math.round(height * ratio);
-        canvas.style.height = `${height}px`;
-      }
-      const pen = canvas.getContext("2d");
-      const style = getComputedStyle(canvas);
-      pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-      pen.clearRect(0, 0, width, height);
-      const cell = (width - LEFT) / units;
-      rows.forEach((row, l) => row.forEach((share, unit) => {
-        pen.fillStyle = colour(share);
-        pen.fillRect(LEFT + unit * cell, l * ROW, Math.max(1, cell - 1), ROW - 1);
-      }));
-      frame(pen, n, cell, units, style.color);
-      labels(pen, cell, units, height, style);
-    }
-
-    function frame(pen, n, cell, units, ink) {
-      pen.strokeStyle = ink;
-      if (n === settings.kind) pen.strokeRect(LEFT - 0.5, settings.layer * ROW - 0.5, units * cell, ROW);
-      if (at && at[0] === n) {
-        pen.lineWidth = 2;
-        pen.strokeRect(LEFT + at[2] * cell, at[1] * ROW, cell - 1, ROW - 1);
-        pen.lineWidth = 1;
-      }
-    }
-
-    function labels(pen, cell, units, height, style) {
-      pen.fillStyle = style.color;
-      pen.font = `10px ${style.fontFamily}`;
-      pen.textAlign = "right";
-      pen.textBaseline = "middle";
-      for (let l = 0; l < trace.L; l += 5) pen.fillText(String(l), LEFT - 6, l * ROW + ROW / 2);
-      pen.textAlign = "center";
-      const step = Math.max(1, Math.ceil(20 / cell));
-      for (let unit = 0; unit < units; unit += step) pen.fillText(String(unit), LEFT + (unit + 0.5) * cell, height - 7);
-    }
-
-    function colour(share) {
-      const place = Math.max(0, Math.min(1, share / top)) * (colours.length - 1);
-      const low = Math.floor(place), high = Math.min(low + 1, colours.length - 1);
-      const part = (hex, from) => parseInt(hex.slice(from, from + 2), 16);
-      const mix = [1, 3, 5].map((from) => Math.round(part(colours[low], from) + (place - low) * (part(colours[high], from) - part(colours[low], from))));
-      return `rgb(${mix.join(",")})`;
-    }
-
-    function explain(chance) {
-      const [start, end] = trace.scope(settings.scope);
-      const what = settings.scope === "token" ? "gate of one token" : `share of assignments in ${end - start} tokens`;
-      legend.children[0].style.background = `linear-gradient(90deg, ${colours.join(",")})`;
-      legend.children[1].style.left = `${(100 * chance) / top}%`;
-      legend.children[1].textContent = `chance ${chance.toFixed(3)} = 1/${panel.units()}`;
-      legend.children[2].replaceChildren(el("span", {}, "0"), el("span", {}, what), el("span", {}, top.toFixed(2)));
-      canvases.forEach((canvas, n) => canvas.setAttribute("aria-label",
-        `${trace.kinds[n]}: ${what}, ${trace.L} layers by ${panel.units()} ${panel.trace.tied && !panel.single() ? "copies" : "experts"}. The table below has the numbers; arrow keys move a cursor.`));
-    }
-
-    function point(event, n) {
-      const box = canvases[n].getBoundingClientRect();
-      const unit = Math.floor((event.clientX - box.left - LEFT) / ((box.width - LEFT) / panel.units()));
-      const l = Math.floor((event.clientY - box.top) / ROW);
-      move(unit >= 0 && unit < panel.units() && l >= 0 && l < trace.L ? [n, l, unit] : null);
-    }
-
-    function key(event, n) {
-      const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-      if (!step) return;
-      const [, l, unit] = at ?? [n, settings.layer, 0];
-      const clamp = (value, size) => Math.max(0, Math.min(size - 1, value));
-      move(at ? [n, clamp(l + step[0], trace.L), clamp(unit + step[1], panel.units())] : [n, l, unit]);
-      event.preventDefault();
-    }
-
-    function move(place) {
-      if (String(place) === String(at)) return;
-      at = place;
-      update();
-    }
-
-    function spell() {
-      if (!at) return (value.textContent = "Hover over a cell or use the arrow keys to read its value.");
-      const [n, l, unit] = at;
-      const number = share(l, n)[unit] ?? 0;
-      const times = (number * panel.units()).toFixed(2);
-      value.textContent = `Layer ${l}, ${trace.kinds[n]}, ${panel.unitName()} ${unit}: ${number.toFixed(3)} · ${times} × chance`;
-    }
-
-    return { reset, update, recolour: update, select: () => settings.scope === "token" && update() };
-  },
-});
+// At least twice the chance, so that an even load has a middle colour.
+function highestShare(values, chance) {
+  return Math.min(1, Math.max(2 * chance, ...values.flat().map((row) => Math.max(0, ...row))));
+}

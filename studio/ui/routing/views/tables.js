@@ -1,81 +1,101 @@
-views.push({
-  name: "tables",
-  title: "Tables",
-  build(root, panel) {
-    const { trace, settings } = panel;
-    const load = table("rp-load");
-    const tokens = table("rp-token-table");
-    root.append(load.details, tokens.details);
-    let listed = 0;
-    let refreshed = 0;
+// The numbers of the other views as tables, filled only while they are open.
 
-    function table(name) {
-      const summary = el("summary");
-      const head = el("thead"), rows = el("tbody"), caption = el("caption");
-      const details = el("details", { class: `rp-table ${name}` }, summary, el("div", { class: "rp-scroll", tabindex: "0" }, el("table", {}, caption, head, rows)));
-      details.addEventListener("toggle", () => refresh(true));
-      return { details, summary, caption, head, rows };
-    }
+import { el } from "../../common/dom.js";
+import { Throttle } from "../../common/pacing.js";
+import { columnHeads, tableRow } from "../../common/tables.js";
+import { selectedText, tokenText } from "../panel/token_text.js";
 
-    function reset() {
-      listed = 0;
-      tokens.rows.replaceChildren();
-      refresh(true);
-    }
+const REFRESH_MS = 1000;
 
-    function refresh(now) {
-      const scope = settings.scope === "prompt" ? "prompt" : "answer";
-      load.summary.textContent = `Load by layer and ${panel.unitName()}, ${scope}`;
-      tokens.summary.textContent = `Tokens in layer ${settings.layer}`;
-      if (!trace.id || (!now && performance.now() - refreshed < 1000)) return;
-      refreshed = performance.now();
-      if (load.details.open) fillLoad(scope);
-      if (tokens.details.open) fillTokens();
-    }
+export default class Tables {
+  static title = "Tables";
 
-    function fillLoad(scope) {
-      const units = Array.from({ length: panel.units() }, (_, unit) => unit);
-      const [start, end] = trace.scope(scope);
-      load.caption.textContent = `Share of assignments in ${end - start} tokens of the ${scope}; chance is ${(1 / units.length).toFixed(4)}.`;
-      const columns = trace.kinds.flatMap((kind) => units.map((unit) => el("th", { scope: "col" }, `${kind} ${unit}`)));
-      load.head.replaceChildren(el("tr", {}, el("th", { scope: "col" }, "Layer"), ...columns));
-      load.rows.replaceChildren(...Array.from({ length: trace.L }, (_, l) => {
-        const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(scope, l, n, panel.single())));
-        return el("tr", {}, el("th", { scope: "row" }, String(l)), ...shares.map((share) => el("td", {}, share.toFixed(4))));
-      }));
-    }
+  constructor(root, panel) {
+    this.panel = panel;
+    this.throttle = new Throttle(() => this.refresh(), REFRESH_MS);
+    this.load = new Table("rp-load", () => this.fillLoad());
+    this.tokens = new Table("rp-token-table", () => this.fillTokens());
+    this.listed = 0; // rows of the token table
+    root.append(this.load.root, this.tokens.root);
+  }
 
-    function fillTokens() {
-      const l = settings.layer;
-      tokens.caption.textContent = `Experts and gates in layer ${l}.`;
-      tokens.head.replaceChildren(el("tr", {}, ...["#", "Part", "Token", ...trace.kinds].map((name) => el("th", { scope: "col" }, name))));
-      const fresh = document.createDocumentFragment();
-      for (; listed < trace.count; listed++) fresh.append(row(listed, l));
-      tokens.rows.append(fresh);
-    }
+  // While rows arrive, at most once a second.
+  update() {
+    this.throttle.request();
+  }
 
-    function row(t, l) {
-      const experts = trace.kinds.map((_, n) => {
-        const parts = [];
-        for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++) parts.push(`${trace.experts[at]} (${(trace.gates[at] / 65535).toFixed(2)})`);
-        const base = trace.baseUnit(t, l, n, panel.single());
-        return el("td", {}, parts.join(", ") + (base === null ? "" : ` · ${panel.unitName()} in the base model: ${base}`));
-      });
-      const part = trace.isPrompt(t) ? "prompt" : "answer";
-      return el("tr", {}, el("th", { scope: "row" }, String(t + 1)), el("td", {}, part), el("td", {}, ...tokenText(trace.texts[t])), ...experts);
-    }
+  reset() {
+    this.restart();
+  }
 
-    function update() {
-      const late = trace.count >= trace.total;
-      refresh(late);
-    }
+  recolour() {
+    this.restart();
+  }
 
-    function recolour() {
-      listed = 0;
-      tokens.rows.replaceChildren();
-      refresh(true);
-    }
+  restart() {
+    this.listed = 0;
+    this.tokens.body.replaceChildren();
+    this.throttle.run();
+  }
 
-    return { reset, update, recolour };
-  },
-});
+  refresh() {
+    const { trace, unitName, settings } = this.panel;
+    this.load.summary.textContent = `Load by layer and ${unitName}, ${this.scope}`;
+    this.tokens.summary.textContent = `Tokens in layer ${settings.layer}`;
+    if (!trace.id) return;
+    this.load.fillIfOpen();
+    this.tokens.fillIfOpen();
+  }
+
+  get scope() {
+    return this.panel.settings.scope === "prompt" ? "prompt" : "answer";
+  }
+
+  fillLoad() {
+    const { trace, units, single } = this.panel, [start, end] = trace.range(this.scope);
+    const names = trace.kinds.flatMap((kind) => Array.from({ length: units }, (_, unit) => `${kind} ${unit}`));
+    this.load.caption.textContent =
+      `Share of assignments in ${end - start} tokens of the ${this.scope}; chance is ${(1 / units).toFixed(4)}.`;
+    this.load.head.replaceChildren(...columnHeads(["Layer", ...names]));
+    this.load.body.replaceChildren(...Array.from({ length: trace.L }, (_, l) => {
+      const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(this.scope, l, n, single)));
+      return tableRow(String(l), shares.map((share) => share.toFixed(4)));
+    }));
+  }
+
+  fillTokens() {
+    const { trace, settings: { layer } } = this.panel;
+    this.tokens.caption.textContent = `Experts and gates in layer ${layer}.`;
+    this.tokens.head.replaceChildren(...columnHeads(["#", "Part", "Token", ...trace.kinds]));
+    const added = document.createDocumentFragment();
+    for (; this.listed < trace.count; this.listed++) added.append(this.tokenRow(this.listed, layer));
+    this.tokens.body.append(added);
+  }
+
+  tokenRow(t, l) {
+    const { trace, single, unitName } = this.panel;
+    const experts = trace.kinds.map((_, n) => {
+      const base = trace.baseUnit(t, l, n, single);
+      const difference = base === null ? "" : ` · ${unitName} in the base model: ${base}`;
+      return selectedText(trace.selected(t, l, n)) + difference;
+    });
+    const row = tableRow(String(t + 1), [trace.part(t), "", ...experts]);
+    row.children[2].append(...tokenText(trace.texts[t]));
+    return row;
+  }
+}
+
+class Table {
+  constructor(name, fill) {
+    [this.summary, this.caption, this.head, this.body] = ["summary", "caption", "tr", "tbody"].map((tag) => el(tag));
+    const table = el("table", {}, this.caption, el("thead", {}, this.head), this.body);
+    this.root = el("details", { class: `rp-table ${name}` }, this.summary,
+      el("div", { class: "rp-scroll", tabindex: "0" }, table));
+    this.fill = fill;
+    this.root.addEventListener("toggle", () => this.fillIfOpen());
+  }
+
+  fillIfOpen() {
+    if (this.root.open) this.fill();
+  }
+}

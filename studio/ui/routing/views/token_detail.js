@@ -1,77 +1,100 @@
-views.push({
-  name: "token_detail",
-  title: "One token across layers",
-  build(root, panel) {
-    const { trace, settings } = panel;
-    const name = el("p", { class: "rp-which" });
-    const grids = el("div", { class: "rp-grids" });
-    const line = el("p", { class: "rp-line" });
-    root.append(name, grids, line);
-    let cells = []; // [N][L]
-    let hovered = null;
+// One token in every layer: the strongest unit of each router, and the selected experts as a sentence.
 
-    function reset() {
-      hovered = null;
-      cells = trace.kinds.map((_, n) => Array.from({ length: trace.L }, (_, l) => cell(l, n)));
-      grids.replaceChildren(...trace.kinds.map((kind, n) =>
-        el("div", { class: "rp-kind" }, el("span", { class: "rp-kind-name" }, kind), el("div", { class: "rp-cells" }, ...cells[n]))));
-    }
+import { el } from "../../common/dom.js";
+import { percent } from "../../common/numbers.js";
+import { colourClass } from "../panel/colours.js";
+import { selectedText, tokenText } from "../panel/token_text.js";
 
-    function cell(l, n) {
-      const node = el("span", { class: "rp-cell" }, el("small", {}, String(l)), el("b"), el("i"));
-      node.addEventListener("pointerenter", () => show([l, n]));
-      node.addEventListener("pointerleave", () => show(null));
-      node.addEventListener("click", () => panel.setLayer(l));
-      return node;
-    }
 
-    function show(at) {
-      hovered = at;
-      spell();
-    }
+export default class TokenDetail {
+  static title = "One token across layers";
 
-    function update() {
-      const t = panel.current();
-      if (t < 0 || t >= trace.count) return;
-      const part = trace.isPrompt(t) ? `token ${t + 1} of the prompt` : `token ${t + 1 - trace.prompt} of the answer`;
-      const state = panel.focused !== null ? "" : panel.pinned !== null ? " · pinned, click again to unpin" : " · latest";
-      name.replaceChildren(el("code", { class: "rp-token-name" }, ...tokenText(trace.texts[t])), ` ${part}${state}`);
-      cells.forEach((row, n) => row.forEach((node, l) => paint(node, t, l, n)));
-      spell();
-    }
+  constructor(root, panel) {
+    this.panel = panel;
+    this.name = el("p", { class: "rp-which" });
+    this.grids = el("div", { class: "rp-grids" });
+    this.line = el("p", { class: "rp-line" });
+    this.cells = []; // [N][L]
+    this.hovered = null; // [l, n]
+    root.append(this.name, this.grids, this.line);
+  }
 
-    function paint(node, t, l, n) {
-      const sums = trace.massOf(t, l, n, panel.single());
-      let unit = 0;
-      sums.forEach((sum, index) => (unit = sum > sums[unit] ? index : unit));
-      const base = trace.baseUnit(t, l, n, panel.single());
-      node.className = `rp-cell rp-u${unit % 8}${l === settings.layer && n === settings.kind ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
-      node.children[1].textContent = base === null ? unit : `${base}→${unit}`;
-      node.children[2].style.setProperty("--gate", sums[unit] / 65535);
-      node.title = sentence(t, l, n);
-    }
+  reset() {
+    const { trace } = this.panel;
+    this.hovered = null;
+    this.cells = trace.kinds.map((_, n) => Array.from({ length: trace.L }, (_, l) => this.cell(l, n)));
+    this.grids.replaceChildren(...trace.kinds.map((kind, n) =>
+      el("div", { class: "rp-kind" }, el("span", { class: "rp-kind-name" }, kind),
+        el("div", { class: "rp-cells" }, ...this.cells[n]))));
+  }
 
-    function spell() {
-      const t = panel.current();
-      if (t < 0 || t >= trace.count) return;
-      const [l, n] = hovered ?? [settings.layer, settings.kind];
-      line.textContent = sentence(t, l, n);
-    }
+  cell(l, n) {
+    const node = el("span", { class: "rp-cell" }, el("small", {}, String(l)), el("b"), el("i"));
+    node.addEventListener("pointerenter", () => this.hover([l, n]));
+    node.addEventListener("pointerleave", () => this.hover(null));
+    node.addEventListener("click", () => this.panel.setLayer(l));
+    return node;
+  }
 
-    function sentence(t, l, n) {
-      const parts = [];
-      for (let k = 0, at = trace.at(t, l, n); k < trace.K; k++, at++)
-        parts.push(`${trace.experts[at]} (${(trace.gates[at] / 65535).toFixed(2)})`);
-      const group = trace.tied ? ` · copy ${trace.strongest(t, l, n, false)}` : "";
-      const entropy = `entropy ${Math.round(100 * trace.entropy(t, l, n))} % of the maximum`;
-      return `Layer ${l}, ${trace.kinds[n]}: experts ${parts.join(", ")}${group} · ${entropy}${difference(t, l, n)}`;
-    }
+  hover(router) {
+    this.hovered = router;
+    this.showSentence();
+  }
 
-    function difference(t, l, n) {
-      const base = trace.baseUnit(t, l, n, panel.single());
-      return base === null ? "" : ` · strongest ${panel.unitName()} in the base model: ${base}, with the adapter: ${trace.strongest(t, l, n, panel.single())}`;
-    }
+  recolour() {
+    this.update();
+  }
 
-    return { reset, update, recolour: update, select: update };
-  },
-});
+  select() {
+    this.update();
+  }
+
+  update() {
+    const { trace, current: t } = this.panel;
+    if (t < 0 || t >= trace.count) return;
+    const number = trace.isPrompt(t) ? t + 1 : t + 1 - trace.prompt;
+    this.name.replaceChildren(el("code", { class: "rp-token-name" }, ...tokenText(trace.texts[t])),
+      ` token ${number} of the ${trace.part(t)}${this.state()}`);
+    this.cells.forEach((row, n) => row.forEach((node, l) => this.paint(node, t, l, n)));
+    this.showSentence();
+  }
+
+  state() {
+    const { focused, pinned } = this.panel;
+    if (focused !== null) return "";
+    return pinned === null ? " · latest" : " · pinned, click again to unpin";
+  }
+
+  paint(node, t, l, n) {
+    const { trace, settings, single } = this.panel, [, number, bar] = node.children;
+    const unit = trace.strongest(t, l, n, single), gate = trace.gatesOf(t, l, n, single)[unit];
+    const base = trace.baseUnit(t, l, n, single);
+    node.className = `rp-cell ${colourClass(unit)}`;
+    node.classList.toggle("rp-on", l === settings.layer && n === settings.kind);
+    node.classList.toggle("rp-flip", base !== null);
+    number.textContent = base === null ? unit : `${base}→${unit}`;
+    bar.style.setProperty("--gate", gate);
+    node.title = this.sentence(t, l, n);
+  }
+
+  showSentence() {
+    const { trace, settings, current: t } = this.panel;
+    if (t < 0 || t >= trace.count) return;
+    const [l, n] = this.hovered ?? [settings.layer, settings.kind];
+    this.line.textContent = this.sentence(t, l, n);
+  }
+
+  sentence(t, l, n) {
+    const { trace } = this.panel;
+    const group = trace.tied ? ` · copy ${trace.strongest(t, l, n, false)}` : "";
+    const entropy = `entropy ${percent(trace.entropy(t, l, n))} of the maximum`;
+    const experts = selectedText(trace.selected(t, l, n));
+    return `Layer ${l}, ${trace.kinds[n]}: experts ${experts}${group} · ${entropy}${this.difference(t, l, n)}`;
+  }
+
+  difference(t, l, n) {
+    const { trace, single, unitName } = this.panel, base = trace.baseUnit(t, l, n, single);
+    if (base === null) return "";
+    return ` · strongest ${unitName} in the base model: ${base}, with the adapter: ${trace.strongest(t, l, n, single)}`;
+  }
+}

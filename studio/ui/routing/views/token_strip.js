@@ -1,131 +1,169 @@
-views.push({
-  name: "token_strip",
-  title: "Tokens",
-  build(root, panel) {
-    const { trace, settings } = panel;
-    const OPEN_UP_TO = panel.of === "prompt" ? 2000 : 40; // longer prompts start collapsed
-    const prompt = section("prompt", el("details", { class: "rp-prompt" }, el("summary")));
-    const answer = section("answer", el("div", { class: "rp-answer-tokens" }, el("p", { class: "rp-part" })));
-    root.append(prompt.box, answer.box);
-    prompt.box.addEventListener("toggle", update);
-    let marked = [];
+// The tokens of the prompt and the answer, coloured by the strongest unit of the chosen router.
 
-    function section(scope, box) {
-      const list = el("div", { class: "rp-tokens", role: "listbox", "aria-label": `Tokens of the ${scope}` });
-      box.append(list);
-      listen(list);
-      return { scope, box, list, tokens: [], first: 0 };
+import { el } from "../../common/dom.js";
+import { clamp } from "../../common/numbers.js";
+import { colourClass } from "../panel/colours.js";
+import { tokenText } from "../panel/token_text.js";
+
+// Longer prompts start collapsed.
+const OPEN_UP_TO = { answer: 40, prompt: 2000 };
+const FOLLOW_PX = 40;
+const ROW = 10; // tokens that an arrow up or down moves by
+
+export default class TokenStrip {
+  static title = "Tokens";
+
+  constructor(root, panel) {
+    this.panel = panel;
+    this.title = el("p", { class: "rp-part" });
+    this.summary = el("summary");
+    this.prompt = new TokenList("prompt", el("details", { class: "rp-prompt" }, this.summary), panel);
+    this.answer = new TokenList("answer", el("div", { class: "rp-answer-tokens" }, this.title), panel);
+    this.marked = []; // nodes of the pinned and the focused token
+    root.append(this.prompt.root, this.answer.root);
+    this.prompt.root.addEventListener("toggle", () => this.panel.trace.id && this.update());
+  }
+
+  reset() {
+    const { trace, of } = this.panel;
+    this.prompt.clear();
+    this.answer.clear();
+    this.prompt.root.open = trace.prompt <= OPEN_UP_TO[of];
+  }
+
+  update() {
+    const { trace } = this.panel;
+    const [, prompt] = trace.range("prompt"), [start, end] = trace.range("answer");
+    this.summary.textContent = `Prompt · ${prompt} tokens`;
+    this.title.textContent = `Answer · ${end - start} tokens`;
+    this.prompt.root.hidden = !trace.prompt;
+    if (this.prompt.root.open) this.prompt.grow();
+    this.answer.grow();
+  }
+
+  recolour() {
+    this.prompt.repaint();
+    this.answer.repaint();
+  }
+
+  select() {
+    const { pinned, focused } = this.panel;
+    for (const node of this.marked) {
+      node.classList.remove("rp-on");
+      node.setAttribute("aria-selected", "false");
     }
+    this.marked = [pinned, focused].filter((t) => t !== null).map((t) => this.node(t)).filter(Boolean);
+    for (const node of this.marked) node.classList.add("rp-on");
+    if (pinned !== null) this.node(pinned)?.setAttribute("aria-selected", "true");
+  }
 
-    function reset() {
-      for (const part of [prompt, answer]) {
-        part.list.replaceChildren();
-        part.tokens = [];
-      }
-      prompt.box.open = trace.prompt <= OPEN_UP_TO;
-    }
+  node(t) {
+    const list = this.panel.trace.isPrompt(t) ? this.prompt : this.answer;
+    return list.nodes[t - list.first];
+  }
+}
 
-    function update() {
-      [prompt.first] = trace.scope("prompt");
-      [answer.first] = trace.scope("answer");
-      prompt.box.querySelector("summary").textContent = `Prompt · ${Math.min(trace.prompt, trace.count)} tokens`;
-      prompt.box.hidden = !trace.prompt;
-      if (prompt.box.open) grow(prompt);
-      answer.box.firstChild.textContent = `Answer · ${trace.count - answer.first} tokens`;
-      grow(answer);
-    }
+class TokenList {
+  constructor(part, root, panel) {
+    Object.assign(this, { part, root, panel, nodes: [] });
+    this.list = el("div", { class: "rp-tokens", role: "listbox", "aria-label": `Tokens of the ${part}` });
+    this.root.append(this.list);
+    this.listen();
+  }
 
-    function grow(part) {
-      const [, end] = trace.scope(part.scope);
-      const start = part.first + part.tokens.length;
-      if (start >= end) return;
-      const atEnd = part.list.scrollHeight - part.list.scrollTop - part.list.clientHeight < 40;
-      const fresh = document.createDocumentFragment();
-      for (let t = start; t < end; t++) fresh.append(...token(part, t));
-      part.list.append(fresh);
-      if (part.tokens.length && !part.list.querySelector('[tabindex="0"]')) part.tokens[0].tabIndex = 0;
-      if (atEnd) part.list.scrollTop = part.list.scrollHeight;
-    }
+  get first() {
+    return this.panel.trace.range(this.part)[0];
+  }
 
-    function token(part, t) {
-      const node = el("span", { role: "option", tabindex: "-1" }, el("span", { class: "rp-text" }), el("span", { class: "rp-num" }));
-      node.firstChild.append(...tokenText(trace.texts[t]));
-      node.token = t;
-      part.tokens.push(node);
-      paint(node);
-      return trace.texts[t].includes("\n") ? [node, el("br")] : [node];
-    }
+  clear() {
+    this.list.replaceChildren();
+    this.nodes = [];
+  }
 
-    function paint(node) {
-      const unit = unitOf(node.token);
-      const base = baseOf(node.token);
-      node.className = `rp-tok rp-u${unit % 8}${node.classList.contains("rp-on") ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
-      node.lastChild.textContent = unit;
-      if (base !== null) node.title = `base: ${base}, adapter: ${unit}`;
-      else if (node.title) node.removeAttribute("title");
-    }
+  // Adds the tokens that have arrived.
+  grow() {
+    const [first, end] = this.panel.trace.range(this.part), start = first + this.nodes.length;
+    if (start >= end) return;
+    const isAtEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < FOLLOW_PX;
+    const added = document.createDocumentFragment();
+    for (let t = start; t < end; t++) added.append(...this.add(t));
+    this.list.append(added);
+    if (start === first) this.nodes[0].tabIndex = 0;
+    if (isAtEnd) this.list.scrollTop = this.list.scrollHeight;
+  }
 
-    const unitOf = (t) => trace.strongest(t, settings.layer, settings.kind, panel.single());
-    const baseOf = (t) => trace.baseUnit(t, settings.layer, settings.kind, panel.single());
+  add(t) {
+    const text = this.panel.trace.texts[t];
+    const label = el("span", { class: "rp-text" });
+    const node = el("span", { role: "option", tabindex: "-1" }, label, el("span", { class: "rp-num" }));
+    label.append(...tokenText(text));
+    node.token = t;
+    this.nodes.push(node);
+    this.paint(node);
+    return text.includes("\n") ? [node, el("br")] : [node];
+  }
 
-    function recolour() {
-      for (const part of [prompt, answer]) part.tokens.forEach(paint);
-    }
+  repaint() {
+    for (const node of this.nodes) this.paint(node);
+  }
 
-    function select() {
-      for (const node of marked) {
-        node.classList.remove("rp-on");
-        node.setAttribute("aria-selected", "false");
-      }
-      marked = [panel.pinned, panel.focused].filter((t) => t !== null).map(nodeOf).filter(Boolean);
-      for (const node of marked) node.classList.add("rp-on");
-      if (panel.pinned !== null) nodeOf(panel.pinned)?.setAttribute("aria-selected", "true");
-    }
+  paint(node) {
+    const unit = this.unit(node), base = this.baseUnit(node), isOn = node.classList.contains("rp-on");
+    node.className = `rp-tok ${colourClass(unit)}`;
+    node.classList.toggle("rp-on", isOn);
+    node.classList.toggle("rp-flip", base !== null);
+    node.lastChild.textContent = unit;
+    if (base !== null) node.title = `base: ${base}, adapter: ${unit}`;
+    else if (node.title) node.removeAttribute("title");
+  }
 
-    function nodeOf(t) {
-      const part = trace.isPrompt(t) ? prompt : answer;
-      return part.tokens[t - part.first];
-    }
+  unit(node) {
+    const { trace, settings, single } = this.panel;
+    return trace.strongest(node.token, settings.layer, settings.kind, single);
+  }
 
-    function listen(list) {
-      list.addEventListener("pointerover", (event) => hover(event.target.closest(".rp-tok")));
-      list.addEventListener("pointerleave", () => panel.focus(null));
-      list.addEventListener("focusin", (event) => describe(event.target.closest(".rp-tok")));
-      list.addEventListener("focusout", () => panel.focus(null));
-      list.addEventListener("click", (event) => pin(event.target.closest(".rp-tok")));
-      list.addEventListener("keydown", (event) => key(event, list));
-    }
+  baseUnit(node) {
+    const { trace, settings, single } = this.panel;
+    return trace.baseUnit(node.token, settings.layer, settings.kind, single);
+  }
 
-    function hover(node) {
-      if (node) panel.focus(node.token);
-    }
+  listen() {
+    const { list, panel } = this;
+    const onToken = (action) => (event) => {
+      const node = event.target.closest(".rp-tok");
+      if (node) action(node);
+    };
+    list.addEventListener("pointerover", onToken((node) => panel.focus(node.token)));
+    list.addEventListener("pointerleave", () => panel.focus(null));
+    list.addEventListener("focusin", onToken((node) => this.describe(node)));
+    list.addEventListener("focusout", () => panel.focus(null));
+    list.addEventListener("click", onToken((node) => panel.pin(node.token)));
+    list.addEventListener("keydown", (event) => this.pressKey(event));
+  }
 
-    function pin(node) {
-      if (node) panel.pin(node.token);
-    }
+  // A token gets its label when it gets the focus, because most of two thousand labels would never be read.
+  describe(node) {
+    const { trace, unitName } = this.panel, base = this.baseUnit(node);
+    const difference = base === null ? "" : `, in the base model ${base}`;
+    const label = `${JSON.stringify(trace.texts[node.token])}, ${unitName} ${this.unit(node)}${difference}`;
+    node.setAttribute("aria-label", label);
+    this.panel.focus(node.token);
+  }
 
-    // A token gets its label when it gets the focus, because most of two thousand labels would never be read.
-    function describe(node) {
-      if (!node) return;
-      const base = baseOf(node.token) === null ? "" : `, in the base model ${baseOf(node.token)}`;
-      node.setAttribute("aria-label", `${JSON.stringify(trace.texts[node.token])}, ${panel.unitName()} ${unitOf(node.token)}${base}`);
-      panel.focus(node.token);
-    }
+  pressKey(event) {
+    const index = this.nodes.indexOf(event.target), last = this.nodes.length - 1;
+    const moves = {
+      ArrowLeft: index - 1, ArrowRight: index + 1, ArrowUp: index - ROW, ArrowDown: index + ROW, Home: 0, End: last,
+    };
+    if (event.key === "Enter" || event.key === " ") this.panel.pin(event.target.token);
+    else if (event.key in moves) this.moveFocus(event.target, this.nodes[clamp(moves[event.key], 0, last)]);
+    else return;
+    event.preventDefault();
+  }
 
-    function key(event, list) {
-      const part = list === prompt.list ? prompt : answer;
-      const at = part.tokens.indexOf(event.target);
-      const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 10, ArrowDown: at + 10, Home: 0, End: part.tokens.length - 1 };
-      if (event.key === "Enter" || event.key === " ") pin(event.target);
-      else if (event.key in moves) {
-        const next = part.tokens[Math.max(0, Math.min(part.tokens.length - 1, moves[event.key]))];
-        event.target.tabIndex = -1;
-        next.tabIndex = 0;
-        next.focus();
-      } else return;
-      event.preventDefault();
-    }
-
-    return { reset, update, recolour, select };
-  },
-});
+  moveFocus(from, to) {
+    from.tabIndex = -1;
+    to.tabIndex = 0;
+    to.focus();
+  }
+}

@@ -155,8 +155,9 @@ def test_bins_are_drawn_and_told(single):
     }  # fmt: skip
     single["temperature"] = {"value": 1.7, "ece_before": 0.09, "ece_after": 0.03}
     seen = Elements(view.shown(single, "mine"))
-    assert [tag for tag, _ in seen.tags].count("circle") == 1, "an empty bin is no point"
-    assert "12 at 80.0 %: 75.0 %" in seen.text and "50 to 100 %1280.0 %75.0 %" in seen.text
+    plot = next(each for tag, each in seen.tags if tag == "figure")
+    assert json.loads(plot["data-calibration"]) == [[0.8, 0.75, 12]], "an empty bin is no point"
+    assert plot["data-accuracy"] == "accuracy" and "50 to 100 %1280.0 %75.0 %" in seen.text
     assert "overconfident by 5.0 points" in seen.text
     assert "temperature 1.70" in seen.text and "from 0.090 to 0.030" in seen.text
 

@@ -2,7 +2,9 @@
 
 import colorsys
 import itertools
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from studio.ui.chat.sampling_form import field_help, read_sampling
 from studio.ui.common.running import Running
 from studio.ui.page.status import banner
 from studio.ui.page.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
+from studio.ui.routing import routing_panel
 from tests.builders.contrast import contrast
 
 
@@ -87,12 +90,15 @@ def test_neighbouring_colours_differ_in_lightness_or_hue():
         assert abs(first[0] - second[0]) > 0.08 or abs(first[1] - second[1]) > 0.15
 
 
-def test_every_view_brings_its_script_and_its_style_is_in_the_page():
+def test_every_view_has_a_module_and_its_style_is_in_the_page():
     views = discover("studio.ui.routing.views", "VIEW")
     assert [view.name for view in views] == ["token_strip", "token_detail", "expert_map", "tables"]
+    folder = Path(routing_panel.__file__).parent / "views"
     for view in views:
-        assert "views.push(" in view.read("js")
-        assert view.read("css") in css()
+        module = (folder / f"{view.name}.js").read_text()
+        assert re.search(r"^export default class \w+ \{\n  static title = ", module, re.MULTILINE)
+        assert view.style() in css()
+    assert json.dumps([view.name for view in views]) in routing_panel.routing_panel().js_on_load
 
 
 def test_a_rule_for_the_dark_has_one_selector():

@@ -1,0 +1,53 @@
+// The controls above the views: answer, layer, router kind, and groups or single experts.
+
+import { el } from "../../common/dom.js";
+import { Segments } from "../../common/segments.js";
+
+export class Controls {
+  constructor(root, panel, onPick) {
+    Object.assign(this, { root, panel });
+    this.layers = 0; // of the shown trace
+    this.answers = el("select", { "aria-label": "Displayed answer" });
+    this.answers.addEventListener("change", () => onPick(this.answer));
+    this.layer = el("input", { type: "range", min: "0", value: "0", step: "1", "aria-label": "Layer" });
+    this.layer.addEventListener("input", () => panel.setLayer(Number(this.layer.value)));
+    this.layerText = el("output", { class: "rp-layer-out" });
+    this.kinds = new Segments("Router kind", [], (kind) => panel.setKind(Number(kind)));
+    const single = el("input", { type: "checkbox" });
+    single.addEventListener("change", () => panel.setSingle(single.checked));
+    this.single = el("label", { class: "rp-check" }, single, "single experts");
+    root.append(
+      el("label", { class: "rp-answer" }, this.answers),
+      el("label", { class: "rp-layer" }, el("span", {}, "Layer"), this.layer, this.layerText),
+      this.kinds.root,
+      this.single);
+  }
+
+  get answer() {
+    return Number(this.answers.value);
+  }
+
+  // For another trace.
+  reset() {
+    const { trace, settings } = this.panel;
+    this.layers = trace.L;
+    this.layer.max = String(trace.L - 1);
+    this.single.hidden = !trace.tied;
+    this.kinds.value = String(settings.kind);
+    this.kinds.offer(trace.kinds.map((name, kind) => [String(kind), name]));
+  }
+
+  show() {
+    const { settings } = this.panel;
+    this.layer.value = String(settings.layer);
+    this.layerText.textContent = `${settings.layer} of 0–${this.layers - 1}`;
+  }
+
+  showAnswers({ answers, answer }) {
+    if (answers === undefined) return;
+    if (this.answers.options.length !== answers)
+      this.answers.replaceChildren(...Array.from({ length: answers }, (_, index) =>
+        el("option", { value: String(index) }, `Answer ${index + 1}`)));
+    this.answers.value = String(answer);
+  }
+}

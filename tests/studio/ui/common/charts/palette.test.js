@@ -1,0 +1,25 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { diverging, gradient, mixColours, sequential } from "#ui/common/charts/palette.js";
+
+test("a colour is mixed of its two neighbours", () => {
+  const colours = ["#000000", "#ff8000", "#ffffff"];
+  assert.deepEqual([0, 0.25, 0.5, 0.75, 1].map((share) => mixColours(colours, share)),
+    ["rgb(0,0,0)", "rgb(128,64,0)", "rgb(255,128,0)", "rgb(255,192,128)", "rgb(255,255,255)"]);
+});
+
+test("shares beyond the ends have the colours of the ends", () => {
+  const colours = ["#010203", "#0a0b0c"];
+  assert.equal(mixColours(colours, -3), "rgb(1,2,3)");
+  assert.equal(mixColours(colours, 7), "rgb(10,11,12)");
+});
+
+test("the lowest value is close to the background", () => {
+  const channels = (colour) => mixColours([colour, colour], 0).match(/\d+/g).map(Number);
+  const lightness = (colour) => channels(colour).reduce((sum, channel) => sum + channel);
+  const [light, dark] = [sequential(false), sequential(true)];
+  assert.ok(lightness(light[0]) > lightness(light.at(-1)) && lightness(dark[0]) < lightness(dark.at(-1)));
+  assert.ok(lightness(diverging(false)[2]) > 700 && lightness(diverging(true)[2]) < 150, "no change, in the middle");
+  assert.equal(gradient(["#111111", "#222222"]), "linear-gradient(90deg, #111111,#222222)");
+});

@@ -1,0 +1,15 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { addressOf, runOf } from "#ui/finetune/runs/address.js";
+
+const ID = "123e4567-e89b-12d3-a456-426614174000";
+
+test("an address opens one thing, and keeps other parameters", () => {
+  const page = `https://host/studio/?keep=1&run=${ID}&adapter=x`;
+  assert.equal(addressOf(page, "adapter", ID), `https://host/studio/?keep=1&adapter=${ID}`);
+  assert.equal(addressOf(page, "run", ""), "https://host/studio/?keep=1");
+  assert.equal(runOf(addressOf(page, "run", ID)), ID);
+  assert.equal(runOf("https://host/?run=../../etc"), "");
+  assert.equal(runOf("https://host/"), "");
+});

@@ -1,0 +1,75 @@
+// Random routing as the server sends it, and the plain way to count it.
+
+const FULL = 65535;
+
+export const HEAD = {
+  L: 3, N: 2, K: 2, E: 6, kinds: ["MoA", "MoE"], groups: [0, 0, 1, 1, 2, 2], prompt: 4, tied: true,
+};
+
+// Returns `count` tokens; experts and gates are indexed by token, layer, kind and slot.
+export function randomTokens(count, seed = 1) {
+  const random = generator(seed);
+  return Array.from({ length: count }, (_, t) => ({
+    text: `t${t}`,
+    entropy: grid(() => Math.floor(random() * FULL)),
+    experts: grid(() => twoExperts(random)),
+    gates: grid(() => twoGates(random)),
+  }));
+}
+
+// Returns tokens as the rows of a message.
+export function encode(tokens) {
+  const flat = (name) => tokens.map((token) => token[name]).flat(4);
+  return {
+    t: Buffer.from(JSON.stringify(tokens.map((token) => token.text))).toString("base64"),
+    e: Buffer.from(Uint8Array.from(flat("experts"))).toString("base64"),
+    g: base16(flat("gates")),
+    h: base16(flat("entropy")),
+  };
+}
+
+export function base16(numbers) {
+  return Buffer.from(Uint16Array.from(numbers).buffer).toString("base64");
+}
+
+export function unitsOf(isSingle) {
+  return isSingle ? HEAD.E : 3;
+}
+
+// Returns the sum of the gates of each unit.
+export function gateSums(token, l, n, isSingle) {
+  const sums = new Array(unitsOf(isSingle)).fill(0);
+  token.experts[l][n].forEach((expert, k) => (sums[isSingle ? expert : HEAD.groups[expert]] += token.gates[l][n][k]));
+  return sums;
+}
+
+// Returns each unit's share of the assignments of the tokens.
+export function loadOf(tokens, l, n, isSingle) {
+  const experts = tokens.flatMap((token) => token.experts[l][n]);
+  const units = experts.map((expert) => (isSingle ? expert : HEAD.groups[expert]));
+  const count = (unit) => units.filter((each) => each === unit).length;
+  return Array.from({ length: unitsOf(isSingle) }, (_, unit) => count(unit) / units.length);
+}
+
+function grid(cell) {
+  return Array.from({ length: HEAD.L }, () => Array.from({ length: HEAD.N }, cell));
+}
+
+function twoExperts(random) {
+  const first = Math.floor(random() * HEAD.E);
+  return [first, (first + 1 + Math.floor(random() * (HEAD.E - 1))) % HEAD.E];
+}
+
+// Every third pair is tied.
+function twoGates(random) {
+  const first = random() < 1 / 3 ? 30_000 : Math.floor(random() * 60_000);
+  return first === 30_000 ? [first, first] : [first, FULL - first];
+}
+
+function generator(seed) {
+  let state = seed;
+  return () => {
+    state = (state * 1103515245 + 12345) % 2 ** 31;
+    return state / 2 ** 31;
+  };
+}
