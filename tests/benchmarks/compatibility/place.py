@@ -39,9 +39,9 @@ class Refusal:
         frames = traceback.extract_tb(error.__traceback__)
         in_package = bool(frames) and "/jetmoe/" in frames[-1].filename and "/transformers/" not in frames[-1].filename
         message = " ".join(str(error).split())
-        # A CheckpointError blames files that stock has just read, and nobody calls operators such as aten.select.
-        unclear = type(error).__name__ == "CheckpointError" or "aten." in message
-        clear = in_package and isinstance(error, ValueError | TypeError | NotImplementedError) and not unclear
+        kinds = ValueError | TypeError | NotImplementedError
+        # A CheckpointError blames files that stock has just read.
+        clear = in_package and isinstance(error, kinds) and type(error).__name__ != "CheckpointError"
         claim = isinstance(error, AssertionError) and bool(frames) and "/compatibility/" in frames[-1].filename
         trace = "".join(traceback.format_exception(error)[-6:])
         return cls(type(error).__name__, message, clear, claim, trace)

@@ -165,6 +165,14 @@ for name, config in {
     row(GROUP, f"merge_adapter, disable_adapter and unmerge_adapter, {name}")(partial(merged, config=config))
 
 
+@row(GROUP, "merge_adapter of experts: works or names a remedy", four_bits=True)
+def merge_of_experts(place: Place) -> Results:
+    """Rounding the sum to 4 bits again changes it, so its values are not compared."""
+    adapted = two(place)
+    adapted.merge_adapter()
+    return {"shape": torch.tensor(logits(adapted).shape)}
+
+
 @row(GROUP, "merge_adapter under disable_adapter")
 def merged_under_disabled(place: Place) -> Results:
     adapted = two(place)

@@ -100,10 +100,11 @@ def compiled_then_changed(place: Place) -> Results:
     with model.disable_adapter():
         ask("disabled")
     ask("enabled again")
-    model.merge_adapter()
-    ask("merged")
-    model.unmerge_adapter()
-    ask("unmerged")
+    if not place.four_bits:  # 4-bit experts are merged by `jetmoe.adapters.merge` alone
+        model.merge_adapter()
+        ask("merged")
+        model.unmerge_adapter()
+        ask("unmerged")
     return results
 
 

@@ -20,6 +20,8 @@ GENERATION = (
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ message['content'] }}<|im_end|>"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Of adapters in bf16, after some steps.
+BF16 = 5e-2
 WORDS = ("tea", "a walk", "some books", "win", "cash now", "rain", "the sea", "old maps")
 
 
@@ -45,6 +47,13 @@ def preferences() -> Dataset:
     )
 
 
+def fill_adapter(place: Place, model: Any) -> None:
+    if place.four_bits and not place.ours:  # TRL trains adapters in bf16 if the model is in 4 bits
+        for one in model.parameters():
+            one.data = one.data.bfloat16() if one.requires_grad else one.data
+    fill(model)
+
+
 def tuned(
     place: Place, data: Dataset, model: Any = None, full: bool = False, template: str | None = None, **options
 ) -> Results:
@@ -63,7 +72,7 @@ def tuned(
         peft_config=None if full else lora_on_all(),
     )
     if not full:
-        fill(trainer.model)
+        fill_adapter(place, trainer.model)
     trainer.train()
     results = outcome(trainer, trainer.model)
     for key in ("mean_token_accuracy", "entropy", "num_tokens"):
@@ -97,6 +106,7 @@ for name, (data, options) in SFT.items():
         f"SFT, {name}",
         tolerance=TRAINED,
         four_bits=name in ("texts", "packing, bfd"),
+        in_4_bits=BF16,
     )(partial(lambda place, data, options: tuned(place, data(), **options), data=data, options=options))
 
 
@@ -140,7 +150,7 @@ def preferred(place: Place, reference: bool = False, **options) -> Results:
         peft_config=None if reference else lora_on_all(),
     )
     if not reference:
-        fill(trainer.model)
+        fill_adapter(place, trainer.model)
     trainer.train()
     results = outcome(trainer, trainer.model)
     for key in ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "rewards/margins"):
@@ -161,7 +171,7 @@ for name, options in {
     "length-desensitised": {"ld_alpha": 0.5},
     "evaluation": {"eval_strategy": "steps", "eval_steps": 2},
 }.items():
-    row(GROUP, f"DPO, {name}", tolerance=5e-4, four_bits="adapters off" in name)(
+    row(GROUP, f"DPO, {name}", tolerance=5e-4, four_bits="adapters off" in name, in_4_bits=BF16)(
         partial(lambda place, options: preferred(place, **options), options=options)
     )
 
@@ -183,7 +193,7 @@ def reward(place: Place) -> Results:
         processing_class=place.tokenizer(),
         peft_config=lora_on_all(task_type="SEQ_CLS"),
     )
-    fill(trainer.model)
+    fill_adapter(place, trainer.model)
     trainer.train()
     losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     return {"loss": losses} | {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
@@ -200,7 +210,7 @@ def kto(place: Place) -> Results:
     trainer = KTOTrainer(
         place.model(), args=arguments, train_dataset=data, processing_class=place.tokenizer(), peft_config=lora_on_all()
     )
-    fill(trainer.model)
+    fill_adapter(place, trainer.model)
     trainer.train()
     return outcome(trainer, trainer.model)
 
@@ -232,7 +242,7 @@ def sampled(place: Place, kind: str, **options) -> Results:
         processing_class=place.tokenizer(),
         peft_config=lora_on_all(),
     )
-    fill(trainer.model)
+    fill_adapter(place, trainer.model)
     trainer.train()
     return outcome(trainer, trainer.model)
 
@@ -270,6 +280,6 @@ def distilled(place: Place) -> Results:
         processing_class=place.tokenizer(),
         peft_config=lora_on_all(),
     )
-    fill(trainer.model)
+    fill_adapter(place, trainer.model)
     trainer.train()
     return outcome(trainer, trainer.model)
