@@ -37,12 +37,14 @@ class Refusal:
     @classmethod
     def of(cls, error: BaseException) -> Refusal:
         frames = traceback.extract_tb(error.__traceback__)
-        in_package = bool(frames) and "/jetmoe/" in frames[-1].filename and "/transformers/" not in frames[-1].filename
+        last = frames[-1] if frames else None
+        in_package = last is not None and "/jetmoe/" in last.filename and "/transformers/" not in last.filename
+        raised = in_package and (last.line or "").startswith("raise ")  # not by a function that a line calls
         message = " ".join(str(error).split())
         kinds = ValueError | TypeError | NotImplementedError
         # A CheckpointError blames files that stock has just read.
-        clear = in_package and isinstance(error, kinds) and type(error).__name__ != "CheckpointError"
-        claim = isinstance(error, AssertionError) and bool(frames) and "/compatibility/" in frames[-1].filename
+        clear = raised and isinstance(error, kinds) and type(error).__name__ != "CheckpointError"
+        claim = isinstance(error, AssertionError) and last is not None and "/compatibility/" in last.filename
         trace = "".join(traceback.format_exception(error)[-6:])
         return cls(type(error).__name__, message, clear, claim, trace)
 
