@@ -99,7 +99,13 @@ class JetMoeAttention(nn.Module):
             return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
         if implementation == "sdpa":
             attended = F.scaled_dot_product_attention(
-                grouped, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=K > 1
+                grouped,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                enable_gqa=self.num_key_value_groups > 1,
             )  # [B, H * K, S, C]
             return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)

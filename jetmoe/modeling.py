@@ -304,10 +304,11 @@ class LayerOutput(NamedTuple):
 class JetMoeDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
         super().__init__()
-        self.input_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
-        self.self_attention = JetMoeAttention(config, layer_idx)
-        self.post_attention_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
+        # In transformers' order, by which some PEFT tuners assign the vectors that layers share.
         self.mlp = JetMoeMoE(config)
+        self.input_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
+        self.post_attention_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
+        self.self_attention = JetMoeAttention(config, layer_idx)
 
     def forward(
         self,

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
+from contextlib import suppress
 
 # Before torch is imported, and inherited by servers and trainers: workers share the cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -72,6 +74,22 @@ def worker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynchronized_databases() -> Iterator[None]:
+    """Don't wait for the disk at each commit, which is a sixth of a toy's training run."""
+    connect = sqlite3.connect
+
+    def connect_unsynchronized(*args, **kwargs) -> sqlite3.Connection:
+        db = connect(*args, **kwargs)
+        with suppress(sqlite3.Error):  # of a damaged file, which the code under test reports
+            db.execute("PRAGMA synchronous = OFF")
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect_unsynchronized)
+        yield
+
+
 @pytest.fixture(scope="session")
 def starter_path(worker_home: Path) -> Path:
     """The real starter model, in this worker's home; built once, in the person's own, for all of them."""
@@ -104,6 +122,14 @@ def starter_engine(starter_path: Path):
     engine = Engine(compile_steps=False)
     engine.load("starter")
     return engine
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A test that leaves torch with two threads would make all later tests of its worker several times slower."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -40,9 +40,10 @@ from studio.backend.system.progress import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback
+from studio.backend.training.checkpoint import last_checkpoint
 from studio.backend.training.head_trainer import HeadTrainer, save_labels, trainer_class
 from studio.backend.training.prepare import Prepared, prepare, processes
-from studio.backend.training.trainer import last_checkpoint, load_adapter
+from studio.backend.training.trainer import load_adapter
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)

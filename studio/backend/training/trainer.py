@@ -22,18 +22,11 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.training import fsdp
 from studio.backend.training.callback import RunCallback
+from studio.backend.training.checkpoint import complete, parameter_names, reordered
 from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError
 
-# A file that is written last: a checkpoint without it is incomplete.
-WHOLE = "whole"
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-def last_checkpoint(run: Run) -> Path | None:
-    """Return the newest complete checkpoint."""
-    whole = [file.parent for file in run.checkpoints.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 class StudioTrainer(Trainer):
@@ -55,6 +48,7 @@ class StudioTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.balance_loss, self.base_config = recipe.balance_loss, prepared.base.config
+        self._resumed_from: Path | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -75,6 +69,24 @@ class StudioTrainer(Trainer):
             )
         self.reporter.count_tokens(inputs["input_ids"].numel(), time.perf_counter() - start)
         return loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            optimizer.register_load_state_dict_pre_hook(self._reordered)
+        return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._resumed_from = Path(checkpoint) if checkpoint else None
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _reordered(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return reordered(self._resumed_from, state, self._parameter_names()) if self._resumed_from else state
+
+    def _parameter_names(self) -> list[str]:
+        assert self.optimizer is not None
+        return parameter_names(self.reporter.prepared.model, self.optimizer)
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -108,7 +120,7 @@ class StudioTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                (folder / WHOLE).touch()
+                complete(folder, self._parameter_names())
                 self.reporter.log_event("checkpoint", {"folder": folder.name})
         except SAVE_ERRORS as error:
             # With several processes, the others would wait for this one.

@@ -22,7 +22,7 @@ TOY = {
     "intermediate_size": 128,
     "tie_word_embeddings": True,
 }
-WORK = {"bench": "generate", "shape": "toy", "threads": 2, "repeats": 1, "prompt_tokens": 6, "new_tokens": 4}
+WORK = {"bench": "generate", "shape": "toy", "threads": 1, "repeats": 1, "prompt_tokens": 6, "new_tokens": 4}
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.backend.training import audit, head_trainer
 from studio.backend.training import run as train
+from studio.backend.training.checkpoint import last_checkpoint
 from studio.backend.training.prepare import prepare
-from studio.backend.training.trainer import last_checkpoint
 from studio.cli.main import app
 from studio.errors import StudioError
 from tests.builders.toy_labels import classifier_settings, labelled_file

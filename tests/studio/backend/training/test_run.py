@@ -30,8 +30,9 @@ from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
+from studio.backend.training.checkpoint import WHOLE, last_checkpoint
 from studio.backend.training.prepare import prepare
-from studio.backend.training.trainer import WHOLE, Patience, last_checkpoint
+from studio.backend.training.trainer import Patience
 from studio.cli.main import app
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder

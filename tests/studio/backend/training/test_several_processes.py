@@ -16,8 +16,8 @@ from jetmoe import JetMoeForCausalLM
 from studio.backend.data.packing import Collator
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
+from studio.backend.training.checkpoint import last_checkpoint
 from studio.backend.training.prepare import prepare
-from studio.backend.training.trainer import last_checkpoint
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_labels import classifier_settings
 from tests.builders.training import (
