@@ -61,9 +61,12 @@ def reordered(folder: Path, state: dict[str, Any], names: Sequence[str]) -> dict
 def _formerly(names: Sequence[str]) -> list[str]:
     """Return the names in the order of version 0.1."""
 
-    def place(name: str) -> int:
-        layer = LAYER.match(name)
-        return FORMERLY.index(name[layer.end() :].partition(".")[0]) if layer else 0
+    def layer(name: str) -> str:
+        match = LAYER.match(name)
+        return match[0] if match else ""
 
-    layers = groupby(names, key=lambda name: LAYER.match(name) and LAYER.match(name)[0])
+    def place(name: str) -> int:
+        return FORMERLY.index(name.removeprefix(layer(name)).partition(".")[0]) if layer(name) else 0
+
+    layers = groupby(names, key=layer)
     return [name for _, part in layers for name in sorted(part, key=place)]

@@ -70,7 +70,7 @@ def settings(home) -> dict:
 
 @pytest.fixture(scope="module")
 def run(settings) -> Run:
-    return train.start(Recipe.from_settings({**settings, "max_steps": 16, "eval_steps": 8, "save_steps": 8}))
+    return train.start(Recipe.from_settings({**settings, "max_steps": 32, "eval_steps": 8, "save_steps": 8}))
 
 
 # --- what others make of it
