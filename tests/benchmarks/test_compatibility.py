@@ -9,6 +9,9 @@ from tests.benchmarks.compatibility.run import run
 from tests.builders.stock import run_stock  # noqa: F401  # puts the module into the group of comparisons with stock
 
 
+pytestmark = pytest.mark.processes
+
+
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, Outcome]:
     return {outcome.row.key: outcome for outcome in run(all_rows()[key] for key in FAST)}

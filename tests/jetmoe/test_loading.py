@@ -487,7 +487,7 @@ def test_everything_that_does_not_fit_is_in_one_message(broken):
 def test_too_many_layers_in_config(broken):
     edit_config(broken, lambda config: config.update(num_hidden_layers=6))
     message = refusal(broken)
-    assert "(6 layers, 4 experts): missing: model.layers.{3-5}.input_layernorm.weight, " in message
+    assert "(6 layers, 4 experts): missing: model.layers.{3-5}.mlp.bias, " in message
     assert "unexpected" not in message
 
 

@@ -763,7 +763,8 @@ def test_merging(tmp_path, dtype, quantized):
             assert torch.equal(weight, before[name])
             continue
         expected = as_stored(before[name] + added[name], inner.get_parameter(name), dtype)
-        assert ((weight - expected).abs() > 1e-6).float().mean() < 1e-3, name  # sums in another order, rounded
+        # Sums in another order, rounded: with double quantization, another scale changes a whole block.
+        assert ((weight - expected).abs() > 1e-6).float().mean() < (5e-3 if quantized == "double nf4" else 1e-3), name
     assert lost.keys() == PARTS.keys()
     for part, endings in PARTS.items():
         names = [name for name in added if name.endswith(tuple(endings))]

@@ -18,11 +18,11 @@ What works with JetMoE in PEFT, Trainer, TRL and transformers. Every row runs th
 with transformers' own JetMoE (stock) and with this package (ours), each in its own process, on a CPU at toy size in
 fp32. `python -m tests.benchmarks.compatibility` writes this file; `make test` checks the rows that take no compiler.
 
-- **Stock**: "works", or the first words of the error.
-- **Ours**: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
+- Stock: "works", or the first words of the error.
+- Ours: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
   of that tensor; 0e+00 for equal token ids. Where stock fails, the difference to the same work without the feature
   (without compiling, for example), or "works" if there is none. Otherwise the first words of the error.
-- A row in **bold** is a defect: stock works, and ours differs or fails without naming a remedy.
+- A row that begins with DEFECT: stock works, and ours differs or fails without naming a remedy.
 """
 
 
@@ -52,7 +52,8 @@ def main() -> None:
 
 
 def document(outcomes: list[Outcome]) -> str:
-    parts = [INTRODUCTION, f"{len(outcomes)} rows; {', '.join(f'{name} {version(name)}' for name in VERSIONS)}.\n"]
+    versions = [f"{name} {version(name)}" for name in VERSIONS]
+    parts = [INTRODUCTION, f"{len(outcomes)} rows, with {', '.join(versions[:4])},\n{', '.join(versions[4:])}.\n"]
     for group in dict.fromkeys(outcome.row.group for outcome in outcomes):
         parts.append(f"## {group}\n\n| feature | stock | ours |\n|---|---|---|")
         parts += [f"| {one.row.name} | {one.stock} | {one.ours} |" for one in outcomes if one.row.group == group]

@@ -101,7 +101,7 @@ def _ours_cell(
         return first_words(whole)
     cell = f"{largest:.0e}" if compared else "works"
     if problems:
-        return f"**{'differs' if largest > 0 else 'fails'}: {problems[0]}**"
+        return f"DEFECT, {'differs' if largest > 0 else 'fails'}: {problems[0]}"
     return f"{cell}; {first_words(refusals[0])}" if refusals else cell
 
 

@@ -107,7 +107,7 @@ def test_stock_peft_and_the_studio_say_what_training_said(run, settings, tmp_pat
         answer = classifier.predict(TEXTS)
         assert answer.names == ("ham", "spam") and not answer.cut
         np.testing.assert_allclose(answer.probabilities, expected.softmax(-1), atol=1e-4)
-    assert answer.probabilities.argmax(-1).tolist() == [0, 1, 0, 1]
+    assert {0, 1} == {*answer.probabilities.argmax(-1).tolist()}
     assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in folder.iterdir())
 
 
@@ -166,7 +166,7 @@ def test_an_engine_with_another_model_is_left_alone(run, settings, tmp_path):
     engine.load(str(toy_folder(tmp_path / "other", seed=3)), precision="fp32")
     classifier = TrainedClassifier.load(run.id, engine, precision="fp32")
     assert "loaded separately" in classifier.notice
-    assert classifier.predict(TEXTS).probabilities.argmax(-1).tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(classifier.predict(TEXTS).probabilities, our_logits(run).softmax(-1), atol=1e-4)
 
 
 @pytest.mark.parametrize(("row", "batch"), [(128, 1024), (16, 64), (1, 1)])
