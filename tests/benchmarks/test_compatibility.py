@@ -8,7 +8,6 @@ from tests.benchmarks.compatibility.registry import all_rows
 from tests.benchmarks.compatibility.run import run
 from tests.builders.stock import run_stock  # noqa: F401  # puts the module into the group of comparisons with stock
 
-
 pytestmark = pytest.mark.processes
 
 
