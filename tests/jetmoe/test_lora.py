@@ -830,12 +830,12 @@ def test_an_adapter_that_is_off_is_not_merged(saved):
 def test_a_compiled_model_follows_its_adapter():
     """Outputs and gradients: active, disabled, and after writes that tensors don't count."""
     torch.compiler.reset()
-    model = adapted(toy_model(), "all+router")
+    model = adapted(toy_model(num_hidden_layers=1), "all+router")
     compiled = torch.compile(model, backend="aot_eager")
     with_adapter = logits(model)
     torch.testing.assert_close(logits(compiled), with_adapter, rtol=1e-4, atol=1e-4)
     with model.disable_adapter():
-        torch.testing.assert_close(logits(compiled), logits(toy_model()), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits(compiled), logits(toy_model(num_hidden_layers=1)), rtol=1e-4, atol=1e-4)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data.mul_(1.5)
@@ -848,7 +848,7 @@ def test_a_compiled_model_follows_its_adapter():
         forward(IDS, labels=IDS).loss.backward()
         gradients.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
     expected, found = gradients
-    assert len(found) == len(expected) == 2 * 2 * 7
+    assert len(found) == len(expected) == 2 * 7
     for name, gradient in expected.items():
         tolerance = 1e-4 * float(gradient.abs().max())
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=tolerance, msg=name)
