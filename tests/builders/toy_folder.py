@@ -41,7 +41,8 @@ def spelling_toy(folder: Path, **changes) -> Path:
     """A toy whose answers are letters, and end by nothing but their length. One of random bytes is empty at times, or
     over before it can be stopped."""
     tokenizer = toy_tokenizer()
-    model = toy_model(**{**SIZES, "eos_token_id": None, "tie_word_embeddings": False, **changes})
+    # Of this seed, no two of 64 sampled answers of 16 tokens are the same.
+    model = toy_model(**{"seed": 3, **SIZES, "eos_token_id": None, "tie_word_embeddings": False, **changes})
     letters = tokenizer.convert_tokens_to_ids(list(ascii_letters))
     with torch.no_grad():
         rows = torch.zeros_like(model.lm_head.weight)  # [V, D]
