@@ -1,10 +1,12 @@
-"""What a forward pass is part of: a graph that is traced, a transform, or plain autograd.
+"""What a forward pass is part of: a graph that is traced, a transform, autocast, or plain autograd.
 
 `is_traced` checks Dynamo, not `torch.compiler.is_compiling`. The latter is one flag for all threads, and eager steps
 can run in one thread while another thread compiles.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,6 +33,17 @@ def is_transformed() -> bool:
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_autocast(tensor: Tensor) -> bool:
+    """Return whether autocast is enabled on the tensor's device."""
+    kind = tensor.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Disable autocast on the tensor's device."""
+    return torch.autocast(tensor.device.type, enabled=False) if is_autocast(tensor) else nullcontext()
 
 
 def require_first_order() -> None:

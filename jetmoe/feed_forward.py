@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.activations import ACT2FN
 
-from jetmoe.autograd import has_custom_backward, require_first_order
+from jetmoe.autograd import has_custom_backward, no_autocast, require_first_order
 from jetmoe.config import JetMoeConfig
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
 from jetmoe.experts.experts import (
@@ -19,7 +18,6 @@ from jetmoe.experts.experts import (
     chosen_linear,
     dispatched_linear,
     gated_linear,
-    is_autocast,
     product,
     split_linear,
 )
@@ -80,7 +78,7 @@ class JetMoeRouter(nn.Module):
         self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> RouterOutput:
-        with _no_autocast(tokens):
+        with no_autocast(tokens):
             logits = self._logits(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))  # [T, E]
         picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
         return RouterOutput(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
@@ -93,10 +91,6 @@ class JetMoeRouter(nn.Module):
             return split_linear(self.layer, tokens)
         narrow = {name: one.float() for name, one in self.layer.named_parameters() if one.dtype.itemsize < 4}
         return functional_call(self.layer, narrow, (tokens,)) if narrow else self.layer(tokens)
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager:
-    return torch.autocast(tensor.device.type, enabled=False) if is_autocast(tensor) else nullcontext()
 
 
 class JetMoeRMSNorm(nn.Module):

@@ -40,12 +40,12 @@ PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 # Settings by which PEFT adapts only some of the modules that the targets name.
 NARROWING = ("layers_to_transform", "exclude_modules")
 MAX_RANK = 512
-# Names of a classification head in PEFT's `modules_to_save`, and its name in the weights file.
 LINEAR = (*PRESETS["all"].modules, *PRESETS["router"].modules)
 # The name of a factor in the weights file, and in it the module's path.
 TENSOR = re.compile(r"base_model\.model\.([\w.]+)\.lora_[AB]\.weight")
 # A regular expression that can't take long on a module's path.
 SAFE_PATTERN = re.compile(r"[\w.^$\\]*(\.\*[\w.^$\\]*){0,3}")
+# Names of a classification head in PEFT's `modules_to_save`, and its name in the weights file.
 HEADS = {"score", "classifier"}
 HEAD = "base_model.model.score.weight"
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from jetmoe.autograd import is_traced, is_transformed
+from jetmoe.autograd import is_autocast, is_traced, is_transformed
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrix
 from jetmoe.low_rank import AdapterError, LowRank, is_plain_linear, is_wrapped, split_adapters, why_not_split
@@ -26,11 +26,11 @@ from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, SUFFIXES, Parts, nested_code, require_bitsandbytes
 from jetmoe.nf4.tensor import NF4Tensor, stored_bytes
 
+logger = logging.get_logger(__name__)
 # Up to this many rows, a compiled product is a generated loop instead of a call into a matrix library.
 FEW_ROWS = 4
-# Off until a table in tests/benchmarks/results shows it correct and faster on a GPU. JETMOE_TRITON=1 enables it.
 NO_ADAPTER = (None, None, 1.0)
-logger = logging.get_logger(__name__)
+# Off until a table in tests/benchmarks/results shows it correct and faster on a GPU. JETMOE_TRITON=1 enables it.
 USE_TRITON = os.environ.get("JETMOE_TRITON") == "1"
 
 
@@ -196,12 +196,6 @@ def _chosen_product(layer: JetMoeExperts, low_rank: LowRank | None, rows: Tensor
 
 def _weight(layer: JetMoeExperts) -> Tensor | Parts:
     return layer.parts() or layer.weight
-
-
-def is_autocast(tensor: Tensor) -> bool:
-    """Return whether autocast is enabled on the tensor's device."""
-    kind = tensor.device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def _expert_by_expert(layer: Any, rows: Tensor, low_rank: LowRank | None) -> bool:

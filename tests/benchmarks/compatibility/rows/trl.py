@@ -54,6 +54,12 @@ def fill_adapter(place: Place, model: Any) -> None:
     fill(model)
 
 
+def trained(place: Place, trainer: Any) -> Results:
+    fill_adapter(place, trainer.model)
+    trainer.train()
+    return outcome(trainer, trainer.model)
+
+
 def tuned(
     place: Place, data: Dataset, model: Any = None, full: bool = False, template: str | None = None, **options
 ) -> Results:
@@ -210,9 +216,7 @@ def kto(place: Place) -> Results:
     trainer = KTOTrainer(
         place.model(), args=arguments, train_dataset=data, processing_class=place.tokenizer(), peft_config=lora_on_all()
     )
-    fill_adapter(place, trainer.model)
-    trainer.train()
-    return outcome(trainer, trainer.model)
+    return trained(place, trainer)
 
 
 def lengths(completions: list[str], **kwargs) -> list[float]:
@@ -242,9 +246,7 @@ def sampled(place: Place, kind: str, **options) -> Results:
         processing_class=place.tokenizer(),
         peft_config=lora_on_all(),
     )
-    fill_adapter(place, trainer.model)
-    trainer.train()
-    return outcome(trainer, trainer.model)
+    return trained(place, trainer)
 
 
 for kind, options in {
@@ -280,6 +282,4 @@ def distilled(place: Place) -> Results:
         processing_class=place.tokenizer(),
         peft_config=lora_on_all(),
     )
-    fill_adapter(place, trainer.model)
-    trainer.train()
-    return outcome(trainer, trainer.model)
+    return trained(place, trainer)
