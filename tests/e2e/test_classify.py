@@ -200,7 +200,7 @@ def test_a_file_with_true_labels_tells_how_good_the_model_is(classify):
 
 def plots_equal_their_tables(classify: ClassifyPage, count: int) -> None:
     """Of each report, also where it is collapsed."""
-    parts = classify.quality.locator(".ev-believed")
+    parts = classify.quality.locator(".ev-calibration")
     expect(parts).to_have_count(count)
     for part in parts.all():
         rows = part.locator("tbody").evaluate("b => [...b.rows].map(r => [...r.cells].map(c => c.textContent))")

@@ -235,9 +235,9 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
     name = page.get_by_label("Repository")
     expect(name).to_have_value("pirate")
     name.fill("me/pirate")
-    expect(page.locator("#push-arriving")).to_contain_text(f"Files for {REPO}: README.md, adapter_config.json")
-    page.locator("#push-arriving summary").click()
-    expect(page.locator("#push-arriving pre")).to_contain_text(f'PeftModel.from_pretrained(base, "{REPO}")')
+    expect(page.locator("#push-preview")).to_contain_text(f"Files for {REPO}: README.md, adapter_config.json")
+    page.locator("#push-preview summary").click()
+    expect(page.locator("#push-preview pre")).to_contain_text(f'PeftModel.from_pretrained(base, "{REPO}")')
     assert not place.hub.files
     page.get_by_role("button", name="Push adapter").click()
     expect(page.locator("#push-result a")).to_have_attribute("href", f"{place.hub.url}/{REPO}", timeout=SLOW)

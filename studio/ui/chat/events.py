@@ -16,7 +16,7 @@ from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.common import browser
 from studio.ui.common.markdown import as_text
 from studio.ui.common.offered_models import offered as offered_models
-from studio.ui.common.picked_adapter import Picked, offered, read_picked, still_listed
+from studio.ui.common.picked_adapter import Picked, keep_listed, offered, read_picked
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server.identity import owner_of
 
@@ -97,7 +97,7 @@ class ChatEvents:
 
     @shows_errors
     def open_list(self, request: gr.Request, listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(offered(self.engine.status().model_id, owner_of(request)), listed)
+        choices = keep_listed(offered(self.engine.status().model_id, owner_of(request)), listed)
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors

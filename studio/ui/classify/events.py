@@ -15,7 +15,7 @@ from studio.ui.classify import view
 from studio.ui.classify.form import EXAMPLES, NAMES, NO_COLUMN, PRESETS, Form, read_form, template_name
 from studio.ui.classify.handlers import ClassifyHandlers, FileShown, Shown, Taken
 from studio.ui.common import browser
-from studio.ui.common.picked_adapter import NONE, still_listed
+from studio.ui.common.picked_adapter import NONE, keep_listed
 from studio.ui.common.shown_errors import shows_errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ClassifyEvents:
 
     @shows_errors
     def open_list(self, request: gr.Request, listed: list[tuple[str, str]]) -> Any:
-        choices = still_listed(self.handlers.of(request).choices(), listed)
+        choices = keep_listed(self.handlers.of(request).choices(), listed)
         return (gr.skip(), gr.skip()) if choices == listed else (gr.update(choices=choices), choices)
 
     @shows_errors
@@ -65,7 +65,7 @@ class ClassifyEvents:
         handlers = self.handlers.of(request)
         if asked := request.query_params.get("classifier"):
             form = replace(form, by=asked)
-        choices = still_listed(handlers.choices(), [])
+        choices = keep_listed(handlers.choices(), [])
         by = form.by if form.by in [identity for _, identity in choices] else NONE.id
         taken = handlers.taken(form)
         file = _file_controls(taken) if taken else ["", "", *[gr.skip()] * 4]

@@ -43,7 +43,7 @@ def offered(model_id: str | None, owner: str = "") -> list[tuple[str, str]]:
     return [(choice.title, choice.id) for choice in (NONE, *fit)]
 
 
-def still_listed(choices: list[tuple[str, str]], listed: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def keep_listed(choices: list[tuple[str, str]], listed: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the choices for a list that is already open; it must not get shorter, which breaks Gradio's dropdown."""
     there = {adapter for _, adapter in choices}
     gone = [(title.removesuffix(GONE) + GONE, adapter) for title, adapter in listed if adapter not in there]

@@ -85,7 +85,7 @@ class FinetuneEvents:
         return self.looked(request, draft, draft.columns)
 
     @shows_errors
-    def look_anew(self, request: gr.Request, *values: Any) -> list[Any]:
+    def look_again(self, request: gr.Request, *values: Any) -> list[Any]:
         draft = replace(_draft(*values), columns={})
         return [*self.remembered(request, draft), *self.looked(request, draft)]
 
@@ -133,7 +133,7 @@ class FinetuneEvents:
         run = handlers.start(_draft(*values), ticket)
         gr.Info(escape(handlers.queued(run)), title="Run queued")
         yield handlers.ticket(), gr.Tabs(selected="runs"), show_run(run.id)
-        for _ in handlers.accompany(run.id):
+        for _ in handlers.follow(run.id):
             yield gr.skip(), gr.skip(), gr.skip()
 
     @shows_errors
@@ -142,9 +142,9 @@ class FinetuneEvents:
         run = handlers.exportable(str(event._data.get("id", "")))
         title = f"<h3>Export “{escape(run.name)}”</h3>" if run else ""
         form = handlers.pushable(run)
-        arriving = handlers.arriving(run.id, form.repo) if run else ""
+        push_preview = handlers.push_preview(run.id, form.repo) if run else ""
         box = [run.id if run else "", gr.update(visible=run is not None), title, ""]
-        return *box, form.html, gr.update(visible=form.offered), form.repo, False, arriving, ""
+        return *box, form.html, gr.update(visible=form.offered), form.repo, False, push_preview, ""
 
     @shows_errors
     def act(self, request: gr.Request, event: gr.EventData) -> Iterator[None]:
@@ -152,7 +152,7 @@ class FinetuneEvents:
         gr.Info(escape(handlers.act(action, run_id)))
         yield
         if action == "resume":
-            for _ in handlers.accompany(run_id):
+            for _ in handlers.follow(run_id):
                 yield
 
     @shows_errors
@@ -160,8 +160,8 @@ class FinetuneEvents:
         yield from self.handlers.of(request).export(run_id, kind)
 
     @shows_errors
-    def look_at_push(self, request: gr.Request, run_id: str, repo: str) -> str:
-        return self.handlers.of(request).arriving(run_id, repo or "") if run_id else ""
+    def preview_push(self, request: gr.Request, run_id: str, repo: str) -> str:
+        return self.handlers.of(request).push_preview(run_id, repo or "") if run_id else ""
 
     @shows_errors
     def push(

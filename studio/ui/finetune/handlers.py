@@ -169,7 +169,7 @@ class FinetuneHandlers(Owned):
         goes_on = "You can close this page." if self.jobs.begins else STAY
         return f"“{run.name}” is in the queue. {goes_on}"
 
-    def accompany(self, run_id: str) -> Iterator[str]:
+    def follow(self, run_id: str) -> Iterator[str]:
         """Execute a queued run where training uses the viewer's GPU time; no-op elsewhere."""
         if self.jobs.begins:
             return
@@ -241,11 +241,11 @@ class FinetuneHandlers(Owned):
     def pushable(self, run: Run | None) -> PushForm:
         """Return the form for pushing a run's adapter, or what to do instead."""
         try:
-            return PushForm(True, card.note(pushing.goes_to(self.owner)), hub.safe_name(run.name if run else ""))
+            return PushForm(True, card.note(pushing.destination(self.owner)), hub.safe_name(run.name if run else ""))
         except StudioError as error:
             return PushForm(False, card.note(str(error)), "")
 
-    def arriving(self, run_id: str, repo: str) -> str:
+    def push_preview(self, run_id: str, repo: str) -> str:
         """Return a preview of a push to this repository as HTML; empty if pushing is not available."""
         folder = self._adapter(run_id)
         if not self.pushable(None).offered:

@@ -1,6 +1,6 @@
 """Push a run's adapter to the Hugging Face Hub: the account to use, and the HTML of the page.
 
-sentence = goes_to(owner)                          # raises StudioError if there is no account
+sentence = destination(owner)                          # raises StudioError if there is no account
 account = account_of(owner, profile, token)        # valid for this request; must not be stored
 html = preview(folder, account.repository("pirate"))
 """
@@ -56,7 +56,7 @@ class Account:
         return text
 
 
-def goes_to(owner: str) -> str:
+def destination(owner: str) -> str:
     """Return a sentence about the account that the owner's adapters are pushed to.
 
     Raises:
@@ -76,7 +76,7 @@ def account_of(owner: str, profile: gr.OAuthProfile | None, token: gr.OAuthToken
     Raises:
         StudioError: there is no account; the message says what to do instead.
     """
-    goes_to(owner)
+    destination(owner)
     if not owner:
         return Account(hub.stored_token())
     # Gradio also passes on a token that a client put into the request.

@@ -160,7 +160,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     )
     new.source.input(events.look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
     new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
-    new.format.input(events.look_anew, inputs, [*memory, *seen], **reading)
+    new.format.input(events.look_again, inputs, [*memory, *seen], **reading)
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           events.look, inputs, seen, **reading)  # fmt: skip
@@ -197,23 +197,23 @@ class _Runs:
                     self.public = gr.Checkbox(
                         False, label="Public", info="Visible to everyone; otherwise only to you.", elem_id="push-public"
                     )
-                    self.arriving = gr.HTML("", elem_id="push-arriving", js_on_load=None)
+                    self.push_preview = gr.HTML("", elem_id="push-preview", js_on_load=None)
                     with gr.Row(elem_classes="buttons"):
                         self.push = gr.Button("Push adapter", elem_id="push")
                     self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
 
 
 def _wire_runs(runs: _Runs, parts: gr.Tabs, events: FinetuneEvents) -> None:
-    push_form = [runs.place, runs.form, runs.repo, runs.public, runs.arriving, runs.pushed]
+    push_form = [runs.place, runs.form, runs.repo, runs.public, runs.push_preview, runs.pushed]
     runs.panel.open(events.opened, None, [runs.opened, runs.box, runs.title, runs.result, *push_form], **AT_ONCE)
     # Queued, because Gradio shows no message from unqueued events.
     runs.panel.act(events.act, None, None, **QUIET, trigger_mode="multiple", concurrency_limit=None)
     made = runs.export.click(events.export, [runs.opened, runs.kind], runs.result, **QUIET, concurrency_limit=1,
                              concurrency_id="export")  # fmt: skip
-    made.then(events.look_at_push, [runs.opened, runs.repo], runs.arriving, **AT_ONCE)
+    made.then(events.preview_push, [runs.opened, runs.repo], runs.push_preview, **AT_ONCE)
     # `change`, not `input`, which Gradio does not fire for pasted text.
     runs.repo.change(
-        events.look_at_push, [runs.opened, runs.repo], runs.arriving, **AT_ONCE, trigger_mode="always_last"
+        events.preview_push, [runs.opened, runs.repo], runs.push_preview, **AT_ONCE, trigger_mode="always_last"
     )
     runs.push.click(events.push, [runs.opened, runs.repo, runs.public], runs.pushed, **QUIET, concurrency_limit=4,
                     concurrency_id="push")  # fmt: skip

@@ -1,7 +1,7 @@
 """Transfer an anonymous visitor's data to their account after sign-in.
 
-move = mover(store)
-move("anon:" + 32 * "0", "hf:ada")
+merge = account_merger(store)
+merge("anon:" + 32 * "0", "hf:ada")
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from studio.backend.runs.store import RunStore
 from studio.ui.common.trace_store import traces
 
 
-def mover(store: RunStore) -> Callable[[str, str], None]:
+def account_merger(store: RunStore) -> Callable[[str, str], None]:
     """Return a function that transfers everything from one owner to another.
 
     The function is idempotent. It raises StudioError if a file or database can't be written; the next call transfers
     the rest.
     """
 
-    def move(before: str, after: str) -> None:
+    def merge(before: str, after: str) -> None:
         for each in (store, uploads, adapters, traces):
             each.transfer_owner(before, after)
 
-    return move
+    return merge

@@ -21,7 +21,7 @@ from studio.registry import discover
 from studio.ui.common import downloads
 from studio.ui.common.listeners import AT_ONCE
 from studio.ui.page import glossary
-from studio.ui.page.account_merge import mover
+from studio.ui.page.account_merge import account_merger
 from studio.ui.page.blocks import Blocks
 from studio.ui.page.status import banner, demo_note
 from studio.ui.page.theme import css, theme
@@ -132,6 +132,8 @@ def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
-        Middleware(Identity, secret=secret(store.home) if serves_several(exposure) else None, move=mover(store)),
+        Middleware(
+            Identity, secret=secret(store.home) if serves_several(exposure) else None, merge=account_merger(store)
+        ),
         Middleware(Bodies, folder=Path(get_upload_folder())),
     ]

@@ -94,14 +94,14 @@ class Identity:
 
     Args:
         secret: key that signs cookies; None for a single user.
-        move: transfers everything from one owner to another.
+        merge: transfers everything from one owner to another.
     """
 
     def __init__(
-        self, app: ASGIApp, secret: bytes | None = None, move: Callable[[str, str], None] = lambda before, after: None
+        self, app: ASGIApp, secret: bytes | None = None, merge: Callable[[str, str], None] = lambda before, after: None
     ) -> None:
         self.app = app
-        self.move = move
+        self.merge = merge
         self.visitors = None if secret is None else Visitors(secret)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +112,7 @@ class Identity:
         if self.visitors is not None:
             owner = _logged_in(scope)
             if not owner and (owner := sign_in.owner_by(scope)):
-                cookie = await self._move_in(scope, owner, self.visitors)
+                cookie = await self._merge_visitor(scope, owner, self.visitors)
             if not owner:
                 owner, cookie = self.visitors.recognise(_cookies(scope), scope["scheme"] == "https")
         scope.setdefault("state", {})["owner"] = owner
@@ -127,7 +127,7 @@ class Identity:
 
         await self.app(scope, receive, send_with_cookie)
 
-    async def _move_in(self, scope: Scope, owner: str, visitors: Visitors) -> str:
+    async def _merge_visitor(self, scope: Scope, owner: str, visitors: Visitors) -> str:
         """Transfer the visitor's data to the account, and return a cookie that deletes the visitor's cookie.
 
         This happens when the page itself is requested, which is the last step of every sign-in.
@@ -136,7 +136,7 @@ class Identity:
         if not before:
             return ""
         try:
-            await anyio.to_thread.run_sync(self.move, before, owner)
+            await anyio.to_thread.run_sync(self.merge, before, owner)
         except StudioError as error:
             logger.warning("a visitor's data can't be transferred to their account yet: %s", error)
             return ""

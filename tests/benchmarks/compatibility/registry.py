@@ -34,14 +34,13 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    group: str, name: str, *, tolerance: float = TOLERANCE, four_bits: bool = False, in_4_bits: float | None = None
+    group: str, name: str, *, tolerance: float = TOLERANCE, four_bits: bool = False
 ) -> Callable[[Callable[[Place], Results]], Callable[[Place], Results]]:
-    """Register a function as a row; with `four_bits`, also as a row on 4-bit experts, with a tolerance of its own."""
+    """Register a function as a row; with `four_bits`, also as a row on 4-bit experts."""
 
     def register(run: Callable[[Place], Results]) -> Callable[[Place], Results]:
         for bits in (False, True)[: 1 + four_bits]:
-            allowed = in_4_bits if bits and in_4_bits else tolerance
-            made = Row(group, name + ", on 4-bit experts" * bits, run, allowed, bits)
+            made = Row(group, name + ", on 4-bit experts" * bits, run, tolerance, bits)
             assert made.key not in ROWS, made.key
             ROWS[made.key] = made
         return run

@@ -15,7 +15,7 @@ from studio.backend.classification.evaluation import Report
 from studio.ui.classify.view import percent, table
 from studio.ui.common import card
 
-BELIEVED, EXPERTS = "Calibration", "Experts by label"
+CALIBRATION, EXPERTS = "Calibration", "Experts by label"
 MOST_EXPERTS = 8
 """Experts shown per label."""
 OPENED = 2
@@ -49,7 +49,8 @@ def reliability(report: Report) -> str:
     numbers = f'<details class="dp-table"><summary>Table</summary>{table(head, rows, "Reliability")}</details>'
     text = "".join(f"<p>{sentence}</p>" for sentence in _sentences(report, bins, several))
     return card.card(
-        BELIEVED, f'<h3>{BELIEVED}</h3><div class="ev-believed">{_plot(bins, several)}<div>{text}{numbers}</div></div>'
+        CALIBRATION,
+        f'<h3>{CALIBRATION}</h3><div class="ev-calibration">{_plot(bins, several)}<div>{text}{numbers}</div></div>',
     )
 
 

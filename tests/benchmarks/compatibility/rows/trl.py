@@ -20,8 +20,6 @@ GENERATION = (
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ message['content'] }}<|im_end|>"
     "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Of adapters in bf16, after some steps.
-BF16 = 5e-2
 WORDS = ("tea", "a walk", "some books", "win", "cash now", "rain", "the sea", "old maps")
 
 
@@ -48,9 +46,9 @@ def preferences() -> Dataset:
 
 
 def fill_adapter(place: Place, model: Any) -> None:
-    if place.four_bits and not place.ours:  # TRL trains adapters in bf16 if the model is in 4 bits
+    if place.four_bits:  # TRL casts the adapters of a 4-bit model to bf16, whose rounding would hide other differences
         for one in model.parameters():
-            one.data = one.data.bfloat16() if one.requires_grad else one.data
+            one.data = one.data.float() if one.requires_grad else one.data
     fill(model)
 
 
@@ -112,7 +110,6 @@ for name, (data, options) in SFT.items():
         f"SFT, {name}",
         tolerance=TRAINED,
         four_bits=name in ("texts", "packing, bfd"),
-        in_4_bits=BF16,
     )(partial(lambda place, data, options: tuned(place, data(), **options), data=data, options=options))
 
 
@@ -177,7 +174,7 @@ for name, options in {
     "length-desensitised": {"ld_alpha": 0.5},
     "evaluation": {"eval_strategy": "steps", "eval_steps": 2},
 }.items():
-    row(GROUP, f"DPO, {name}", tolerance=5e-4, four_bits="adapters off" in name, in_4_bits=BF16)(
+    row(GROUP, f"DPO, {name}", tolerance=5e-4, four_bits="adapters off" in name)(
         partial(lambda place, options: preferred(place, **options), options=options)
     )
 

@@ -5,7 +5,7 @@ import pytest
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
-from studio.ui.common.picked_adapter import Picked, fitting, offered, read_picked, still_listed
+from studio.ui.common.picked_adapter import Picked, fitting, keep_listed, offered, read_picked
 from tests.builders.adapters import make_adapter
 from tests.builders.toy_folder import toy_folder
 
@@ -51,7 +51,7 @@ def test_only_what_is_offered_fits(run):
 
 def test_an_open_list_never_gets_shorter():
     listed = [("None", ""), ("One", "1"), ("Two", "2")]
-    assert still_listed(listed[:2], listed) == [*listed[:2], ("Two – no longer available", "2")]
-    again = still_listed(listed[:2], still_listed(listed[:2], listed))
+    assert keep_listed(listed[:2], listed) == [*listed[:2], ("Two – no longer available", "2")]
+    again = keep_listed(listed[:2], keep_listed(listed[:2], listed))
     assert again[-1] == ("Two – no longer available", "2")
-    assert still_listed(listed, listed[:2]) == listed
+    assert keep_listed(listed, listed[:2]) == listed

@@ -68,15 +68,15 @@ def test_an_adapter_is_looked_at_and_pushed_by_the_machines_token(handlers, run,
     assert (
         form.offered and form.repo == "pirate" and "this machine's token" in text_of(form.html).replace("&#x27;", "'")
     )
-    assert pushing.EXPORT_FIRST in handlers.arriving(run.id, form.repo)
+    assert pushing.EXPORT_FIRST in handlers.push_preview(run.id, form.repo)
     list(handlers.export(run.id, "adapter"))
-    arriving = handlers.arriving(run.id, REPO)
-    assert f"Files for {REPO}: {', '.join(sorted(ADAPTER))}" in arriving and fake.requests == []
+    push_preview = handlers.push_preview(run.id, REPO)
+    assert f"Files for {REPO}: {', '.join(sorted(ADAPTER))}" in push_preview and fake.requests == []
     html = pushed(handlers, run, form.repo)
     assert f'<a href="{fake.url}/{REPO}"' in html and "It is private." in html
     assert {*fake.files} == ADAPTER and fake.visibility == {REPO: "private"}
     card = fake.files["README.md"].decode()
-    assert f'"{REPO}")' in card and text_of(arriving).count("from_pretrained") == card.count("from_pretrained")
+    assert f'"{REPO}")' in card and text_of(push_preview).count("from_pretrained") == card.count("from_pretrained")
 
 
 def test_public_only_where_it_is_said(handlers, run, fake: FakeHub):
@@ -93,7 +93,7 @@ def test_the_token_is_nowhere_else(handlers, run, fake: FakeHub, tmp_path, monke
     told = pushed(handlers, run)
     assert "Bad Bearer ***" in told
     fake.refusals.clear()
-    told += pushed(handlers, run) + handlers.arriving(run.id, "x") + handlers.pushable(run).html
+    told += pushed(handlers, run) + handlers.push_preview(run.id, "x") + handlers.pushable(run).html
     account = account_of("", None, None)
     page = str(build(handlers.engine, handlers.jobs).config)
     seen = told + repr(account) + page + caplog.text + str(process.environment()) + run.recipe().to_yaml()
@@ -106,7 +106,7 @@ def test_without_a_token_it_is_said_how_to_get_one(handlers, run, fake, tmp_path
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     form = handlers.pushable(run)
-    assert not form.offered and "hf auth login" in form.html and handlers.arriving(run.id, "x") == ""
+    assert not form.offered and "hf auth login" in form.html and handlers.push_preview(run.id, "x") == ""
     with pytest.raises(StudioError, match="hf auth login"):
         account_of("", None, None)
 
@@ -119,7 +119,7 @@ def test_what_can_not_be_pushed_is_said(handlers, run, fake: FakeHub):
             list(handlers.push(run_id, "pirate", False, Account(TOKEN)))
     list(handlers.export(run.id, "adapter"))
     assert "Name the repository" in pushed(handlers, run, "me/../x")
-    bad = handlers.arriving(run.id, "<b>/x")
+    bad = handlers.push_preview(run.id, "<b>/x")
     assert "Name the repository" in bad and "<b>" not in bad
     assert fake.files == {}
 
@@ -135,10 +135,10 @@ def test_of_several_people_those_alone_push_who_are_signed_in(monkeypatch):
         with pytest.raises(StudioError):
             account_of(owner, profile, token)
     with pytest.raises(StudioError, match="--push NAME/REPO"):
-        pushing.goes_to("user:ada")
+        pushing.destination("user:ada")
     monkeypatch.setattr(sign_in, "offered", lambda: True)
     with pytest.raises(StudioError, match="Sign in with Hugging Face"):
-        pushing.goes_to("anon:1")
+        pushing.destination("anon:1")
     assert account_of("hf:ada", profile, token) == Account("hf_x", "ada")
     for given in ((None, token), (profile, None)):
         with pytest.raises(StudioError, match="Sign in"):

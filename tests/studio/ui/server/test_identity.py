@@ -203,7 +203,7 @@ def test_a_browser_is_forgotten_only_once_its_things_are_the_accounts(monkeypatc
             raise StudioError("The disk is full.")
 
     routes = [Route("/", lambda request: HTMLResponse(owner_of(request)))]
-    app = Starlette(routes=routes, middleware=[Middleware(Identity, secret=KEY, move=move)])
+    app = Starlette(routes=routes, middleware=[Middleware(Identity, secret=KEY, merge=move)])
     visitors = Visitors(KEY)
     with_cookie = TestClient(app, cookies={visitors.name: visitors.sign(VISITOR)})
     answer = with_cookie.get("/")

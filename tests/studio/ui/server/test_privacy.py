@@ -87,7 +87,7 @@ ASKED = {
     "resuming": lambda v, t: v.event("act", "runs", event={"action": "resume", "id": t.run}),
     "deleting": lambda v, t: v.event("act", "runs", event={"action": "delete", "id": t.run}),
     "pushing": lambda v, t: v.event("push", "push-result", t.run, "stolen", True),
-    "what a push would bring": lambda v, t: v.event("look_at_push", "push-arriving", t.run, "stolen"),
+    "what a push would bring": lambda v, t: v.event("preview_push", "push-preview", t.run, "stolen"),
     "the rows of a trace": lambda v, t: v.function("routing", "rows", [t.trace, 0]),
     "the rows of a text's trace": lambda v, t: v.function("classify-routing", "rows", [t.trace, 0]),
     "the rows of a base": lambda v, t: v.function("routing", "rows", [t.trace, 0, "base"]),
