@@ -1,4 +1,7 @@
-"""JetMoE attention: a mixture of attention heads (MoA), rotary position embeddings, and the attention kernels."""
+"""Attention with grouped queries, rotary position embeddings, and the attention kernels.
+
+Shape letters are declared in `jetmoe/routing.py`; H key-value heads, C channels per head, K queries per head.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from jetmoe import single_query
 from jetmoe.autograd import has_custom_backward
-from jetmoe.config import JetMoeConfig
-from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, project, sorted_linear
-from jetmoe.feed_forward import JetMoeRouter
+from jetmoe.config import MoeConfig
 
 # Queries per call of the CPU attention kernel. A single call for a whole prompt is a quarter slower.
 CAUSAL_BLOCK = 128
@@ -29,53 +29,61 @@ class StaticKV:
         self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
 
 
-class JetMoeAttention(nn.Module):
-    """Attention with experts as query and output projections. All experts share the keys and values."""
+class GroupedAttention(nn.Module):
+    """Attention in which K queries share each of the H key-value heads.
 
-    def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
+    Subclasses compute queries, keys and values. The K queries of a head are adjacent in our head order, as attention
+    kernels expect for grouped queries.
+    """
+
+    def __init__(self, config: MoeConfig, layer_idx: int, groups: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = True
         self.heads = config.num_key_value_heads
-        self.head_dim = config.kv_channels
+        self.head_dim = config.head_dim
         self.scaling = self.head_dim**-0.5
-        # Slots of one key-value head are adjacent in our head order, as attention kernels expect for grouped queries.
-        self.num_key_value_groups = config.num_experts_per_tok
-        self.experts = JetMoeMoA(config)
-        self.kv_proj = nn.Linear(config.hidden_size, 2 * self.heads * self.head_dim, bias=False)
+        self.num_key_value_groups = groups
 
-    def forward(
+    def attend(
         self,
-        hidden: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         cache: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
-    ) -> tuple[Tensor, Tensor | None, Routing]:
-        B, S, _ = hidden.shape
-        K, H, C = self.num_key_value_groups, self.heads, self.head_dim
-        query, routing = self.experts.map(hidden.flatten(0, 1))  # [T, K, H * C]
-        key, value = project(self.kv_proj, hidden).view(B, S, 2 * H, C).split(H, dim=2)  # [B, S, H, C]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rotate queries and keys, extend the cache, and compute attention.
+
+        Args:
+            query: `[B, S, K, H, C]`.
+            key, value: `[B, S, H, C]`, of the new positions.
+
+        Returns:
+            `[B, S, K, H, C]` and, if requested, the weights `[B, K * H, S, keys]`.
+        """
+        B, S, K, H, C = query.shape
         # Rotate queries and keys together: one pass instead of two.
-        turned = rotate(torch.cat([query.view(B, S, K * H, C), key], dim=2), rotary)  # [B, S, K * H + H, C]
+        turned = rotate(torch.cat([query.reshape(B, S, K * H, C), key], dim=2), rotary)  # [B, S, K * H + H, C]
         query, key = turned.split([K * H, H], dim=2)
         query = query.view(B, S, K, H, C)
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
         if isinstance(cache, StaticKV):
             cache.new = key, value
             known = single_query.KVView(cache.keys, cache.values, cache.length, key, value)
-            attended, attentions = single_query.attend(query, known, mask, self.scaling), None  # [B, 1, K, H, C]
-        else:
-            if cache is not None:
-                key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
-            attended, attentions = self._attend(query, key, value, mask, output_attentions, **kwargs)
-        return self.experts.reduce(attended.reshape(B * S * K, H * C), routing).view(B, S, -1), attentions, routing
+            return single_query.attend(query, known, mask, self.scaling), None
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
+        return self._attend(query, key, value, mask, output_attentions, **kwargs)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, output_attentions: bool, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
+        """Compute attention of `[B, S, K, H, C]` over keys and values `[B, H, keys, C]`."""
         B, S, K, H, C = query.shape
         implementation = self.config._attn_implementation
         if output_attentions and implementation not in ("eager", "sdpa"):
@@ -115,38 +123,7 @@ class JetMoeAttention(nn.Module):
         return attended.view(B, S, H, K, C).transpose(2, 3), None
 
 
-class JetMoeMoA(nn.Module):
-    """Mixture of attention heads: E pairs of query and output projections."""
-
-    def __init__(self, config: JetMoeConfig) -> None:
-        super().__init__()
-        size = config.kv_channels * config.num_key_value_heads
-        self.bias = nn.Parameter(torch.empty(config.hidden_size))
-        self.input_linear = JetMoeExperts(config.num_local_experts, config.hidden_size, size)
-        self.output_linear = JetMoeExperts(config.num_local_experts, size, config.hidden_size)
-        self.router = JetMoeRouter(config)
-
-    def map(self, tokens: Tensor) -> tuple[Tensor, Routing]:
-        """Apply the query projections of each token's experts: `[T, D]` -> `[T, K, H * C]`."""
-        routing = Routing(*self.router(tokens))
-        if few_tokens(routing):
-            rows = chosen_linear(self.input_linear, repeat_tokens(tokens, routing), routing)  # [A, H * C]
-        else:
-            rows = dispatched_linear(self.input_linear, tokens, routing)  # [A, H * C]
-            rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
-        return rows.view(tokens.shape[0], routing.top_k, -1), routing
-
-    def reduce(self, rows: Tensor, routing: Routing) -> Tensor:
-        """Apply the output projections of the same experts and sum them by gate: `[A, H * C]` -> `[T, D]`."""
-        if few_tokens(routing):
-            return combine(chosen_linear(self.output_linear, rows, routing), routing.gates) + self.bias
-        # Apply gates before the product, so that its result need not be saved for the gradient of the gates.
-        rows = rows * routing.gates.flatten().unsqueeze(1)  # [A, H * C]
-        rows = permute(rows, routing.sorted().order, routing.sorted().inverse)
-        return collect(sorted_linear(self.output_linear, rows, routing), routing) + self.bias
-
-
-def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_embedding(config: MoeConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cosine and sine `[B, S, 1, C]` of rotary position embeddings (arXiv 2104.09864), computed in fp32.
 
     `config.rope_parameters` can scale them for longer texts; see transformers' `modeling_rope_utils`.
@@ -157,14 +134,14 @@ def rotary_embedding(config: JetMoeConfig, position_ids: Tensor, dtype: torch.dt
     return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
 
 
-def _frequencies(config: JetMoeConfig, position_ids: Tensor) -> tuple[Tensor, float]:
+def _frequencies(config: MoeConfig, position_ids: Tensor) -> tuple[Tensor, float]:
     """Return the frequencies `[C / 2]` and the factor of cosine and sine."""
     kind = config.check_rope_type()
     if kind != "default":
         longest = position_ids.max() + 1 if kind == "dynamic" else None
         return ROPE_INIT_FUNCTIONS[kind](config, position_ids.device, seq_len=longest)
     theta = config.rope_parameters["rope_theta"]  # type: ignore[index]
-    exponents = torch.arange(0, config.kv_channels, 2, device=position_ids.device).float() / config.kv_channels
+    exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device).float() / config.head_dim
     return 1.0 / theta**exponents, 1.0
 
 
@@ -214,7 +191,7 @@ def blockwise_causal_attention(query: Tensor, key: Tensor, value: Tensor, dropou
 
 
 def eager_attention(
-    module: JetMoeAttention,
+    module: GroupedAttention,
     query: Tensor,
     key: Tensor,
     value: Tensor,

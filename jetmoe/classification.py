@@ -1,23 +1,27 @@
-"""JetMoE with a classification head."""
+"""A decoder with a classification head."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from jetmoe.config import JetMoeConfig
-from jetmoe.modeling import JetMoeModel, JetMoePreTrainedModel
+from jetmoe.config import MoeConfig
+from jetmoe.modeling import MoeModel, MoePreTrainedModel
 
 
-class JetMoeForSequenceClassification(JetMoePreTrainedModel):
-    """JetMoE with a linear head on the last token that is not padding; regression if num_labels is 1."""
+class MoeForSequenceClassification(MoePreTrainedModel):
+    """A decoder with a linear head on the last token that is not padding; regression if num_labels is 1."""
 
-    def __init__(self, config: JetMoeConfig) -> None:
+    model_class: ClassVar[type[MoeModel]]
+
+    def __init__(self, config: MoeConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels or 2
-        self.model = JetMoeModel(config)
+        self.model = self.model_class(config)
         self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
@@ -35,7 +39,7 @@ class JetMoeForSequenceClassification(JetMoePreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast | tuple:
-        """Run the decoder and the classification head; for the other arguments, see `JetMoeModel.forward`.
+        """Run the decoder and the classification head; for the other arguments, see `MoeModel.forward`.
 
         Args:
             labels: `[B]`, class ids or (num_labels 1) numbers; or `[B, num_labels]`.

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from jetmoe.attention import StaticKV
-from jetmoe.modeling import JetMoeDecoderLayer, JetMoeForCausalLM
+from jetmoe.modeling import MoeForCausalLM
 from jetmoe.routing import RoutingRecorder
 
 Step = Callable[..., Tensor]
@@ -25,7 +25,7 @@ SMALLEST_SHARE = 16384
 
 @torch.no_grad()
 def step(
-    model: JetMoeForCausalLM,
+    model: MoeForCausalLM,
     token: Tensor,
     position: Tensor,
     cache: Cache,
@@ -42,7 +42,7 @@ def step(
     return output.logits[:, -1].float()
 
 
-def compiled_step(model: JetMoeForCausalLM) -> Step:
+def compiled_step(model: MoeForCausalLM) -> Step:
     """Return `step` for this model, compiled at the first call and again for each new cache length or batch size.
 
     Guards on the model's attributes are skipped, because checking them costs a tenth of a step. After a change of the
@@ -62,7 +62,7 @@ def compiled_step(model: JetMoeForCausalLM) -> Step:
 
 
 @torch.compiler.nested_compile_region
-def _layer_region(layer: JetMoeDecoderLayer, hidden: Tensor, mask: Tensor, rotary: tuple, *stored: Tensor) -> tuple:
+def _layer_region(layer: Any, hidden: Tensor, mask: Tensor, rotary: tuple, *stored: Tensor) -> tuple:
     past = StaticKV(*stored)
     output = layer(hidden, mask, rotary, past)
     # Return a new tensor: for views, the outer graph would assume other strides.
@@ -70,7 +70,7 @@ def _layer_region(layer: JetMoeDecoderLayer, hidden: Tensor, mask: Tensor, rotar
 
 
 def _call_layer(
-    layer: JetMoeDecoderLayer,
+    layer: Any,
     hidden: Tensor,
     mask: Tensor,
     rotary: tuple,
@@ -79,13 +79,13 @@ def _call_layer(
     **kwargs,
 ) -> tuple:
     # Eager calls skip the region, which would be compiled separately outside a graph.
-    attention = layer.self_attention
-    fits = hidden.shape[1] == 1 and not output_attentions and attention.config._attn_implementation == "sdpa"
+    implementation = layer.config._attn_implementation
+    fits = hidden.shape[1] == 1 and not output_attentions and implementation == "sdpa"
     if not (torch.compiler.is_dynamo_compiling() and fits and past_key_values is not None):
         return layer(hidden, mask, rotary, past_key_values, output_attentions, **kwargs)
     # A region that updates the cache would copy all of it in and out, so it only reads it and returns the new entries.
-    stored = past_key_values.layers[attention.layer_idx]
+    stored = past_key_values.layers[layer.layer_idx]
     past = stored.keys, stored.values, stored.cumulative_length
     *output, new = _layer_region(layer, hidden, mask, rotary, *past)
-    past_key_values.update(new[0], new[1], attention.layer_idx)
+    past_key_values.update(new[0], new[1], layer.layer_idx)
     return tuple(output)

@@ -1,7 +1,7 @@
 """LoRA adapters on linear maps: `B (A x)` is added to the product, `W + B A` is never formed.
 
     reason = why_not_split(module)                              # "" for plain LoRA
-    layer, low_rank = split_adapters(module, torch.bfloat16)    # the layer under PEFT's wrappers, its active adapters
+    layer, low_ranks = split_adapters(module, torch.bfloat16)   # the layer under PEFT's wrappers, its active adapters
 
 Adapters are PEFT's modules and files; this module reads their factors at every forward pass. The expert index varies
 slowest in `lora_A` `[E * R, in]` and fastest in `lora_B` `[out, R * E]`. Several active adapters are concatenated along
@@ -51,22 +51,26 @@ def why_not_split(module: nn.Module) -> str:
     return ""
 
 
-def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, LowRank | None]:
-    """Return the layer under PEFT's wrappers and its active adapters in `dtype`, or None if they add nothing."""
+def split_adapters(module: nn.Module, dtype: torch.dtype) -> tuple[Any, dict[str, LowRank]]:
+    """Return the layer under PEFT's wrappers and, by the parameter that they change, its active adapters in `dtype`.
+
+    Parameters without active adapters, and those whose adapters add nothing, are left out.
+    """
     layer: Any = module
-    adapters = []
+    adapters: dict[str, list[tuple[Any, str]]] = {}
     while is_wrapped(layer):
         if not (layer.disable_adapters or layer.merged):
-            adapters += [(layer, name) for name in layer.active_adapters if name in layer.lora_A]
+            active = [(layer, name) for name in layer.active_adapters if name in layer.lora_A]
+            adapters.setdefault(parameter_of(layer), []).extend(active)
         layer = layer.base_layer
-    if not adapters:
-        return layer, None
     packed = getattr(layer, "packed_adapters", {})
-    if len(adapters) == 1 and adapters[0][1] in packed:
-        low_rank = packed[adapters[0][1]]
-    else:
-        low_rank = _concatenated([_factors(*adapter) for adapter in adapters])
-    return layer, None if low_rank is None else low_rank.to(dtype)
+    factors = {parameter: _joined(active, packed.get(parameter, {})) for parameter, active in adapters.items()}
+    return layer, {parameter: one.to(dtype) for parameter, one in factors.items() if one is not None}
+
+
+def parameter_of(wrapper: Any) -> str:
+    """Return the name of the parameter that a wrapper adapts."""
+    return getattr(wrapper, "parameter_name", "weight")
 
 
 def pack(model: Any, name: str) -> None:
@@ -76,9 +80,9 @@ def pack(model: Any, name: str) -> None:
     """
     for module in model.modules():
         if is_wrapped(module) and name in getattr(module, "lora_A", {}) and not why_not_split(module):
-            layer: Any = module.get_base_layer()
+            packed = vars(module.get_base_layer()).setdefault("packed_adapters", {})
             is_zero = not module.lora_B[name].weight.any()
-            layer.packed_adapters = {name: None if is_zero else _packed(_factors(module, name), model.dtype)}
+            packed[parameter_of(module)] = {name: None if is_zero else _packed(_factors(module, name), model.dtype)}
 
 
 def unpack(model: nn.Module) -> None:
@@ -123,6 +127,14 @@ def _factors(wrapper: Any, name: str) -> LowRank:
     A = A.view(experts, -1, A.shape[-1])  # [E, R, in]
     B = B.view(B.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, R]
     return LowRank(A, B, wrapper.scaling[name])
+
+
+def _joined(active: list[tuple[Any, str]], packed: dict[str, LowRank | None]) -> LowRank | None:
+    if not active:
+        return None
+    if len(active) == 1 and active[0][1] in packed:
+        return packed[active[0][1]]
+    return _concatenated([_factors(*adapter) for adapter in active])
 
 
 def _packed(factors: LowRank, dtype: torch.dtype) -> LowRank:

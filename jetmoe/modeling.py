@@ -1,38 +1,34 @@
-"""The JetMoE model: decoder of L blocks, each a mixture of attention heads (MoA) and a mixture of experts (MoE).
+"""What the models of all families share: a decoder of L layers, and a language-model head.
 
-Module and parameter names match the released checkpoints: released weights load here, and weights saved here load into
-transformers' JetMoE. Shape letters are declared in `jetmoe/routing.py`; H heads, C channels per head, and A = T * K
-assignments of tokens to experts. Paper: arXiv 2404.07413.
+A family (`jetmoe/models`) has its own layers and configuration. Shape letters are declared in `jetmoe/routing.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 
-from jetmoe.attention import JetMoeAttention, JetMoeMoA, StaticKV, rotary_embedding
-from jetmoe.config import JetMoeConfig
-from jetmoe.experts.experts import JetMoeExperts, project
-from jetmoe.feed_forward import BLOCK_NORM_EPS, JetMoeMoE, JetMoeRMSNorm
+from jetmoe.attention import rotary_embedding
+from jetmoe.config import MoeConfig
+from jetmoe.experts.experts import Experts
+from jetmoe.linear import project
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
 from jetmoe.nf4.tensor import stored_bytes
+from jetmoe.norm import RMSNorm
 from jetmoe.routing import RoutingRecorder
 
 
-class JetMoePreTrainedModel(PreTrainedModel):
-    config: JetMoeConfig
-    config_class = JetMoeConfig
+class MoePreTrainedModel(PreTrainedModel):
+    config: MoeConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["JetMoeDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -67,26 +63,34 @@ class JetMoePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, JetMoeExperts | nn.Linear | nn.Embedding):
+        if isinstance(module, Experts):
+            for name in module.tensors:
+                nn.init.normal_(getattr(module, name), mean=0.0, std=std)
+        elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, JetMoeMoA | JetMoeMoE):
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, JetMoeRMSNorm):
+        elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
+            nn.init.zeros_(module.bias)
 
 
-class JetMoeModel(JetMoePreTrainedModel):
-    """The bare decoder. `recorder`, if set by `RoutingRecorder`, records the routing of every forward pass."""
+class MoeModel(MoePreTrainedModel):
+    """The bare decoder. `recorder`, if set by `RoutingRecorder`, records the routing of every forward pass.
 
+    A layer returns `[B, S, D]`, the attention weights or None, and for each router its logits `[T, E]` and its selected
+    experts `[T, K]`, in a flat tuple: gradient checkpointing only tracks tensors at the top level of a tuple.
+    """
+
+    layer_class: ClassVar[Callable[[Any, int], nn.Module]]
     recorder: RoutingRecorder | None = None
     # Calls a layer. `jetmoe.decode` replaces it with a compile region: one layer is compiled instead of L.
     call_layer: Callable = staticmethod(lambda layer, *args, **kwargs: layer(*args, **kwargs))
 
-    def __init__(self, config: JetMoeConfig) -> None:
+    def __init__(self, config: MoeConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([JetMoeDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = JetMoeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList([self.layer_class(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -117,8 +121,8 @@ class JetMoeModel(JetMoePreTrainedModel):
 
         Returns:
             last_hidden_state `[B, S, D]`; past_key_values; and if requested: hidden_states, L + 1 of `[B, S, D]`, the
-            last one normed; attentions, L of `[B, K * H, S, keys]`, where head `t * H + h` belongs to the t-th ranked
-            expert of each query token; router_logits, exactly two per layer, MoA then MoE, `[B * S, E]` each.
+            last one normed; attentions, L of `[B, heads, S, keys]` (in JetMoE, head `t * H + h` belongs to the t-th
+            ranked expert of each query token); router_logits, `[B * S, E]` for each router of each layer, in order.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds are given.
@@ -146,21 +150,18 @@ class JetMoeModel(JetMoePreTrainedModel):
         states, attentions, logits, experts = [], [], [], []
         for layer in self.layers[: self.config.num_hidden_layers]:  # fewer layers for an early exit
             states.append(hidden)
-            output = LayerOutput(
-                *self.call_layer(
-                    layer,
-                    hidden,
-                    mask,
-                    rotary,
-                    past_key_values=past_key_values,
-                    output_attentions=output_attentions,
-                    **kwargs,
-                )
+            hidden, weights, *routings = self.call_layer(
+                layer,
+                hidden,
+                mask,
+                rotary,
+                past_key_values=past_key_values,
+                output_attentions=output_attentions,
+                **kwargs,
             )
-            hidden = output.hidden_states
-            attentions.append(output.attentions)
-            logits += [output.moa_logits, output.moe_logits]
-            experts += [output.moa_experts, output.moe_experts]
+            attentions.append(weights)
+            logits += routings[0::2]
+            experts += routings[1::2]
         hidden = self.norm(hidden)
         recorder = recorder or self.recorder
         if recorder is not None:
@@ -186,14 +187,16 @@ class JetMoeModel(JetMoePreTrainedModel):
         return cache_position.unsqueeze(0)
 
 
-class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
-    """JetMoE with a language-model head."""
+class MoeForCausalLM(MoePreTrainedModel, GenerationMixin):
+    """The decoder with a language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
-    def __init__(self, config: JetMoeConfig) -> None:
+    model_class: ClassVar[type[MoeModel]]
+
+    def __init__(self, config: MoeConfig) -> None:
         super().__init__(config)
-        self.model = JetMoeModel(config)
+        self.model = self.model_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -218,7 +221,7 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         token_mask: Tensor | None = None,
         **kwargs,
     ) -> MoeCausalLMOutputWithPast | tuple:
-        """Run the decoder and the head; for the other arguments, see `JetMoeModel.forward`.
+        """Run the decoder and the head; for the other arguments, see `MoeModel.forward`.
 
         Args:
             labels: `[B, S]`, -100 is ignored; shifted inside this method.
@@ -289,43 +292,6 @@ class JetMoeForCausalLM(JetMoePreTrainedModel, GenerationMixin):
         total = chunked_cross_entropy(hidden.flatten(0, 1), self.lm_head, targets)
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device)
-
-
-class LayerOutput(NamedTuple):
-    # Flat, because gradient checkpointing only tracks tensors at the top level of a tuple.
-    hidden_states: Tensor  # [B, S, D]
-    attentions: Tensor | None  # [B, K * H, S, keys]
-    moa_logits: Tensor  # [T, E]
-    moa_experts: Tensor  # [T, K]
-    moe_logits: Tensor  # [T, E]
-    moe_experts: Tensor  # [T, K]
-
-
-class JetMoeDecoderLayer(GradientCheckpointingLayer):
-    def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
-        super().__init__()
-        # In transformers' order, by which some PEFT tuners assign the vectors that layers share.
-        self.mlp = JetMoeMoE(config)
-        self.input_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
-        self.post_attention_layernorm = JetMoeRMSNorm(config.hidden_size, BLOCK_NORM_EPS)
-        self.self_attention = JetMoeAttention(config, layer_idx)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None,
-        rotary: tuple[Tensor, Tensor],
-        past_key_values: Cache | StaticKV | None = None,
-        output_attentions: bool = False,
-        **kwargs,
-    ) -> tuple:
-        attended, attentions, moa = self.self_attention(
-            self.input_layernorm(hidden), mask, rotary, past_key_values, output_attentions, **kwargs
-        )
-        hidden = hidden + attended
-        transformed, moe = self.mlp(self.post_attention_layernorm(hidden))
-        hidden = hidden + transformed
-        return tuple(LayerOutput(hidden, attentions, moa.logits, moa.experts, moe.logits, moe.experts))
 
 
 def _default(value: bool | None, default: bool | None) -> bool:

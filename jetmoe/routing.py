@@ -37,9 +37,9 @@ class RoutingTrace:
             character adds "", and the token that completes the character adds it.
         is_prompt: bool `[T]`.
         experts: uint8 `[L, N, T, K]`, the selected experts, strongest first.
-        gates: float16 `[L, N, T, K]`, their mixing weights.
+        gates: float16 `[L, N, T, K]`, their mixing weights, which sum to 1 unless the model uses bare probabilities.
         entropy: float16 `[L, N, T]`, the entropy of the softmax over all E experts, in nats.
-        kinds: the N router kinds in order, `("MoA", "MoE")` for JetMoE.
+        kinds: the N router kinds in order, `("MoA", "MoE")` for JetMoE, `("MoE",)` for OLMoE.
         groups: uint8 `[E]`, the group of each expert (the identity unless the model ties experts).
         probs: float16 `[L, N, T, E]`, the softmax over all experts, or None if it was not recorded.
     """
@@ -198,7 +198,7 @@ class RoutingRecorder:
     from the logits.
 
     Args:
-        model: a JetMoE model with or without a head.
+        model: a model of this package, with or without a head.
         capacity: size of the buffers in tokens; the sequences of a batch are stored one after another.
 
     Raises:
@@ -209,8 +209,9 @@ class RoutingRecorder:
         self.model: Any = model.base_model
         config = model.config
         device = next(model.parameters()).device
-        routers = 2 * config.num_hidden_layers
-        self.kinds = ("MoA", "MoE")
+        self.kinds = config.family.router_kinds
+        self.gates_sum_to_one = config.gates_sum_to_one
+        routers = len(self.kinds) * config.num_hidden_layers
         self.groups = np.asarray(config.groups, dtype=np.uint8)
         self.capacity = capacity
         self.logits = torch.zeros(capacity, routers, config.num_local_experts, device=device)  # [T, L * N, E]
@@ -261,7 +262,8 @@ class RoutingRecorder:
         log_probs = logits.log_softmax(-1)
         probs = log_probs.exp()  # [T, L * N, E]
         experts = _strongest_first(logits, experts.long())
-        gates = logits.gather(-1, experts).softmax(-1)  # [T, L * N, K]
+        # For gates that sum to one, this softmax is the more exact way.
+        gates = logits.gather(-1, experts).softmax(-1) if self.gates_sum_to_one else probs.gather(-1, experts)
         entropy = -(probs * log_probs).nan_to_num().sum(-1, keepdim=True)  # [T, L * N, 1]
         return RoutingTrace(
             token_ids=np.asarray(token_ids, dtype=np.int32),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -10,19 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from jetmoe.adapters.wrappers import wrappers
-from jetmoe.lora import MOA, MOE
+from jetmoe.families import Family
 from jetmoe.nf4.tensor import NF4Tensor
-
-# Parts of a model by the end of a parameter's name without PEFT's components; the first match applies.
-KINDS = {
-    "attention experts": tuple(f"self_attention.{name}" for name in MOA),
-    "MLP experts": MOE,
-    "kv_proj": ("kv_proj.weight",),
-    "routers": ("router.layer.weight",),
-    "norms and biases": ("norm.weight", "bias"),
-    "embeddings and head": ("embed_tokens.weight", "lm_head.weight"),
-    "score head": ("score.weight",),
-}
 
 
 @dataclass(frozen=True)
@@ -44,35 +32,28 @@ class AuditRow:
 def audit(model: nn.Module) -> list[AuditRow]:
     """Count what will be trained, part by part, in the model itself."""
     rows = []
-    ranks, trained = _trained_by_part(model)
+    family: Family = model.config.family  # type: ignore[assignment, union-attr]
+    ranks, trained = _trained_by_part(model, family)
     counts: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if ".lora_" not in name and ".modules_to_save." not in name:
-            counts[part_of(name)].append(_count_and_dtype(parameter))
+            counts[family.part_of(name)].append(_count_and_dtype(parameter))
     for part, tensors in counts.items():
         total = sum(count for count, _ in tensors)
         four_bit = sum(count for count, dtype in tensors if dtype == "nf4")
         dtypes = ", ".join(sorted({dtype for _, dtype in tensors}))
         rows.append(AuditRow(part, total, trained[part], ranks[part], dtypes, four_bit / total))
-    return sorted(rows, key=lambda row: [*KINDS].index(row.part))
+    return sorted(rows, key=lambda row: [*family.parts].index(row.part))
 
 
-def part_of(name: str) -> str:
-    """Return the part of the model, a key of `KINDS`, that a parameter or a LoRA factor belongs to."""
-    name = re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)(?=\.)", "", name)  # PEFT's components
-    layer, factor, _ = name.partition(".lora_")
-    plain = f"{layer}.weight" if factor else layer
-    return next(part for part, endings in KINDS.items() if plain.endswith(endings))
-
-
-def _trained_by_part(model: nn.Module) -> tuple[dict[str, int], dict[str, int]]:
+def _trained_by_part(model: nn.Module, family: Family) -> tuple[dict[str, int], dict[str, int]]:
     ranks: dict[str, int] = defaultdict(int)
     trained: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ".lora_" not in name:
-            trained[part_of(name)] += parameter.numel()
+            trained[family.part_of(name)] += parameter.numel()
     for name, wrapper in wrappers(model):
-        part = part_of(f"{name}.lora_")
+        part = family.part_of(f"{name}.lora_")
         for adapter in [one for one in wrapper.active_adapters if one in wrapper.lora_A]:
             factors = [wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight]
             size = sum(factor.numel() for factor in factors if factor.requires_grad)

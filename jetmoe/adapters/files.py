@@ -13,11 +13,13 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from jetmoe.lora import MOA, MOE, PRESETS, AdapterError
+from jetmoe.families import FAMILIES, Family
+from jetmoe.low_rank import AdapterError, parameter_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Settings that are read from a foreign adapter, and settings that must be at their default. Others are ignored.
@@ -40,7 +42,6 @@ PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")
 # Settings by which PEFT adapts only some of the modules that the targets name.
 NARROWING = ("layers_to_transform", "exclude_modules")
 MAX_RANK = 512
-LINEAR = (*PRESETS["all"].modules, *PRESETS["router"].modules)
 # The name of a factor in the weights file, and in it the module's path.
 TENSOR = re.compile(r"base_model\.model\.([\w.]+)\.lora_[AB]\.weight")
 # A regular expression that can't take long on a module's path.
@@ -99,13 +100,26 @@ def _targets(stored: dict[str, Any], folder: Path) -> tuple[list[str], list[str]
     Where the configuration has patterns or full paths, they are the modules with tensors in the weights file.
     """
     modules, parameters = _list(stored.get("target_modules")), _list(stored.get("target_parameters"))
-    if {*modules, *parameters} <= {*LINEAR, *MOA, *MOE} and not any(stored.get(name) for name in NARROWING):
+    linears = {name for family in FAMILIES.values() for name in family.linears}
+    weights = {name for family in FAMILIES.values() for name in family.adapted_parameters}
+    if {*modules, *parameters} <= linears | weights and not any(stored.get(name) for name in NARROWING):
         return modules, parameters
-    found = {match[1] for name in _stored_shapes(folder) if (match := TENSOR.fullmatch(name))}
-    experts = {path for path in found if f"{path}.weight".endswith((*MOA, *MOE))}
-    if foreign := sorted(path for path in found - experts if not path.endswith(LINEAR)):
+    paths = [
+        match[1].replace(".base_layer", "") for name in _stored_shapes(folder) if (match := TENSOR.fullmatch(name))
+    ]
+    found = {path: _weights_in(path, weights, parameters) for path in paths}
+    foreign = sorted(path for path, names in found.items() if not names and not path.endswith(tuple(linears)))
+    if foreign:
         raise AdapterError(f"The adapter changes {', '.join(foreign)[:99]}, which is not supported. Pick another one.")
-    return sorted(found - experts), sorted(f"{path}.weight" for path in experts)
+    return sorted(path for path in found if not found[path]), sorted(name for names in found.values() for name in names)
+
+
+def _weights_in(path: str, weights: set[str], parameters: list[str]) -> list[str]:
+    """Return the full names of the weights that an adapter changes in a module with several weights or experts."""
+    names = [f"{path}.{leaf}" for leaf in sorted({name.rpartition(".")[2] for name in weights})]
+    own = [name for name in names if name.endswith(tuple(weights))]
+    # Where a module has one weight, its factors alone say that it is changed.
+    return own if len(own) < 2 else [name for name in own if name.endswith(tuple(parameters))]
 
 
 def read_head(folder: Path | str) -> Tensor:
@@ -155,29 +169,32 @@ def _list(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def widened_config(config: peft.LoraConfig) -> peft.LoraConfig:
-    """Return the configuration with all expert tensors as targets.
+def widened_config(config: peft.LoraConfig, family: Family) -> peft.LoraConfig:
+    """Return the configuration with all expert tensors of the family as targets.
 
     PEFT requires the same target parameters for all adapters of a model. Those that the adapter lacks have rank 1, stay
     zero and are skipped.
     """
+    weights = family.adapted_parameters
     targets, ranks = config.target_parameters or [], config.rank_pattern or {}
-    paths = {path: ranks.get(get_pattern_key([*ranks], path), config.r) for path in targets if path not in (*MOA, *MOE)}
-    absent = dict.fromkeys((name for name in (*MOA, *MOE) if name not in targets), 1)
+    paths = {path: ranks.get(get_pattern_key([*ranks], path), config.r) for path in targets if path not in weights}
+    absent = dict.fromkeys((name for name in weights if name not in targets), 1)
     return peft.LoraConfig(
         **{name: getattr(config, name) for name in KEPT if name != "rank_pattern"},
         rank_pattern={**paths, **ranks, **absent},  # PEFT takes the first that matches
         target_modules=config.target_modules,
-        target_parameters=[*MOA, *MOE],
+        target_parameters=list(weights),
         inference_mode=True,
     )
 
 
-def _is_targeted(config: peft.LoraConfig, name: str) -> bool:
-    """Return whether a tensor of the widened configuration belongs to the adapter."""
-    match = TENSOR.fullmatch(name)
-    weight = f"{match[1]}.weight" if match else ""
-    return not weight.endswith((*MOA, *MOE)) or weight.endswith(tuple(config.target_parameters or []))
+def widened_names(config: peft.LoraConfig, model: Any) -> dict[str, str]:
+    """Return the names of an adapter's tensors in the widened configuration, by their names in the adapter's file.
+
+    They differ where PEFT nests the wrappers of several weights of one module.
+    """
+    wide = _factor_names(_blank(widened_config(config, model.config.family), model))
+    return {name: wide[factor] for factor, name in _factor_names(_blank(config, model)).items()}
 
 
 def is_classifier(folder: Path) -> bool:
@@ -200,8 +217,8 @@ def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module)
     """
     stored = _stored_shapes(Path(folder))
     stored.pop(HEAD, None)
-    expected = _expected_shapes(config, model)
-    needed = {name: shape for name, shape in expected.items() if _is_targeted(config, name)}
+    adapted = _blank(config, model)
+    needed = {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
     wrong = sorted(needed.keys() ^ stored.keys())
     wrong += [name for name in needed.keys() & stored.keys() if needed[name] != stored[name]]
     if wrong:
@@ -224,12 +241,31 @@ def _stored_shapes(folder: Path) -> dict[str, list[int]]:
         raise AdapterError(f"{WEIGHTS} is damaged ({error}); save or download the adapter again.") from error
 
 
-def _expected_shapes(config: peft.LoraConfig, model: Any) -> dict[str, list[int]]:
-    """Return the shapes that PEFT creates on a copy of the model on the meta device."""
+def _blank(config: peft.LoraConfig, model: Any) -> peft.PeftModel:
+    """Return a copy of the model with an adapter on the meta device.
+
+    Raises:
+        AdapterError: the model has none of the layers that the configuration names.
+    """
     with torch.device("meta"), quiet_peft():
         blank = type(model)(copy.deepcopy(model.config))
-        adapted = peft.PeftModel(blank, widened_config(config))
-    return {name: list(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
+        try:
+            return peft.PeftModel(blank, copy.deepcopy(config))
+        except ValueError as error:
+            raise AdapterError(
+                f"The adapter changes layers that {model.config.family.name} does not have ({error}). Pick the model "
+                "that the adapter was trained on."
+            ) from error
+
+
+def _factor_names(adapted: peft.PeftModel) -> dict[tuple[str, str, str], str]:
+    """Return the names of all factors in a weights file, by the layer, the weight that they change, and "A" or "B"."""
+    return {
+        (name.replace(".base_layer", ""), parameter_of(module), letter): f"{name}.lora_{letter}.weight"
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer)
+        for letter in "AB"
+    }
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jetmoe.adapters.wrappers import wrappers
-from jetmoe.experts.experts import JetMoeExperts
+from jetmoe.experts.experts import Experts
 
 
 def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
@@ -34,16 +34,17 @@ def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
 
 
 def mask_gradients(model: nn.Module, hot: np.ndarray) -> None:
-    """Train only the hot experts: bool `[L, N, E]`, N = MoA, MoE.
+    """Train only the hot experts: bool `[L, N, E]`, the routers in the order of the model's layers.
 
     `lora_B` of the others starts at zero and gets no gradient, so their update stays exactly zero. The gradient of
     their `lora_A` is then zero too. The tensors keep PEFT's shapes.
     """
+    family = model.config.family  # type: ignore[union-attr]
     for name, wrapper in wrappers(model):
-        if not isinstance(wrapper.get_base_layer(), JetMoeExperts):
+        if not isinstance(wrapper.get_base_layer(), Experts):
             continue
         layer = int(name.partition(".layers.")[2].partition(".")[0])
-        mask = torch.from_numpy(hot[layer, int(".mlp." in name)])  # [E]
+        mask = torch.from_numpy(hot[layer, family.kind_index(name)])  # [E]
         wrapper.hot_share = float(mask.float().mean())
         for B in wrapper.lora_B.values():
             B.weight.register_hook(_masked_by(mask))

@@ -9,10 +9,9 @@ from typing import Any
 import peft
 from safetensors.torch import load_file
 
-from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, quiet_peft, read_config, widened_config
+from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, quiet_peft, read_config, widened_config, widened_names
 from jetmoe.adapters.wrappers import unwrap, wrappers
-from jetmoe.lora import AdapterError
-from jetmoe.low_rank import pack, unpack
+from jetmoe.low_rank import AdapterError, pack, unpack
 
 
 class Adapters:
@@ -44,11 +43,13 @@ class Adapters:
         check_weights(folder, config, self._model)  # before tensors of the stored sizes are created
         weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
         has_head = weights.pop(HEAD, None) is not None
+        names, wide = widened_names(config, self._model), widened_config(config, self._model.config.family)
+        weights = {names[name]: tensor for name, tensor in weights.items()}
         with quiet_peft():
             if self._adapted is None:
-                self._adapted = peft.PeftModel(self._model, widened_config(config), adapter_name=module)
+                self._adapted = peft.PeftModel(self._model, wide, adapter_name=module)
             else:
-                self._adapted.add_adapter(module, widened_config(config))
+                self._adapted.add_adapter(module, wide)
         peft.set_peft_model_state_dict(self._adapted, weights, adapter_name=module)
         if name in self.names:
             self.remove(name)

@@ -13,14 +13,21 @@ from jetmoe.low_rank import unpack
 
 
 def wrappers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the names and modules of PEFT's wrappers; only the outermost of nested ones."""
+    """Yield PEFT's wrappers with the name of the layer that they wrap, the outermost first where they are nested."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            yield name.replace(".base_layer", ""), module
+
+
+def outermost(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield PEFT's wrappers as in `wrappers`, without those that another one wraps."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer) and ".base_layer" not in name:
             yield name, module
 
 
 def unwrap(model: nn.Module) -> None:
-    for name, wrapper in wrappers(model):
+    for name, wrapper in outermost(model):
         model.set_submodule(name, wrapper.get_base_layer())
     unpack(model)
     for module in model.modules():

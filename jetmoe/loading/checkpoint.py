@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
-from jetmoe.config import JetMoeConfig
+from jetmoe.config import MoeConfig
+from jetmoe.families import FAMILIES
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes of the entire checkpoint."""
@@ -30,6 +33,9 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
+# The name of a tensor of one expert: released checkpoints of several families have three of them.
+SINGLE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 # These weights can be missing: the checkpoint of a language model has no classification head.
 HEADS = ("score.weight",)
 GIB = 2**30
@@ -54,6 +60,10 @@ class Stored:
     def nbytes(self) -> int:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
+    def files(self) -> Iterator[Stored]:
+        """Yield each tensor of a file that this one consists of."""
+        yield self
+
     def read(self, index: int | None = None) -> Tensor:
         """Return the tensor, or its `index`-th slice along the first dimension."""
         # Not memory-mapped: mapped pages count as memory of this process.
@@ -65,15 +75,82 @@ class Stored:
         return torch.frombuffer(data, dtype=self.dtype).view(shape)
 
 
-def read_model_config(folder: Path) -> JetMoeConfig:
+@dataclass(frozen=True)
+class StoredExperts:
+    """The weights of E experts that a checkpoint holds in a tensor, or a few, for each expert: `[E, out, in]`."""
+
+    name: str
+    experts: tuple[tuple[Stored, ...], ...]
+    """For each expert, the tensors that are concatenated along their first dimension."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.experts[0][0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows = sum(part.shape[0] for part in self.experts[0])
+        return len(self.experts), rows, *self.experts[0][0].shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for parts in self.experts for part in parts)
+
+    def files(self) -> Iterator[Stored]:
+        return (part for parts in self.experts for part in parts)
+
+    def read(self, index: int | None = None) -> Tensor:
+        """Return all weights, or those of one expert."""
+        if index is None:
+            return torch.stack([self.read(e) for e in range(len(self.experts))])
+        return torch.cat([part.read() for part in self.experts[index]])
+
+
+def fused(stored: dict[str, Stored]) -> dict[str, Any]:
+    """Return the tensors of a checkpoint with those of single experts put together as transformers' names do.
+
+    Raises:
+        CheckpointError: experts are missing, or they differ in shape.
+    """
+    tensors: dict[str, Any] = {}
+    found: dict[str, dict[int, dict[str, Stored]]] = {}
+    for name, tensor in stored.items():
+        if match := SINGLE_EXPERT.fullmatch(name):
+            layer, number, leaf = match[1], int(match[2]), match[3]
+            found.setdefault(layer, {}).setdefault(number, {})[leaf] = tensor
+        else:
+            tensors[name] = tensor
+    for layer, experts in found.items():
+        _check_experts(layer, experts)
+        for leaf, parts in FUSED.items():
+            rows = tuple(tuple(experts[e][part] for part in parts) for e in range(len(experts)))
+            tensors[f"{layer}.{leaf}"] = StoredExperts(f"{layer}.{leaf}", rows)
+    return tensors
+
+
+def _check_experts(layer: str, experts: dict[int, dict[str, Stored]]) -> None:
+    names = [
+        f"{layer}.{e}.{part}.weight" for e in range(max(experts) + 1) for parts in FUSED.values() for part in parts
+    ]
+    there = {f"{layer}.{e}.{part}.weight": one for e, parts in experts.items() for part, one in parts.items()}
+    if missing := [name for name in names if name not in there]:
+        raise CheckpointError(f"The checkpoint lacks {name_list(missing)[:300]}. Download the files again.")
+    for part in (part for parts in FUSED.values() for part in parts):
+        shapes = {one[part].shape for one in experts.values()}
+        if len(shapes) > 1:
+            raise CheckpointError(f"The experts of {layer} differ in shape: {sorted(shapes)} for {part}.")
+
+
+def read_model_config(folder: Path) -> MoeConfig:
     """Load the configuration; raise CheckpointError if it is missing or of another model family."""
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no config.json; use the folder of a complete checkpoint.")
     family = _read_json(file).get("model_type")
-    if family != JetMoeConfig.model_type:
-        raise CheckpointError(f"{folder.name} is a {family!r} checkpoint, not a JetMoE; pick a JetMoE model.")
-    return JetMoeConfig.from_pretrained(folder)
+    if family not in FAMILIES:
+        names = " or ".join(one.name for one in FAMILIES.values())
+        raise CheckpointError(f"{folder.name} is a {family!r} checkpoint; pick a {names} model.")
+    return AutoConfig.from_pretrained(folder)
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -93,9 +170,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             problems.append(f"{file.name} is damaged")
             continue
         if unknown := sorted({entry["dtype"] for entry in header.values()} - set(DTYPES)):
-            raise CheckpointError(
-                f"{file.name} holds {', '.join(unknown)}; JetMoE checkpoints are in F32, BF16 or F16."
-            )
+            raise CheckpointError(f"{file.name} holds {', '.join(unknown)}; checkpoints are in F32, BF16 or F16.")
         size = file.stat().st_size
         cut = [name for name, entry in header.items() if start + entry["data_offsets"][1] > size]
         if cut:
@@ -106,7 +181,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         }
     if problems:
         raise CheckpointError(f"{folder.name} is incomplete: {'; '.join(problems)}. Download these files again.")
-    return tensors
+    return fused(tensors)
 
 
 def renamed_for(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Stored]:
@@ -120,7 +195,7 @@ def renamed_for(model: nn.Module, stored: dict[str, Stored]) -> dict[str, Stored
 
 
 def is_4bit(stored: dict[str, Stored]) -> bool:
-    return any(name.endswith(".weight.absmax") for name in stored)
+    return any(name.endswith(".absmax") for name in stored)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from jetmoe.loading.checkpoint import (
     INDEX,
@@ -45,14 +46,12 @@ def convert(
     Raises:
         CheckpointError: as in `load`, or `to` contains weights from another checkpoint or with other settings.
     """
-    from jetmoe.modeling import JetMoeForCausalLM
-
     folder, to = Path(folder), Path(to)
     config, stored = read_model_config(folder), stored_tensors(folder)
     if is_4bit(stored):
         raise CheckpointError(f"{folder.name} is already 4-bit; use the folder of the 16-bit checkpoint.")
     with torch.device("meta"):
-        model: Any = JetMoeForCausalLM(config)
+        model: Any = AutoModelForCausalLM.from_config(config)
     model.to(torch.bfloat16)
     slots = slots_of(model, True, double_quantization, torch.bfloat16)
     check_slots(slots, stored, False, config)
@@ -98,7 +97,8 @@ def _fingerprint(stored: dict[str, Stored]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        with tensor.file.open("rb") as opened:
-            opened.seek(tensor.start)
-            digest.update(opened.read(min(SAMPLE_BYTES, tensor.nbytes)))
+        for part in tensor.files():
+            with part.file.open("rb") as opened:
+                opened.seek(part.start)
+                digest.update(opened.read(min(SAMPLE_BYTES, part.nbytes)))
     return digest.hexdigest()

@@ -29,7 +29,7 @@ def layer_devices(
 
         device_map = infer_auto_device_map(
             model,
-            no_split_module_classes=["JetMoeDecoderLayer"],
+            no_split_module_classes=model._no_split_modules,
             special_dtypes={slot.name: CustomDtype.INT4 for slot in slots if slot.quantized},
         )
     if isinstance(device_map, dict):

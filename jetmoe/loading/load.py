@@ -1,6 +1,6 @@
 """Load a safetensors checkpoint into a model, in 16 bits or with 4-bit experts, or convert it to 4 bits on disk.
 
-    model = load(JetMoeForCausalLM, folder, quantization="nf4", device="cuda")
+    model = load(AutoModelForCausalLM, folder, quantization="nf4", device="cuda")
     convert(folder, to)         # resumable
 
 Experts are read one at a time and quantized on their final device, so peak memory is the final size plus one slice. One
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from jetmoe.config import JetMoeConfig
+from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import Progress, Stored, is_4bit, read_model_config, renamed_for, stored_tensors
 from jetmoe.loading.devices import as_device, device_of, dispatch_model, layer_devices
 from jetmoe.loading.slots import check_slots, quantization_config, slots_of
@@ -38,13 +38,14 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
     device_map: str | dict[str, Any] | None = None,
-    config: JetMoeConfig | None = None,
+    config: MoeConfig | None = None,
     attn_implementation: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Any:
     """Load a model in eval mode, without gradients.
 
     Args:
+        model_class: a class of this package, or an Auto class of transformers, which picks one by the configuration.
         folder: config.json and safetensors, one file or shards, 16-bit or 4-bit. A 4-bit checkpoint stays 4-bit.
         dtype: dtype of weights that are not quantized, and of 4-bit weights after dequantization.
         device_map: "auto" or accelerate's map of modules to devices; overrides `device`.
@@ -76,7 +77,7 @@ def load(
 @torch.no_grad()
 def build(
     model_class: Any,
-    config: JetMoeConfig,
+    config: MoeConfig,
     stored: dict[str, Stored],
     *,
     quantization: Quantization | None = None,
@@ -91,6 +92,8 @@ def build(
     if quantized := is_4bit(stored):
         quantization = "nf4"
         double_quantization = any(name.endswith(".nested_absmax") for name in stored)
+    if mapping := getattr(model_class, "_model_mapping", None):
+        model_class = mapping[type(config)]
     with torch.device("meta"):
         model: Any = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     stored = renamed_for(model, stored)
@@ -111,6 +114,7 @@ def build(
     if quantization:
         model.config.quantization_config = quantization_config(double_quantization)
         model.is_loaded_in_4bit = True  # read by PEFT and accelerate
+        model._weight_conversions = []  # transformers can't split 4-bit weights into those of single experts
     model.eval().requires_grad_(False)
     return dispatch_model(model, places)
 
@@ -131,7 +135,9 @@ def asked_for_4bit(name_or_path: str | Path | None, quantization: str | None, kw
     if asked is None:
         return False if quantization else None
     if not asked.get("load_in_4bit") or (asked.get("bnb_4bit_quant_type") or "nf4") not in ("nf4", "fp4"):
-        raise ValueError("JetMoE supports 16 bits, 32 bits and 4-bit NF4; use BitsAndBytesConfig(load_in_4bit=True).")
+        raise ValueError(
+            "These models support 16 bits, 32 bits and 4-bit NF4; use BitsAndBytesConfig(load_in_4bit=True)."
+        )
     return bool(asked.get("bnb_4bit_use_double_quant"))
 
 
@@ -142,7 +148,7 @@ def _saved_quantization(name_or_path: str | Path | None, kwargs: dict[str, Any])
     if Path(name_or_path).is_dir() and not (Path(name_or_path) / kwargs.get("subfolder", "") / "config.json").is_file():
         return None  # loading reports the missing file
     hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in kwargs}
-    return JetMoeConfig.get_config_dict(name_or_path, **hub)[0].get("quantization_config")
+    return MoeConfig.get_config_dict(name_or_path, **hub)[0].get("quantization_config")
 
 
 def load_pretrained(model_class: Any, name_or_path: str | Path, double: bool, **kwargs) -> Any:

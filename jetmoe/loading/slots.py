@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jetmoe.config import JetMoeConfig
-from jetmoe.experts.experts import JetMoeExperts
+from jetmoe.config import MoeConfig
+from jetmoe.experts.experts import Experts
 from jetmoe.loading.checkpoint import HEADS, CheckpointError, Stored, name_list
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, BYTES_PER_WEIGHT, SUFFIXES, Parts, empty, require_bitsandbytes
@@ -42,7 +42,7 @@ class Slot:
         """Return the names and shapes of its tensors in a checkpoint."""
         if not (self.quantized and stored_4bit):
             return {self.name: tuple(self.shape)}
-        if not isinstance(self.module, JetMoeExperts):
+        if not isinstance(self.module, Experts):
             rows, columns = self.shape  # the format of bitsandbytes' Linear4bit
             return {self.name: (rows * columns // 2, 1), f"{self.name}.absmax": (rows * columns // BLOCK,)}
         parts = empty(tuple(self.shape), self.double, "meta")._asdict()  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ class Slot:
         elif not self.quantized:
             self._put(stored[self.name].read().to(device, self.dtype))
             yield stored[self.name].nbytes
-        elif isinstance(self.module, JetMoeExperts):
+        elif isinstance(self.module, Experts):
             yield from self._fill_experts(stored, device, tiles)
         else:
             yield from self._fill_linear(stored, device, tiles)
@@ -103,25 +103,28 @@ class Slot:
 
 
 def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype) -> list[Slot]:
-    """Return a slot per parameter; with `quantized`, replace key-value projections with bitsandbytes' Linear4bit."""
+    """Return a slot per parameter; with `quantized`, linear layers of attention become bitsandbytes' Linear4bit."""
+    projections = tuple(f".{name}" for name in model.config.family.projections)
     if quantized:
         require_bitsandbytes()
         from jetmoe.nf4.linear import TiledLinear4bit
 
-        inputs = {module.weight.shape[-1] for module in model.modules() if isinstance(module, JetMoeExperts)}
+        experts = [module for module in model.modules() if isinstance(module, Experts)]
+        inputs = {getattr(module, name).shape[-1] for module in experts for name in module.tensors}
         if odd := sorted(size for size in inputs if size % BLOCK):
             raise CheckpointError(
                 f"4-bit weights need input sizes that are multiples of {BLOCK}, and this model has "
                 f"{', '.join(map(str, odd))}; load it in 16 bits."
             )
         for name, module in list(model.named_modules()):
-            if name.endswith(".kv_proj"):
+            if name.endswith(projections):
                 rows, columns = module.weight.shape
-                model.set_submodule(name, TiledLinear4bit(columns, rows, False, dtype, double, "nf4", device="meta"))
+                bias = module.bias is not None
+                model.set_submodule(name, TiledLinear4bit(columns, rows, bias, dtype, double, "nf4", device="meta"))
     slots = []
     for name, parameter in model.named_parameters():  # lists tied parameters once
         module = model.get_submodule(name.rpartition(".")[0])
-        four_bit = quantized and (isinstance(module, JetMoeExperts) or name.endswith(".kv_proj.weight"))
+        four_bit = quantized and (isinstance(module, Experts) or name.removesuffix(".weight").endswith(projections))
         slots.append(Slot(name, module, parameter.shape, dtype, four_bit, double))
     return slots
 
@@ -142,7 +145,7 @@ def quantized_tensors(slots: Sequence[Slot], stored: dict[str, Stored]) -> dict[
     return tensors
 
 
-def check_slots(slots: Sequence[Slot], stored: dict[str, Stored], stored_4bit: bool, config: JetMoeConfig) -> None:
+def check_slots(slots: Sequence[Slot], stored: dict[str, Stored], stored_4bit: bool, config: MoeConfig) -> None:
     """Raise CheckpointError if tensors are missing, unexpected or of another shape; the message names all."""
     expected = {name: shape for slot in slots for name, shape in slot.expected(stored_4bit).items()}
     problems = []

@@ -44,4 +44,5 @@ class TiledLinear4bit(Linear4bit):
             result = nf4_cpu.chosen_linear(rows, torch.zeros(len(rows), dtype=torch.int64), self.tiles)
         else:
             result = nf4_cpu.sorted_linear(rows, torch.tensor([len(rows)]), self.tiles)
-        return result.view(*x.shape[:-1], -1)
+        result = result.view(*x.shape[:-1], -1)
+        return result if self.bias is None else result + self.bias

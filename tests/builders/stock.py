@@ -43,6 +43,7 @@ def _serve() -> None:
     import peft  # noqa: F401
     import transformers
     from transformers.models.jetmoe import modeling_jetmoe  # noqa: F401
+    from transformers.models.olmoe import modeling_olmoe  # noqa: F401
 
     assert transformers and "jetmoe" not in sys.modules
     for line in sys.stdin:

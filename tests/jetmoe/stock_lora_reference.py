@@ -1,4 +1,4 @@
-"""What stock PEFT on unmodified transformers computes with a toy JetMoE; runs in a process that never imports `jetmoe`.
+"""What stock PEFT on unmodified transformers computes with a toy; runs in a process that never imports `jetmoe`.
 
     python -m tests.jetmoe.stock_lora_reference FOLDER
 
@@ -19,21 +19,33 @@ from transformers import AutoModelForCausalLM
 MOA = ["experts.input_linear.weight", "experts.output_linear.weight"]
 MOE = ["mlp.input_linear.weight", "mlp.output_linear.weight"]
 # Written out once more, so that a slip in `jetmoe.lora.PRESETS` shows.
-TARGETS: dict[str, dict[str, list[str]]] = {
-    "attention": {"target_modules": ["kv_proj"], "target_parameters": MOA},
-    "experts": {"target_modules": [], "target_parameters": MOE},
-    "moa": {"target_modules": [], "target_parameters": MOA},
-    "all": {"target_modules": ["kv_proj"], "target_parameters": MOA + MOE},
-    "router": {"target_modules": ["router.layer"]},
-    "all+router": {"target_modules": ["kv_proj", "router.layer"], "target_parameters": MOA + MOE},
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+FUSED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+TARGETS: dict[str, dict[str, dict[str, list[str]]]] = {
+    "jetmoe": {
+        "attention": {"target_modules": ["kv_proj"], "target_parameters": MOA},
+        "experts": {"target_modules": [], "target_parameters": MOE},
+        "moa": {"target_modules": [], "target_parameters": MOA},
+        "all": {"target_modules": ["kv_proj"], "target_parameters": MOA + MOE},
+        "router": {"target_modules": ["router.layer"]},
+        "all+router": {"target_modules": ["kv_proj", "router.layer"], "target_parameters": MOA + MOE},
+    },
+    "olmoe": {
+        "attention": {"target_modules": QKVO},
+        "experts": {"target_modules": [], "target_parameters": FUSED},
+        "all": {"target_modules": QKVO, "target_parameters": FUSED},
+        "router": {"target_modules": [], "target_parameters": ["mlp.gate.weight"]},
+        "all+router": {"target_modules": QKVO, "target_parameters": [*FUSED, "mlp.gate.weight"]},
+    },
 }
 
 
 def main(folder: Path) -> None:
     inputs = load_file(folder / "inputs.safetensors")
     results = {}
-    for preset in TARGETS:
-        make_adapter(folder, preset)
+    family = base(folder / "plain").config.model_type
+    for preset, targets in TARGETS[family].items():
+        make_adapter(folder, preset, targets)
         for checkpoint in ("plain", "dequantized"):
             model = peft.PeftModel.from_pretrained(
                 base(folder / checkpoint), folder / "stock" / preset, is_trainable=True
@@ -54,11 +66,11 @@ def base(folder: Path):
     return model
 
 
-def make_adapter(folder: Path, preset: str) -> None:
+def make_adapter(folder: Path, preset: str, targets: dict[str, list[str]]) -> None:
     """With a `lora_B` that is not zero, so that `lora_A` has gradients too."""
     torch.manual_seed(1)
     adapted = peft.get_peft_model(
-        base(folder / "plain"), peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **TARGETS[preset])
+        base(folder / "plain"), peft.LoraConfig(r=3, lora_alpha=5, task_type="CAUSAL_LM", **targets)
     )
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:

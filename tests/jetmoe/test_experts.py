@@ -1,21 +1,24 @@
 """The expert layer against the dumbest correct code: every path, outputs and gradients."""
 
+from functools import partial
+
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
 
 from jetmoe.experts.assignments import Routing, combine, dispatch, permute
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, dispatched_linear, gated_linear, sorted_linear
-from jetmoe.feed_forward import JetMoeRMSNorm
+from jetmoe.experts.experts import LinearExperts, call_experts
+from jetmoe.experts.products import chosen_product, dispatched_product, gated_product, sorted_product
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import tensor as nf4
+from jetmoe.norm import RMSNorm
 from tests.builders.experts import dumb
 
 
 def make(T, E, K, seed=0):
     torch.manual_seed(seed)
-    experts = JetMoeExperts(E, 8, 6)
+    experts = LinearExperts(E, 8, 6)
     torch.nn.init.normal_(experts.weight)
     logits = torch.randn(T, E)
     picked, ids = logits.topk(K)
@@ -30,16 +33,16 @@ def test_products_and_gradients(T, E, K, path):
     experts, tokens, routing = make(T, E, K)
     expected = dumb(experts.weight, tokens, routing)
     if path == "sorted":
-        rows = sorted_linear(experts, dispatch(tokens, routing), routing)
+        rows = call_experts(experts, dispatch(tokens, routing), routing, sorted_product)
         rows = permute(rows, routing.sorted().inverse, routing.sorted().order)
     else:
         repeated = tokens.unsqueeze(1).expand(-1, K, -1).reshape(T * K, -1)
-        rows = chosen_linear(experts, repeated, routing)
+        rows = call_experts(experts, repeated, routing, chosen_product)
     torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-5)
 
     with torch.no_grad():
         if path == "sorted":
-            again = sorted_linear(experts, dispatch(tokens, routing), routing)
+            again = call_experts(experts, dispatch(tokens, routing), routing, sorted_product)
             again = permute(again, routing.sorted().inverse, routing.sorted().order)
             torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
 
@@ -69,7 +72,7 @@ def test_combine_weighs_by_gate():
 
 def adapted_experts(E, out, inner, R=4, dtype=torch.bfloat16, stored="plain"):
     """Stock PEFT's wrapper of a frozen expert layer, its factors not zero."""
-    experts = JetMoeExperts(E, inner, out)
+    experts = LinearExperts(E, inner, out)
     torch.nn.init.normal_(experts.weight)
     if stored != "plain":
         parts = nf4.quantize(experts.weight.detach().to(dtype)).parts
@@ -107,12 +110,14 @@ def uneven_routing(sizes, K, seed=0):
 def run_frozen(wrapper, tokens, routing, path):
     """In token order, by the products that gather tokens themselves or by those of sorted rows, also weighed by 1."""
     if path == "gathered":
-        rows = dispatched_linear(wrapper, tokens, routing)
+        rows = call_experts(wrapper, tokens, routing, dispatched_product)
     elif path == "weighed":
         gates = torch.ones(routing.experts.numel(), 1, dtype=tokens.dtype)
-        rows = gated_linear(wrapper, dispatch(tokens, routing), gates, routing, before=torch.mul)
+        rows = call_experts(
+            wrapper, dispatch(tokens, routing), routing, partial(gated_product, gates=gates, before=torch.mul)
+        )
     else:
-        rows = sorted_linear(wrapper, dispatch(tokens, routing), routing)
+        rows = call_experts(wrapper, dispatch(tokens, routing), routing, sorted_product)
     return permute(rows, routing.sorted().inverse, routing.sorted().order)
 
 
@@ -153,8 +158,8 @@ def test_what_is_computed_again_has_the_same_gradients(dtype, adapted):
     gates = torch.rand(sum(sizes), 1, dtype=dtype, requires_grad=True)
     inputs = [rows, gates] + [wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight] * adapted
     results = [
-        gated_linear(experts, rows, gates, routing, before),
-        sorted_linear(experts, before(rows, gates), routing),
+        call_experts(experts, rows, routing, partial(gated_product, gates=gates, before=before)),
+        call_experts(experts, before(rows, gates), routing, sorted_product),
     ]
     direction = torch.randn(sum(sizes), 24)
     grads = [torch.autograd.grad((result.float() * direction).sum(), inputs) for result in results]
@@ -228,7 +233,7 @@ def test_a_bad_row_stays_with_its_experts(K, path, where, bad):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_norm_and_its_gradients(dtype, frozen):
     torch.manual_seed(0)
-    norm = JetMoeRMSNorm(24, 1e-2)
+    norm = RMSNorm(24, 1e-2)
     torch.nn.init.normal_(norm.weight)
     norm.to(dtype).requires_grad_(not frozen)
     hidden = (3 * torch.randn(2, 5, 24)).to(dtype)

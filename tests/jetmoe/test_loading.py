@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
-from jetmoe.experts.experts import JetMoeExperts
+from jetmoe.experts.experts import LinearExperts
 from jetmoe.loading import devices
 from jetmoe.loading.checkpoint import INDEX, CheckpointError, Stored, stored_tensors
 from jetmoe.loading.convert import convert
@@ -106,7 +106,7 @@ def test_4_bits_are_the_quantized_16_bits(whole, shards, double):
     for folder in (whole, shards):
         model = load_4bit(folder, double_quantization=double)
         for name, module in model.named_modules():
-            if isinstance(module, JetMoeExperts):
+            if isinstance(module, LinearExperts):
                 expected = quantize(plain.get_submodule(name).weight, double).parts
                 expected = expected.tile() if nf4_cpu.supported() else expected
                 assert torch.equal(module.weight.parts.codes, expected.codes)
@@ -139,7 +139,7 @@ def test_only_experts_and_key_value_projections_are_quantized(whole):
 def test_memory_footprint_counts_what_is_stored(whole, double):
     plain = load(JetMoeForCausalLM, whole)
     assert plain.get_memory_footprint() == 2 * sum(p.numel() for p in plain.parameters())
-    experts = sum(m.weight.numel() for m in plain.modules() if isinstance(m, JetMoeExperts))
+    experts = sum(m.weight.numel() for m in plain.modules() if isinstance(m, LinearExperts))
     projections = sum(layer.self_attention.kv_proj.weight.numel() for layer in plain.model.layers)
     others = sum(p.numel() for p in plain.parameters()) - experts - projections
 
@@ -162,7 +162,7 @@ def test_the_released_shape_takes_at_most_5_2_gib():
     total = {"rows": 0, "tiles": 0}
     for slot in slots_of(model, True, False, torch.bfloat16):
         numbers = slot.shape.numel()
-        if isinstance(slot.module, JetMoeExperts):
+        if isinstance(slot.module, LinearExperts):
             sizes = {kind: nf4.empty(tuple(slot.shape), device="meta", tiled=kind == "tiles").nbytes for kind in total}
             assert max(sizes.values()) <= 0.57 * numbers
         else:

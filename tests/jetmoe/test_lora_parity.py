@@ -7,8 +7,8 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from jetmoe import JetMoeForCausalLM
 from jetmoe.experts.assignments import FEW_ASSIGNMENTS
 from jetmoe.loading.load import load
 from jetmoe.lora import lora_config
@@ -17,7 +17,7 @@ from tests.builders.stock import run_stock
 from tests.builders.toy_model import toy_model
 from tests.jetmoe.stock_lora_reference import TARGETS
 
-PRESETS = list(TARGETS)
+PRESETS = [(family, preset) for family, presets in TARGETS.items() for preset in presets]
 TRAINED = ["attention", "experts", "all", "all+router"]
 # A batch and three tokens: six assignments, so that of eight experts two get none, and few-token paths are taken.
 INPUTS = {
@@ -28,10 +28,13 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Base checkpoints and adapters that we trained, and what stock PEFT makes of them."""
-    folder = tmp_path_factory.mktemp("lora")
-    model = toy_model(num_local_experts=8, initializer_range=0.1, **WIDE)
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """By family: base checkpoints and adapters that we trained, and what stock PEFT makes of them."""
+    return {family: made(family, tmp_path_factory.mktemp(family)) for family in TARGETS}
+
+
+def made(family: str, folder: Path) -> Path:
+    model = toy_model(family=family, num_local_experts=8, initializer_range=0.1, **WIDE)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -46,22 +49,32 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def folder(folders, family) -> Path:
+    return folders[family]
+
+
 @pytest.fixture(scope="module")
-def reference(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "reference.safetensors")
+def references(folders) -> dict[str, dict[str, torch.Tensor]]:
+    return {family: load_file(folder / "reference.safetensors") for family, folder in folders.items()}
+
+
+@pytest.fixture
+def reference(references, family) -> dict[str, torch.Tensor]:
+    return references[family]
 
 
 def plain(folder):
-    return JetMoeForCausalLM.from_pretrained(folder / "plain").eval()
+    return AutoModelForCausalLM.from_pretrained(folder / "plain").eval()
 
 
 def four_bit(folder):
-    return load(JetMoeForCausalLM, folder / "plain", quantization="nf4", dtype=torch.float32)
+    return load(AutoModelForCausalLM, folder / "plain", quantization="nf4", dtype=torch.float32)
 
 
 def train(model, preset, steps=3):
     torch.manual_seed(2)
-    adapted = peft.get_peft_model(model, lora_config(preset, r=3, lora_alpha=6)).train()
+    adapted = peft.get_peft_model(model, lora_config(preset, r=3, lora_alpha=6, family=model.config.model_type)).train()
     optimizer = torch.optim.AdamW([one for one in adapted.parameters() if one.requires_grad], lr=0.02)
     for _ in range(steps):
         adapted(INPUTS["batch"], labels=INPUTS["batch"]).loss.backward()
@@ -96,14 +109,18 @@ def adapted_as_stock(model, folder, preset, checkpointing):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("inputs", INPUTS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("family", "preset"), PRESETS)
 def test_loss_logits_and_gradients(folder, reference, preset, inputs, checkpointing):
     adapted = adapted_as_stock(plain(folder), folder, preset, checkpointing)
     assert_equals_stock(adapted, answers(reference, "plain", preset, inputs), INPUTS[inputs], CLOSE)
 
 
 @pytest.mark.parametrize(
-    ("preset", "checkpointing"), [*((preset, False) for preset in PRESETS), ("all+router", True), ("experts", True)]
+    ("family", "preset", "checkpointing"),
+    [
+        *((*one, False) for one in PRESETS),
+        *((family, preset, True) for family in TARGETS for preset in ("all+router", "experts")),
+    ],
 )
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_on_four_bits(folder, reference, preset, inputs, checkpointing):
@@ -112,6 +129,7 @@ def test_on_four_bits(folder, reference, preset, inputs, checkpointing):
     assert_equals_stock(adapted, answers(reference, "dequantized", preset, inputs), INPUTS[inputs], CLOSE)
 
 
+@pytest.mark.parametrize("family", TARGETS)
 def test_inputs_leave_experts_without_tokens(folder):
     model = plain(folder)
     assert INPUTS["few"].numel() * model.config.num_experts_per_tok <= FEW_ASSIGNMENTS
@@ -122,6 +140,7 @@ def test_inputs_leave_experts_without_tokens(folder):
     assert {0, 1} <= set(torch.stack(counts).flatten().tolist())
 
 
+@pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("preset", TRAINED)
 @torch.no_grad()
 def test_adapters_that_we_trained_answer_the_same_in_stock_peft(folder, reference, preset):
@@ -132,6 +151,7 @@ def test_adapters_that_we_trained_answer_the_same_in_stock_peft(folder, referenc
         assert (adapted(INPUTS["batch"]).logits - logits).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("preset", TRAINED)
 def test_files_are_those_of_stock_peft(folder, preset):
     ours, stock = (load_file(folder / by / preset / "adapter_model.safetensors") for by in ("trained", "stock"))
@@ -140,6 +160,7 @@ def test_files_are_those_of_stock_peft(folder, preset):
     }
 
 
+@pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.parametrize("make", [plain, four_bit])
 def test_packed_examples_do_not_see_each_other(folder, make):
     """Positions that restart and no mask: logits and gradients of each example alone."""

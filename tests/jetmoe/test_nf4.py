@@ -14,7 +14,9 @@ from torch import nn
 from jetmoe import c_library
 from jetmoe.decode import compiled_step, step
 from jetmoe.experts.assignments import Routing, dispatch, permute
-from jetmoe.experts.experts import JetMoeExperts, chosen_linear, project, sorted_linear
+from jetmoe.experts.experts import LinearExperts, call_experts
+from jetmoe.experts.products import chosen_product, sorted_product
+from jetmoe.linear import project
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import parts as nf4
 from jetmoe.nf4.tensor import NF4Tensor, quantize
@@ -40,7 +42,7 @@ def equal(parts, others):
 
 
 def experts_of(weight):
-    experts = JetMoeExperts(*weight.shape[:1], weight.shape[2], weight.shape[1])
+    experts = LinearExperts(*weight.shape[:1], weight.shape[2], weight.shape[1])
     experts.weight = nn.Parameter(weight, requires_grad=False)
     return experts
 
@@ -193,7 +195,7 @@ def test_it_shows_its_true_size():
     assert repr(plain) == "NF4Tensor([2, 1024, 1024], 1.1 MiB, device=cpu, dtype=torch.float32)"
     assert "1.0 MiB doubly quantized" in repr(double)
     assert "1.1 MiB in tiles" in repr(NF4Tensor(plain.parts.tile()))
-    assert repr(experts_of(plain)) == "JetMoeExperts(experts=2, in=1024, out=1024, nf4, 1.1 MiB)"
+    assert repr(experts_of(plain)) == "LinearExperts(experts=2, in=1024, out=1024, nf4, 1.1 MiB)"
 
 
 @pytest.mark.parametrize(
@@ -253,9 +255,9 @@ def uneven(dtype, tokens=20):
 
 def both_products(experts, tokens, routing):
     repeated = tokens.repeat_interleave(2, dim=0)
-    rows = sorted_linear(experts, dispatch(tokens, routing), routing)
+    rows = call_experts(experts, dispatch(tokens, routing), routing, sorted_product)
     in_order = permute(rows, routing.sorted().inverse, routing.sorted().order)
-    return in_order, chosen_linear(experts, repeated, routing)
+    return in_order, call_experts(experts, repeated, routing, chosen_product)
 
 
 @pytest.mark.parametrize("tokens", [1, 20])

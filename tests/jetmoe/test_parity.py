@@ -1,4 +1,4 @@
-"""Our model against transformers' JetMoE at toy size, fp32: outputs, gradients, generation, checkpoints."""
+"""Our models against those of transformers at toy size, fp32: outputs, gradients, generation, checkpoints."""
 
 from pathlib import Path
 
@@ -9,14 +9,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import jetmoe
 from tests.builders.stock import run_stock
+from tests.jetmoe.stock_reference import TOYS
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def reference_dir(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=TOYS)
+def reference_dir(request, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("stock")
-    run_stock("tests.jetmoe.stock_reference", out)
+    run_stock("tests.jetmoe.stock_reference", out, request.param)
     return out
 
 
@@ -26,12 +27,12 @@ def reference(reference_dir) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def model(reference_dir) -> jetmoe.JetMoeForCausalLM:
+def model(reference_dir):
     return AutoModelForCausalLM.from_pretrained(reference_dir / "model").eval()
 
 
 def test_auto_class_returns_ours(model):
-    assert type(model) is jetmoe.JetMoeForCausalLM
+    assert type(model) in (jetmoe.JetMoeForCausalLM, jetmoe.OlmoeForCausalLM)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -71,7 +72,9 @@ def test_logits_with_cache(model, reference, make_cache, step):
 
 @torch.no_grad()
 def test_attentions_and_hidden_states(model, reference):
-    output = model(reference["ids"], output_attentions=True, output_hidden_states=True)
+    output = model(reference["ids"], output_attentions=True, output_hidden_states=True, output_router_logits=True)
+    if "router_logits" in reference:
+        torch.testing.assert_close(torch.stack(output.router_logits), reference["router_logits"], **CLOSE)
     torch.testing.assert_close(torch.stack(output.attentions), reference["attention"], **CLOSE)
     torch.testing.assert_close(torch.stack(output.hidden_states), reference["hidden_states"], **CLOSE)
 
@@ -111,13 +114,13 @@ def test_loss_and_gradients(model, reference, checkpointing):
 @pytest.mark.parametrize("labels", [3, 1])
 def test_classification_head(reference_dir, reference, labels):
     model = AutoModelForSequenceClassification.from_pretrained(reference_dir / f"classifier_{labels}").eval()
-    assert type(model) is jetmoe.JetMoeForSequenceClassification
+    assert type(model) in (jetmoe.JetMoeForSequenceClassification, jetmoe.OlmoeForSequenceClassification)
     target = torch.tensor([0, 2, 1]) if labels > 1 else torch.tensor([0.5, -1.0, 2.0])
     output = model(reference["right_padded"], labels=target)
     output.loss.backward()
     torch.testing.assert_close(output.logits, reference[f"class_logits_{labels}"], **CLOSE)
     torch.testing.assert_close(output.loss, reference[f"class_loss_{labels}"], **CLOSE)
-    grad = model.model.layers[0].mlp.input_linear.weight.grad
+    grad = next(one.grad for one in model.parameters() if one.ndim == 3)
     torch.testing.assert_close(grad, reference[f"class_grad_{labels}"], **CLOSE)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, WEIGHTS, check_weights, read_config
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError
@@ -130,14 +130,14 @@ def delete_upload(upload_id: str, owner: str = "") -> Upload:
     return upload
 
 
-def _blank(model_id: str) -> JetMoeForCausalLM:
+def _blank(model_id: str) -> PreTrainedModel:
     """Return a model with the same shapes on the meta device, which takes no memory."""
     folder = catalog.path(model_id) if catalog.ready(model_id) else None
     if folder is None:
         raise StudioError(f"The model {model_id} is not downloaded yet. Load it once, then upload its adapter.")
     try:
         with torch.device("meta"):
-            return JetMoeForCausalLM(read_model_config(folder))
+            return AutoModelForCausalLM.from_config(read_model_config(folder))
     except CheckpointError as error:
         raise StudioError(str(error)) from error
 

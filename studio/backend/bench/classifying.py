@@ -66,15 +66,16 @@ def stock(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
 
 def ours(work: dict[str, Any], dtype: torch.dtype, device: str) -> Classify:
     """Return a trained classifier, as the page and the command line use it."""
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from jetmoe import JetMoeForSequenceClassification
     from jetmoe.loading.load import load
     from studio.backend.classification.trained import Body, TrainedClassifier, always
     from studio.backend.data.labelled import Labels
 
     quantization: Any = "nf4" if work["weights"] == "nf4" else None
-    model = load(JetMoeForSequenceClassification, work["path"], quantization=quantization, dtype=dtype, device=device)
+    model = load(
+        AutoModelForSequenceClassification, work["path"], quantization=quantization, dtype=dtype, device=device
+    )
     longest = model.config.max_position_embeddings
     tokenizer: Any = AutoTokenizer.from_pretrained(work["path"])
     body = Body(tokenizer, always(model), longest)

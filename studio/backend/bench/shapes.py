@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from studio.errors import StudioError
 
 # From the released config.json (jetmoe/jetmoe-8b).
 SHAPES: dict[str, dict[str, Any]] = {
     "jetmoe-8b": {
+        "model_type": "jetmoe",
         "vocab_size": 32000,
         "hidden_size": 2048,
         "num_hidden_layers": 24,
@@ -28,7 +30,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
-    }
+    },
+    # From the released config.json (allenai/OLMoE-1B-7B-0924).
+    "olmoe-1b-7b": {
+        "model_type": "olmoe",
+        "vocab_size": 50304,
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_experts_per_tok": 8,
+        "num_experts": 64,
+        "intermediate_size": 1024,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -41,7 +58,7 @@ def settings(shape: str) -> dict[str, Any]:
 
 def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
     """Build our model of that shape as a checkpoint is loaded: slice by slice, quantized on the way."""
-    from jetmoe import JetMoeConfig, JetMoeForCausalLM
+    import jetmoe  # noqa: F401  registers our classes
     from jetmoe.loading.checkpoint import Stored
     from jetmoe.loading.load import build
 
@@ -49,23 +66,22 @@ def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
         def read(self, index: int | None = None) -> Tensor:
             return _values(self.shape).clone() if index is None else _values(self.shape[1:])
 
-    config = JetMoeConfig(**settings(shape))
+    config = AutoConfig.for_model(**settings(shape))
     with torch.device("meta"):
-        state = JetMoeForCausalLM(config).state_dict()
-    state.pop("lm_head.weight")  # tied
+        state = AutoModelForCausalLM.from_config(config).state_dict()
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight")
     stored: dict[str, Any] = {
         name: Random(name, Path(), torch.bfloat16, tuple(tensor.shape), 0) for name, tensor in state.items()
     }
-    return build(JetMoeForCausalLM, config, stored, quantization=quantization, dtype=dtype, device=device)
+    return build(AutoModelForCausalLM, config, stored, quantization=quantization, dtype=dtype, device=device)
 
 
 def stock(shape: str, four_bit: bool, dtype: torch.dtype, device: str) -> Any:
-    """Build transformers' own JetMoE of that shape. 4-bit covers only linear layers, as with its `load_in_4bit`."""
-    from transformers import JetMoeConfig, JetMoeForCausalLM
-
-    config = JetMoeConfig(**settings(shape))
+    """Build transformers' own model of that shape. 4-bit covers only linear layers, as with its `load_in_4bit`."""
+    config = AutoConfig.for_model(**settings(shape))
     with torch.device("meta"):
-        model: Any = JetMoeForCausalLM(config)
+        model: Any = AutoModelForCausalLM.from_config(config)
     model.to(dtype).to_empty(device=device)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.tie_weights()

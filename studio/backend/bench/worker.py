@@ -72,14 +72,15 @@ def stock_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, fl
 
 
 def our_model(work: Work, dtype: torch.dtype, four_bit: bool) -> tuple[Any, float]:
-    from jetmoe import JetMoeForCausalLM
+    from transformers import AutoModelForCausalLM
+
     from jetmoe.loading.load import load
 
     quantization: Any = "nf4" if four_bit else None
     start = time.perf_counter()
     if "shape" in work:
         return shapes.ours(work["shape"], quantization, dtype, device()), time.perf_counter() - start
-    model = load(JetMoeForCausalLM, work["path"], quantization=quantization, dtype=dtype, device=device())
+    model = load(AutoModelForCausalLM, work["path"], quantization=quantization, dtype=dtype, device=device())
     return model, time.perf_counter() - start
 
 
@@ -94,14 +95,16 @@ def bytes_per_token(config: Any, work: Work) -> float:
     answer.
     """
     D, L, K = config.hidden_size, config.num_hidden_layers, config.num_experts_per_tok
-    heads = config.num_key_value_heads * config.kv_channels
+    kv = config.num_key_value_heads * config.head_dim
     plain = 4 if work["weights"] == "fp32" else 2
     small: float = 0.5 + 4 / 64 if work["weights"] == "nf4" else plain
     experts = small if work["system"] != "transformers" else plain  # stock 4-bit skips the experts
-    per_layer = experts * K * (2 * D * heads + 3 * D * config.intermediate_size) + small * 2 * heads * D
-    per_layer += plain * 2 * config.num_local_experts * D
+    kinds = 2 if config.model_type == "jetmoe" else 1
+    queries = experts * K * kv if kinds == 2 else small * config.num_attention_heads * config.head_dim
+    per_layer = 2 * D * queries + experts * K * 3 * D * config.intermediate_size + small * 2 * kv * D
+    per_layer += plain * kinds * config.num_local_experts * D
     context = work["prompt_tokens"] + work["new_tokens"] / 2
-    return L * (per_layer + plain * 2 * heads * context) + plain * config.vocab_size * D
+    return L * (per_layer + plain * 2 * kv * context) + plain * config.vocab_size * D
 
 
 def copy_bandwidth() -> float:

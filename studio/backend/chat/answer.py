@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from jetmoe import JetMoeForCausalLM
+from jetmoe.modeling import MoeForCausalLM
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.events import Timing, TokenEvent
 from studio.backend.chat.sampling import Sampler, Sampling
@@ -88,7 +88,7 @@ class Answer:
         )
 
 
-def _end_tokens(model: JetMoeForCausalLM) -> set[int]:
+def _end_tokens(model: MoeForCausalLM) -> set[int]:
     ends: set[int] = set()
     for end in (model.config.eos_token_id, model.generation_config.eos_token_id):
         ends.update([end] if isinstance(end, int) else end or [])

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
-from jetmoe import JetMoeForCausalLM, RoutingRecorder, RoutingTrace
+from jetmoe import RoutingRecorder, RoutingTrace
 from jetmoe.decode import Step, compiled_step, step
 from jetmoe.loading.load import quantized_share
+from jetmoe.modeling import MoeForCausalLM
 from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.system.compiler import cpp_compiler
 from studio.backend.system.home import home
@@ -40,7 +41,7 @@ class Decoder:
         record: record the routing of every token, for `trace`.
     """
 
-    def __init__(self, model: JetMoeForCausalLM, context_size: int, record: bool = True) -> None:
+    def __init__(self, model: MoeForCausalLM, context_size: int, record: bool = True) -> None:
         self.model = model
         self.context_size = context_size
         self.recorder = RoutingRecorder(model, context_size) if record else None
@@ -182,7 +183,7 @@ class _Keys(StaticLayer):
         return (self.max_cache_len if torch.compiler.is_dynamo_compiling() else self.used), 0
 
 
-def _new_cache(model: JetMoeForCausalLM, length: int) -> Cache:
+def _new_cache(model: MoeForCausalLM, length: int) -> Cache:
     layers: list = [_Keys(max_cache_len=length) for _ in range(model.config.num_hidden_layers)]
     return Cache(layers=layers)
 
@@ -193,7 +194,7 @@ class CompiledSteps:
     `text` is the status: "eager", "compiling", "compiled", or "eager: " with the reason.
     """
 
-    def __init__(self, model: JetMoeForCausalLM, context_size: int, record: bool) -> None:
+    def __init__(self, model: MoeForCausalLM, context_size: int, record: bool) -> None:
         self.text = "eager"
         self._record = record
         self._model = model

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from jetmoe import JetMoeForCausalLM, RoutingRecorder
-from jetmoe.experts.experts import project
+from jetmoe import RoutingRecorder
+from jetmoe.linear import project
+from jetmoe.modeling import MoeForCausalLM
 from studio.backend.chat.decoder import PREFILL_TOKENS
 from studio.backend.classification.label_prompt import LabelPrompt
 
@@ -47,7 +48,7 @@ class LabelScorer:
     """
 
     def __init__(
-        self, model: JetMoeForCausalLM, shared_ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False
+        self, model: MoeForCausalLM, shared_ids: Sequence[int], cancelled: Callable[[], bool] = lambda: False
     ) -> None:
         self.model, self.cancelled = model, cancelled
         self._shared_ids = list(shared_ids)

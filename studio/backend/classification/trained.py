@@ -21,9 +21,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
-from jetmoe import JetMoeConfig, JetMoeForSequenceClassification, RoutingRecorder, RoutingTrace
+from jetmoe import RoutingRecorder, RoutingTrace
 from jetmoe.adapters.files import CONFIG, read_head
 from jetmoe.adapters.switching import Adapters
 from jetmoe.lora import AdapterError
@@ -44,7 +49,6 @@ MODEL_CONFIG = "config.json"
 """Next to an adapter, it holds the labels."""
 ROW_TOKENS, BATCH_TOKENS = 128, 1024
 """Maximum tokens of a row of packed short texts, and of a batch."""
-CLASSIFIER = JetMoeForSequenceClassification.__name__
 
 
 class Body:
@@ -199,7 +203,8 @@ def _is_merged(folder: Path) -> bool:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    return isinstance(config, dict) and CLASSIFIER in (config.get("architectures") or [])
+    named = config.get("architectures") if isinstance(config, dict) else None
+    return isinstance(named, list) and any(str(name).endswith("ForSequenceClassification") for name in named)
 
 
 def _head(found: Found) -> Tensor:
@@ -214,7 +219,7 @@ def _labels(folder: Path) -> Labels:
         raise StudioError(
             f"The labels of {folder.name} are unknown, because it has no {MODEL_CONFIG}. Export it again."
         )
-    return labels_of(JetMoeConfig.from_pretrained(folder))
+    return labels_of(AutoConfig.from_pretrained(folder))
 
 
 # --- the model under the head
@@ -255,7 +260,7 @@ def _model(base: str, precision: str, progress: Progress) -> tuple[Any, PreTrain
     path = catalog.prepare(base, progress)
     place = placement.placement(catalog.entry(base), cast(placement.Precision, precision))
     remedy = "load it in nf4"
-    model = placement.load_model(path, place, remedy, reading(progress), model_class=JetMoeForSequenceClassification)
+    model = placement.load_model(path, place, remedy, reading(progress), model_class=AutoModelForSequenceClassification)
     return model, cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(path))
 
 

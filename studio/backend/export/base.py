@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
-from jetmoe import JetMoeConfig
 from jetmoe.adapters.files import WEIGHTS, is_classifier
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, require_model
@@ -66,7 +66,7 @@ def labels_of_adapter(folder: Path) -> Labels | None:
         return None
     if not (folder / MODEL_CONFIG).is_file():
         raise StudioError(f"{folder.name} has no {MODEL_CONFIG}, which names its labels. Copy it from the classifier.")
-    return labels_of(JetMoeConfig.from_pretrained(folder))
+    return labels_of(AutoConfig.from_pretrained(folder))
 
 
 def check_readable(folder: Path) -> None:

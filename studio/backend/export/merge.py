@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.adapters.files import read_head
 from jetmoe.adapters.merge import merge
 from jetmoe.adapters.switching import Adapters
+from jetmoe.classification import MoeForSequenceClassification
+from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import is_4bit, stored_tensors
 from jetmoe.loading.load import load
 from studio.backend.classification.probe import MAX_TOKENS, TEXT
@@ -86,8 +87,8 @@ class Merge:
             model.save_pretrained(folder)
         return alone, tuned, lost
 
-    def _load(self, path: Path, config: JetMoeConfig | None = None) -> Any:
-        model_class: Any = JetMoeForCausalLM if self.labels is None else JetMoeForSequenceClassification
+    def _load(self, path: Path, config: MoeConfig | None = None) -> Any:
+        model_class: Any = AutoModelForCausalLM if self.labels is None else AutoModelForSequenceClassification
         with placement.shortage("while merging: close other programs, or merge in 4 bits"):
             return load(
                 model_class,
@@ -104,7 +105,7 @@ class Merge:
 def _logits(model: Any, ids: list[int]) -> Tensor:
     """Return the logits of every token; for a classifier, those of the text up to each token."""
     hidden = model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state[0]
-    head = model.score if isinstance(model, JetMoeForSequenceClassification) else model.lm_head
+    head = model.score if isinstance(model, MoeForSequenceClassification) else model.lm_head
     return head(hidden).float().cpu()  # [T, vocabulary or labels]
 
 

@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args
 
 import psutil
 import torch
+from transformers import AutoModelForCausalLM
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, single_query
+from jetmoe import single_query
+from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.loading.load import load
 from jetmoe.nf4 import cpu as nf4_cpu
@@ -77,8 +79,8 @@ def load_model(
     progress: Callable[[int, int], None],
     device: str | None = None,
     device_map: str | None = None,
-    model_class: Any = JetMoeForCausalLM,
-    config: JetMoeConfig | None = None,
+    model_class: Any = AutoModelForCausalLM,
+    config: MoeConfig | None = None,
 ) -> Any:
     """Load the model in a folder at its place, on another device or over several; a missing head is initialized.
 

@@ -19,10 +19,17 @@ import peft
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification, RoutingRecorder
+from jetmoe import RoutingRecorder
 from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
+from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError, lora_config, require_free_routers
 from studio.analysis.load import assignments
@@ -224,14 +231,14 @@ def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None,
     if fsdp.is_fsdp():
         fsdp.check_weights(path, place.precision)
         device = "cpu" if processes().is_main_process else "meta"  # one copy in the machine's memory is enough
-    model_class: Any = JetMoeForCausalLM if labels is None else JetMoeForSequenceClassification
+    model_class: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
     config = None if labels is None else labelled_config(path, labels, pad)
     remedy = "train with precision=nf4"
     model = placement.load_model(path, place, remedy, reading(progress), device, model_class=model_class, config=config)
     return model, place.precision
 
 
-def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
+def labelled_config(path: Path, labels: Labels, pad: int) -> MoeConfig:
     """Return the configuration of the model in a folder, changed to have a head for these labels.
 
     Raises:
@@ -242,7 +249,7 @@ def labelled_config(path: Path, labels: Labels, pad: int) -> JetMoeConfig:
     except CheckpointError as error:
         raise StudioError(str(error)) from error
     configure(config, labels, pad)
-    config.architectures = [JetMoeForSequenceClassification.__name__]
+    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
     return config
 
 
@@ -250,7 +257,7 @@ def _adapted(base: Any, recipe: Recipe) -> Any:
     try:
         require_free_routers(base.config, recipe.preset, recipe.insist_on_router)
         task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
-        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type)
+        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type, base.config.model_type)
     except AdapterError as error:
         raise StudioError(f"{error} (preset, insist_on_router)") from error
     if recipe.task == "classify":

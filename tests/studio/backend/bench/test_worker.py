@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jetmoe.experts.experts import JetMoeExperts
+from jetmoe.experts.experts import LinearExperts
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker
@@ -49,8 +49,8 @@ def test_the_limit_counts_what_a_token_needs(work, weights):
     model, _ = worker.load_model(work)
     expected = 0.0
     for name, module in model.named_modules():
-        if isinstance(module, JetMoeExperts) or name.endswith("kv_proj"):
-            numbers = module.weight.numel() if weights == "bf16" or isinstance(module, JetMoeExperts) else 64 * 128
+        if isinstance(module, LinearExperts) or name.endswith("kv_proj"):
+            numbers = module.weight.numel() if weights == "bf16" or isinstance(module, LinearExperts) else 64 * 128
             expected += numbers * (BYTES_PER_WEIGHT if weights == "nf4" else 2)
         elif name.endswith(("router.layer", "lm_head")):
             expected += 2 * module.weight.numel()
