@@ -6,7 +6,7 @@ A family (`jetmoe/models`) has its own layers and configuration. Shape letters a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,9 @@ class MoePreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
-            nn.init.zeros_(module.bias)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
 
 
 class MoeModel(MoePreTrainedModel):
@@ -81,7 +82,7 @@ class MoeModel(MoePreTrainedModel):
     experts `[T, K]`, in a flat tuple: gradient checkpointing only tracks tensors at the top level of a tuple.
     """
 
-    layer_class: ClassVar[Callable[[Any, int], nn.Module]]
+    layer_class: ClassVar[type[nn.Module]]
     recorder: RoutingRecorder | None = None
     # Calls a layer. `jetmoe.decode` replaces it with a compile region: one layer is compiled instead of L.
     call_layer: Callable = staticmethod(lambda layer, *args, **kwargs: layer(*args, **kwargs))

@@ -253,8 +253,8 @@ def _blank(config: peft.LoraConfig, model: Any) -> peft.PeftModel:
             return peft.PeftModel(blank, copy.deepcopy(config))
         except ValueError as error:
             raise AdapterError(
-                f"The adapter changes layers that {model.config.family.name} does not have ({error}). Pick the model "
-                "that the adapter was trained on."
+                f"The adapter changes layers that {model.config.family.name} does not have. Pick the model that the "
+                "adapter was trained on."
             ) from error
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jetmoe.adapters.wrappers import wrappers
 from jetmoe.experts.experts import Experts
+from jetmoe.families import Family
 
 
 def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
@@ -33,13 +34,13 @@ def hot_experts(load: np.ndarray, share: float) -> np.ndarray:
     return hot
 
 
-def mask_gradients(model: nn.Module, hot: np.ndarray) -> None:
+def mask_gradients(model: Any, hot: np.ndarray) -> None:
     """Train only the hot experts: bool `[L, N, E]`, the routers in the order of the model's layers.
 
     `lora_B` of the others starts at zero and gets no gradient, so their update stays exactly zero. The gradient of
     their `lora_A` is then zero too. The tensors keep PEFT's shapes.
     """
-    family = model.config.family  # type: ignore[union-attr]
+    family: Family = model.config.family
     for name, wrapper in wrappers(model):
         if not isinstance(wrapper.get_base_layer(), Experts):
             continue

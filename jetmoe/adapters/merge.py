@@ -6,17 +6,18 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jetmoe.adapters.wrappers import outermost, unwrap
 from jetmoe.experts.experts import Experts
+from jetmoe.families import Family
 from jetmoe.low_rank import LowRank, split_adapters
 from jetmoe.nf4.parts import require_bitsandbytes
 from jetmoe.nf4.tensor import copy_into, quantize
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> dict[str, float]:
+def merge(model: Any) -> dict[str, float]:
     """Add the active adapters to the weights and remove them.
 
     4-bit weights are dequantized, changed and quantized again. The change is small, and rounding loses a part of it.
@@ -25,7 +26,7 @@ def merge(model: nn.Module) -> dict[str, float]:
         The rounding error of each part of the model, relative to the change: `|stored - exact| / |change|`.
     """
     lost: dict[str, list[Tensor]] = defaultdict(lambda: [torch.zeros(2)])
-    family = model.config.family  # type: ignore[union-attr]
+    family: Family = model.config.family
     for name, wrapper in outermost(model):
         layer, low_ranks = split_adapters(wrapper, torch.float32)
         for parameter, low_rank in low_ranks.items():

@@ -149,7 +149,7 @@ def read_model_config(folder: Path) -> MoeConfig:
     family = _read_json(file).get("model_type")
     if family not in FAMILIES:
         names = " or ".join(one.name for one in FAMILIES.values())
-        raise CheckpointError(f"{folder.name} is a {family!r} checkpoint; pick a {names} model.")
+        raise CheckpointError(f"{folder.name} is a {family!r} checkpoint, not {names}; pick a model of these families.")
     return AutoConfig.from_pretrained(folder)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from jetmoe.config import MoeConfig
 from jetmoe.experts.experts import Experts
@@ -102,7 +103,7 @@ class Slot:
         setattr(self.module, self.name.rpartition(".")[2], parameter)
 
 
-def slots_of(model: nn.Module, quantized: bool, double: bool, dtype: torch.dtype) -> list[Slot]:
+def slots_of(model: PreTrainedModel, quantized: bool, double: bool, dtype: torch.dtype) -> list[Slot]:
     """Return a slot per parameter; with `quantized`, linear layers of attention become bitsandbytes' Linear4bit."""
     projections = tuple(f".{name}" for name in model.config.family.projections)
     if quantized:

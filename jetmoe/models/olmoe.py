@@ -117,13 +117,14 @@ class OlmoeConfig(MoeConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         self.check()
         super().__post_init__(**kwargs)
         self.check_rope_type()
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
+        assert self.num_key_value_heads is not None and self.head_dim is not None
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"num_attention_heads is {self.num_attention_heads}, not a multiple of num_key_value_heads, which is "
@@ -174,6 +175,7 @@ class OlmoeAttention(GroupedAttention):
     """Attention whose queries and keys are normed over all heads together."""
 
     def __init__(self, config: OlmoeConfig, layer_idx: int) -> None:
+        assert config.num_key_value_heads is not None
         super().__init__(config, layer_idx, groups=config.num_attention_heads // config.num_key_value_heads)
         sizes = self.heads * self.num_key_value_groups * self.head_dim, self.heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, sizes[0], bias=config.attention_bias)

@@ -25,7 +25,7 @@ class Entry:
     label: str
     layer: int
     kind: int
-    """0 is MoA, 1 is MoE."""
+    """Index of the router in its layer."""
     expert: int
     share: float
     """Share of the router's assignments in texts of the class, averaged over texts."""

@@ -567,7 +567,7 @@ HOSTILE = {
     ),
     "modules of another model by a pattern": (
         renamed_modules,
-        "changes model.layers.0.mlp.q_proj.*which is not supported",
+        "of another shape than this model's, such as .*mlp.q_proj",
     ),
     "a number for modules": (setting(target_modules=5), "invalid value for target_modules"),
     "lists for modules": (setting(target_modules=[["kv_proj"]]), "invalid value for target_modules"),
@@ -585,7 +585,7 @@ HOSTILE = {
     "another task": (setting(task_type="DANCE"), "invalid value for task_type"),
     "another rank than its tensors'": (setting(r=3), "are missing, unexpected or of another shape .* Pick the model"),
     "fewer targets than tensors": (setting(target_modules=[]), "are missing, unexpected or of another shape"),
-    "no targets": (setting(target_modules=None, target_parameters=None), "are missing, unexpected or of another shape"),
+    "no targets": (setting(target_modules=None, target_parameters=None), "changes layers that JetMoE does not have"),
     "more targets than tensors": (setting(target_modules=["kv_proj", "router.layer"]), "are missing, unexpected"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"holds no {WEIGHTS}; other formats can run code"),
     "pickled weights": (pickled_instead, f"holds no {WEIGHTS}; other formats can run code"),

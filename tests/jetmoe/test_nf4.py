@@ -195,7 +195,7 @@ def test_it_shows_its_true_size():
     assert repr(plain) == "NF4Tensor([2, 1024, 1024], 1.1 MiB, device=cpu, dtype=torch.float32)"
     assert "1.0 MiB doubly quantized" in repr(double)
     assert "1.1 MiB in tiles" in repr(NF4Tensor(plain.parts.tile()))
-    assert repr(experts_of(plain)) == "LinearExperts(experts=2, in=1024, out=1024, nf4, 1.1 MiB)"
+    assert repr(experts_of(plain)) == "LinearExperts(weight=[2, 1024, 1024] nf4 1.1 MiB)"
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
         def read(self, index: int | None = None) -> Tensor:
             return _values(self.shape).clone() if index is None else _values(self.shape[1:])
 
-    config = AutoConfig.for_model(**settings(shape))
+    config: Any = AutoConfig.for_model(**settings(shape))
     with torch.device("meta"):
         state = AutoModelForCausalLM.from_config(config).state_dict()
     if config.tie_word_embeddings:

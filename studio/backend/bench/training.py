@@ -1,6 +1,6 @@
 """`bench train`: benchmark optimizer steps of a LoRA on all experts. Called by `worker.py` in a separate process.
 
-Nothing at the top of this file may import `jetmoe`: it would shadow transformers' own JetMoE.
+Nothing at the top of this file may import `jetmoe`: it would shadow transformers' own models.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# All expert tensors, by names that distinguish attention experts from feed-forward experts (jetmoe.lora.PRESETS).
-TARGETS = ["experts.input_linear.weight", "experts.output_linear.weight",
-           "mlp.input_linear.weight", "mlp.output_linear.weight"]  # fmt: skip
+# All expert tensors of a family, as in its `Family.expert_weights`.
+TARGETS = {
+    "jetmoe": ["experts.input_linear.weight", "experts.output_linear.weight",
+               "mlp.input_linear.weight", "mlp.output_linear.weight"],
+    "olmoe": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+}  # fmt: skip
 
 
 def train(model: Any, work: dict[str, Any], synchronize: Callable[[], None]) -> dict[str, Any]:
@@ -26,7 +29,8 @@ def train(model: Any, work: dict[str, Any], synchronize: Callable[[], None]) -> 
 
     if work["system"].endswith("checkpointed"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    config = peft.LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules=[], target_parameters=TARGETS)
+    targets = TARGETS[model.config.model_type]
+    config = peft.LoraConfig(r=work["rank"], lora_alpha=2 * work["rank"], target_modules=[], target_parameters=targets)
     adapted = peft.get_peft_model(model, config).train()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # Trainer's default

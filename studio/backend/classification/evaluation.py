@@ -34,7 +34,6 @@ FILE = "evaluation.json"
 OURS, TFIDF = "This classifier", "TF-IDF + logistic regression"
 MAJORITY, MOST = "The most frequent label", "What most texts have"
 RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
-KINDS = ("MoA", "MoE")
 MOST_TEXTS, MOST_ALIKE = 1000, 50
 """Maximum texts in a report, and maximum correctly classified texts per label."""
 SHOWN_TEXT = 500
@@ -132,7 +131,8 @@ def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: i
     found = ClassProfile(truth.names)
     counts = expert_counts(model, [rows[i][0] for i in chosen], pad_id)
     found.add(counts, np.array([int(truth.targets[i]) for i in chosen]))  # type: ignore[arg-type]
-    entries = [{**vars(entry), "kind": KINDS[entry.kind]} for entry in found.entries()]
+    kinds = model.config.family.router_kinds
+    entries = [{**vars(entry), "kind": kinds[entry.kind]} for entry in found.entries()]
     return {"texts": len(chosen), "comparisons": found.comparisons, "entries": entries}
 
 

@@ -34,7 +34,6 @@ RUNTIME_GIB = 0.7
 # Measured on the starter. glibc can't reuse the memory of the last step for all activations, so a CPU needs about twice
 # as much; CUDA's allocator wastes less.
 WASTE = {"cpu": 2.0, "cuda": 1.2}
-EXPERTS = ("attention experts", "MLP experts")
 
 
 def audit_report(prepared: Prepared) -> dict[str, Any]:
@@ -110,15 +109,16 @@ def _histogram(edges: list[int], counts: list[int]) -> str:
 
 def _warnings(rows: list[AuditRow], prepared: Prepared) -> list[str]:
     parts = {row.part: row for row in rows}
+    experts = [part for part in parts if part.endswith("experts")]
     warnings = [
         f"The {part} are frozen: the preset {prepared.recipe.preset!r} trains none of them."
-        for part in EXPERTS
+        for part in experts
         if not parts[part].trained
     ]
     if prepared.precision == "nf4":
         warnings += [
             f"Only {parts[part].four_bit:.0%} of the {part} are in 4 bits."
-            for part in EXPERTS
+            for part in experts
             if parts[part].four_bit < 1
         ]
     if parts["routers"].trained:

@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from jetmoe.adapters.audit import part_of
 from studio.backend.chat.decoder import Decoder
 from studio.backend.classification.probe import Probe
 from studio.backend.data.prompt import encode_chat
@@ -179,8 +178,9 @@ class RunCallback(TrainerCallback):
     def _check_gradients(self) -> None:
         """Log which of the trained tensors had a gradient, and warn about those without one."""
         parts: dict[str, dict[str, int]] = {}
+        family = self.prepared.base.config.family
         for name, has in self.seen.items():
-            part = parts.setdefault(part_of(name), {"tensors": 0, "without_gradient": 0})
+            part = parts.setdefault(family.part_of(name), {"tensors": 0, "without_gradient": 0})
             part["tensors"] += 1
             part["without_gradient"] += not has
         self.log_event("audit", {"gradients": parts})

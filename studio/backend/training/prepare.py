@@ -249,7 +249,7 @@ def labelled_config(path: Path, labels: Labels, pad: int) -> MoeConfig:
     except CheckpointError as error:
         raise StudioError(str(error)) from error
     configure(config, labels, pad)
-    config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+    config.architectures = [cast(type, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]).__name__]
     return config
 
 

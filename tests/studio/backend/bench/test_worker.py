@@ -12,6 +12,7 @@ from studio.backend.bench import shapes, worker
 from tests.builders.toy_folder import toy_folder
 
 TOY = {
+    "model_type": "jetmoe",
     "vocab_size": 256,
     "hidden_size": 64,
     "num_hidden_layers": 2,
