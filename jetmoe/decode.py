@@ -42,22 +42,20 @@ def step(
     return output.logits[:, -1].float()
 
 
-def compiled_step(model: MoeForCausalLM) -> Step:
+def compiled_step(model: MoeForCausalLM, **options: Any) -> Step:
     """Return `step` for this model, compiled at the first call and again for each new cache length or batch size.
+
+    `options` replace those of `torch.compile` that are set here.
 
     Guards on the model's attributes are skipped, because checking them costs a tenth of a step. After a change of the
     model (adapters, dtype), call `torch.compiler.reset()` and create a new step.
     """
     model.model.call_layer = _call_layer
-    compiled = torch.compile(
-        step,
-        fullgraph=True,
-        dynamic=False,
-        options={
-            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
-            "cpp.min_chunk_size": SMALLEST_SHARE,
-        },
-    )
+    inductor = {
+        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+        "cpp.min_chunk_size": SMALLEST_SHARE,
+    }
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, **(options or {"options": inductor}))
     return lambda *args, **kwargs: compiled(model, *args, **kwargs)
 
 

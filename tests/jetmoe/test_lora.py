@@ -494,7 +494,8 @@ def test_compiled_step_with_an_adapter(saved):
     adapters.load(saved / "all+router", "one")
     adapters.use("one")
     plain, plain_trace = decode(model, lambda *args, **kwargs: step(model, *args, **kwargs))
-    compiled, compiled_trace = decode(model, compiled_step(model))
+    # Without Inductor's 40 seconds of g++; `test_find.py` generates code for an adapter.
+    compiled, compiled_trace = decode(model, compiled_step(model, backend="aot_eager"))
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
     assert (plain_trace.experts == compiled_trace.experts).all() and (plain - base).abs().max() > 0.1
     assert torch._dynamo.utils.counters["graph_break"] == {}

@@ -312,7 +312,8 @@ def test_a_compiled_step_in_4_bits_with_an_adapter(released, saved):
     adapters.load(saved / "all+router", "one")
     adapters.use("one")
     plain, trace = decode(model, lambda *args, **kwargs: step(model, *args, **kwargs))
-    compiled, _ = decode(model, compiled_step(model))
+    # Without Inductor's 40 seconds of g++; tests of JetMoE generate code.
+    compiled, _ = decode(model, compiled_step(model, backend="aot_eager"))
     assert_rounded(compiled, plain, products=4)
     assert torch._dynamo.utils.counters["graph_break"] == {} and trace.experts.shape == (2, 1, 15, 3)
     torch.compiler.reset()
