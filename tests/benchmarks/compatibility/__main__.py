@@ -7,16 +7,18 @@ from importlib.metadata import version
 
 from tests.benchmarks.compatibility.comparison import Outcome
 from tests.benchmarks.compatibility.fast import FAST
+from tests.benchmarks.compatibility.names import FAMILY, HERE
 from tests.benchmarks.compatibility.registry import all_rows
 from tests.benchmarks.compatibility.run import LIBRARIES, ROOT, run
 
-DOCUMENT = ROOT / "docs" / "compatibility.md"
+DOCUMENTS = {"jetmoe": "compatibility.md", "olmoe": "compatibility_olmoe.md"}
 VERSIONS = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets")
-INTRODUCTION = """# Compatibility
+INTRODUCTION = """# Compatibility of {title}
 
-What works with JetMoE in PEFT, Trainer, TRL and transformers. Every row runs the same code twice on the same weights:
-with transformers' own JetMoE (stock) and with this package (ours), each in its own process, on a CPU at toy size in
-fp32. `python -m tests.benchmarks.compatibility` writes this file; `make test` checks the rows that take no compiler.
+What works with {title} in PEFT, Trainer, TRL and transformers. Every row runs the same code twice on the same weights:
+with transformers' own {title} (stock) and with this package (ours), each in its own process, on a CPU at toy size in
+fp32. `COMPATIBILITY_FAMILY={family} python -m tests.benchmarks.compatibility` writes this file; `make test` checks its
+fast rows. There is a table of [JetMoE](compatibility.md) and one of [OLMoE](compatibility_olmoe.md).
 
 - Stock: "works", or the first words of the error.
 - Ours: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
@@ -42,7 +44,7 @@ def main() -> None:
     ]
     outcomes = run(rows, LIBRARIES[arguments.ours :], quiet=False)
     if not (arguments.fast or arguments.slow or arguments.ours or arguments.only):
-        DOCUMENT.write_text(document(outcomes))
+        (ROOT / "docs" / DOCUMENTS[FAMILY]).write_text(document(outcomes))
     for one in outcomes:
         if one.bad or arguments.only:
             print(f"{'BAD ' * one.bad}{one.row.key} | {one.stock} | {one.ours} | {one.detail}")
@@ -53,7 +55,8 @@ def main() -> None:
 
 def document(outcomes: list[Outcome]) -> str:
     versions = [f"{name} {version(name)}" for name in VERSIONS]
-    parts = [INTRODUCTION, f"{len(outcomes)} rows, with {', '.join(versions[:4])},\n{', '.join(versions[4:])}.\n"]
+    introduction = INTRODUCTION.format(title=HERE.title, family=FAMILY)
+    parts = [introduction, f"{len(outcomes)} rows, with {', '.join(versions[:4])},\n{', '.join(versions[4:])}.\n"]
     for group in dict.fromkeys(outcome.row.group for outcome in outcomes):
         parts.append(f"## {group}\n\n| feature | stock | ours |\n|---|---|---|")
         parts += [f"| {one.row.name} | {one.stock} | {one.ours} |" for one in outcomes if one.row.group == group]

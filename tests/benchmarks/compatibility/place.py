@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.benchmarks.compatibility.names import LINEAR, MOA, MOE, OTHER
+
 VOCABULARY = 320
 BATCH = torch.randint(3, 250, (3, 24), generator=torch.Generator().manual_seed(0))
 FEW = torch.randint(3, 250, (1, 3), generator=torch.Generator().manual_seed(1))
@@ -125,18 +127,12 @@ def adapt(model: Any, config: peft.PeftConfig, std: float | None = 0.1, name: st
 
 
 def lora(**options) -> peft.LoraConfig:
-    return peft.LoraConfig(
-        **{"r": 4, "lora_alpha": 6, "target_modules": ["kv_proj"], "task_type": "CAUSAL_LM", **options}
-    )
-
-
-MOA = ["experts.input_linear.weight", "experts.output_linear.weight"]
-MOE = ["mlp.input_linear.weight", "mlp.output_linear.weight"]
+    return peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": [LINEAR], "task_type": "CAUSAL_LM", **options})
 
 
 def lora_on_all(**options) -> peft.LoraConfig:
-    """On key-value projections, routers, and all experts."""
-    return lora(target_modules=["kv_proj", "router.layer"], target_parameters=[*MOA, *MOE], **options)
+    """On linear layers of attention, routers, and all experts."""
+    return lora(target_modules=[LINEAR, OTHER], target_parameters=[*MOA, *MOE], **options)
 
 
 @torch.no_grad()

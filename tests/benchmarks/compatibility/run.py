@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.loading.load import load
 from tests.benchmarks.compatibility.comparison import Outcome, compare
+from tests.benchmarks.compatibility.names import FAMILY
 from tests.benchmarks.compatibility.place import Refusal, Results, fill
 from tests.benchmarks.compatibility.registry import Row
 from tests.builders.four_bits import dequantized
@@ -79,18 +80,20 @@ def make_checkpoints(folder: Path) -> Path:
     """Write toy models with norms and biases that are not one and zero, and their tokenizer."""
     kinds = {"tied": {}, "untied": {"tie_word_embeddings": False}, "shallow": {"num_hidden_layers": 1}}
     for kind, changes in kinds.items():
-        _noisy(toy_model(**{**SIZES, **changes})).save_pretrained(folder / kind)
+        _noisy(toy_model(family=FAMILY, **{**SIZES, "tie_word_embeddings": True, **changes})).save_pretrained(
+            folder / kind
+        )
         toy_tokenizer().save_pretrained(folder / kind)
     for kind in ("tied", "shallow"):
         _dequantize(folder / kind, folder / f"{kind}-dequantized")
-    config = JetMoeConfig.from_pretrained(folder / "tied", num_labels=3, pad_token_id=256)
-    _noisy(JetMoeForSequenceClassification(config)).save_pretrained(folder / "classifier")
+    config = AutoConfig.from_pretrained(folder / "tied", num_labels=3, pad_token_id=256)
+    _noisy(AutoModelForSequenceClassification.from_config(config)).save_pretrained(folder / "classifier")
     toy_tokenizer().save_pretrained(folder / "classifier")
     return folder
 
 
 def _dequantize(source: Path, to: Path) -> None:
-    four_bits = load(JetMoeForCausalLM, source, quantization="nf4", dtype=torch.float32)
+    four_bits = load(AutoModelForCausalLM, source, quantization="nf4", dtype=torch.float32)
     shutil.copytree(source, to, ignore=shutil.ignore_patterns("*.safetensors"))
     dequantized(four_bits).save_pretrained(to / "weights")
     shutil.move(to / "weights" / "model.safetensors", to)

@@ -57,6 +57,7 @@ def _import_early(names: list[str]) -> None:
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM, Trainer, pipeline  # noqa: F401
     from transformers.models.jetmoe import modeling_jetmoe  # noqa: F401
+    from transformers.models.olmoe import modeling_olmoe  # noqa: F401
 
     if any(name.startswith("TRL") for name in names):
         from trl import DPOTrainer, RewardTrainer, SFTTrainer  # noqa: F401
@@ -68,12 +69,13 @@ def _import_early(names: list[str]) -> None:
 
 def _warm_up(ours: bool, checkpoints: Path) -> None:
     """Run a row, so that what it imports and compiles lazily is not repeated by every process."""
+    from tests.benchmarks.compatibility.names import LINEAR, OTHERS
     from tests.benchmarks.compatibility.place import Place
     from tests.benchmarks.compatibility.rows.lora_options import OPTIONS, check, lora
 
     with tempfile.TemporaryDirectory() as folder:
         place = Place(checkpoints, Path(folder), ours)
-        check(place, lora(**OPTIONS["on kv_proj and routers"]))
+        check(place, lora(**OPTIONS[f"on {LINEAR} and {OTHERS}"]))
         for kind in ("tied", "untied", "shallow"):
             place.preload(kind)
         replace(place, four_bits=True).preload("tied")

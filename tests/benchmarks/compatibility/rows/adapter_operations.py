@@ -11,10 +11,10 @@ import torch
 from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import Tensor
 
+from tests.benchmarks.compatibility.names import LINEAR, MOE, OTHER, OTHERS
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
-    MOE,
     Place,
     Results,
     adapt,
@@ -65,7 +65,7 @@ def several_active(place: Place) -> Results:
 @row(GROUP, "several active adapters of different ranks on linear layers")
 def several_ranks(place: Place) -> Results:
     adapted = adapt(place.model(), lora(target_modules="all-linear"), name="one")
-    adapted.add_adapter("two", lora(r=2, target_modules=["kv_proj"]))
+    adapted.add_adapter("two", lora(r=2, target_modules=[LINEAR]))
     adapted.base_model.set_adapter(["one", "two"])
     fill(adapted)
     return forward_and_backward(adapted) | {"few": logits(adapted, FEW)}
@@ -94,7 +94,7 @@ COMBINATIONS = (
 
 
 def combined(place: Place, combination: str) -> Results:
-    adapted = two(place, lora, target_modules=["kv_proj", "router.layer"])
+    adapted = two(place, lora, target_modules=[LINEAR, OTHER])
     torch.manual_seed(0)
     density = {} if combination in ("linear", "cat", "svd") else {"density": 1.0 if "dare" in combination else 0.5}
     adapted.add_weighted_adapter(["one", "two"], [0.7, 0.6], "both", combination_type=combination, **density)
@@ -157,10 +157,10 @@ def merged(place: Place, config: peft.PeftConfig) -> Results:
 
 
 for name, config in {
-    "LoRA on kv_proj and routers": lora(target_modules="all-linear"),
+    f"LoRA on {LINEAR} and {OTHERS}": lora(target_modules="all-linear"),
     "LoRA on experts": lora_on_all(),
     "DoRA": lora(use_dora=True),
-    "LoHa": peft.LoHaConfig(r=4, target_modules=["kv_proj"], task_type="CAUSAL_LM"),
+    "LoHa": peft.LoHaConfig(r=4, target_modules=[LINEAR], task_type="CAUSAL_LM"),
 }.items():
     row(GROUP, f"merge_adapter, disable_adapter and unmerge_adapter, {name}")(partial(merged, config=config))
 
@@ -366,17 +366,15 @@ def mixed_batch(place: Place, config: peft.PeftConfig) -> Results:
 
 
 for name, config in {
-    "kv_proj": lora(),
-    "kv_proj and the head": lora(target_modules=["kv_proj", "lm_head"]),
+    LINEAR: lora(),
+    f"{LINEAR} and the head": lora(target_modules=[LINEAR, "lm_head"]),
     "embed_tokens": lora(target_modules=["embed_tokens"]),
-    "routers": lora(target_modules=["router.layer"]),
+    OTHERS: lora(target_modules=[OTHER]),
     "experts": lora(target_parameters=MOE),
-    "kv_proj with DoRA": lora(use_dora=True),
-    "kv_proj with RoAd": peft.RoadConfig(target_modules=["kv_proj"], group_size=4, task_type="CAUSAL_LM"),
+    f"{LINEAR} with DoRA": lora(use_dora=True),
+    f"{LINEAR} with RoAd": peft.RoadConfig(target_modules=[LINEAR], group_size=4, task_type="CAUSAL_LM"),
 }.items():
-    row(GROUP, f"mixed batch by adapter_names on {name}", four_bits=name == "kv_proj")(
-        partial(mixed_batch, config=config)
-    )
+    row(GROUP, f"mixed batch by adapter_names on {name}", four_bits=name == LINEAR)(partial(mixed_batch, config=config))
 
 
 @row(GROUP, "get_peft_model_state_dict and set_peft_model_state_dict", four_bits=True)

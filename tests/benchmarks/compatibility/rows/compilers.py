@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.benchmarks.compatibility.names import OTHER, OTHERS
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
@@ -147,7 +148,7 @@ def compiled_training(place: Place) -> Results:
 for name, config in {
     "DoRA": lora(use_dora=True),
     "lora_bias": lora(lora_bias=True),
-    "routers": lora(target_modules=["router.layer"]),
+    OTHERS: lora(target_modules=[OTHER]),
 }.items():
 
     def compiled_tuner(place: Place, config: Any) -> Results:

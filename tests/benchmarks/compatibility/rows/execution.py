@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.benchmarks.compatibility.names import HERE
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
@@ -147,7 +148,7 @@ def head_alone(place: Place) -> Results:
     return forward_and_backward(model)
 
 
-for part in ("kv_proj", "router", "input_linear", "norm", "embed_tokens", "bias"):
+for part in HERE.parts:
 
     def part_alone(place: Place, part: str) -> Results:
         model = place.model("untied")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.benchmarks.compatibility.names import HERE, LINEAR
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
@@ -25,17 +26,8 @@ GROUP = "Execution"
 
 
 HOOKED = {
-    "kv_proj": "model.layers.0.self_attention.kv_proj",
-    "attention router": "model.layers.0.self_attention.experts.router",
-    "attention router's layer": "model.layers.0.self_attention.experts.router.layer",
-    "feed-forward router": "model.layers.0.mlp.router",
-    "feed-forward router's layer": "model.layers.0.mlp.router.layer",
-    "attention experts' input_linear": "model.layers.0.self_attention.experts.input_linear",
-    "attention experts' output_linear": "model.layers.0.self_attention.experts.output_linear",
-    "feed-forward experts' input_linear": "model.layers.0.mlp.input_linear",
-    "feed-forward experts' output_linear": "model.layers.0.mlp.output_linear",
+    **HERE.hooked,
     "feed-forward layer": "model.layers.0.mlp",
-    "self_attention": "model.layers.0.self_attention",
     "decoder layer": "model.layers.0",
     "input_layernorm": "model.layers.0.input_layernorm",
     "final norm": "model.norm",
@@ -43,6 +35,7 @@ HOOKED = {
     "lm_head": "lm_head",
     "decoder": "model",
 }
+LINEARS = [label for label, name in HERE.hooked.items() if name.endswith(("proj", ".layer"))]
 
 
 def hooks(place: Place, name: str) -> Results:
@@ -69,7 +62,7 @@ def hooks(place: Place, name: str) -> Results:
     for handle in handles:
         handle.remove()
     results: Results = {f"calls of {key}": torch.tensor(counts[key]) for key in ("input", "output", "gradient")}
-    if name.endswith(("kv_proj", "layer", "norm", "layernorm", "embed_tokens", "lm_head")):
+    if name.endswith(("proj", "layer", "norm", "layernorm", "embed_tokens", "lm_head")):
         results |= {key: one.flatten(0, -2) for key, one in seen.items() if one.ndim > 1}
     return results
 
@@ -77,14 +70,7 @@ def hooks(place: Place, name: str) -> Results:
 for label, name in HOOKED.items():
     row(GROUP, f"hooks on {label}")(partial(hooks, name=name))
 
-for label in (
-    "kv_proj",
-    "attention router's layer",
-    "feed-forward router's layer",
-    "feed-forward layer",
-    "decoder layer",
-    "lm_head",
-):
+for label in (*LINEARS, "feed-forward layer", "decoder layer", "lm_head"):
 
     def changing_hook(place: Place, name: str) -> Results:
         """A hook that halves an output: for steering, for scaling, and for taking a part out."""
@@ -106,11 +92,11 @@ for label in (
     )
 
 
-@row(GROUP, "a module's forward replaced: kv_proj", four_bits=False)
+@row(GROUP, f"a module's forward replaced: {LINEAR}", four_bits=False)
 def replaced_forward(place: Place) -> Results:
     model = place.model("untied")
     before = logits(model)
-    layer = model.model.layers[0].self_attention.kv_proj
+    layer = model.get_submodule(HOOKED[LINEAR])
     forward = layer.forward
     layer.forward = lambda rows: forward(rows) * 0.5
     results = {"logits": logits(model), "few": logits(model, FEW)}
@@ -123,7 +109,7 @@ class Scaled(torch.nn.Linear):
         return super().forward(rows) * 0.5
 
 
-for label in ("kv_proj", "feed-forward router's layer", "lm_head"):
+for label in (LINEARS[0], LINEARS[-1], "lm_head"):
 
     def replaced_module(place: Place, name: str) -> Results:
         """By a subclass of Linear, as quantizers and others do."""
@@ -137,32 +123,32 @@ for label in ("kv_proj", "feed-forward router's layer", "lm_head"):
     row(GROUP, f"a module replaced by a subclass of Linear: {label}")(partial(replaced_module, name=HOOKED[label]))
 
 
-@row(GROUP, "parametrizations: weight norm on kv_proj")
+@row(GROUP, f"parametrizations: weight norm on {LINEAR}")
 def parametrized(place: Place) -> Results:
     model = place.model("untied")
     torch.manual_seed(0)
-    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].self_attention.kv_proj)
+    torch.nn.utils.parametrizations.weight_norm(model.get_submodule(HOOKED[LINEAR]))
     with torch.no_grad():
-        model.model.layers[0].self_attention.kv_proj.parametrizations.weight.original0.mul_(0.5)
+        model.get_submodule(HOOKED[LINEAR]).parametrizations.weight.original0.mul_(0.5)
     return forward_and_backward(model) | {"few": logits(model, FEW)}
 
 
-@row(GROUP, "pruning of kv_proj by torch.nn.utils.prune")
+@row(GROUP, f"pruning of {LINEAR} by torch.nn.utils.prune")
 def pruned(place: Place) -> Results:
     from torch.nn.utils import prune
 
     model = place.model("untied")
-    prune.l1_unstructured(model.model.layers[0].self_attention.kv_proj, "weight", amount=0.5)
-    prune.l1_unstructured(model.model.layers[0].mlp.router.layer, "weight", amount=0.5)
+    prune.l1_unstructured(model.get_submodule(HOOKED[LINEAR]), "weight", amount=0.5)
+    prune.l1_unstructured(model.get_submodule(HOOKED[LINEARS[-1]]), "weight", amount=0.5)
     return forward_and_backward(model) | {"few": logits(model, FEW)}
 
 
-@row(GROUP, "a bias added to kv_proj and to a router")
+@row(GROUP, f"a bias added to {LINEAR} and to {HERE.biased}")
 def added_bias(place: Place) -> Results:
     model = place.model("untied")
-    layer = model.model.layers[0]
-    layer.self_attention.kv_proj.bias = torch.nn.Parameter(torch.arange(128) / 100)
-    layer.mlp.router.layer.bias = torch.nn.Parameter(torch.arange(4) / 2)
+    for label, scale in ((LINEAR, 100), (LINEARS[-1], 2)):
+        linear = model.get_submodule(HOOKED[label])
+        linear.bias = torch.nn.Parameter(torch.arange(linear.out_features) / scale)
     return forward_and_backward(model) | {"few": logits(model, FEW)}
 
 

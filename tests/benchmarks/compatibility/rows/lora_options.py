@@ -12,11 +12,10 @@ import peft
 import torch
 from torch import Tensor
 
+from tests.benchmarks.compatibility.names import HERE, LINEAR, MOA, MOE, OTHER, OTHERS
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
-    MOA,
-    MOE,
     PADDED,
     Place,
     Results,
@@ -60,38 +59,38 @@ def check(place: Place, config: peft.LoraConfig, kind: str = "tied", std: float 
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "on routers": {"target_modules": ["router.layer"]},
-    "on kv_proj and routers": {"target_modules": ["kv_proj", "router.layer"]},
-    "with a regular expression as target": {"target_modules": r".*\.1\..*kv_proj"},
+    f"on {OTHERS}": {"target_modules": [OTHER]},
+    f"on {LINEAR} and {OTHERS}": {"target_modules": [LINEAR, OTHER]},
+    "with a regular expression as target": {"target_modules": rf".*\.1\..*{LINEAR}"},
     "with exclude_modules": {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"},
     "with layers_to_transform": {"layers_to_transform": [1], "layers_pattern": "layers"},
     "with rank_pattern and alpha_pattern": {
-        "target_modules": "all-linear", "rank_pattern": {"kv_proj": 2}, "alpha_pattern": {"router.layer": 9}
+        "target_modules": "all-linear", "rank_pattern": {LINEAR: 2}, "alpha_pattern": {OTHER: 9}
     },
     "rsLoRA": {"use_rslora": True},
-    "with lora_bias": {"lora_bias": True, "target_modules": ["kv_proj", "router.layer"]},
+    "with lora_bias": {"lora_bias": True, "target_modules": [LINEAR, OTHER]},
     "on embed_tokens": {"target_modules": ["embed_tokens"]},
-    "on embed_tokens and kv_proj": {"target_modules": ["embed_tokens", "kv_proj"]},
+    f"on embed_tokens and {LINEAR}": {"target_modules": ["embed_tokens", LINEAR]},
     "on a tied lm_head": {"target_modules": ["lm_head"]},
     "on embed_tokens and lm_head with ensure_weight_tying": {
         "target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True
     },
     "with modules_to_save=embed_tokens": {"modules_to_save": ["embed_tokens"]},
     "with modules_to_save=norm": {"modules_to_save": ["norm", "input_layernorm"]},
-    "with modules_to_save=router.layer": {"modules_to_save": ["layer"]},
-    "with modules_to_save=kv_proj": {"target_modules": ["router.layer"], "modules_to_save": ["kv_proj"]},
+    f"with modules_to_save={OTHER}": {"modules_to_save": [OTHER.rpartition(".")[2]]},
+    f"with modules_to_save={LINEAR}": {"target_modules": [OTHER], "modules_to_save": [LINEAR]},
     "with modules_to_save=mlp": {"modules_to_save": ["mlp"]},
     "with trainable_token_indices": {"trainable_token_indices": [5, 9, 70]},
-    "DoRA on kv_proj": {"use_dora": True},
-    "DoRA on routers": {"use_dora": True, "target_modules": ["router.layer"]},
+    f"DoRA on {LINEAR}": {"use_dora": True},
+    f"DoRA on {OTHERS}": {"use_dora": True, "target_modules": [OTHER]},
     "DoRA on embed_tokens": {"use_dora": True, "target_modules": ["embed_tokens"]},
     "KaSA": {"kasa_config": peft.tuners.lora.config.KasaConfig()},
     "block-diagonal": {
-        "use_bdlora": peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=["kv_proj"], nblocks=2),
+        "use_bdlora": peft.tuners.lora.config.BdLoraConfig(target_modules_bd_b=[LINEAR], nblocks=2),
     },
 }  # fmt: skip
 for name, options in OPTIONS.items():
-    row(GROUP, name, four_bits=name in ("on kv_proj and routers", "with lora_bias", "DoRA on kv_proj", "rsLoRA"))(
+    row(GROUP, name, four_bits=name in (f"on {LINEAR} and {OTHERS}", "with lora_bias", f"DoRA on {LINEAR}", "rsLoRA"))(
         partial(lambda place, options: check(place, lora(**options)), options=options)
     )
 for name, options in {
@@ -179,7 +178,7 @@ def lora_ga(place: Place) -> Results:
     from peft.tuners.lora.loraga import preprocess_loraga
 
     model = place.model()
-    config = lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(), target_modules=["kv_proj"])
+    config = lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(), target_modules=[LINEAR])
     preprocess_loraga(model, config, lambda: model(BATCH, labels=BATCH).loss.backward())
     adapted = adapt(model, config, std=None)
     # The signs of singular vectors are arbitrary, and A and B have different ones.
@@ -239,8 +238,8 @@ def dropped(place: Place, config: peft.LoraConfig) -> Results:
 
 
 for name, options in {
-    "lora_dropout on kv_proj": {"lora_dropout": 0.5},
-    "lora_dropout on kv_proj and routers": {"lora_dropout": 0.5, "target_modules": "all-linear"},
+    f"lora_dropout on {LINEAR}": {"lora_dropout": 0.5},
+    f"lora_dropout on {LINEAR} and {OTHERS}": {"lora_dropout": 0.5, "target_modules": "all-linear"},
     "lora_dropout with DoRA": {"lora_dropout": 0.5, "use_dora": True},
 }.items():
     row(GROUP, name)(partial(lambda place, options: dropped(place, lora(**options)), options=options))
@@ -253,25 +252,25 @@ def layer_replication(place: Place) -> Results:
 
 
 EXPERTS: dict[str, dict[str, Any]] = {
-    "on attention experts": {"target_modules": [], "target_parameters": MOA},
+    f"on {HERE.moas}": {"target_modules": [], "target_parameters": MOA},
     "on feed-forward experts": {"target_modules": [], "target_parameters": MOE},
-    "on all experts and kv_proj": {"target_parameters": [*MOA, *MOE]},
-    "on all experts, kv_proj and routers": {
-        "target_modules": ["kv_proj", "router.layer"], "target_parameters": [*MOA, *MOE]
+    f"on all experts and {LINEAR}": {"target_parameters": [*MOA, *MOE]},
+    f"on all experts, {LINEAR} and {OTHERS}": {
+        "target_modules": [LINEAR, OTHER], "target_parameters": [*MOA, *MOE]
     },
     "on experts, rsLoRA": {"target_parameters": MOE, "use_rslora": True},
-    "on experts with rank_pattern": {"target_parameters": MOE, "rank_pattern": {"mlp.input_linear.weight": 2}},
-    "on experts with alpha_pattern": {"target_parameters": MOE, "alpha_pattern": {"mlp.input_linear.weight": 2}},
-    "on one expert tensor": {"target_modules": [], "target_parameters": ["mlp.output_linear.weight"]},
-    "on input_linear of both kinds": {"target_modules": [], "target_parameters": ["input_linear.weight"]},
+    "on experts with rank_pattern": {"target_parameters": MOE, "rank_pattern": {MOE[0]: 2}},
+    "on experts with alpha_pattern": {"target_parameters": MOE, "alpha_pattern": {MOE[0]: 2}},
+    "on one expert tensor": {"target_modules": [], "target_parameters": [MOE[1]]},
+    "on weights of both kinds by one name": {"target_modules": [], "target_parameters": [MOE[0].partition(".")[2]]},
     "on experts with layers_to_transform": {
         "target_parameters": MOE, "layers_to_transform": [1], "layers_pattern": "layers"
     },
     "on the biases and norms by target_parameters": {
         "target_modules": [], "target_parameters": ["mlp.bias", "norm.weight"]
     },
-    "on kv_proj by target_parameters": {"target_modules": [], "target_parameters": ["kv_proj.weight"]},
-    "on routers by target_parameters": {"target_modules": [], "target_parameters": ["router.layer.weight"]},
+    f"on {LINEAR} by target_parameters": {"target_modules": [], "target_parameters": [f"{LINEAR}.weight"]},
+    f"on {OTHERS} by target_parameters": {"target_modules": [], "target_parameters": [f"{OTHER}.weight"]},
     "on experts with lora_dropout": {"target_parameters": MOE, "lora_dropout": 0.5},
     "on experts with DoRA": {"target_parameters": MOE, "use_dora": True},
     "on experts with lora_bias": {"target_parameters": MOE, "lora_bias": True},
@@ -279,7 +278,7 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "on experts with modules_to_save=norm": {"target_parameters": MOE, "modules_to_save": ["norm"]},
 }  # fmt: skip
 for name, options in EXPERTS.items():
-    row(GROUP, name, four_bits=name in ("on all experts, kv_proj and routers", "on experts, rsLoRA"))(
+    row(GROUP, name, four_bits=name in (f"on all experts, {LINEAR} and {OTHERS}", "on experts, rsLoRA"))(
         partial(lambda place, options: check(place, lora(**options)), options=options)
     )
 

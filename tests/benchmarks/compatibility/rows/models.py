@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+from tests.benchmarks.compatibility.names import LINEAR
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
@@ -336,7 +337,7 @@ def skip_logits(place: Place) -> Results:
     """Of ours alone: the loss, its gradients, `shift_labels`, a bias and an adapter on the head."""
     assert place.ours, "stock has no skip_logits"
     results: Results = {}
-    for name, config in {"all": lora_on_all(), "head": lora(target_modules=["lm_head", "kv_proj"])}.items():
+    for name, config in {"all": lora_on_all(), "head": lora(target_modules=["lm_head", LINEAR])}.items():
         made = []
         for skip in ({}, {"skip_logits": True}):
             adapted = adapt(place.model("untied"), config)

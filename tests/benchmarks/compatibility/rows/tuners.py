@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 
+from tests.benchmarks.compatibility.names import LINEAR, OTHER
 from tests.benchmarks.compatibility.place import (
     BATCH,
     FEW,
@@ -27,7 +28,7 @@ from tests.benchmarks.compatibility.registry import row
 
 GROUP = "PEFT tuners"
 # The base model's kind is untied, so that the head can be a target.
-LINEAR: dict[str, tuple[Any, dict[str, Any]]] = {
+WRAPPERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "LoRA": (peft.LoraConfig, {"r": 4}),
     "DoRA": (peft.LoraConfig, {"r": 4, "use_dora": True}),
     "AdaLoRA": (peft.AdaLoraConfig, {"init_r": 4, "target_r": 2, "total_step": 10}),
@@ -64,7 +65,7 @@ LINEAR: dict[str, tuple[Any, dict[str, Any]]] = {
     "VeRA": (peft.VeraConfig, {"r": 4}),
     "WaveFT": (peft.WaveFTConfig, {"n_frequency": 20}),
 }
-TARGETS: dict[str, Any] = {"kv_proj": ["kv_proj"], "all-linear": "all-linear", "lm_head": ["lm_head"]}
+TARGETS: dict[str, Any] = {LINEAR: [LINEAR], "all-linear": "all-linear", "lm_head": ["lm_head"]}
 # A basis of the whole spectrum, of which a little noise changes much.
 STD = {"FourierFT": 3.0, "DeLoRA": 0.3}
 # Its gradients are sums over many random bases that cancel each other.
@@ -75,7 +76,7 @@ def tuner(place: Place, kind: Any, options: dict[str, Any], targets: Any, std: f
     """Forward, backward, a few tokens, greedy decoding, saved and loaded again, merged, and disabled."""
     options = dict(options)
     if options.get("feedforward_modules") == "all":
-        targets = ["kv_proj", "router.layer"] if targets == "all-linear" else targets
+        targets = [LINEAR, OTHER] if targets == "all-linear" else targets
         options["feedforward_modules"] = targets
     config = kind(target_modules=targets, task_type="CAUSAL_LM", **options)
     inputs = {"task_ids": torch.zeros(3, dtype=torch.int64)} if kind is peft.PolyConfig else {}
@@ -103,7 +104,7 @@ def tuner(place: Place, kind: Any, options: dict[str, Any], targets: Any, std: f
     return results
 
 
-for name, (kind, options) in LINEAR.items():
+for name, (kind, options) in WRAPPERS.items():
     for where, targets in TARGETS.items():
         row(GROUP, f"{name} on {where}", tolerance=TOLERANCES.get(name, 1e-5))(
             partial(tuner, kind=kind, options=options, targets=targets, std=STD.get(name, 0.1))
@@ -117,12 +118,12 @@ def layer_norms(place: Place) -> Results:
 
 @row(GROUP, "BEFT of biases")
 def biases(place: Place) -> Results:
-    return tuner(place, peft.BeftConfig, {}, ["kv_proj"])
+    return tuner(place, peft.BeftConfig, {}, [LINEAR])
 
 
 @row(GROUP, "bias=all: trains the biases of the experts")
 def bias_all(place: Place) -> Results:
-    return tuner(place, peft.LoraConfig, {"r": 4, "bias": "all"}, ["kv_proj"])
+    return tuner(place, peft.LoraConfig, {"r": 4, "bias": "all"}, [LINEAR])
 
 
 @row(GROUP, "Trainable tokens")
@@ -239,7 +240,7 @@ def shadow(place: Place) -> Results:
 def x_lora(place: Place) -> Results:
     for number in range(2):
         one = adapt(
-            place.model(), peft.LoraConfig(r=4, target_modules=["kv_proj"], task_type="CAUSAL_LM"), std=0.1 + number
+            place.model(), peft.LoraConfig(r=4, target_modules=[LINEAR], task_type="CAUSAL_LM"), std=0.1 + number
         )
         one.save_pretrained(place.folder / str(number))
     config = peft.XLoraConfig(
@@ -260,7 +261,7 @@ def x_lora(place: Place) -> Results:
 @row(GROUP, "Poly with two tasks in a batch")
 def poly_tasks(place: Place) -> Results:
     adapted = adapt(
-        place.model(), peft.PolyConfig(target_modules=["kv_proj"], r=4, n_tasks=2, n_skills=3, task_type="CAUSAL_LM")
+        place.model(), peft.PolyConfig(target_modules=[LINEAR], r=4, n_tasks=2, n_skills=3, task_type="CAUSAL_LM")
     )
     return forward_and_backward(adapted, task_ids=torch.tensor([0, 1, 1]))
 
@@ -269,10 +270,10 @@ def poly_tasks(place: Place) -> Results:
 def mixed_model(place: Place) -> Results:
     model = place.model("untied")
     adapted = peft.get_peft_model(
-        model, peft.LoraConfig(r=4, target_modules=["kv_proj", "lm_head"]), adapter_name="lora", mixed=True
+        model, peft.LoraConfig(r=4, target_modules=[LINEAR, "lm_head"]), adapter_name="lora", mixed=True
     )
-    adapted.add_adapter("loha", peft.LoHaConfig(r=4, target_modules=["kv_proj"]))
-    adapted.add_adapter("lokr", peft.LoKrConfig(r=4, target_modules=["router.layer"]))
+    adapted.add_adapter("loha", peft.LoHaConfig(r=4, target_modules=[LINEAR]))
+    adapted.add_adapter("lokr", peft.LoKrConfig(r=4, target_modules=[OTHER]))
     adapted.set_adapter(["lora", "loha", "lokr"])
     fill(adapted)
     adapted.eval()
