@@ -220,7 +220,7 @@ def test_every_way_to_ask_for_4_bits_is_the_same(whole):
 def test_other_quantizations_are_refused(whole):
     with pytest.raises(ValueError, match="quantization='int3' is not supported; use 'nf4' or None"):
         JetMoeForCausalLM.from_pretrained(whole, quantization="int3")
-    for config in (BitsAndBytesConfig(load_in_8bit=True), {"quant_method": "gptq", "bits": 4}):
+    for config in (BitsAndBytesConfig(load_in_8bit=True), {"quant_method": "gptq"}, {"quant_method": "torchao"}):
         with pytest.raises(ValueError, match=r"use BitsAndBytesConfig\(load_in_4bit=True\)"):
             JetMoeForCausalLM.from_pretrained(whole, quantization_config=config)
     with pytest.raises(TypeError, match="4-bit weights don't support these arguments: max_memory"):
