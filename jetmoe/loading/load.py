@@ -136,7 +136,8 @@ def asked_for_4bit(name_or_path: str | Path | None, quantization: str | None, kw
         return False if quantization else None
     if not asked.get("load_in_4bit") or (asked.get("bnb_4bit_quant_type") or "nf4") not in ("nf4", "fp4"):
         raise ValueError(
-            "These models support 16 bits, 32 bits and 4-bit NF4; use BitsAndBytesConfig(load_in_4bit=True)."
+            f"{asked.get('quant_method', 'This method')} quantizes linear layers and no expert, which would leave most "
+            "weights in 16 bits. jetmoe has 4-bit NF4 for both; use BitsAndBytesConfig(load_in_4bit=True)."
         )
     return bool(asked.get("bnb_4bit_use_double_quant"))
 
