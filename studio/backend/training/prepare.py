@@ -122,11 +122,12 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     """
     fsdp.check(recipe)
     path = catalog.prepare(recipe.model, progress)
+    adapter = _adapter_config(recipe, path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     data = prepare_data(recipe, tokenizer)
     base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
     torch.manual_seed(recipe.seed)  # for the initial weights of the adapter
-    model = _adapted(base, recipe)
+    model = _adapted(base, adapter)
     warnings = [*data.warnings]
     if "hot" in recipe.preset.split("+"):
         warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
@@ -253,20 +254,32 @@ def labelled_config(path: Path, labels: Labels, pad: int) -> MoeConfig:
     return config
 
 
-def _adapted(base: Any, recipe: Recipe) -> Any:
+def _adapter_config(recipe: Recipe, path: Path) -> peft.LoraConfig:
+    """Return the configuration of the adapter, before weights are read.
+
+    Raises:
+        StudioError: the model is of another family, or its family does not have the preset.
+    """
+    task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
     try:
-        require_free_routers(base.config, recipe.preset, recipe.insist_on_router)
-        task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
-        config = lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type, base.config.model_type)
+        base = read_model_config(path)
+        require_free_routers(base, recipe.preset, recipe.insist_on_router)
+        return lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type, base.model_type)
+    except CheckpointError as error:
+        raise StudioError(str(error)) from error
     except AdapterError as error:
         raise StudioError(f"{error} (preset, insist_on_router)") from error
-    if recipe.task == "classify":
+
+
+def _adapted(base: Any, config: peft.LoraConfig) -> Any:
+    is_classifier = config.task_type == "SEQ_CLS"
+    if is_classifier:
         # The head is fully trained, and rounding to 16 bits would lose updates. It is initialized here, after seeding.
         base.score.float()
         if not base.score.weight.is_meta:
             torch.nn.init.normal_(base.score.weight, std=base.config.initializer_range / head_scale(base.model.norm))
     model = peft.get_peft_model(base, config)
-    if recipe.task == "classify":
+    if is_classifier:
         config.modules_to_save = ["score"]  # without the names of other models' heads that PEFT adds
     return model
 

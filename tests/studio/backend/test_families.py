@@ -7,7 +7,9 @@ from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import evaluation
 from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 from studio.backend.export.export import export
+from studio.backend.models import placement
 from studio.backend.runs.run import Run
+from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
 from tests.builders.toy_labels import classifier_settings
 from tests.builders.training import losses, started, training_settings, values
@@ -64,6 +66,12 @@ def test_it_learns_in_4_bits_and_its_routing_is_told(tuned):
 def test_other_presets_train(home, model, preset):
     run = started(training_settings(home) | {"model": model, "preset": preset, "max_steps": 2})
     assert run.state == "done"
+
+
+def test_a_preset_of_another_family_is_refused_before_the_weights_are_read(home, model, monkeypatch):
+    monkeypatch.setattr(placement, "load_model", lambda *args, **kwargs: pytest.fail("weights were read"))
+    with pytest.raises(StudioError, match=r"OLMoE has no preset moa; choose from attention, .*\(preset"):
+        started(training_settings(home) | {"model": model, "preset": "moa"})
 
 
 def test_it_answers_with_and_without_its_adapter(engine, tuned):
