@@ -107,7 +107,7 @@ def test_an_open_table_is_refilled_at_most_once_a_second_while_rows_arrive(studi
       const { default: Tables } = await import(new URL(address, document.baseURI).href);
       let fills = 0;
       const trace = { id: "x", L: 1, kinds: ["MoE"], count: 0, range: () => [0, trace.count], load: () => [++fills] };
-      const panel = { trace, units: 1, single: true, unitName: "expert", settings: { scope: "answer", layer: 0 } };
+      const panel = { trace, units: 1, single: true, unitName: "expert", part: "answer", settings: { layer: 0 } };
       const root = document.body.appendChild(document.createElement("section"));
       root.id = "alone";
       const tables = new Tables(root, panel), { load } = tables;

@@ -1,6 +1,6 @@
 // The load by layer and expert (or group) at one evaluation, or its change since the first evaluation.
 
-import { HeatMap } from "../../common/charts/heat_map.js";
+import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
 import { diverging, gradient, sequential } from "../../common/charts/palette.js";
 import { el, isDark, setText, watchTheme } from "../../common/dom.js";
 import { formatNumber } from "../../common/numbers.js";
@@ -68,6 +68,7 @@ export class RoutingLoad {
       values: kinds.map((_, n) => load.map((_, l) => numbers(l, n))),
       layers: load.length, units: this.units, colours,
       range: [this.isChange ? -highest : 0, highest],
+      hasEmptyCells: !this.isChange,
       label: (n) => this.label(n),
     });
     this.showLegend(colours, highest);
@@ -124,7 +125,7 @@ export class RoutingLoad {
   showValue() {
     const { cursor } = this.maps;
     if (!cursor) {
-      setText(this.value, "Hover over a cell or use the arrow keys to read its value.");
+      setText(this.value, HOW_TO_READ);
       return;
     }
     const { map, layer, unit } = cursor;

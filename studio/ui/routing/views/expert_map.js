@@ -1,6 +1,6 @@
 // The gates of a token or the load of a part, by layer and unit, as a heat map for each kind of router.
 
-import { HeatMap } from "../../common/charts/heat_map.js";
+import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
 import { gradient, sequential } from "../../common/charts/palette.js";
 import { el, isDark } from "../../common/dom.js";
 import { Segments } from "../../common/segments.js";
@@ -44,11 +44,12 @@ export default class ExpertMap {
     if (!trace.id) return;
     const layers = Array.from({ length: trace.L }, (_, l) => l);
     const values = trace.kinds.map((_, n) => layers.map((l) => Array.from(this.shares(l, n))));
-    const highest = settings.scope === "token" ? 1 : highestShare(values, 1 / units);
+    const highest = this.highest(values);
     const colours = sequential(isDark());
     this.maps.draw({
       values, layers: trace.L, units, colours,
       range: [0, highest],
+      hasEmptyCells: true,
       frame: { map: settings.kind, layer: settings.layer },
       label: (n) => this.label(n),
     });
@@ -63,10 +64,18 @@ export default class ExpertMap {
     return current < 0 ? [] : trace.gatesOf(current, l, n, single);
   }
 
+  // Returns the value of the last colour. That of gates is the same for all tokens, so that they can be compared.
+  highest(values) {
+    const { trace, settings, single, units } = this.panel, twiceChance = Math.min(1, 2 / units);
+    if (settings.scope === "token") return single ? Math.max(twiceChance, trace.largestGate) : 1;
+    // At least twice the chance, so that an even load has a middle colour.
+    return Math.max(twiceChance, ...values.flat().map((row) => Math.max(0, ...row)));
+  }
+
   // Returns what the colours stand for.
   meaning() {
-    const { scope } = this.panel.settings;
-    if (scope === "token") return "gate of one token";
+    const { settings: { scope }, trace } = this.panel;
+    if (scope === "token") return trace.gatesSumToOne ? "gate of one token" : "gate (probability) of one token";
     const [start, end] = this.panel.trace.range(scope);
     return `share of assignments in ${end - start} tokens`;
   }
@@ -88,16 +97,11 @@ export default class ExpertMap {
   showValue() {
     const { cursor } = this.maps, { trace, units, unitName } = this.panel;
     if (!cursor) {
-      this.value.textContent = "Hover over a cell or use the arrow keys to read its value.";
+      this.value.textContent = HOW_TO_READ;
       return;
     }
     const { map, layer, unit } = cursor, share = this.shares(layer, map)[unit] ?? 0;
     this.value.textContent = `Layer ${layer}, ${trace.kinds[map]}, ${unitName} ${unit}: ${share.toFixed(3)} · ` +
       `${(share * units).toFixed(2)} × chance`;
   }
-}
-
-// At least twice the chance, so that an even load has a middle colour.
-function highestShare(values, chance) {
-  return Math.min(1, Math.max(2 * chance, ...values.flat().map((row) => Math.max(0, ...row))));
 }

@@ -39,26 +39,22 @@ export default class Tables {
   }
 
   refresh() {
-    const { trace, unitName, settings } = this.panel;
-    this.load.summary.textContent = `Load by layer and ${unitName}, ${this.scope}`;
+    const { trace, unitName, part, settings } = this.panel;
+    this.load.summary.textContent = `Load by layer and ${unitName}, ${part}`;
     this.tokens.summary.textContent = `Tokens in layer ${settings.layer}`;
     if (!trace.id) return;
     this.load.fillIfOpen();
     this.tokens.fillIfOpen();
   }
 
-  get scope() {
-    return this.panel.settings.scope === "prompt" ? "prompt" : "answer";
-  }
-
   fillLoad() {
-    const { trace, units, single } = this.panel, [start, end] = trace.range(this.scope);
+    const { trace, units, single, part } = this.panel, [start, end] = trace.range(part);
     const names = trace.kinds.flatMap((kind) => Array.from({ length: units }, (_, unit) => `${kind} ${unit}`));
     this.load.caption.textContent =
-      `Share of assignments in ${end - start} tokens of the ${this.scope}; chance is ${(1 / units).toFixed(4)}.`;
+      `Share of assignments in ${end - start} tokens of the ${part}; chance is ${(1 / units).toFixed(4)}.`;
     this.load.head.replaceChildren(...columnHeads(["Layer", ...names]));
     this.load.body.replaceChildren(...Array.from({ length: trace.L }, (_, l) => {
-      const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(this.scope, l, n, single)));
+      const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(part, l, n, single)));
       return tableRow(String(l), shares.map((share) => share.toFixed(4)));
     }));
   }

@@ -1,8 +1,8 @@
-// The tokens of the prompt and the answer, coloured by the strongest unit of the chosen router.
+// The tokens of the prompt and the answer, coloured by the strongest unit of the selected router.
 
 import { el } from "../../common/dom.js";
 import { clamp } from "../../common/numbers.js";
-import { colourClass } from "../panel/colours.js";
+import { COLOURED, colourClass, hasColourEach } from "../panel/colours.js";
 import { tokenText } from "../panel/token_text.js";
 
 // Longer prompts start collapsed.
@@ -19,8 +19,9 @@ export default class TokenStrip {
     this.summary = el("summary");
     this.prompt = new TokenList("prompt", el("details", { class: "rp-prompt" }, this.summary), panel);
     this.answer = new TokenList("answer", el("div", { class: "rp-answer-tokens" }, this.title), panel);
+    this.colouring = el("p", { class: "rp-line" });
     this.marked = []; // nodes of the pinned and the focused token
-    root.append(this.prompt.root, this.answer.root);
+    root.append(this.prompt.root, this.answer.root, this.colouring);
     this.prompt.root.addEventListener("toggle", () => this.panel.trace.id && this.update());
   }
 
@@ -37,13 +38,29 @@ export default class TokenStrip {
     this.summary.textContent = `Prompt · ${prompt} tokens`;
     this.title.textContent = `Answer · ${end - start} tokens`;
     this.prompt.root.hidden = !trace.prompt;
-    if (this.prompt.root.open) this.prompt.grow();
-    this.answer.grow();
+    this.showColouring();
+    const colours = this.colours();
+    if (this.prompt.root.open) this.prompt.grow(colours);
+    this.answer.grow(colours);
   }
 
   recolour() {
-    this.prompt.repaint();
-    this.answer.repaint();
+    const colours = this.colours();
+    this.prompt.recolour(colours);
+    this.answer.recolour(colours);
+  }
+
+  // Returns the colours of the selected router's units, or none without a trace.
+  colours() {
+    const { trace, settings: { layer, kind } } = this.panel;
+    return trace.id ? this.panel.colours(layer, kind) : [];
+  }
+
+  showColouring() {
+    const { units, unitName, unitNames, part } = this.panel;
+    this.colouring.hidden = hasColourEach(units);
+    this.colouring.textContent = `Numbers are the strongest ${unitName} of each token. The ${COLOURED} ${unitNames} ` +
+      `that are the strongest most often in the ${part} have a colour, all others are grey.`;
   }
 
   select() {
@@ -65,7 +82,7 @@ export default class TokenStrip {
 
 class TokenList {
   constructor(part, root, panel) {
-    Object.assign(this, { part, root, panel, nodes: [] });
+    Object.assign(this, { part, root, panel, nodes: [], colours: [] });
     this.list = el("div", { class: "rp-tokens", role: "listbox", "aria-label": `Tokens of the ${part}` });
     this.root.append(this.list);
     this.listen();
@@ -80,8 +97,9 @@ class TokenList {
     this.nodes = [];
   }
 
-  // Adds the tokens that have arrived.
-  grow() {
+  // Adds the tokens that have arrived. They may change which units have a colour.
+  grow(colours) {
+    if (String(colours) !== String(this.colours)) this.recolour(colours);
     const [first, end] = this.panel.trace.range(this.part), start = first + this.nodes.length;
     if (start >= end) return;
     const isAtEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < FOLLOW_PX;
@@ -103,13 +121,14 @@ class TokenList {
     return text.includes("\n") ? [node, el("br")] : [node];
   }
 
-  repaint() {
+  recolour(colours) {
+    this.colours = colours;
     for (const node of this.nodes) this.paint(node);
   }
 
   paint(node) {
     const unit = this.unit(node), base = this.baseUnit(node), isOn = node.classList.contains("rp-on");
-    node.className = `rp-tok ${colourClass(unit)}`;
+    node.className = `rp-tok ${colourClass(this.colours[unit])}`;
     node.classList.toggle("rp-on", isOn);
     node.classList.toggle("rp-flip", base !== null);
     node.lastChild.textContent = unit;
