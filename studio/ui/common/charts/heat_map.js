@@ -7,7 +7,7 @@ import { oncePerFrame } from "../pacing.js";
 import { mixColours } from "./palette.js";
 
 const ROW = 10, LEFT = 26, BOTTOM = 18;
-const LABEL_PX = 20, LAYERS_PER_LABEL = 5;
+const LABEL_PX = 26, LAYERS_PER_LABEL = 5;
 const STEPS = {
   ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
 };
