@@ -6,6 +6,7 @@ import { columnHeads, tableRow } from "../../common/tables.js";
 import { selectedText, tokenText } from "../panel/token_text.js";
 
 const REFRESH_MS = 1000;
+const FIRST_TOKENS = 500;
 
 export default class Tables {
   static title = "Tables";
@@ -16,6 +17,13 @@ export default class Tables {
     this.load = new Table("rp-load", () => this.fillLoad());
     this.tokens = new Table("rp-token-table", () => this.fillTokens());
     this.listed = 0; // rows of the token table
+    this.listsAll = false;
+    this.more = el("button", { type: "button", class: "ch-button" });
+    this.more.addEventListener("click", () => {
+      this.listsAll = true;
+      this.fillTokens();
+    });
+    this.tokens.root.append(this.more);
     root.append(this.load.root, this.tokens.root);
   }
 
@@ -25,6 +33,7 @@ export default class Tables {
   }
 
   reset() {
+    this.listsAll = false;
     this.restart();
   }
 
@@ -64,8 +73,11 @@ export default class Tables {
     this.tokens.caption.textContent = `Experts and gates in layer ${layer}.`;
     this.tokens.head.replaceChildren(...columnHeads(["#", "Part", "Token", ...trace.kinds]));
     const added = document.createDocumentFragment();
-    for (; this.listed < trace.count; this.listed++) added.append(this.tokenRow(this.listed, layer));
+    const end = this.listsAll ? trace.count : Math.min(trace.count, FIRST_TOKENS);
+    for (; this.listed < end; this.listed++) added.append(this.tokenRow(this.listed, layer));
     this.tokens.body.append(added);
+    this.more.hidden = this.listed === trace.count;
+    this.more.textContent = `Show all ${trace.count} tokens`;
   }
 
   tokenRow(t, l) {

@@ -1,6 +1,6 @@
 // The tokens of the prompt and the answer, coloured by the strongest unit of the selected router.
 
-import { el } from "../../common/dom.js";
+import { el, setText } from "../../common/dom.js";
 import { clamp } from "../../common/numbers.js";
 import { COLOURED, colourClass, hasColourEach } from "../panel/colours.js";
 import { tokenText } from "../panel/token_text.js";
@@ -115,7 +115,7 @@ class TokenList {
     const label = el("span", { class: "rp-text" });
     const node = el("span", { role: "option", tabindex: "-1" }, label, el("span", { class: "rp-num" }));
     label.append(...tokenText(text));
-    node.token = t;
+    Object.assign(node, { token: t, look: "" });
     this.nodes.push(node);
     this.paint(node);
     return text.includes("\n") ? [node, el("br")] : [node];
@@ -126,12 +126,15 @@ class TokenList {
     for (const node of this.nodes) this.paint(node);
   }
 
+  // Writes only changes: there may be thousands of tokens.
   paint(node) {
-    const unit = this.unit(node), base = this.baseUnit(node), isOn = node.classList.contains("rp-on");
-    node.className = `rp-tok ${colourClass(this.colours[unit])}`;
-    node.classList.toggle("rp-on", isOn);
-    node.classList.toggle("rp-flip", base !== null);
-    node.lastChild.textContent = unit;
+    const unit = this.unit(node), base = this.baseUnit(node), colour = this.colours[unit];
+    const look = `${unit} ${colour} ${base}`;
+    if (node.look === look) return;
+    node.look = look;
+    const isOn = node.classList.contains("rp-on");
+    node.className = `rp-tok ${colourClass(colour)}${isOn ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
+    setText(node.lastChild, String(unit));
     if (base !== null) node.title = `base: ${base}, adapter: ${unit}`;
     else if (node.title) node.removeAttribute("title");
   }
