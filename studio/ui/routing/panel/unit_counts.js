@@ -8,9 +8,8 @@ export function unitCounts(trace, part, l, n, isSingle) {
     ({ unit, strongest, selected: selected[unit], load: load[unit] }));
 }
 
-// Returns the rows by number, or with the largest value of a column first; ties go to the larger load, then to the
-// lower number.
+// Returns the rows by number, or with the largest value of a column first; ties go to the lower number.
 export function sortedBy(rows, column) {
-  const value = (row) => (column === "unit" ? 0 : row[column]), load = (row) => (column === "unit" ? 0 : row.load);
-  return [...rows].sort((a, b) => value(b) - value(a) || load(b) - load(a) || a.unit - b.unit);
+  const value = (row) => (column === "unit" ? -row.unit : row[column]);
+  return [...rows].sort((a, b) => value(b) - value(a) || a.unit - b.unit);
 }

@@ -26,8 +26,8 @@ export default class LayerExperts {
 
   reset() {
     const { single, unitName } = this.panel;
-    const selected = single ? [["selected", "selected in"]] : [];
-    const columns = [["unit", unitName], ["strongest", "strongest in"], ...selected, ["load", "load"]];
+    const selected = single ? [["selected", "selected"]] : [];
+    const columns = [["unit", unitName], ["strongest", "strongest"], ...selected, ["load", "load"]];
     this.heads = columns.map(([column, name]) => this.headOf(column, name));
     this.table.querySelector("thead tr").replaceChildren(...this.heads.map(({ node }) => node));
     this.sortBy("strongest");

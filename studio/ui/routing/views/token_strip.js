@@ -115,7 +115,7 @@ class TokenList {
     const label = el("span", { class: "rp-text" });
     const node = el("span", { role: "option", tabindex: "-1" }, label, el("span", { class: "rp-num" }));
     label.append(...tokenText(text));
-    Object.assign(node, { token: t, look: "" });
+    node.token = t;
     this.nodes.push(node);
     this.paint(node);
     return text.includes("\n") ? [node, el("br")] : [node];
