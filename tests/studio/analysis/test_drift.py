@@ -102,3 +102,17 @@ def test_the_probe_sees_a_change_of_the_model():
     moved = probe.measure(model)
     layers = np.asarray(moved["by_layer"]["flip_rate"])
     assert layers[:, 1].min() > 0 and layers[0, 0] == 0, "the first MoA router stands before every changed one"
+
+
+def test_the_probe_of_a_model_with_one_router_of_64_experts():
+    sizes = SIZES | {"num_experts": 64, "num_experts_per_tok": 8}
+    model = toy_model(family="olmoe", **sizes)
+    probe = Probe(model, toy_tokenizer(), "some text to route")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight.neg_()
+    moved = probe.measure(model)
+    assert np.shape(moved["load"]) == (2, 1, 64) and (moved["unit"], moved["kinds"]) == ("expert", ["MoE"])
+    np.testing.assert_allclose(np.sum(moved["load"], axis=-1), 1, atol=1e-3)
+    layers = np.asarray(moved["by_layer"]["flip_rate"])
+    assert layers[0, 0] == 0 and layers[1, 0] > 0.9
+    assert np.asarray(moved["by_layer"]["entropy"]).max() <= np.log(64)
