@@ -16,7 +16,7 @@ export default class LayerExperts {
     this.about = el("p", { class: "rp-line" });
     this.body = el("tbody");
     this.table = scrollTable(LayerExperts.title, [], this.body);
-    this.more = el("button", { type: "button", class: "ch-button" });
+    this.more = el("button", { type: "button", class: "ch-button", hidden: "" });
     this.more.addEventListener("click", () => {
       this.showsAll = !this.showsAll;
       this.update();
@@ -56,7 +56,6 @@ export default class LayerExperts {
 
   update() {
     const { trace, part, single, units, unitNames, settings: { layer, kind } } = this.panel;
-    if (!trace.id) return;
     const rows = sortedBy(unitCounts(trace, part, layer, kind, single), this.sort);
     const colours = this.panel.colours(layer, kind), highest = Math.max(2 / units, ...rows.map(({ load }) => load));
     const shown = this.showsAll ? rows : rows.slice(0, FEWEST_ROWS);
@@ -84,11 +83,12 @@ export default class LayerExperts {
   }
 
   sentence() {
-    const { trace, single, units, part, settings: { layer, kind } } = this.panel, { K, E } = trace;
+    const { trace, single, units, unitName, part, settings: { layer, kind } } = this.panel, { K, E } = trace;
     const selected = single ? `selected in ${percent(K / E, 1)} of the tokens (${K}/${E}), ` : "";
     const held = trace.gatesSumToOne ? "" : ` On average, the ${K} experts of a token together hold ` +
       `${percent(trace.gateSum(part, layer, kind))} of the router's probability.`;
-    return `Layer ${layer}, ${trace.kinds[kind]}, ${this.tokens} tokens of the ${part}. ` +
+    return `Layer ${layer}, ${trace.kinds[kind]}: in how many of the ${this.tokens} tokens of the ${part} each ` +
+      `${unitName} is the strongest${single ? " or selected" : ""}, and its share of all assignments. ` +
       `Chance: ${selected}load ${percent(1 / units, 1)} (1/${units}).${held}`;
   }
 }

@@ -18,7 +18,7 @@ export default class Tables {
     this.tokens = new Table("rp-token-table", () => this.fillTokens());
     this.listed = 0; // rows of the token table
     this.listsAll = false;
-    this.more = el("button", { type: "button", class: "ch-button" });
+    this.more = el("button", { type: "button", class: "ch-button", hidden: "" });
     this.more.addEventListener("click", () => {
       this.listsAll = true;
       this.fillTokens();

@@ -45,15 +45,16 @@ export default class TokenStrip {
   }
 
   recolour() {
+    this.showColouring();
     const colours = this.colours();
     this.prompt.recolour(colours);
     this.answer.recolour(colours);
   }
 
-  // Returns the colours of the selected router's units, or none without a trace.
+  // Returns the colours of the selected router's units.
   colours() {
-    const { trace, settings: { layer, kind } } = this.panel;
-    return trace.id ? this.panel.colours(layer, kind) : [];
+    const { settings: { layer, kind } } = this.panel;
+    return this.panel.colours(layer, kind);
   }
 
   showColouring() {
