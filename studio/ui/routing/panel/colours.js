@@ -5,7 +5,7 @@ import { compareNumbers } from "../../common/numbers.js";
 
 const COLOURS = 8, GREY = COLOURS - 1;
 
-export const COLOURED = GREY;
+export const COLOURED = GREY; // units with a colour, if there are more units than colours
 
 export function colourClass(colour) {
   return `rp-u${colour}`;
