@@ -25,6 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 FORMAT = "jetmoe-routing-trace-1"
+SUM_TO_ONE = "gates_sum_to_one"
+"""Absent in older files, which hold traces of JetMoE only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +39,12 @@ class RoutingTrace:
             character adds "", and the token that completes the character adds it.
         is_prompt: bool `[T]`.
         experts: uint8 `[L, N, T, K]`, the selected experts, strongest first.
-        gates: float16 `[L, N, T, K]`, their mixing weights, which sum to 1 unless the model uses bare probabilities.
+        gates: float16 `[L, N, T, K]`, their mixing weights.
         entropy: float16 `[L, N, T]`, the entropy of the softmax over all E experts, in nats.
         kinds: the N router kinds in order, `("MoA", "MoE")` for JetMoE, `("MoE",)` for OLMoE.
         groups: uint8 `[E]`, the group of each expert (the identity unless the model ties experts).
+        gates_sum_to_one: whether the gates of a router sum to 1. Otherwise they are the probabilities of the selected
+            experts, and their sum is the share of the probability that these experts hold.
         probs: float16 `[L, N, T, E]`, the softmax over all experts, or None if it was not recorded.
     """
 
@@ -52,6 +56,7 @@ class RoutingTrace:
     entropy: np.ndarray
     kinds: tuple[str, ...]
     groups: np.ndarray
+    gates_sum_to_one: bool = True
     probs: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +134,8 @@ class RoutingTrace:
         if self.probs is not None:
             arrays["probs"] = self.probs
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        return save_arrays(arrays, metadata={"format": FORMAT, "kinds": ",".join(self.kinds)})
+        metadata = {"format": FORMAT, "kinds": ",".join(self.kinds), SUM_TO_ONE: str(self.gates_sum_to_one).lower()}
+        return save_arrays(arrays, metadata=metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RoutingTrace:
@@ -148,7 +154,8 @@ class RoutingTrace:
                 raise ValueError("text lengths do not add up")
             ends = np.cumsum(lengths)
             texts = tuple(raw[end - length : end].decode() for end, length in zip(ends, lengths, strict=True))
-            trace = cls(texts=texts, kinds=tuple(metadata["kinds"].split(",")), **arrays)
+            kinds, sum_to_one = tuple(metadata["kinds"].split(",")), metadata.get(SUM_TO_ONE) != "false"
+            trace = cls(texts=texts, kinds=kinds, gates_sum_to_one=sum_to_one, **arrays)
         except (SafetensorError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"not a routing trace: {error}") from error
         _check_dtypes(trace)
@@ -274,6 +281,7 @@ class RoutingRecorder:
             entropy=self._by_layer(entropy, np.float16)[..., 0],
             kinds=self.kinds,
             groups=self.groups.copy(),
+            gates_sum_to_one=self.gates_sum_to_one,
             probs=self._by_layer(probs, np.float16) if with_probs else None,
         )
 

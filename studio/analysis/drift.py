@@ -56,8 +56,9 @@ def broken_slot_sets(trace: RoutingTrace) -> int:
 
 def _membership(trace: RoutingTrace, unit: Unit) -> np.ndarray:
     """Return bool `[L, N, T, U]`: whether a token uses a unit."""
-    units = chosen_units(trace, unit)  # [L, N, T, K]
-    return (units[..., None] == np.arange(unit_count(trace, unit))).any(axis=-2)
+    used = np.zeros((*trace.entropy.shape, unit_count(trace, unit)), np.bool_)
+    np.put_along_axis(used, chosen_units(trace, unit).astype(np.intp), True, axis=-1)
+    return used
 
 
 def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Measure how the work is distributed over experts or groups: load, and the chance level to compare it with.
 
-    load(trace[~is_prompt], unit="group")[layer, kind]  # sums to 1
+    load(trace[prompt_tokens:], unit="group")[layer, kind]  # sums to 1
 
-Load is the share of assignments. Each router makes K assignments per token.
+Load is the share of assignments. Each router makes K assignments per token, whatever the gates are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ def unit_count(trace: RoutingTrace, unit: Unit) -> int:
 
 def assignments(trace: RoutingTrace, unit: Unit) -> np.ndarray:
     """Return int64 `[L, N, U]`: how many of a router's T * K assignments went to each of the U units."""
-    units = chosen_units(trace, unit)  # [L, N, T, K]
-    counts = [(units == index).sum(axis=(2, 3)) for index in range(unit_count(trace, unit))]  # U times [L, N]
-    return np.stack(counts, axis=-1)  # [L, N, U]
+    L, N, T, K = trace.experts.shape
+    U = unit_count(trace, unit)
+    units = chosen_units(trace, unit).reshape(L * N, T * K)
+    slots = units + U * np.arange(L * N)[:, None]  # [L * N, T * K], numbers of a router's unit
+    return np.bincount(slots.ravel(), minlength=L * N * U).reshape(L, N, U)
 
 
 def load(trace: RoutingTrace, unit: Unit) -> np.ndarray:
@@ -40,10 +42,14 @@ def chance(trace: RoutingTrace, unit: Unit) -> float:
 
 def strongest(trace: RoutingTrace, unit: Unit) -> np.ndarray:
     """Return uint8 `[L, N, T]`: the unit with the largest sum of gates; ties go to the lowest id."""
-    units = chosen_units(trace, unit)  # [L, N, T, K]
-    gates = trace.gates.astype(np.float32)
-    mass = [np.where(units == index, gates, 0).sum(axis=-1) for index in range(unit_count(trace, unit))]
-    return np.stack(mass, axis=-1).argmax(axis=-1).astype(np.uint8)  # [L, N, T]
+    L, N, T, K = trace.experts.shape
+    units = chosen_units(trace, unit).reshape(-1, K)  # [L * N * T, K]
+    gates = trace.gates.astype(np.float32).reshape(-1, K)  # [L * N * T, K]
+    mass = np.zeros((len(units), unit_count(trace, unit)), np.float32)  # [L * N * T, U]
+    rows = np.arange(len(units))
+    for k in range(K):
+        mass[rows, units[:, k]] += gates[:, k]
+    return mass.argmax(axis=-1).astype(np.uint8).reshape(L, N, T)
 
 
 def chosen_units(trace: RoutingTrace, unit: Unit) -> np.ndarray:

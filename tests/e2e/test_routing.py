@@ -1,16 +1,21 @@
 """The routing that the page shows is the model's: counted again from the exported trace, and computed again."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from playwright.sync_api import expect
+import torch
+from playwright.sync_api import Page, expect
 
 from jetmoe.routing import RoutingTrace
 from studio.analysis.load import load, strongest
 from studio.backend.chat.engine import Engine
+from studio.backend.hosting.exposure import Exposure
 from studio.ui.server import scripts
 from tests.builders.decimals import to_fixed
+from tests.builders.served import serving
+from tests.builders.toy_folder import spelling_toy
 from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import StudioPage
 
@@ -54,6 +59,60 @@ def test_the_page_equals_a_recount_with_the_starter(starter_page: StudioPage, st
     assert again.texts == trace.texts
     same = (np.sort(again.experts, axis=-1) == np.sort(trace.experts, axis=-1)).mean()
     assert same > 0.97, f"{same:.4f} of the assignments agree; only near ties may differ between two orders of sums"
+
+
+@pytest.fixture(scope="module")
+def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Engine]]:
+    """The page of an OLMoE with one router of 64 experts in each layer, and its engine."""
+    engine, folder = Engine(compile_steps=False), tmp_path_factory.mktemp("model") / "olmoe"
+    sizes = {"num_experts": 64, "num_experts_per_tok": 8, "max_position_embeddings": 4096}
+    engine.load(str(spelling_toy(folder, family="olmoe", **sizes)), precision="fp32")
+    with serving(engine, Exposure()) as url:
+        yield url, engine
+
+
+def test_one_router_of_64_experts_is_recounted_from_its_logits(page: Page, olmoe: tuple[str, Engine]):
+    studio, engine = StudioPage(page, olmoe[0]).open(), olmoe[1]
+    studio.set_length(30)
+    page.locator("#set-seed textarea, #set-seed input").fill("7")
+    studio, trace = ask(studio, "Say 7")
+    prompt, experts = int(trace.is_prompt.sum()), page.locator(".rp-layer_experts")
+    probs = router_probabilities(engine, trace)[:, prompt:]  # [L, T, E]
+    gates, selected = probs.topk(8)  # [L, T, K]
+    expect(page.locator(".rp-probabilities")).to_be_visible()
+    expect(page.get_by_role("radiogroup", name="Router kind")).to_be_hidden()
+    expect(page.locator(".rp-expert_map canvas")).to_have_count(1)
+
+    experts.get_by_role("button", name="Show all 64 experts").click()
+    for layer in (0, 1):
+        studio.set_layer(layer)
+        shown = [int(number) for number in page.locator(".rp-answer-tokens .rp-num").all_inner_texts()]
+        assert shown == selected[layer, :, 0].tolist()
+        counted = selected[layer].flatten().bincount(minlength=64)
+        strongest = selected[layer, :, 0].bincount(minlength=64)
+        rows = experts.locator("tbody").evaluate("body => [...body.rows].map(row => row.innerText.split(/\\s+/))")
+        assert {int(row[0]): (int(row[1]), int(row[4])) for row in rows} == {
+            expert: (int(strongest[expert]), int(counted[expert])) for expert in range(64)
+        }
+        assert [int(row[1]) for row in rows] == sorted(strongest.tolist(), reverse=True)
+        held = 100 * gates[layer].sum(-1)
+        expect(experts).to_contain_text(f"hold {held.mean():.0f} % of the router's probability")
+        studio.tokens.nth(4).hover()
+        expect(page.locator(".rp-token_detail .rp-line")).to_contain_text(
+            f"together {held[4]:.0f} % of the probability"
+        )
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@torch.no_grad()
+def router_probabilities(engine: Engine, trace: RoutingTrace) -> torch.Tensor:
+    """Returns `[L, T, E]`, computed in one pass."""
+    assert engine._decoder is not None
+    ids = torch.tensor([trace.token_ids.tolist()])
+    logits = engine._decoder.model(ids, output_router_logits=True).router_logits
+    return torch.stack(logits).view(-1, len(trace), trace.num_experts).softmax(-1)
 
 
 def test_hover_focus_and_pin_show_one_token_in_every_layer(answered):
@@ -107,7 +166,7 @@ def test_an_open_table_is_refilled_at_most_once_a_second_while_rows_arrive(studi
       const { default: Tables } = await import(new URL(address, document.baseURI).href);
       let fills = 0;
       const trace = { id: "x", L: 1, kinds: ["MoE"], count: 0, range: () => [0, trace.count], load: () => [++fills] };
-      const panel = { trace, units: 1, single: true, unitName: "expert", settings: { scope: "answer", layer: 0 } };
+      const panel = { trace, units: 1, single: true, unitName: "expert", part: "answer", settings: { layer: 0 } };
       const root = document.body.appendChild(document.createElement("section"));
       root.id = "alone";
       const tables = new Tables(root, panel), { load } = tables;

@@ -35,6 +35,21 @@ def test_trace_equals_a_recount_from_router_logits(model):
     assert trace.kinds == ("MoA", "MoE") and not trace.is_tied
 
 
+@pytest.mark.parametrize("norm_topk_prob", [False, True])
+def test_gates_of_olmoe_sum_to_one_only_if_normalized(norm_topk_prob):
+    model = toy_model(family="olmoe", num_experts=64, num_experts_per_tok=8, norm_topk_prob=norm_topk_prob)
+    with torch.no_grad():
+        logits = torch.stack(model(IDS, output_router_logits=True).router_logits).view(2, 1, 9, 64)
+    trace = record(model)
+    gates, experts = logits.softmax(-1).topk(8)
+    if norm_topk_prob:
+        gates = gates / gates.sum(-1, keepdim=True)
+    assert np.array_equal(trace.experts, experts.numpy())
+    np.testing.assert_allclose(trace.gates, gates, atol=1e-3)
+    assert trace.kinds == ("MoE",) and trace.gates_sum_to_one == norm_topk_prob
+    assert RoutingTrace.from_bytes(trace.to_bytes()).gates_sum_to_one == norm_topk_prob
+
+
 def test_steps_append_and_the_start_is_kept(model):
     whole = record(model)
     with torch.no_grad(), RoutingRecorder(model, capacity=64) as recorder:
@@ -93,6 +108,14 @@ def test_saves_and_loads(model, tmp_path):
     assert again.texts == trace.texts and again.kinds == trace.kinds
     for name in ("token_ids", "is_prompt", "experts", "gates", "entropy", "groups", "probs"):
         assert np.array_equal(getattr(again, name), getattr(trace, name)), name
+
+
+def test_a_file_without_a_word_on_gates_is_of_jetmoe(model):
+    from safetensors.numpy import load, save
+
+    data = record(model).to_bytes()
+    metadata = {"format": "jetmoe-routing-trace-1", "kinds": "MoA,MoE"}
+    assert RoutingTrace.from_bytes(save(load(data), metadata)).gates_sum_to_one
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "foreign", "huge header"])

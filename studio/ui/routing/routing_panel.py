@@ -127,7 +127,8 @@ def rows(asked: Any, request: gr.Request) -> dict[str, Any]:
 def _head(trace: RoutingTrace) -> dict[str, Any]:
     L, N, _, K = trace.experts.shape
     head = {"L": L, "N": N, "K": K, "E": trace.num_experts, "kinds": trace.kinds, "groups": trace.groups.tolist()}
-    return head | {"prompt": int(trace.is_prompt.sum()), "tied": trace.is_tied}
+    head |= {"tied": trace.is_tied, "gatesSumToOne": trace.gates_sum_to_one}
+    return head | {"prompt": int(trace.is_prompt.sum())}
 
 
 def _rows(trace: RoutingTrace) -> dict[str, str]:

@@ -39,6 +39,28 @@ def test_the_interval_is_welchs_corrected_for_all_comparisons(texts):
     assert entry.count == counts[classes == 1][:, 0, 0, 0].sum()
 
 
+@pytest.mark.parametrize(("E", "K"), [(8, 1), (16, 2), (64, 8), (256, 8)])
+def test_one_kind_of_router_against_welch_for_each_expert(E, K):
+    rng, classes = np.random.default_rng(2), np.repeat([0, 1], 30)
+    weights = np.ones((2, E))
+    weights[1, -1] = E  # about half of the assignments
+    counts = np.stack([rng.multinomial(20 * K, weights[i] / weights[i].sum(), size=(2, 1)) for i in classes])
+    profile = ClassProfile(LABELS)
+    profile.add(counts, classes)
+    assert profile.comparisons == 2 * 2 * E
+    found = {(each.label, each.layer, each.kind, each.expert) for each in profile.entries(most=4 * E)}
+    expected = set()
+    for layer, expert in np.ndindex(2, E):
+        ham, spam = (counts[classes == i, layer, 0, expert] / (20 * K) for i in (0, 1))
+        if ham.var() + spam.var() == 0:
+            continue
+        for label, own, other in (("ham", ham, spam), ("spam", spam, ham)):
+            level = 1 - 0.05 / profile.comparisons
+            if stats.ttest_ind(own, other, equal_var=False).confidence_interval(level).low > 0:
+                expected.add((label, layer, 0, expert))
+    assert found == expected and ("spam", 1, 0, E - 1) in found
+
+
 def test_what_fires_more_for_one_class_fires_less_for_the_other(texts):
     profile = ClassProfile(LABELS)
     profile.add(*texts)

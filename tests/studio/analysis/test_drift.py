@@ -14,20 +14,29 @@ from tests.builders.toy_model import toy_model
 from tests.builders.traces import make_trace
 
 
-def with_probs(seed: int, groups=(0, 0, 1, 1, 2, 2)):
+def with_probs(seed: int, **changes):
     """Traces of the same tokens."""
-    random = np.random.default_rng(seed)
-    probs = random.dirichlet(np.ones(6), size=(3, 2, 40)).astype(np.float16)
-    return replace(make_trace(seed=seed, groups=groups), probs=probs)
+    trace = make_trace(seed=seed, **changes)
+    probs = np.random.default_rng(seed).dirichlet(np.ones(trace.num_experts), size=trace.entropy.shape)
+    return replace(trace, probs=probs.astype(np.float16))
 
 
 @pytest.mark.parametrize("unit", ["group", "expert"])
-def test_drift_counts(unit):
-    base, tuned = with_probs(0), with_probs(1)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"groups": 8, "K": 1},
+        {"groups": 64, "K": 8, "kinds": ("MoE",), "held": 0.7},
+        {"groups": 256, "K": 8, "kinds": ("MoE",)},
+    ],
+)
+def test_drift_counts(changes, unit):
+    base, tuned = with_probs(0, **changes), with_probs(1, **changes)
     moved = drift(base, tuned, unit)
-    flips = np.zeros((3, 2))
-    overlap = np.zeros((3, 2))
-    for layer, kind, token in np.ndindex(3, 2, 40):
+    flips = np.zeros(moved.flip_rate.shape)
+    overlap = np.zeros(moved.flip_rate.shape)
+    for layer, kind, token in np.ndindex(base.entropy.shape):
         units = [
             {int(trace.groups[e]) if unit == "group" else int(e) for e in trace.experts[layer, kind, token]}
             for trace in (base, tuned)
@@ -93,3 +102,17 @@ def test_the_probe_sees_a_change_of_the_model():
     moved = probe.measure(model)
     layers = np.asarray(moved["by_layer"]["flip_rate"])
     assert layers[:, 1].min() > 0 and layers[0, 0] == 0, "the first MoA router stands before every changed one"
+
+
+def test_the_probe_of_a_model_with_one_router_of_64_experts():
+    sizes = SIZES | {"num_experts": 64, "num_experts_per_tok": 8}
+    model = toy_model(family="olmoe", **sizes)
+    probe = Probe(model, toy_tokenizer(), "some text to route")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.weight.neg_()
+    moved = probe.measure(model)
+    assert np.shape(moved["load"]) == (2, 1, 64) and (moved["unit"], moved["kinds"]) == ("expert", ["MoE"])
+    np.testing.assert_allclose(np.sum(moved["load"], axis=-1), 1, atol=1e-3)
+    layers = np.asarray(moved["by_layer"]["flip_rate"])
+    assert layers[0, 0] == 0 and layers[1, 0] > 0.9
+    assert np.asarray(moved["by_layer"]["entropy"]).max() <= np.log(64)

@@ -34,6 +34,12 @@ def test_shares_count_flips(unit):
     assert shares.by_kind == pytest.approx({"MoA": found[:, 0].sum() / 120, "MoE": found[:, 1].sum() / 120})
 
 
+def test_shares_of_one_kind_of_router():
+    base, trace = (make_trace(seed=seed, groups=64, K=8, kinds=("MoE",), held=0.7) for seed in (0, 1))
+    shares = flip_shares(base, trace, "expert")
+    assert shares.by_kind == {"MoE": shares.all}
+
+
 def test_a_group_that_stays_strongest_does_not_flip_with_its_experts():
     trace = make_trace(groups=(0, 0, 0, 0, 0, 0))
     assert flips(trace, make_trace(seed=1, groups=trace.groups), "expert").any()

@@ -7,8 +7,12 @@ import { oncePerFrame } from "../pacing.js";
 import { mixColours } from "./palette.js";
 
 const ROW = 10, LEFT = 26, BOTTOM = 18;
-const LABEL_PX = 20, LAYERS_PER_LABEL = 5;
-const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const LABEL_PX = 26, LAYERS_PER_LABEL = 5;
+const STEPS = {
+  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
+};
+
+export const HOW_TO_READ = "Point at a cell, or use the arrow keys, to read its value. Grey cells are 0.";
 
 export class HeatMap {
   // `redraw` is called when the size or the cursor has changed. The keyboard cursor starts in `firstLayer()`.
@@ -32,8 +36,10 @@ export class HeatMap {
 
   canvas(map) {
     const canvas = el("canvas", { tabindex: "0", role: "img" });
-    canvas.addEventListener("pointermove", (event) => this.moveCursor(this.cellAt(event, map)));
-    canvas.addEventListener("pointerleave", () => this.moveCursor(null));
+    for (const name of ["pointermove", "pointerdown"])
+      canvas.addEventListener(name, (event) => this.moveCursor(this.cellAt(event, map)));
+    // A finger leaves when it is lifted; the value that it pointed at stays.
+    canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.moveCursor(null));
     canvas.addEventListener("blur", () => this.moveCursor(null));
     canvas.addEventListener("keydown", (event) => this.pressKey(event, map));
     canvas.addEventListener("click", () => this.cursor && this.onClick(this.cursor));
@@ -44,16 +50,18 @@ export class HeatMap {
   //
   // values: for each map, the values of each layer and unit.
   // range: the values of the first and the last colour.
+  // hasEmptyCells: cells of value 0 are grey, whatever the first colour is.
   // frame: { map, layer } of a row with a frame, or null.
   // label: returns the accessible name of a map.
-  draw({ values, layers, units, colours, range, frame = null, label }) {
+  draw({ values, layers, units, colours, range, hasEmptyCells = false, frame = null, label }) {
     Object.assign(this, { layers, units });
     this.canvases.forEach((canvas, map) => {
       const pen = this.pen(canvas);
       canvas.setAttribute("aria-label", label(map));
       if (!pen) return;
       pen.cell = (pen.width - LEFT) / units;
-      drawCells(pen, values[map], colours, range);
+      const empty = hasEmptyCells ? pen.style.getPropertyValue("--quiet-fill") : null;
+      drawCells(pen, values[map], (value) => (empty && value === 0 ? empty : colourIn(colours, range, value)));
       if (frame?.map === map) drawFrame(pen, frame.layer, units);
       if (this.cursor?.map === map) drawCursor(pen, this.cursor);
       drawLabels(pen, layers, units);
@@ -99,11 +107,20 @@ export class HeatMap {
   }
 }
 
-function drawCells({ context, cell }, rows, colours, [low, high]) {
+function colourIn(colours, [low, high], value) {
+  return mixColours(colours, (value - low) / (high - low));
+}
+
+function drawCells({ context, cell }, rows, colourOf) {
   rows.forEach((row, layer) => row.forEach((value, unit) => {
-    context.fillStyle = mixColours(colours, (value - low) / (high - low));
-    context.fillRect(LEFT + unit * cell, layer * ROW, Math.max(1, cell - 1), ROW - 1);
+    context.fillStyle = colourOf(value);
+    context.fillRect(LEFT + unit * cell, layer * ROW, cellWidth(cell), ROW - 1);
   }));
+}
+
+// Wide cells have a gap between them.
+function cellWidth(cell) {
+  return cell > 3 ? cell - 1 : cell;
 }
 
 function drawFrame({ context, cell, style }, layer, units) {
@@ -114,7 +131,7 @@ function drawFrame({ context, cell, style }, layer, units) {
 function drawCursor({ context, cell, style }, { layer, unit }) {
   context.strokeStyle = style.color;
   context.lineWidth = 2;
-  context.strokeRect(LEFT + unit * cell, layer * ROW, cell - 1, ROW - 1);
+  context.strokeRect(LEFT + unit * cell, layer * ROW, cellWidth(cell), ROW - 1);
 }
 
 function drawLabels({ context, cell, height, style }, layers, units) {
@@ -125,6 +142,6 @@ function drawLabels({ context, cell, height, style }, layers, units) {
   for (let layer = 0; layer < layers; layer += LAYERS_PER_LABEL)
     context.fillText(String(layer), LEFT - 6, layer * ROW + ROW / 2);
   context.textAlign = "center";
-  const step = Math.max(1, Math.ceil(LABEL_PX / cell));
+  const step = 2 ** Math.max(0, Math.ceil(Math.log2(LABEL_PX / cell)));
   for (let unit = 0; unit < units; unit += step) context.fillText(String(unit), LEFT + (unit + 0.5) * cell, height - 7);
 }

@@ -1,5 +1,7 @@
 // Colours of heat maps: lists of hexadecimal colours from the lowest to the highest value.
 
+import { clamp } from "../numbers.js";
+
 const VIRIDIS = [
   "#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725",
 ];
@@ -8,9 +10,21 @@ const DIVERGING = {
   dark: ["#56b4e9", "#2b5c7c", "#1d2431", "#7c451f", "#f08a3c"],
 };
 
-// For values from 0 up; 0 is close to the background.
+// For values from 0 up; the lowest are close to the background. On a dark page the two darkest colours would be taken
+// for an empty cell.
 export function sequential(isDark) {
-  return isDark ? VIRIDIS : [...VIRIDIS].reverse();
+  return isDark ? VIRIDIS.slice(2) : [...VIRIDIS].reverse();
+}
+
+// Returns the load of the last colour: twice to four times the chance, so that loads near the chance can be told apart.
+// `highest` is the highest load.
+export function lastLoad(highest, units) {
+  return Math.min(1, clamp(highest, 2 / units, 4 / units));
+}
+
+// Returns the label of the last colour, which also stands for higher values.
+export function lastLabel(last, highest) {
+  return highest > last ? `≥ ${last.toFixed(2)}` : last.toFixed(2);
 }
 
 // For values below and above 0, which is close to the background.

@@ -1,7 +1,7 @@
 // The load by layer and expert (or group) at one evaluation, or its change since the first evaluation.
 
-import { HeatMap } from "../../common/charts/heat_map.js";
-import { diverging, gradient, sequential } from "../../common/charts/palette.js";
+import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
+import { diverging, gradient, lastLabel, lastLoad, sequential } from "../../common/charts/palette.js";
 import { el, isDark, setText, watchTheme } from "../../common/dom.js";
 import { formatNumber } from "../../common/numbers.js";
 import { Segments } from "../../common/segments.js";
@@ -62,15 +62,17 @@ export class RoutingLoad {
     this.index = Math.min(Number(this.slider.value), this.routings.length - 1);
     setText(this.position, `step ${formatNumber(this.shown.step)}, ${this.index + 1} of ${this.routings.length}`);
     const colours = this.isChange ? diverging(isDark()) : sequential(isDark()), highest = this.highest();
+    const last = this.isChange ? Math.max(LEAST_CHANGE, highest) : lastLoad(highest, this.units);
     const { load, kinds } = this.shown.values;
     const numbers = (l, n) => Array.from({ length: this.units }, (_, unit) => this.number(l, n, unit));
     this.maps.draw({
       values: kinds.map((_, n) => load.map((_, l) => numbers(l, n))),
       layers: load.length, units: this.units, colours,
-      range: [this.isChange ? -highest : 0, highest],
+      range: [this.isChange ? -last : 0, last],
+      hasEmptyCells: !this.isChange,
       label: (n) => this.label(n),
     });
-    this.showLegend(colours, highest);
+    this.showLegend(colours, last, highest);
     this.showValue();
     this.fillTable();
   }
@@ -99,7 +101,7 @@ export class RoutingLoad {
 
   // Returns the maximum of all evaluations, so that colours can be compared while the slider moves.
   highest() {
-    let highest = this.isChange ? LEAST_CHANGE : Math.min(1, 2 / this.units);
+    let highest = 0;
     for (const routing of this.routings)
       routing.values.load.forEach((kinds, l) => kinds.forEach((units, n) => units.forEach((_, unit) => {
         highest = Math.max(highest, Math.abs(this.number(l, n, unit, routing)));
@@ -113,8 +115,8 @@ export class RoutingLoad {
       "Arrow keys move a cursor; the table below has the numbers.";
   }
 
-  showLegend(colours, highest) {
-    const end = highest.toFixed(2), chance = (1 / this.units).toFixed(3);
+  showLegend(colours, last, highest) {
+    const end = lastLabel(last, highest), chance = (1 / this.units).toFixed(3);
     const labels = this.isChange ? [`−${end}`, "change in share since the first evaluation", `+${end}`]
       : ["0", `share of assignments; chance is ${chance} = 1/${this.units}`, end];
     this.bar.style.background = gradient(colours);
@@ -124,7 +126,7 @@ export class RoutingLoad {
   showValue() {
     const { cursor } = this.maps;
     if (!cursor) {
-      setText(this.value, "Hover over a cell or use the arrow keys to read its value.");
+      setText(this.value, HOW_TO_READ);
       return;
     }
     const { map, layer, unit } = cursor;

@@ -16,9 +16,9 @@ export class Comparison {
     this.line.hidden = !flips;
     if (!flips) return;
     const [all, ...shares] = flips[single ? "expert" : "group"].map(shareText);
-    const byKind = trace.kinds.map((kind, n) => `${kind} ${shares[n]}`).join(", ");
+    const byKind = trace.N > 1 ? ` (${trace.kinds.map((kind, n) => `${kind} ${shares[n]}`).join(", ")})` : "";
     this.line.replaceChildren(
-      `${all} of the strongest ${unitNames} differ from the base model, over all layers and tokens (${byKind}). ` +
+      `${all} of the strongest ${unitNames} differ from the base model, over all layers and tokens${byKind}. ` +
         "Differences have a ",
       el("span", { class: "rp-flip" }, "dashed frame"), ".");
   }

@@ -33,6 +33,7 @@ export class Controls {
     this.layers = trace.L;
     this.layer.max = String(trace.L - 1);
     this.single.hidden = !trace.tied;
+    this.kinds.root.hidden = trace.N === 1;
     this.kinds.value = String(settings.kind);
     this.kinds.offer(trace.kinds.map((name, kind) => [String(kind), name]));
   }

@@ -3,6 +3,7 @@
 import { el, watchTheme } from "../../common/dom.js";
 import { clamp } from "../../common/numbers.js";
 import { oncePerFrame } from "../../common/pacing.js";
+import { unitColours } from "./colours.js";
 import { Comparison } from "./comparison.js";
 import { Controls } from "./controls.js";
 import { Feed } from "./feed.js";
@@ -22,13 +23,13 @@ export async function mount({ element, props, trigger, watch, server }, { views 
   feed.receive(props.value);
 }
 
-// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames` and `current` to read; `setLayer`,
-// `setScope`, `focus` and `pin` to change what is shown.
+// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames`, `part`, `colours` and `current` to
+// read; `setLayer`, `setScope`, `focus` and `pin` to change what is shown.
 export class Panel {
   constructor(element, trigger) {
     this.root = element.querySelector(".rp-root");
-    [this.body, this.empty, this.status, this.tied] = ["body", "empty", "status", "tied"].map((name) =>
-      element.querySelector(`.rp-${name}`));
+    [this.body, this.empty, this.status, this.tied, this.probabilities] =
+      ["body", "empty", "status", "tied", "probabilities"].map((name) => element.querySelector(`.rp-${name}`));
     this.of = this.root.dataset.of; // "answer" or "prompt"
     this.trace = new Trace();
     this.settings = { layer: 0, kind: 0, single: false, scope: this.of };
@@ -66,6 +67,17 @@ export class Panel {
 
   get unitNames() {
     return this.single ? "experts" : "copies";
+  }
+
+  // The part of the text whose tokens are counted: "answer" or "prompt".
+  get part() {
+    const [start, end] = this.trace.range("answer");
+    return this.settings.scope === "prompt" || start === end ? "prompt" : "answer";
+  }
+
+  // Returns the number of the colour of each unit of a router.
+  colours(l, n) {
+    return unitColours(this.trace.countStrongest(this.part, l, n, this.single));
   }
 
   // The token under the pointer or the keyboard cursor, else the pinned one, else the latest.
@@ -134,6 +146,7 @@ export class Panel {
     settings.kind = Math.min(settings.kind, trace.N - 1);
     if (this.controls.layers !== trace.L) settings.layer = Math.floor(trace.L / 2);
     this.tied.hidden = !trace.tied;
+    this.probabilities.hidden = trace.gatesSumToOne;
     this.controls.reset();
     this.call("reset");
     this.recolour();

@@ -11,14 +11,16 @@ export class Trace {
     this.total = 0; // tokens on the server
     this.compared = 0; // tokens whose routing in the base model is known
     this.flips = null; // shares of differences to the base model
+    this.largestGate = 0; // of one expert
     this.texts = [];
     this.sums = new Float64Array(256); // gates by unit, reused by every call of `gatesOf`
   }
 
   // `head` has the sizes L, N, K and E, the names of the router kinds, the group of each expert, the number of prompt
-  // tokens (`prompt`), and whether experts are tied into groups (`tied`).
+  // tokens (`prompt`), whether experts are tied into groups (`tied`), and whether the gates of a router sum to 1
+  // (`gatesSumToOne`); otherwise they are probabilities.
   reset(id, head) {
-    Object.assign(this, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null });
+    Object.assign(this, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null, largestGate: 0 });
     this.groupCount = Math.max(...head.groups) + 1;
     this.experts = new Uint8Array(0);
     this.gates = new Uint16Array(0);
@@ -26,6 +28,8 @@ export class Trace {
     this.baseUnits = { group: new Uint16Array(0), expert: new Uint16Array(0) };
     const routers = head.L * head.N;
     this.assignments = { prompt: new Float64Array(routers * head.E), answer: new Float64Array(routers * head.E) };
+    this.gateSums = { prompt: new Float64Array(routers), answer: new Float64Array(routers) };
+    this.strongestCounts = new Map(); // { counts, tokens } by part, router and unit
   }
 
   // Rows that start beyond `count` would leave a gap and are ignored; rows that exist already are skipped.
@@ -39,14 +43,19 @@ export class Trace {
     this.entropies = extended(this.entropies, start * routers, decode16(rows.h).subarray(skip * routers));
     this.texts.push(...texts.slice(skip));
     this.count += texts.length - skip;
-    for (let t = start; t < this.count; t++) this.countAssignments(t);
+    for (let t = start; t < this.count; t++) this.add(t);
   }
 
-  countAssignments(t) {
-    const counts = this.assignments[this.part(t)];
+  add(t) {
+    const counts = this.assignments[this.part(t)], sums = this.gateSums[this.part(t)];
     let slot = this.slot(t, 0, 0);
     for (let router = 0; router < this.L * this.N; router++)
-      for (let k = 0; k < this.K; k++, slot++) counts[router * this.E + this.experts[slot]]++;
+      for (let k = 0; k < this.K; k++, slot++) {
+        const gate = this.gates[slot] / FULL;
+        counts[router * this.E + this.experts[slot]]++;
+        sums[router] += gate;
+        if (gate > this.largestGate) this.largestGate = gate;
+      }
   }
 
   // Adds the base model's units, which follow those that are known.
@@ -119,6 +128,30 @@ export class Trace {
     }
     for (let unit = 0; unit < sums.length; unit++) sums[unit] /= FULL;
     return sums;
+  }
+
+  // Returns in how many tokens of a part each unit is the strongest of a router.
+  countStrongest(part, l, n, isSingle) {
+    const key = `${part} ${l} ${n} ${isSingle}`, [start, end] = this.range(part);
+    if (!this.strongestCounts.has(key))
+      this.strongestCounts.set(key, { counts: new Array(isSingle ? this.E : this.groupCount).fill(0), tokens: 0 });
+    const known = this.strongestCounts.get(key);
+    for (; known.tokens < end - start; known.tokens++)
+      known.counts[this.strongest(start + known.tokens, l, n, isSingle)]++;
+    return known.counts;
+  }
+
+  // Returns in how many tokens of a part each expert of a router is selected.
+  countSelected(part, l, n) {
+    const first = (l * this.N + n) * this.E;
+    return Array.from(this.assignments[part].subarray(first, first + this.E));
+  }
+
+  // Returns the mean sum of a router's gates in a part: 1, or the share of the probability that the selected experts
+  // hold. 0 without tokens.
+  gateSum(part, l, n) {
+    const [start, end] = this.range(part);
+    return this.gateSums[part][l * this.N + n] / Math.max(end - start, 1);
   }
 
   // Returns each unit's share of the assignments of one router in a part; they sum to 1.

@@ -1,7 +1,7 @@
 // The gates of a token or the load of a part, by layer and unit, as a heat map for each kind of router.
 
-import { HeatMap } from "../../common/charts/heat_map.js";
-import { gradient, sequential } from "../../common/charts/palette.js";
+import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
+import { gradient, lastLabel, lastLoad, sequential } from "../../common/charts/palette.js";
 import { el, isDark } from "../../common/dom.js";
 import { Segments } from "../../common/segments.js";
 
@@ -44,15 +44,16 @@ export default class ExpertMap {
     if (!trace.id) return;
     const layers = Array.from({ length: trace.L }, (_, l) => l);
     const values = trace.kinds.map((_, n) => layers.map((l) => Array.from(this.shares(l, n))));
-    const highest = settings.scope === "token" ? 1 : highestShare(values, 1 / units);
+    const highest = Math.max(...values.flat(2)), last = this.last(highest);
     const colours = sequential(isDark());
     this.maps.draw({
       values, layers: trace.L, units, colours,
-      range: [0, highest],
+      range: [0, last],
+      hasEmptyCells: true,
       frame: { map: settings.kind, layer: settings.layer },
       label: (n) => this.label(n),
     });
-    this.showLegend(colours, highest);
+    this.showLegend(colours, last, highest);
     this.showValue();
   }
 
@@ -63,10 +64,17 @@ export default class ExpertMap {
     return current < 0 ? [] : trace.gatesOf(current, l, n, single);
   }
 
+  // Returns the value of the last colour. That of gates is the same for all tokens, so that they can be compared.
+  last(highest) {
+    const { trace, settings, single, units } = this.panel;
+    if (settings.scope !== "token") return lastLoad(highest, units);
+    return single ? Math.max(Math.min(1, 2 / units), trace.largestGate) : 1;
+  }
+
   // Returns what the colours stand for.
   meaning() {
-    const { scope } = this.panel.settings;
-    if (scope === "token") return "gate of one token";
+    const { settings: { scope }, trace } = this.panel;
+    if (scope === "token") return trace.gatesSumToOne ? "gate of one token" : "gate (probability) of one token";
     const [start, end] = this.panel.trace.range(scope);
     return `share of assignments in ${end - start} tokens`;
   }
@@ -77,27 +85,22 @@ export default class ExpertMap {
       "The table below has the numbers; arrow keys move a cursor.";
   }
 
-  showLegend(colours, highest) {
+  showLegend(colours, last, highest) {
     const { units } = this.panel, chance = 1 / units;
     this.bar.style.background = gradient(colours);
-    this.chance.style.left = `${(100 * chance) / highest}%`;
+    this.chance.style.left = `${(100 * chance) / last}%`;
     this.chance.textContent = `chance ${chance.toFixed(3)} = 1/${units}`;
-    this.ends.replaceChildren(...["0", this.meaning(), highest.toFixed(2)].map((text) => el("span", {}, text)));
+    this.ends.replaceChildren(...["0", this.meaning(), lastLabel(last, highest)].map((text) => el("span", {}, text)));
   }
 
   showValue() {
     const { cursor } = this.maps, { trace, units, unitName } = this.panel;
     if (!cursor) {
-      this.value.textContent = "Hover over a cell or use the arrow keys to read its value.";
+      this.value.textContent = HOW_TO_READ;
       return;
     }
     const { map, layer, unit } = cursor, share = this.shares(layer, map)[unit] ?? 0;
     this.value.textContent = `Layer ${layer}, ${trace.kinds[map]}, ${unitName} ${unit}: ${share.toFixed(3)} · ` +
       `${(share * units).toFixed(2)} × chance`;
   }
-}
-
-// At least twice the chance, so that an even load has a middle colour.
-function highestShare(values, chance) {
-  return Math.min(1, Math.max(2 * chance, ...values.flat().map((row) => Math.max(0, ...row))));
 }

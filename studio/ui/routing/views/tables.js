@@ -6,6 +6,7 @@ import { columnHeads, tableRow } from "../../common/tables.js";
 import { selectedText, tokenText } from "../panel/token_text.js";
 
 const REFRESH_MS = 1000;
+const FIRST_TOKENS = 500;
 
 export default class Tables {
   static title = "Tables";
@@ -16,6 +17,13 @@ export default class Tables {
     this.load = new Table("rp-load", () => this.fillLoad());
     this.tokens = new Table("rp-token-table", () => this.fillTokens());
     this.listed = 0; // rows of the token table
+    this.listsAll = false;
+    this.more = el("button", { type: "button", class: "ch-button", hidden: "" });
+    this.more.addEventListener("click", () => {
+      this.listsAll = true;
+      this.fillTokens();
+    });
+    this.tokens.root.append(this.more);
     root.append(this.load.root, this.tokens.root);
   }
 
@@ -25,6 +33,7 @@ export default class Tables {
   }
 
   reset() {
+    this.listsAll = false;
     this.restart();
   }
 
@@ -39,26 +48,22 @@ export default class Tables {
   }
 
   refresh() {
-    const { trace, unitName, settings } = this.panel;
-    this.load.summary.textContent = `Load by layer and ${unitName}, ${this.scope}`;
+    const { trace, unitName, part, settings } = this.panel;
+    this.load.summary.textContent = `Load by layer and ${unitName}, ${part}`;
     this.tokens.summary.textContent = `Tokens in layer ${settings.layer}`;
     if (!trace.id) return;
     this.load.fillIfOpen();
     this.tokens.fillIfOpen();
   }
 
-  get scope() {
-    return this.panel.settings.scope === "prompt" ? "prompt" : "answer";
-  }
-
   fillLoad() {
-    const { trace, units, single } = this.panel, [start, end] = trace.range(this.scope);
+    const { trace, units, single, part } = this.panel, [start, end] = trace.range(part);
     const names = trace.kinds.flatMap((kind) => Array.from({ length: units }, (_, unit) => `${kind} ${unit}`));
     this.load.caption.textContent =
-      `Share of assignments in ${end - start} tokens of the ${this.scope}; chance is ${(1 / units).toFixed(4)}.`;
+      `Share of assignments in ${end - start} tokens of the ${part}; chance is ${(1 / units).toFixed(4)}.`;
     this.load.head.replaceChildren(...columnHeads(["Layer", ...names]));
     this.load.body.replaceChildren(...Array.from({ length: trace.L }, (_, l) => {
-      const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(this.scope, l, n, single)));
+      const shares = trace.kinds.flatMap((_, n) => Array.from(trace.load(part, l, n, single)));
       return tableRow(String(l), shares.map((share) => share.toFixed(4)));
     }));
   }
@@ -68,8 +73,11 @@ export default class Tables {
     this.tokens.caption.textContent = `Experts and gates in layer ${layer}.`;
     this.tokens.head.replaceChildren(...columnHeads(["#", "Part", "Token", ...trace.kinds]));
     const added = document.createDocumentFragment();
-    for (; this.listed < trace.count; this.listed++) added.append(this.tokenRow(this.listed, layer));
+    const end = this.listsAll ? trace.count : Math.min(trace.count, FIRST_TOKENS);
+    for (; this.listed < end; this.listed++) added.append(this.tokenRow(this.listed, layer));
     this.tokens.body.append(added);
+    this.more.hidden = this.listed === trace.count;
+    this.more.textContent = `Show all ${trace.count} tokens`;
   }
 
   tokenRow(t, l) {

@@ -5,7 +5,6 @@ import { percent } from "../../common/numbers.js";
 import { colourClass } from "../panel/colours.js";
 import { selectedText, tokenText } from "../panel/token_text.js";
 
-
 export default class TokenDetail {
   static title = "One token across layers";
 
@@ -55,7 +54,7 @@ export default class TokenDetail {
     const number = trace.isPrompt(t) ? t + 1 : t + 1 - trace.prompt;
     this.name.replaceChildren(el("code", { class: "rp-token-name" }, ...tokenText(trace.texts[t])),
       ` token ${number} of the ${trace.part(t)}${this.state()}`);
-    this.cells.forEach((row, n) => row.forEach((node, l) => this.paint(node, t, l, n)));
+    this.cells.forEach((row, n) => row.forEach((node, l) => this.paint(node, t, l, n, this.panel.colours(l, n))));
     this.showSentence();
   }
 
@@ -65,11 +64,11 @@ export default class TokenDetail {
     return pinned === null ? " · latest" : " · pinned, click again to unpin";
   }
 
-  paint(node, t, l, n) {
+  paint(node, t, l, n, colours) {
     const { trace, settings, single } = this.panel, [, number, bar] = node.children;
     const unit = trace.strongest(t, l, n, single), gate = trace.gatesOf(t, l, n, single)[unit];
     const base = trace.baseUnit(t, l, n, single);
-    node.className = `rp-cell ${colourClass(unit)}`;
+    node.className = `rp-cell ${colourClass(colours[unit])}`;
     node.classList.toggle("rp-on", l === settings.layer && n === settings.kind);
     node.classList.toggle("rp-flip", base !== null);
     number.textContent = base === null ? unit : `${base}→${unit}`;
@@ -88,8 +87,15 @@ export default class TokenDetail {
     const { trace } = this.panel;
     const group = trace.tied ? ` · copy ${trace.strongest(t, l, n, false)}` : "";
     const entropy = `entropy ${percent(trace.entropy(t, l, n))} of the maximum`;
-    const experts = selectedText(trace.selected(t, l, n));
-    return `Layer ${l}, ${trace.kinds[n]}: experts ${experts}${group} · ${entropy}${this.difference(t, l, n)}`;
+    const experts = `experts (gates) ${selectedText(trace.selected(t, l, n))}${this.held(t, l, n)}`;
+    return `Layer ${l}, ${trace.kinds[n]}: ${experts}${group} · ${entropy}${this.difference(t, l, n)}`;
+  }
+
+  // Gates that are probabilities add up to the share of the probability that the selected experts hold.
+  held(t, l, n) {
+    const { trace } = this.panel;
+    if (trace.gatesSumToOne) return "";
+    return `, together ${percent(trace.selected(t, l, n).reduce((sum, { gate }) => sum + gate, 0))} of the probability`;
   }
 
   difference(t, l, n) {

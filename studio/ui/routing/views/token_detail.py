@@ -1,4 +1,4 @@
-"""One token in every layer, with its experts and gates in both kinds of router."""
+"""One token in every layer, with its experts and gates in each kind of router."""
 
 from studio.ui.routing.routing_panel import View
 

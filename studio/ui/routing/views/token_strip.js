@@ -1,8 +1,8 @@
-// The tokens of the prompt and the answer, coloured by the strongest unit of the chosen router.
+// The tokens of the prompt and the answer, coloured by the strongest unit of the selected router.
 
-import { el } from "../../common/dom.js";
+import { el, setText } from "../../common/dom.js";
 import { clamp } from "../../common/numbers.js";
-import { colourClass } from "../panel/colours.js";
+import { COLOURED, colourClass, hasColourEach } from "../panel/colours.js";
 import { tokenText } from "../panel/token_text.js";
 
 // Longer prompts start collapsed.
@@ -19,8 +19,9 @@ export default class TokenStrip {
     this.summary = el("summary");
     this.prompt = new TokenList("prompt", el("details", { class: "rp-prompt" }, this.summary), panel);
     this.answer = new TokenList("answer", el("div", { class: "rp-answer-tokens" }, this.title), panel);
+    this.colouring = el("p", { class: "rp-line" });
     this.marked = []; // nodes of the pinned and the focused token
-    root.append(this.prompt.root, this.answer.root);
+    root.append(this.prompt.root, this.answer.root, this.colouring);
     this.prompt.root.addEventListener("toggle", () => this.panel.trace.id && this.update());
   }
 
@@ -37,13 +38,30 @@ export default class TokenStrip {
     this.summary.textContent = `Prompt · ${prompt} tokens`;
     this.title.textContent = `Answer · ${end - start} tokens`;
     this.prompt.root.hidden = !trace.prompt;
-    if (this.prompt.root.open) this.prompt.grow();
-    this.answer.grow();
+    this.showColouring();
+    const colours = this.colours();
+    if (this.prompt.root.open) this.prompt.grow(colours);
+    this.answer.grow(colours);
   }
 
   recolour() {
-    this.prompt.repaint();
-    this.answer.repaint();
+    this.showColouring();
+    const colours = this.colours();
+    this.prompt.recolour(colours);
+    this.answer.recolour(colours);
+  }
+
+  // Returns the colours of the selected router's units.
+  colours() {
+    const { settings: { layer, kind } } = this.panel;
+    return this.panel.colours(layer, kind);
+  }
+
+  showColouring() {
+    const { units, unitName, unitNames, part } = this.panel;
+    this.colouring.hidden = hasColourEach(units);
+    this.colouring.textContent = `Numbers are the strongest ${unitName} of each token. The ${COLOURED} ${unitNames} ` +
+      `that are the strongest most often in the ${part} have a colour, all others are grey.`;
   }
 
   select() {
@@ -65,7 +83,7 @@ export default class TokenStrip {
 
 class TokenList {
   constructor(part, root, panel) {
-    Object.assign(this, { part, root, panel, nodes: [] });
+    Object.assign(this, { part, root, panel, nodes: [], colours: [] });
     this.list = el("div", { class: "rp-tokens", role: "listbox", "aria-label": `Tokens of the ${part}` });
     this.root.append(this.list);
     this.listen();
@@ -80,8 +98,9 @@ class TokenList {
     this.nodes = [];
   }
 
-  // Adds the tokens that have arrived.
-  grow() {
+  // Adds the tokens that have arrived. They may change which units have a colour.
+  grow(colours) {
+    if (String(colours) !== String(this.colours)) this.recolour(colours);
     const [first, end] = this.panel.trace.range(this.part), start = first + this.nodes.length;
     if (start >= end) return;
     const isAtEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < FOLLOW_PX;
@@ -103,16 +122,20 @@ class TokenList {
     return text.includes("\n") ? [node, el("br")] : [node];
   }
 
-  repaint() {
+  recolour(colours) {
+    this.colours = colours;
     for (const node of this.nodes) this.paint(node);
   }
 
+  // Writes only changes: there may be thousands of tokens.
   paint(node) {
-    const unit = this.unit(node), base = this.baseUnit(node), isOn = node.classList.contains("rp-on");
-    node.className = `rp-tok ${colourClass(unit)}`;
-    node.classList.toggle("rp-on", isOn);
-    node.classList.toggle("rp-flip", base !== null);
-    node.lastChild.textContent = unit;
+    const unit = this.unit(node), base = this.baseUnit(node), colour = this.colours[unit];
+    const look = `${unit} ${colour} ${base}`;
+    if (node.look === look) return;
+    node.look = look;
+    const isOn = node.classList.contains("rp-on");
+    node.className = `rp-tok ${colourClass(colour)}${isOn ? " rp-on" : ""}${base === null ? "" : " rp-flip"}`;
+    setText(node.lastChild, String(unit));
     if (base !== null) node.title = `base: ${base}, adapter: ${unit}`;
     else if (node.title) node.removeAttribute("title");
   }

@@ -1,6 +1,7 @@
 """Counts of experts in batches against each text alone."""
 
 import numpy as np
+import pytest
 import torch
 
 from jetmoe import RoutingRecorder
@@ -12,8 +13,11 @@ from tests.builders.toy_model import toy_model
 TEXTS = [[1, 7, 9], [4], [5, 6, 7, 8, 9, 10, 11], [3, 3]]
 
 
-def test_padding_and_batches_change_no_count(monkeypatch):
-    model = toy_model()
+@pytest.mark.parametrize(
+    ("changes", "K"), [({}, 2), ({"family": "olmoe", "num_experts": 64, "num_experts_per_tok": 8}, 8)]
+)
+def test_padding_and_batches_change_no_count(monkeypatch, changes, K):
+    model = toy_model(**changes)
     expected = []
     for token_ids in TEXTS:
         recorder = RoutingRecorder(model, len(token_ids))
@@ -24,4 +28,4 @@ def test_padding_and_batches_change_no_count(monkeypatch):
         monkeypatch.setattr(text_routing, "BATCH_TOKENS", most)
         counts = expert_counts(model, TEXTS, pad_id=0)
         assert np.array_equal(counts, np.stack(expected))
-    assert counts.sum(axis=-1)[:, 0, 0].tolist() == [2 * len(each) for each in TEXTS]
+    assert counts.sum(axis=-1)[:, 0, 0].tolist() == [K * len(each) for each in TEXTS]

@@ -30,12 +30,24 @@ def test_a_message_holds_the_rows_from_start_on():
     sent = json.loads(message("f" * 32, trace, 10, 0, 2, note="answer 1"))
     assert (sent["from"], sent["total"], sent["answer"], sent["answers"]) == (10, 40, 0, 3)
     shape = {"L": 3, "N": 2, "K": 2, "E": 6, "kinds": ["MoA", "MoE"]}
-    assert sent["head"] == shape | {"groups": [0, 0, 1, 1, 2, 2], "prompt": 10, "tied": True}
+    assert sent["head"] == shape | {
+        "groups": [0, 0, 1, 1, 2, 2], "prompt": 10, "tied": True, "gatesSumToOne": True,
+    }  # fmt: skip
     experts, gates, entropy, texts = decoded(sent["rows"], trace)
     np.testing.assert_array_equal(experts, trace.experts[:, :, 10:])
     np.testing.assert_allclose(gates, trace.gates[:, :, 10:], atol=1e-5)
     np.testing.assert_allclose(entropy * np.log(6), trace.entropy[:, :, 10:], atol=1e-3)
     assert texts == list(trace.texts[10:])
+
+
+def test_a_message_of_a_model_whose_gates_are_probabilities():
+    trace = make_trace(groups=256, K=8, kinds=("MoE",), held=0.7)
+    sent = json.loads(message("f" * 32, trace, 0, 0, 0))
+    head = {name: sent["head"][name] for name in ("N", "K", "E", "kinds", "tied", "gatesSumToOne")}
+    assert head == {"N": 1, "K": 8, "E": 256, "kinds": ["MoE"], "tied": False, "gatesSumToOne": False}
+    experts, gates, _, _ = decoded(sent["rows"], trace)
+    np.testing.assert_array_equal(experts, trace.experts)
+    np.testing.assert_allclose(gates.sum(axis=-1), 0.7, atol=2e-3)
 
 
 def test_a_message_is_small_and_the_rest_is_fetched():

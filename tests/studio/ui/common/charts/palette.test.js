@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { diverging, gradient, mixColours, sequential } from "#ui/common/charts/palette.js";
+import { diverging, gradient, lastLabel, lastLoad, mixColours, sequential } from "#ui/common/charts/palette.js";
 
 test("a colour is mixed of its two neighbours", () => {
   const colours = ["#000000", "#ff8000", "#ffffff"];
@@ -13,6 +13,13 @@ test("shares beyond the ends have the colours of the ends", () => {
   const colours = ["#010203", "#0a0b0c"];
   assert.equal(mixColours(colours, -3), "rgb(1,2,3)");
   assert.equal(mixColours(colours, 7), "rgb(10,11,12)");
+});
+
+test("the last colour stands for two to four times the chance", () => {
+  const ends = [[0, 8], [0.2, 8], [0.3, 8], [0.9, 8], [0.9, 2], [0.125, 64], [0.125, 256]];
+  assert.deepEqual(ends.map(([highest, units]) => lastLoad(highest, units)),
+    [0.25, 0.25, 0.3, 0.5, 1, 0.0625, 0.015625]);
+  assert.deepEqual([lastLabel(0.5, 0.4), lastLabel(0.5, 0.5), lastLabel(0.0625, 0.125)], ["0.50", "0.50", "≥ 0.06"]);
 });
 
 test("the lowest value is close to the background", () => {

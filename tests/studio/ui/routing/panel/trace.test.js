@@ -3,13 +3,13 @@ import { test } from "node:test";
 
 import { Trace } from "#ui/routing/panel/trace.js";
 
-import { base16, encode, gateSums, HEAD, loadOf, randomTokens } from "./traces.js";
+import { base16, encode, gateSums, HEAD, headOf, loadOf, randomTokens } from "./traces.js";
 
 const TOKENS = randomTokens(50);
 
-function traceOf(tokens) {
+function traceOf(tokens, head = HEAD) {
   const trace = new Trace();
-  trace.reset("a", HEAD);
+  trace.reset("a", head);
   trace.append(0, encode(tokens));
   return trace;
 }
@@ -50,6 +50,38 @@ test("loads are counted again, for the prompt and the answer", () => {
     assert.deepEqual([...trace.load("prompt", l, n, isSingle)], loadOf(TOKENS.slice(0, 4), l, n, isSingle));
     assert.deepEqual([...trace.load("answer", l, n, isSingle)], loadOf(TOKENS.slice(4), l, n, isSingle));
   });
+});
+
+for (const [E, K] of [[8, 1], [16, 2], [64, 8], [256, 8]])
+  test(`one kind of router with top-${K} of ${E} experts, whose gates are probabilities`, () => {
+    const head = headOf(E, K), tokens = randomTokens(30, 1, head), trace = traceOf(tokens, head);
+    const gates = tokens.flatMap((token) => token.gates.flat(2));
+    assert.equal(trace.largestGate, Math.max(...gates) / 65535);
+    for (const [part, used] of [["prompt", tokens.slice(0, 4)], ["answer", tokens.slice(4)]])
+      for (let l = 0; l < head.L; l++) {
+        const strongest = new Array(E).fill(0), selected = new Array(E).fill(0);
+        for (const token of used) {
+          const sums = gateSums(token, l, 0, true, head);
+          strongest[sums.indexOf(Math.max(...sums))]++;
+          for (const expert of token.experts[l][0]) selected[expert]++;
+        }
+        assert.deepEqual([...trace.load(part, l, 0, true)], loadOf(used, l, 0, true, head));
+        assert.deepEqual(trace.countStrongest(part, l, 0, true), strongest);
+        assert.deepEqual(trace.countSelected(part, l, 0), selected);
+        const held = used.flatMap((token) => token.gates[l][0]).reduce((sum, gate) => sum + gate / 65535, 0);
+        assert.ok(Math.abs(trace.gateSum(part, l, 0) - held / used.length) < 1e-9);
+      }
+  });
+
+test("strongest units are counted on as tokens arrive", () => {
+  const trace = new Trace(), expected = traceOf(TOKENS);
+  trace.reset("a", HEAD);
+  for (const end of [2, 3, 5, 20, 50]) {
+    trace.append(trace.count, encode(TOKENS.slice(trace.count, end)));
+    for (const part of ["prompt", "answer"]) trace.countStrongest(part, 1, 1, false);
+  }
+  for (const part of ["prompt", "answer"])
+    assert.deepEqual(trace.countStrongest(part, 1, 1, false), expected.countStrongest(part, 1, 1, false));
 });
 
 test("a trace without tokens of a part has no load", () => {
