@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import jetmoe  # noqa: F401 - the Auto classes return its model
-from jetmoe.upcycle import load_dense
+from jetmoe.dense import load_dense
 from studio.backend.models import starter
 
 PROMPTS = [
