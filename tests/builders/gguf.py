@@ -1,20 +1,23 @@
-"""Write toy GGUFs as llama.cpp's converter does, with each kind of tokenizer, and tokenize by the book.
+"""Write toy GGUFs as llama.cpp's converter does, with each kind of tokenizer.
 
-`tokenize` of a `Vocabulary` is the reference: SentencePiece itself, or a BPE that searches all pairs at every step, over
-the splits of llama.cpp's `llama-vocab.cpp`.
+`Vocabulary.tokenize` is the reference: SentencePiece itself, or a BPE that searches all pairs at every step, over the
+splits of llama.cpp's `llama-vocab.cpp`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import regex
+import torch
 from gguf import GGUFWriter, TokenType
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -33,7 +36,9 @@ PATTERNS = {
     "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
     "llama-bpe": [LLAMA3],
 }
+ADDED = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<think>")
 KINDS = (*PATTERNS, "sentencepiece")
+SPELLING = bytes_to_unicode()
 TEMPLATE = "{% for message in messages %}{{ bos_token + message['content'] + eos_token }}{% endfor %}"
 
 
@@ -58,56 +63,44 @@ def corpus(characters: int = 15_000) -> list[str]:
 
 
 def _byte_level(pre: str) -> Vocabulary:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
-    tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet))
-    state = models_json(tokenizer)
-    merges = [tuple(merge) for merge in state["merges"]]
-    # A word without merges: only Llama 3 looks it up.
-    tokens = [*sorted(state["vocab"], key=state["vocab"].get), "Ġupcycling", *special, "<think>"]
-    kinds = [TokenType.NORMAL] * (len(tokens) - 4) + [TokenType.CONTROL] * 3 + [TokenType.USER_DEFINED]
-    bos = tokens.index("<|begin_of_text|>")
-    start = [bos] if pre == "llama-bpe" else []
-    found = {token: index for index, token in enumerate(tokens)}
-    added = [*special, "<think>"]
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.train_from_iterator(corpus(), trainer)
+    state = json.loads(trained.to_str())["model"]
+    # No merges lead to the last word: only Llama 3 finds it.
+    words = [*sorted(state["vocab"], key=state["vocab"].get), "Ġupcycling"]
+    ranks = {tuple(merge): rank for rank, merge in enumerate(state["merges"])}
+    bos = len(words)
+    kinds = [TokenType.NORMAL] * bos + [TokenType.CONTROL] * 3 + [TokenType.USER_DEFINED]
+    fields = {"model": "gpt2", "pre": pre, "merges": [" ".join(merge) for merge in ranks],
+              "bos_token_id": bos, "eos_token_id": bos + 1, "eot_token_id": bos + 2}  # fmt: skip
+    tokens = [*words, *ADDED]
+    ids = {token: index for index, token in enumerate(tokens)}
 
     def tokenize(text: str) -> list[int]:
-        ids = list(start)
-        for part in regex.split("(" + "|".join(map(regex.escape, added)) + ")", text):
-            words = [part] if part in added else _words(part, PATTERNS[pre])
-            for word in words:
-                ids += [found[one] for one in _bpe(word, merges, found, pre == "llama-bpe", part in added)]
-        return ids
+        found = [bos] if pre == "llama-bpe" else []
+        for part in regex.split("(" + "|".join(map(regex.escape, ADDED)) + ")", text):
+            whole = [part] if part in ADDED else []
+            symbols = whole or [one for word in _split(part, PATTERNS[pre]) for one in _merge(word, ranks, ids, pre)]
+            found += [ids[symbol] for symbol in symbols]
+        return found
 
-    fields = {"model": "gpt2", "pre": pre, "merges": [" ".join(merge) for merge in merges],
-              "bos_token_id": bos, "eos_token_id": bos + 1, "eot_token_id": bos + 2}  # fmt: skip
     return Vocabulary(tokens, kinds, tokenize, fields)
 
 
-def models_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    import json
-
-    return json.loads(tokenizer.to_str())["model"]
-
-
-def _words(text: str, patterns: list[str]) -> list[str]:
+def _split(text: str, patterns: list[str]) -> list[str]:
     pieces = [text]
     for pattern in patterns:
         pieces = [part for piece in pieces for part in regex.split(f"({pattern})", piece) if part]
     return pieces
 
 
-def _bpe(word: str, merges: list[tuple], found: dict[str, int], whole_words: bool, is_added: bool) -> list[str]:
-    if is_added:
-        return [word]
-    spelling = bytes_to_unicode()
-    symbols = [spelling[byte] for byte in word.encode()]
-    if whole_words and "".join(symbols) in found:
+def _merge(word: str, ranks: dict[tuple[str, ...], int], ids: dict[str, int], pre: str) -> list[str]:
+    symbols = [SPELLING[byte] for byte in word.encode()]
+    if pre == "llama-bpe" and "".join(symbols) in ids:
         return ["".join(symbols)]
-    ranks = {merge: rank for rank, merge in enumerate(merges)}
-    while pairs := [(ranks[pair], i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False)) if pair in ranks]:
+    while pairs := [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]:
         i = min(pairs)[1]
         symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
     return symbols
@@ -138,11 +131,9 @@ def _sentencepiece_kind(processor: SentencePieceProcessor, index: int) -> TokenT
 
 def toy_llama(vocab_size: int, **changes) -> LlamaForCausalLM:
     """A random Llama whose answers change with the prompt."""
-    import torch
-
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
-             "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+             "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5,
              "vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
     for name, parameter in model.named_parameters():
