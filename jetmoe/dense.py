@@ -24,12 +24,11 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 
 from jetmoe.gguf_file import is_gguf, read_gguf
 from jetmoe.gguf_tokenizer import tokenizer_from_metadata
+from jetmoe.llama_config import llama_config
 from jetmoe.loading.checkpoint import TOKENIZER_FILES, CheckpointError, name_list, stored_tensors
 
 GENERATION = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 # Older checkpoints store what the configuration determines.
 WITHOUT_EFFECT = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -71,7 +70,6 @@ def open_dense(path: Path) -> DenseSource:
         source = DenseSource(path, config, tokenizer, _folder_generation(path, config, tokenizer))
     else:
         raise CheckpointError(f"{path} is neither a .gguf file nor a folder with a config.json. Check the spelling.")
-    _check_config(path, source.config)
     _check_shapes(path, source.config, shapes)
     _check_vocabulary(path, source)
     return source
@@ -122,10 +120,7 @@ def _folder_config(folder: Path) -> LlamaConfig:
         raise CheckpointError(f"{folder.name} is a {kind!r} model; upcycling needs the architecture 'llama'.")
     if "quantization_config" in fields:
         raise CheckpointError(f"{folder.name} is quantized. Use the folder of the 16-bit model, or its GGUF.")
-    try:
-        return LlamaConfig.from_dict(fields)
-    except (StrictDataclassError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} has invalid fields: {error}. Download it again.") from error
+    return llama_config(folder / "config.json", fields)
 
 
 def _folder_generation(folder: Path, config: LlamaConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -147,19 +142,6 @@ def _folder_generation(folder: Path, config: LlamaConfig, tokenizer: PreTrainedT
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / GENERATION} has invalid fields: {error}. Correct or delete it.") from error
     return found
-
-
-def _check_config(path: Path, config: LlamaConfig) -> None:
-    """Raise CheckpointError if a size is no positive integer; later checks divide by them."""
-    wrong = [f"{name} is {getattr(config, name)!r}" for name in COUNTS if not _is_count(getattr(config, name))]
-    if not isinstance(config.rms_norm_eps, float) or config.rms_norm_eps <= 0:
-        wrong.append(f"rms_norm_eps is {config.rms_norm_eps!r}")
-    if wrong:
-        raise CheckpointError(f"The configuration of {path} is invalid: {', '.join(wrong)}. Download it again.")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
 
 
 def _check_shapes(path: Path, config: LlamaConfig, shapes: dict[str, tuple[int, ...]]) -> None:

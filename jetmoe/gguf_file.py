@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from jetmoe.llama_config import llama_config
 from jetmoe.loading.checkpoint import CheckpointError
 
 CONTROL = 3  # gguf.TokenType
@@ -138,17 +138,11 @@ def _name(name: str) -> str:
 def _config(path: Path, metadata: dict[str, Any], factors: Tensor | None, tied: bool) -> LlamaConfig:
     found = {name: metadata.get(f"llama.{key}") for name, key in FIELDS.items()}
     found["vocab_size"] = found["vocab_size"] or len(metadata.get("tokenizer.ggml.tokens") or [])
-    try:
-        config = LlamaConfig(
-            **{name: value for name, value in found.items() if value is not None},
-            tie_word_embeddings=tied,
-            bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-            pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
-            rope_parameters={"rope_type": "default", "rope_theta": metadata.get("llama.rope.freq_base", 10000.0)},
-        )
-    except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"The metadata of {path} has invalid values: {error}. Download it again.") from error
+    special = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    found |= {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in special.items()}
+    rope = {"rope_type": "default", "rope_theta": metadata.get("llama.rope.freq_base", 10000.0)}
+    more = {"tie_word_embeddings": tied, "rope_parameters": rope}
+    config = llama_config(f"The metadata of {path}", found | more)
     rotated = metadata.get("llama.rope.dimension_count", config.head_dim)
     if rotated != config.head_dim:
         raise CheckpointError(
