@@ -52,8 +52,12 @@ FIELDS = {
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps")
 FREQUENCIES = "rope_freqs.weight"
 SCALING = {"type", "factor", "original_context_length", "finetuned"}
+# Computations that JetMoE does not have; 0 stands for none.
+OTHER = ("attention.sliding_window", "attention.scale", "attention.clamp_kqv", "attention.temperature_scale",
+         "embedding_scale", "logit_scale", "residual_scale", "expert_count")  # fmt: skip
 # Converters write these values of Llama 3 into every file. They store their effect, not the values.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+SENTENCEPIECE_EOS = 2  # of a file that does not name it
 # Older files name one end token only. llama.cpp also ends at tokens with these names.
 END_NAMES = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
 SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
@@ -115,6 +119,10 @@ def _check(path: Path, metadata: dict[str, Any], reader: GGUFReader) -> None:
     if unreadable := {one.tensor_type for one in reader.tensors if not _is_readable(one.tensor_type)}:
         names = ", ".join(sorted(kind.name for kind in unreadable))
         raise CheckpointError(f"{path.name} holds {names}, which can't be dequantized. Use a Q8_0 or F16 file.")
+    if other := [key for key in OTHER if metadata.get(f"llama.{key}")]:
+        raise CheckpointError(
+            f"{path.name} sets llama.{other[0]}, which JetMoE can't compute exactly. Use another model."
+        )
     missing = [FIELDS[name] for name in REQUIRED if f"llama.{FIELDS[name]}" not in metadata]
     if missing:
         raise CheckpointError(f"{path.name} lacks llama.{', llama.'.join(missing)}. Download it again.")
@@ -179,13 +187,13 @@ def _rope(path: Path, metadata: dict[str, Any], config: LlamaConfig, factors: Te
 
 def _llama3(path: Path, config: LlamaConfig, base: dict[str, Any], factors: Tensor) -> dict[str, Any]:
     """Return the parameters of Llama 3 whose frequencies are the default ones divided by `factors`."""
-    if config.head_dim != 2 * len(factors):
-        raise CheckpointError(f"{path.name} has {len(factors)} {FREQUENCIES}, not half of {config.head_dim}.")
+    channels = 2 * len(factors)
+    if config.head_dim != channels:
+        raise CheckpointError(f"{FREQUENCIES} of {path.name} is for {channels} channels, a head has {config.head_dim}.")
     if (factors == 1).all():
         return base
     found = base | {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA3}
     scaled = LlamaConfig(**config.to_dict() | {"rope_parameters": found})
-    channels = 2 * len(factors)
     exponents = torch.arange(0, channels, 2).float() / channels
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))
     expected = base["rope_theta"] ** -exponents / frequencies
@@ -200,6 +208,8 @@ def _llama3(path: Path, config: LlamaConfig, base: dict[str, Any], factors: Tens
 def _end_tokens(metadata: dict[str, Any]) -> list[int]:
     """Return the ids of the tokens that end an answer, the one named by the file first."""
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    if ids[0] is None and metadata.get("tokenizer.ggml.model") == "llama":
+        ids[0] = SENTENCEPIECE_EOS
     kinds = metadata.get("tokenizer.ggml.token_type") or []
     tokens = zip(metadata.get("tokenizer.ggml.tokens") or [], kinds, strict=False)
     ids += [index for index, (token, kind) in enumerate(tokens) if kind == CONTROL and token in END_NAMES]

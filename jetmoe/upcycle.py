@@ -84,16 +84,17 @@ def upcycle(
         _check_rows(router_rows, dense.config, replicas)
     token_ids = fitting_tokens(dense, texts, replicas) if texts and router_rows is None else None
     _check_space(directory, config)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as work:
+    final = directory.resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as work:
         made = Path(work) / "model"
         made.mkdir()
         expected = _write(dense, made, config, router_rows, token_ids, progress)
         progress(0.9, "Comparing with the dense model")
         check_result(made, dense, expected)
-        if directory.exists():
-            directory.rmdir()  # it is empty
-        made.replace(directory)
+        if final.exists():
+            final.rmdir()  # it is empty
+        made.replace(final)
     progress(1.0, "Model written")
     return directory
 
@@ -125,9 +126,11 @@ def _write(
 
 
 def _check_directory(source: Path, directory: Path) -> None:
-    """Raise CheckpointError unless `directory` is new or an empty folder, outside the source."""
+    """Raise CheckpointError unless `directory` is new or an empty folder, outside the source, and can be replaced."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} is not empty. Name a new folder.")
+    if directory.is_mount():
+        raise CheckpointError(f"{directory} is a mounted disk. Name a new folder on it.")
     if source.is_dir() and directory.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(f"{directory} is inside {source}. Name a folder outside the source.")
 

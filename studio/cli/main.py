@@ -99,7 +99,7 @@ def upcycle(
     except CheckpointError as error:
         raise StudioError(str(error)) from error
     except OSError as error:
-        raise StudioError(f"{directory} can't be written: {error}. Free some space, or name another folder.") from error
+        raise StudioError(f"The conversion stopped: {error}. Check the free space and the permissions.") from error
     print(directory)
 
 

@@ -110,7 +110,8 @@ def test_end_tokens_and_sampling_are_read(tmp_path):
     assert found.generation.items() >= {"do_sample": True, "temperature": 0.5, "bos_token_id": bos}.items()
     named = read_gguf(written(tmp_path, metadata={"tokenizer.ggml.eom_token_id": 7})).generation
     assert named["eos_token_id"] == [bos + 1, bos + 2, 7]
-    assert read_gguf(written(tmp_path, "sentencepiece")).generation["eos_token_id"] == 2
+    silent = written(tmp_path, "sentencepiece", {"tokenizer.ggml.eos_token_id": None})
+    assert read_gguf(silent).generation["eos_token_id"] == 2
 
 
 TOKENIZER = "tokenizer.ggml."
@@ -125,6 +126,8 @@ TOKENIZER = "tokenizer.ggml."
         ({"llama.embedding_length": 54}, r"in the shape \(705, 48\), not \(705, 54\)"),
         ({"llama.attention.head_count": 0}, "metadata of .* has invalid values: num_attention_heads is 0"),
         ({"llama.rope.dimension_count": 4}, "rotates 4 of the 8 channels of a head"),
+        ({"llama.attention.sliding_window": 64}, "sets llama.attention.sliding_window, which JetMoE does not have"),
+        ({"llama.expert_count": 8}, "sets llama.expert_count"),
         ({"llama.block_count": 3}, "lacks .*layers.2"),
         ({"llama.rope.scaling.type": "longrope"}, "with type 'longrope', which is not supported. Use .*folder"),
         ({"llama.rope.scaling.yarn_beta_fast": 16.0}, "llama.rope.scaling.yarn_beta_fast, which is not supported"),
