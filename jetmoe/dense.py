@@ -66,7 +66,7 @@ def open_dense(path: Path) -> DenseSource:
     elif (path / "config.json").is_file():
         config = _folder_config(path)
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
-        tokenizer = folder_tokenizer(path)
+        tokenizer = _folder_tokenizer(path)
         source = DenseSource(path, config, tokenizer, _folder_generation(path, config, tokenizer))
     else:
         raise CheckpointError(f"{path} is neither a .gguf file nor a folder with a config.json. Check the spelling.")
@@ -100,7 +100,7 @@ def load_weights(source: DenseSource) -> LlamaForCausalLM:
     return model.eval()
 
 
-def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder; raise CheckpointError if there is none, or it is damaged."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CheckpointError(f"{folder} holds no tokenizer. Add the model's tokenizer.json and tokenizer_config.json.")

@@ -1,6 +1,6 @@
 """Prints how exactly upcycled models compute their dense models, for each kind of source, and fails where they do not.
 
-    python -m tests.benchmarks.upcycle_exactness          # a minute on two cores
+    python -m tests.benchmarks.upcycle_exactness          # some minutes on two cores
 
 All rows but the last are of toy models with trained tokenizers. "Tokens" compares with a reference tokenizer: the
 sentencepiece library, or a BPE that searches all pairs. The error of logits is the norm of the difference, divided by

@@ -12,14 +12,13 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from jetmoe.dense import load_dense, open_dense
+from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from jetmoe.loading.checkpoint import CheckpointError
 from tests.builders.gguf import toy_llama, vocabulary, write_gguf
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    from jetmoe.gguf_tokenizer import tokenizer_from_gguf
-
     words = vocabulary("gpt-2")
     model = toy_llama(len(words.tokens))
     folder = tmp_path / "dense"
@@ -76,6 +75,12 @@ def test_a_damaged_config_is_named(source, text):
     (source / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config.json is damaged .*download it again"):
         open_dense(source)
+
+
+def test_older_names_of_rotary_scaling_are_read(source):
+    change(source, rope_parameters=None, rope_theta=5000.0, rope_scaling={"type": "linear", "factor": 2.0})
+    found = open_dense(source).config.rope_parameters
+    assert (found["rope_type"], found["factor"], found["rope_theta"]) == ("linear", 2.0, 5000.0)
 
 
 def test_old_checkpoints_store_frequencies(source):
