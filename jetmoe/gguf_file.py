@@ -120,9 +120,7 @@ def _check(path: Path, metadata: dict[str, Any], reader: GGUFReader) -> None:
         names = ", ".join(sorted(kind.name for kind in unreadable))
         raise CheckpointError(f"{path.name} holds {names}, which can't be dequantized. Use a Q8_0 or F16 file.")
     if other := [key for key in OTHER if metadata.get(f"llama.{key}")]:
-        raise CheckpointError(
-            f"{path.name} sets llama.{other[0]}, which JetMoE can't compute exactly. Use another model."
-        )
+        raise CheckpointError(f"{path.name} sets llama.{other[0]}, which JetMoE does not have. Use another model.")
     missing = [FIELDS[name] for name in REQUIRED if f"llama.{FIELDS[name]}" not in metadata]
     if missing:
         raise CheckpointError(f"{path.name} lacks llama.{', llama.'.join(missing)}. Download it again.")
@@ -144,8 +142,8 @@ def _name(name: str) -> str:
 
 
 def _config(path: Path, metadata: dict[str, Any], factors: Tensor | None, tied: bool) -> LlamaConfig:
-    found = {name: metadata.get(f"llama.{key}") for name, key in FIELDS.items()}
-    found["vocab_size"] = found["vocab_size"] or len(metadata.get("tokenizer.ggml.tokens") or [])
+    found: dict[str, Any] = {"vocab_size": len(metadata.get("tokenizer.ggml.tokens") or [])}
+    found |= {name: metadata[f"llama.{key}"] for name, key in FIELDS.items() if f"llama.{key}" in metadata}
     special = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     found |= {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in special.items()}
     rope = {"rope_type": "default", "rope_theta": metadata.get("llama.rope.freq_base", 10000.0)}

@@ -70,6 +70,15 @@ def test_config_and_weights_that_disagree_are_refused(source, fields, words):
         open_dense(source)
 
 
+def test_an_end_token_of_null_is_none(source):
+    """transformers' default would be token 2, which is an ordinary one here."""
+    (source / "generation_config.json").unlink()
+    change(source, eos_token_id=None)
+    found = open_dense(source)
+    assert found.config.eos_token_id is None
+    assert found.generation["eos_token_id"] == found.tokenizer.eos_token_id
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
 def test_a_damaged_config_is_named(source, text):
     (source / "config.json").write_text(text)

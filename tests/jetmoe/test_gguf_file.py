@@ -110,6 +110,7 @@ def test_end_tokens_and_sampling_are_read(tmp_path):
     assert found.generation.items() >= {"do_sample": True, "temperature": 0.5, "bos_token_id": bos}.items()
     named = read_gguf(written(tmp_path, metadata={"tokenizer.ggml.eom_token_id": 7})).generation
     assert named["eos_token_id"] == [bos + 1, bos + 2, 7]
+    assert read_gguf(written(tmp_path, metadata={"tokenizer.ggml.bos_token_id": None})).config.bos_token_id is None
     silent = written(tmp_path, "sentencepiece", {"tokenizer.ggml.eos_token_id": None})
     assert read_gguf(silent).generation["eos_token_id"] == 2
 
