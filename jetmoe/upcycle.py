@@ -18,31 +18,33 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from jetmoe.gguf_tokenizer import tokenizer_from_gguf
-from jetmoe.loading.checkpoint import TOKENIZER_FILES
+from jetmoe.config import ROPE_TYPES
+from jetmoe.dense import GENERATION, DenseSource, load_weights, open_dense
+from jetmoe.loading.checkpoint import GIB, CheckpointError
+from jetmoe.loading.load import load
+from jetmoe.models.jetmoe import JetMoeForCausalLM
+from jetmoe.models.jetmoe_config import JetMoeConfig
 from jetmoe.routers import collect_router_inputs, fit_router_rows
 
 BLOCK_NORM_EPS = 1e-6
 SHARD_BYTES = 500_000_000
+OTHER_BYTES = 64_000_000
+"""Room for the tokenizer and the configuration."""
+LARGEST_ERROR = 1e-4
+"""Largest norm of the difference of logits, divided by the norm of the dense model's logits."""
+CHECKED = (4, 32)
+"""Sequences, and tokens in each, on which the result is compared with the dense model."""
+SAMPLE = "In 2024, it's 17 % more:\n\tnaïve café 😀 привет  <|im_end|></s>"
+TOKENS_PER_REPLICA = 32
 Progress = Callable[[float, str], None]
 
 
@@ -51,40 +53,135 @@ def upcycle(
     directory: str | Path,
     replicas: int = 4,
     router_rows: Tensor | None = None,
-    token_ids: Tensor | None = None,
+    texts: list[Path] | None = None,
     progress: Progress = lambda fraction, text: None,
 ) -> Path:
     """Write the JetMoE version of a dense checkpoint as 32-bit safetensors, with its tokenizer.
 
+    What can be checked is checked before the weights are read. The result is loaded and compared with the dense model;
+    it gets its name only if it computes the same logits. Peak memory is the larger of the two models in 32 bits, plus
+    a shard of 0.5 GB: one is freed before the other is loaded.
+
     Args:
         source: a folder written by `save_pretrained`, or a .gguf file, which is dequantized.
-        directory: output folder; created if missing.
+        directory: a new or empty folder outside the source; created if missing.
         replicas: m, number of copies of each slot.
         router_rows: `[L, 2, m, D]`, MoA then MoE; e.g. those that ship with the starter model.
-        token_ids: `[T]`, text to fit the rows on if none are given. Without both, the rows are random.
+        texts: text files to fit the rows on if none are given. Without both, the rows are random.
         progress: called with the completed share and a message.
 
     Raises:
-        ValueError: the checkpoint can't be read, or its shape is not supported; the message names the problem.
+        CheckpointError: the checkpoint can't be read or converted exactly; the message has a remedy.
+        OSError: the folder can't be written. Nothing is left in it.
     """
     source, directory = Path(source), Path(directory)
     progress(0.0, f"Reading {source.name}")
-    model = load_dense(source)
-    llama = check_llama(model.config, replicas)
-    if router_rows is None and token_ids is not None:
-        progress(0.2, "Fitting routers")
-        router_rows = fit_routers(model, token_ids, replicas)
-    if router_rows is None:
-        router_rows = random_rows(llama, replicas)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(source, directory)
-    config = jetmoe_config(llama, replicas)
-    tensors = jetmoe_tensors(model.state_dict(), llama, router_rows)
-    save_shards(tensors, directory, lambda part: progress(0.3 + 0.7 * part, "Writing experts"), len(router_rows))
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _generation_config(llama).save_pretrained(directory)
+    _check_directory(source, directory)
+    dense = open_dense(source)
+    check_llama(dense.config, replicas)
+    config = jetmoe_config(dense.config, replicas)
+    if router_rows is not None:
+        _check_rows(router_rows, dense.config, replicas)
+    token_ids = fitting_tokens(dense, texts, replicas) if texts and router_rows is None else None
+    _check_space(directory, config)
+    final = directory.resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as work:
+        made = Path(work) / "model"
+        made.mkdir()
+        expected = _write(dense, made, config, router_rows, token_ids, progress)
+        progress(0.9, "Comparing with the dense model")
+        check_result(made, dense, expected)
+        if final.exists():
+            final.rmdir()  # it is empty
+        made.replace(final)
     progress(1.0, "Model written")
     return directory
+
+
+def _write(
+    dense: DenseSource,
+    directory: Path,
+    config: dict[str, Any],
+    router_rows: Tensor | None,
+    token_ids: Tensor | None,
+    progress: Progress,
+) -> Tensor:
+    """Write the model, and return the dense model's logits for the check `[4, S, V]`."""
+    replicas = config["num_local_experts"] // config["num_experts_per_tok"]
+    model = load_weights(dense)
+    expected = _logits(model, dense.config)
+    if not expected.isfinite().all():
+        raise CheckpointError(f"The weights of {dense.path} give logits that are not finite. Download them again.")
+    if token_ids is not None:
+        progress(0.2, "Fitting routers")
+        router_rows = fit_routers(model, token_ids, replicas)
+    rows = random_rows(dense.config, replicas) if router_rows is None else router_rows
+    tensors = jetmoe_tensors(model.state_dict(), dense.config, rows)
+    save_shards(tensors, directory, lambda part: progress(0.3 + 0.6 * part, "Writing experts"), len(rows))
+    dense.save_tokenizer(directory)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / GENERATION).write_text(json.dumps(dense.generation, indent=2) + "\n")
+    return expected
+
+
+def _check_directory(source: Path, directory: Path) -> None:
+    """Raise CheckpointError unless `directory` is new or an empty folder, outside the source, and can be replaced."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} is not empty. Name a new folder.")
+    if directory.is_mount():
+        raise CheckpointError(f"{directory} is a mounted disk. Name a new folder on it.")
+    if source.is_dir() and directory.resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(f"{directory} is inside {source}. Name a folder outside the source.")
+
+
+def _check_rows(router_rows: Tensor, config: LlamaConfig, replicas: int) -> None:
+    wanted = (config.num_hidden_layers, 2, replicas, config.hidden_size)
+    if router_rows.shape != wanted:
+        raise CheckpointError(f"router_rows has the shape {tuple(router_rows.shape)}; this model needs {wanted}.")
+
+
+def _check_space(directory: Path, config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = JetMoeForCausalLM(JetMoeConfig(**config))
+    needed = sum(4 * parameter.numel() for parameter in model.parameters()) + OTHER_BYTES
+    existing = next(folder for folder in directory.resolve().parents if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"The disk is too full: {needed / GIB:.1f} GiB are needed under {existing} and {free / GIB:.1f} GiB are "
+            "free. Free some space, name a folder on another disk, or use fewer replicas."
+        )
+
+
+@torch.inference_mode()
+def _logits(model: Any, config: LlamaConfig) -> Tensor:
+    """Return logits `[4, S, V]` on random tokens."""
+    count, length = CHECKED
+    shape = (count, min(length, config.max_position_embeddings))
+    token_ids = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    return model(token_ids, use_cache=False).logits
+
+
+def check_result(directory: Path, dense: DenseSource, expected: Tensor) -> None:
+    """Load a written model and compare its logits with `expected` `[4, S, V]`, and its tokenizer with the source's.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    model = load(JetMoeForCausalLM, directory, dtype=torch.float32)
+    error = float((_logits(model, dense.config) - expected).norm() / expected.norm())
+    if not error <= LARGEST_ERROR:
+        raise CheckpointError(
+            f"The converted model does not compute what {dense.path.name} computes: logits differ by {error:.1e}, at "
+            f"most {LARGEST_ERROR:.0e} is accepted. The result is not kept. Please report this model."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    if tokenizer(SAMPLE).input_ids != dense.tokenizer(SAMPLE).input_ids:
+        raise CheckpointError(
+            f"The tokenizer of {dense.path.name} returns other tokens once it is saved with the model. The result is "
+            "not kept. Please report this model."
+        )
 
 
 def dense_to_jetmoe(
@@ -93,58 +190,35 @@ def dense_to_jetmoe(
     """Return the JetMoE state dict and config.json of a dense model in memory; `router_rows` is `[L, 2, m, D]`."""
     replicas = router_rows.shape[2]
     check_llama(config, replicas)
+    _check_rows(router_rows, config, replicas)
     return dict(jetmoe_tensors(state_dict, config, router_rows)), jetmoe_config(config, replicas)
 
 
-def load_dense(source: Path) -> PreTrainedModel:
-    """Load the dense model in fp32.
+def check_llama(config: LlamaConfig, replicas: int) -> None:
+    """Check that a configuration can be upcycled exactly.
 
     Raises:
-        ValueError: `source` contains no readable checkpoint.
+        CheckpointError: it can't; the message lists every reason.
     """
-    is_gguf = source.suffix == ".gguf"
-    if not (source.is_file() if is_gguf else (source / "config.json").is_file()):
-        raise ValueError(f"{source} is neither a .gguf file nor a folder with a config.json.")
-    folder = source.parent if is_gguf else source
-    options: dict[str, Any] = {"gguf_file": source.name} if is_gguf else {"use_safetensors": True}
-    options |= {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
-    bars = StringIO()  # hides the bars of transformers; `progress` reports instead
-    try:
-        with redirect_stderr(bars):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, KeyError, ValueError, IndexError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{source} can't be read as a dense checkpoint: {error}") from error
-    model, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-        raise ValueError(f"{source} lacks {len(lacking)} weights or has them in another shape, first {lacking[0]}.")
-    return model
-
-
-def check_llama(config: PreTrainedConfig, replicas: int) -> LlamaConfig:
-    """Return the config if it can be upcycled exactly.
-
-    Raises:
-        ValueError: it can't be upcycled; the message lists every reason.
-    """
-    if not isinstance(config, LlamaConfig):
-        raise ValueError(f"The checkpoint's architecture is {config.model_type}; upcycling needs llama.")
     heads, kv_heads, width = config.num_attention_heads, _kv_heads(config), config.intermediate_size
     slots = max(heads // kv_heads, 1)
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    rope = config.rope_parameters or {}
+    kind, rotated = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
     wrong = {
         f"num_attention_heads is {heads}, not a multiple of num_key_value_heads, which is {kv_heads}": heads % kv_heads,
         f"intermediate_size is {width}, not a multiple of the {slots} query heads per key/value head": width % slots,
-        f"replicas is {replicas}; {slots} slots allow 1 to {256 // slots}": not 1 <= replicas <= 256 // slots,
+        f"head_dim is {_channels(config)}; rotary embeddings need an even number": _channels(config) % 2,
         "attention_bias is on; JetMoE's projections have no bias": config.attention_bias,
         "mlp_bias is on; JetMoE's experts have no inner bias": config.mlp_bias,
-        f"rope_type is {rope!r}; JetMoE has 'default' only": rope != "default",
+        f"rope_type is {kind!r}; JetMoE has {', '.join(ROPE_TYPES)}": kind not in ROPE_TYPES,
+        f"partial_rotary_factor is {rotated}; JetMoE rotates entire heads": rotated != 1.0,
         f"hidden_act is {config.hidden_act!r}; it must be 'silu'": config.hidden_act != "silu",
     }
     found = [sentence for sentence, applies in wrong.items() if applies]
     if found:
-        raise ValueError("The dense model can't be converted to JetMoE: " + "; ".join(found) + ".")
-    return config
+        raise CheckpointError(f"The model can't be converted to JetMoE: {'; '.join(found)}. Use another model.")
+    if not 1 <= replicas <= 256 // slots:
+        raise CheckpointError(f"replicas is {replicas}; {slots} slots allow 1 to {256 // slots}. Choose one of these.")
 
 
 def jetmoe_config(config: LlamaConfig, replicas: int) -> dict[str, Any]:
@@ -164,7 +238,7 @@ def jetmoe_config(config: LlamaConfig, replicas: int) -> dict[str, Any]:
         "num_experts_per_tok": slots,
         "expert_groups": list(range(replicas)) * slots,
         "activation_function": "silu",
-        "rope_parameters": {"rope_type": "default", "rope_theta": (config.rope_parameters or {})["rope_theta"]},
+        "rope_parameters": dict(config.rope_parameters or {}),
         "rms_norm_eps": BLOCK_NORM_EPS,
         "dtype": "float32",
     }
@@ -227,28 +301,28 @@ def random_rows(config: LlamaConfig, replicas: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * config.hidden_size**-0.5
 
 
-def fit_routers(model: PreTrainedModel, token_ids: Tensor, replicas: int) -> Tensor:
+def fit_routers(model: LlamaForCausalLM, token_ids: Tensor, replicas: int) -> Tensor:
     """Return router rows `[L, 2, m, D]`, each fitted to the inputs of its router on these tokens."""
     inputs = collect_router_inputs(model, token_ids)  # [L, 2, T, D]
     return torch.stack([torch.stack([fit_router_rows(x, replicas) for x in layer]) for layer in inputs])
 
 
-def fitting_tokens(source: str | Path, texts: list[Path]) -> Tensor:
-    """Return the token ids `[T]` of text files, for `upcycle(token_ids=...)`.
+def fitting_tokens(dense: DenseSource, texts: list[Path], replicas: int) -> Tensor:
+    """Return the token ids `[T]` of text files.
 
     Raises:
-        ValueError: the checkpoint has no readable tokenizer.
+        CheckpointError: a file is not text, or the texts are too short to fit `replicas` rows.
     """
-    source = Path(source)
-    tokenizer = tokenizer_from_gguf(source) if source.suffix == ".gguf" else _tokenizer(source)
-    return torch.tensor([token for text in texts for token in tokenizer(text.read_text()).input_ids])
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} has no readable tokenizer: {error}") from error
+    token_ids: list[int] = []
+    for text in texts:
+        try:
+            token_ids += dense.tokenizer(text.read_text(encoding="utf-8")).input_ids
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{text} can't be read: {error}. Name a text file in UTF-8.") from error
+    needed = TOKENS_PER_REPLICA * replicas
+    if len(token_ids) < needed:
+        raise CheckpointError(f"The texts have {len(token_ids)} tokens; {replicas} replicas need {needed}. Add text.")
+    return torch.tensor(token_ids)
 
 
 def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], None], layers: int) -> None:
@@ -267,7 +341,8 @@ def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], 
         total += tensor.nbytes
         if sum(value.nbytes for value in pending.values()) > SHARD_BYTES:
             flush()
-            progress(int(name.split(".")[2]) / layers if "layers" in name else 0.0)
+            if "layers" in name:
+                progress(int(name.split(".")[2]) / layers)
     if pending:
         flush()
     names = [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
@@ -276,19 +351,3 @@ def save_shards(tensors: Iterator, directory: Path, progress: Callable[[float], 
     weight_map = {key: names[index] for index, keys in enumerate(shards) for key in keys}
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
     (directory / "model.safetensors.index.json").write_text(index_text + "\n")
-
-
-def save_tokenizer(source: Path, directory: Path) -> None:
-    """Save the tokenizer files of the source, or the tokenizer in the metadata of a .gguf file."""
-    if source.suffix == ".gguf":
-        tokenizer_from_gguf(source).save_pretrained(directory)
-        return
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
-
-
-def _generation_config(config: LlamaConfig) -> GenerationConfig:
-    return GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )

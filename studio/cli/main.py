@@ -87,20 +87,19 @@ def upcycle(
     fit_on: Annotated[list[Path] | None, typer.Option(help="Text file to fit the routers on; repeatable.")] = None,
 ) -> None:
     """Convert a dense model to JetMoE without changing its outputs."""
-    from jetmoe.upcycle import fitting_tokens
+    from jetmoe.loading.checkpoint import CheckpointError
     from jetmoe.upcycle import upcycle as convert
 
     for path in [source, *(fit_on or [])]:
         if not path.exists():
             raise StudioError(f"There is no {path}. Check the spelling.")
-    if directory.exists() and any(directory.iterdir()):
-        raise StudioError(f"{directory} is not empty. Name a new folder.")
     try:
         with progress_bar() as progress:
-            token_ids = fitting_tokens(source, fit_on) if fit_on else None
-            convert(source, directory, replicas, token_ids=token_ids, progress=progress)
-    except ValueError as error:
+            convert(source, directory, replicas, texts=fit_on, progress=progress)
+    except CheckpointError as error:
         raise StudioError(str(error)) from error
+    except OSError as error:
+        raise StudioError(f"The conversion stopped: {error}. Check the free space and the permissions.") from error
     print(directory)
 
 

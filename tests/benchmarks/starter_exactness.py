@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-import jetmoe  # noqa: F401 - the Auto classes return its model
-from jetmoe.upcycle import load_dense
+from jetmoe import JetMoeForCausalLM  # the Auto classes return it
+from jetmoe.dense import load_dense
 from studio.backend.models import starter
 
 PROMPTS = [
@@ -69,13 +69,15 @@ def dense_answers(
     answers = []
     for prompt in prompts:
         read = tokenizer(prompt, return_tensors="pt")
-        ids = dense.generate(**read, **greedy(count))
+        ids = dense.generate(**read, **greedy(dense, count))
         answers.append(Answer(read.input_ids.shape[1], ids, dense(ids).logits))
     return answers
 
 
-def greedy(count: int) -> dict:
-    return {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+def greedy(model: PreTrainedModel, count: int) -> dict:
+    """Return arguments of `generate`. The configuration of both models has the same end token."""
+    ends = {"eos_token_id": model.config.eos_token_id}
+    return {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, **ends}
 
 
 def stock_exactness(path: Path, answers: list[Answer], eos_token_id: int) -> Exactness:
@@ -97,12 +99,12 @@ def stock_exactness(path: Path, answers: list[Answer], eos_token_id: int) -> Exa
 def our_exactness(path: Path, answers: list[Answer]) -> Exactness:
     """Of `jetmoe`, which answers anew."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    assert type(model).__module__ == "jetmoe.modeling"
+    assert isinstance(model, JetMoeForCausalLM)
     error = max(relative_error(model(answer.token_ids).logits, answer) for answer in answers)
-    written = [
-        model.generate(ids[:, :start], attention_mask=torch.ones(1, start), **greedy(ids.shape[1] - start)).tolist()
-        for start, ids, _ in answers
-    ]
+    written = []
+    for start, ids, _ in answers:
+        options = greedy(model, ids.shape[1] - start)
+        written.append(model.generate(ids[:, :start], attention_mask=torch.ones(1, start), **options).tolist())
     return Exactness(error, written == [answer.token_ids.tolist() for answer in answers])
 
 

@@ -85,6 +85,7 @@ def dense_gguf(folder: Path, progress: Progress) -> Path:
 
 
 def _build(target: Path, progress: Progress) -> None:
+    from jetmoe.loading.checkpoint import CheckpointError
     from jetmoe.upcycle import upcycle
 
     require_space(target.parent, BUILD_BYTES)
@@ -98,6 +99,8 @@ def _build(target: Path, progress: Progress) -> None:
         (model / RECEIPT).write_text(json.dumps(_receipt()))
         shutil.rmtree(target, ignore_errors=True)
         model.replace(target)
+    except CheckpointError as error:
+        raise StudioError(str(error)) from error
     except OSError as error:
         raise StudioError(f"The starter model can't be written to {target}: {error}. Free some space there.") from error
     finally:
@@ -124,14 +127,14 @@ def fit(corpus: Path, progress: Progress) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from jetmoe.gguf_tokenizer import tokenizer_from_gguf
+    from jetmoe.dense import load_weights, open_dense
     from jetmoe.routers import CHUNK
-    from jetmoe.upcycle import fit_routers, load_dense
+    from jetmoe.upcycle import fit_routers
 
     with TemporaryDirectory() as folder:
-        gguf = dense_gguf(Path(folder), progress)
-        model, tokenizer = load_dense(gguf), tokenizer_from_gguf(gguf)
-    tokens = domain_tokens(corpus, tokenizer, CHUNK)
+        dense = open_dense(dense_gguf(Path(folder), progress))
+        model = load_weights(dense)
+    tokens = domain_tokens(corpus, dense.tokenizer, CHUNK)
     progress(0.0, f"Fitting on {len(tokens)} domains of {len(next(iter(tokens.values())))} tokens each")
     rows = fit_routers(model, torch.cat(list(tokens.values())), REPLICAS)
     metadata = {"texts": f"{corpus}: {', '.join(tokens)}", "licences": "see the README.md beside the texts"}

@@ -87,6 +87,7 @@ def test_models_json(starter_path):
         (("chat", "--prompt", "hi", "--temperature", "-1", "--top-p", "7"), "temperature"),
         (("chat", "--precision", "int3", "--prompt", "Hi"), "nf4, bf16, fp32"),
         (("upcycle", "/no/such/folder", "/tmp/out"), "There is no /no/such/folder"),
+        (("upcycle", __file__, "/tmp/out"), "test_main.py is neither a .gguf file nor a folder with a config.json"),
         (("bench", "generate", "--weights", "int8"), "bf16, nf4, fp32"),
         (("bench", "load", "--shape", "llama"), "jetmoe-8b"),
     ],
@@ -109,9 +110,13 @@ def test_upcycle_makes_a_model_that_chats(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(tmp_path / "dense")
     studio("upcycle", str(tmp_path / "dense"), str(tmp_path / "sparse"), "--replicas", "2")
     assert "not empty" in refused("upcycle", str(tmp_path / "dense"), str(tmp_path / "sparse"))
-    options = ("--prompt", "hi", "--max-new-tokens", "3", "--json")
-    chat = studio("chat", "--model", str(tmp_path / "sparse"), *options)
-    assert json.loads(chat.stdout)["routing"]["shape"][:2] == [2, 2]
+    options = ("--prompt", "hi", "--max-new-tokens", "3", "--temperature", "0", "--json")
+    answer = json.loads(studio("chat", "--model", str(tmp_path / "sparse"), *options).stdout)
+    assert answer["routing"]["shape"][:2] == [2, 2]
+    ends = {"eos_token_id": [299, answer["token_ids"][0]]}
+    (tmp_path / "dense" / "generation_config.json").write_text(json.dumps(ends))
+    studio("upcycle", str(tmp_path / "dense"), str(tmp_path / "stops"))
+    assert json.loads(studio("chat", "--model", str(tmp_path / "stops"), *options).stdout)["token_ids"] == []
 
 
 @pytest.mark.processes

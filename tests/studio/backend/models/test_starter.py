@@ -9,8 +9,8 @@ from collections import namedtuple
 import pytest
 from transformers import AutoTokenizer
 
+from jetmoe.dense import load_dense
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
-from jetmoe.upcycle import load_dense
 from studio.backend.models import placement, starter
 from studio.errors import StudioError
 from tests.benchmarks.routing_table import HELD_OUT, routing_table
