@@ -28,6 +28,9 @@ class StaticKV:
         self.length = length  # [1], number of positions that are filled
         self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
 
+    def stored(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.keys, self.values, self.length
+
 
 class GroupedAttention(nn.Module):
     """Attention in which K queries share each of the H key-value heads.
@@ -35,6 +38,9 @@ class GroupedAttention(nn.Module):
     Subclasses compute queries, keys and values. The K queries of a head are adjacent in our head order, as attention
     kernels expect for grouped queries.
     """
+
+    by_query = False
+    """Whether the heads of returned weights are sorted by query first, as transformers' JetMoE returns them."""
 
     def __init__(self, config: MoeConfig, layer_idx: int, groups: int) -> None:
         super().__init__()
@@ -53,7 +59,7 @@ class GroupedAttention(nn.Module):
         value: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        cache: Cache | StaticKV | None = None,
+        past_key_values: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
@@ -64,7 +70,7 @@ class GroupedAttention(nn.Module):
             key, value: `[B, S, H, C]`, of the new positions.
 
         Returns:
-            `[B, S, K, H, C]` and, if requested, the weights `[B, K * H, S, keys]`.
+            `[B, S, K, H, C]` and, if requested, the weights `[B, heads, S, keys]`.
         """
         B, S, K, H, C = query.shape
         # Rotate queries and keys together: one pass instead of two.
@@ -72,12 +78,12 @@ class GroupedAttention(nn.Module):
         query, key = turned.split([K * H, H], dim=2)
         query = query.view(B, S, K, H, C)
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
-        if isinstance(cache, StaticKV):
-            cache.new = key, value
-            known = single_query.KVView(cache.keys, cache.values, cache.length, key, value)
+        if isinstance(past_key_values, StaticKV):
+            past_key_values.new = key, value
+            known = single_query.KVView(*past_key_values.stored(), key, value)
             return single_query.attend(query, known, mask, self.scaling), None
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)  # [B, H, keys, C]
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, keys, C]
         return self._attend(query, key, value, mask, output_attentions, **kwargs)
 
     def _attend(
@@ -89,10 +95,14 @@ class GroupedAttention(nn.Module):
         if output_attentions and implementation not in ("eager", "sdpa"):
             raise ValueError(f"{implementation} attention returns no weights. Use attn_implementation='eager'.")
         dropout = self.config.attention_dropout if self.training else 0.0
+        if output_attentions and not self.by_query:
+            adjacent = query.permute(0, 3, 2, 1, 4).reshape(B, H * K, S, C)
+            attended, weights = eager_attention(self, adjacent, key, value, mask, self.scaling, dropout)
+            return attended.view(B, S, H, K, C).transpose(2, 3), weights
         if output_attentions:
-            by_slot = query.permute(0, 2, 3, 1, 4).reshape(B, K * H, S, C)
+            by_query = query.permute(0, 2, 3, 1, 4).reshape(B, K * H, S, C)
             key, value = key.repeat(1, K, 1, 1), value.repeat(1, K, 1, 1)  # [B, K * H, keys, C]
-            attended, weights = eager_attention(self, by_slot, key, value, mask, self.scaling, dropout)
+            attended, weights = eager_attention(self, by_query, key, value, mask, self.scaling, dropout)
             return attended.view(B, S, K, H, C), weights
         if implementation == "sdpa" and S == 1:
             # At a single position, all slots attend to the same keys. As query rows they need no repeated keys.

@@ -35,6 +35,11 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_vmapped(tensor: Tensor) -> bool:
+    """Return whether the tensor stands for a batch of tensors inside `torch.func.vmap`, whose values can't be read."""
+    return is_transformed() and torch._C._functorch.is_batchedtensor(tensor)
+
+
 def is_autocast(tensor: Tensor) -> bool:
     """Return whether autocast is enabled on the tensor's device."""
     kind = tensor.device.type

@@ -102,7 +102,7 @@ class GatedExperts(Experts):
 
     def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, activation: Activation) -> None:
         super().__init__()
-        self.activation = activation
+        self.act_fn = activation
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
 
@@ -113,7 +113,7 @@ class GatedExperts(Experts):
             return product(self.stored(name), low_ranks.get(name), rows, routing)
 
         first, second = (partial(apply, name) for name in self.tensors)
-        return feed_forward(first, second, self.activation, tokens, routing)
+        return feed_forward(first, second, self.act_fn, tokens, routing)
 
 
 def call_experts(experts: Any, rows: Tensor, *args: Any) -> Tensor:

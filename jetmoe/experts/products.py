@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jetmoe.autograd import is_traced, is_transformed
+from jetmoe.autograd import is_traced, is_transformed, is_vmapped
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrix
 from jetmoe.low_rank import LowRank
@@ -94,7 +94,7 @@ def _sorted_linear(weight: Weight, rows: Tensor, routing: Routing) -> Tensor:
         return _sorted_nf4_linear(weight, rows, routing)
     if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
-    if is_traced():
+    if is_traced() or is_vmapped(rows):
         return _every_expert_linear(weight, rows, routing.sorted().ends)
     parts = rows.split(routing.sorted().sizes())
     return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])

@@ -60,6 +60,8 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
 class JetMoeAttention(GroupedAttention):
     """Attention with experts as query and output projections. All experts share the keys and values."""
 
+    by_query = True
+
     def __init__(self, config: JetMoeConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx, groups=config.num_experts_per_tok)
         self.experts = JetMoeMoA(config)
@@ -70,7 +72,7 @@ class JetMoeAttention(GroupedAttention):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        cache: Cache | StaticKV | None = None,
+        past_key_values: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Routing]:
@@ -79,7 +81,7 @@ class JetMoeAttention(GroupedAttention):
         query, routing = self.experts.map(hidden.flatten(0, 1))  # [T, K, H * C]
         key, value = project(self.kv_proj, hidden).view(B, S, 2 * H, C).split(H, dim=2)  # [B, S, H, C]
         attended, attentions = self.attend(
-            query.view(B, S, K, H, C), key, value, mask, rotary, cache, output_attentions, **kwargs
+            query.view(B, S, K, H, C), key, value, mask, rotary, past_key_values, output_attentions, **kwargs
         )  # [B, S, K, H, C]
         return self.experts.reduce(attended.reshape(B * S * K, H * C), routing).view(B, S, -1), attentions, routing
 

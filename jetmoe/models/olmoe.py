@@ -190,7 +190,7 @@ class OlmoeAttention(GroupedAttention):
         hidden: Tensor,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        cache: Cache | StaticKV | None = None,
+        past_key_values: Cache | StaticKV | None = None,
         output_attentions: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
@@ -200,10 +200,8 @@ class OlmoeAttention(GroupedAttention):
         key = self._clipped(self.k_norm(project(self.k_proj, hidden))).view(B, S, H, C)
         value = self._clipped(project(self.v_proj, hidden)).view(B, S, H, C)
         attended, weights = self.attend(
-            query.transpose(2, 3), key, value, mask, rotary, cache, output_attentions, **kwargs
+            query.transpose(2, 3), key, value, mask, rotary, past_key_values, output_attentions, **kwargs
         )  # [B, S, G, H, C]
-        if weights is not None:
-            weights = weights.unflatten(1, (G, H)).transpose(1, 2).flatten(1, 2)  # [B, H * G, S, keys]
         return project(self.o_proj, attended.transpose(2, 3).reshape(B, S, H * G * C)), weights
 
     def _clipped(self, rows: Tensor) -> Tensor:

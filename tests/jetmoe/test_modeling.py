@@ -119,7 +119,7 @@ def test_block_norms_keep_their_eps():
 
 def test_pipeline(model, starter_path):
     generate = pipeline("text-generation", model=str(starter_path), dtype=torch.float32)
-    assert type(generate.model).__module__ == "jetmoe.modeling"
+    assert type(generate.model).__module__ == "jetmoe.models.jetmoe"
     text = generate("The capital of France is", max_new_tokens=8, do_sample=False)[0]["generated_text"]
     assert "Paris" in text
 

@@ -26,6 +26,8 @@ class Names:
     """Modules by their labels."""
     biased: str
     """What labels call the last linear layer of `hooked`."""
+    normed: tuple[str, ...]
+    """Linear layers whose scale a norm after them removes."""
     parts: tuple[str, ...]
     """Parts of parameters' names."""
 
@@ -52,6 +54,7 @@ NAMES = {
             "self_attention": ATTENTION,
         },
         biased="a router",
+        normed=(),
         parts=("kv_proj", "router", "input_linear", "norm", "embed_tokens", "bias"),
     ),
     "olmoe": Names(
@@ -70,6 +73,7 @@ NAMES = {
             "self_attn": "model.layers.0.self_attn",
         },
         biased="o_proj",
+        normed=("q_proj", "k_proj"),
         parts=("v_proj", "gate.weight", "gate_up_proj", "norm", "embed_tokens", "o_proj"),
     ),
 }

@@ -35,7 +35,9 @@ HOOKED = {
     "lm_head": "lm_head",
     "decoder": "model",
 }
-LINEARS = [label for label, name in HERE.hooked.items() if name.endswith(("proj", ".layer"))]
+LINEARS = [
+    label for label, name in HERE.hooked.items() if name.endswith(("proj", ".layer")) and label not in HERE.normed
+]
 
 
 def hooks(place: Place, name: str) -> Results:
