@@ -326,25 +326,26 @@ class Engine:
 
     def install(self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> str:
         """Replace the loaded model and return a sentence about the new one. The caller must hold the queue."""
-        self.unload()
+        if self._decoder is not None:
+            self._decoder.compiled.close()
+        self._status = self._ready_status(model_id, place, decoder)
         self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
-        self._status = self._ready_status(model_id, place)
+        self._free_unloaded()
         keep_all()
         if self.compile_steps:
             decoder.compiled.enable()
         return self._status.text
 
-    def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
-        assert self._decoder is not None
+    def _ready_status(self, model_id: str, place: Placement, decoder: Decoder) -> EngineStatus:
         # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
-        precision = "nf4" if self._decoder.quantized_share else place.precision
+        precision = "nf4" if decoder.quantized_share else place.precision
         text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",
             model_id,
             f"{text} {place.notice}".strip(),
             1.0,
-            context_size=self._decoder.context_size,
+            context_size=decoder.context_size,
             precision=precision,
         )
 
@@ -353,11 +354,14 @@ class Engine:
         if self._decoder is not None:
             self._decoder.compiled.close()
             self._decoder = self._tokenizer = self._adapters = None
-            self._ensured = {}
-            gc.unfreeze()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self._free_unloaded()
+
+    def _free_unloaded(self) -> None:
+        self._ensured = {}
+        gc.unfreeze()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def memory_text(decoder: Decoder) -> str:

@@ -157,6 +157,9 @@ class Loader:
             progress(fraction, text)
 
         try:
+            report("preparing", 0.0, "Checking what the model needs …")
+            if problem := self.needs(model_id, precision).problem:
+                raise StudioError(problem)
             path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
             loaded = self._replace(model_id, path, precision, lambda fraction, text: report("loading", fraction, text))
             self._present, self.change = (model_id, precision), None

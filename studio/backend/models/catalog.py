@@ -144,17 +144,15 @@ def look(model: ModelEntry, token: bool | None = None) -> tuple[ModelEntry, int]
 
 def path(model_id: str) -> Path | None:
     """Return the model's folder, or None if a hub model has not been downloaded."""
-    model = entry(model_id)
-    if model.source == "built":
-        return starter.path()
-    return Path(model.source) if is_folder(model) else hub.find(model.reference)
+    return _path(entry(model_id))
 
 
-def ready(model_id: str) -> bool:
+def ready(model: str | ModelEntry) -> bool:
     """Return whether the model is complete on disk, so that `prepare` is a no-op."""
-    if entry(model_id).source == "built":
+    found = entry(model) if isinstance(model, str) else model
+    if found.source == "built":
         return starter.ready()
-    folder = path(model_id)
+    folder = _path(found)
     return folder is not None and hub.is_whole(folder)
 
 
@@ -167,7 +165,7 @@ def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> 
     model = entry(model_id)
     if model.source == "built":
         return starter.build(progress)
-    if folder := path(model_id) if ready(model_id) else None:
+    if ready(model) and (folder := _path(model)):
         return folder
     if is_folder(model):
         raise StudioError(f"The model in {model.source} is incomplete. Add the weight files that its index names.")
@@ -177,6 +175,12 @@ def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> 
 
 def is_folder(model: ModelEntry) -> bool:
     return Path(model.source).is_absolute()
+
+
+def _path(model: ModelEntry) -> Path | None:
+    if model.source == "built":
+        return starter.path()
+    return Path(model.source) if is_folder(model) else hub.find(model.reference)
 
 
 def _is_local(folder: Path) -> bool:

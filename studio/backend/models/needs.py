@@ -47,9 +47,10 @@ class Needs:
     def problem(self) -> str:
         """Why the model can't be loaded, with a remedy; empty if it can."""
         if self.download_gib > self.disk_gib:
+            variable = "STUDIO_HOME" if self.model.source == "built" else "HF_HOME"
             return (
                 f"The disk is too full: {self.download_gib:.1f} GiB are needed and {self.disk_gib:.1f} GiB are free. "
-                "Free some space, or set HF_HOME to a folder on another disk."
+                f"Free some space, or set {variable} to a folder on another disk."
             )
         try:
             placement.placement(self.model, self.asked, self.loaded_gib)
@@ -72,7 +73,7 @@ def needs_of(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0, t
     """
     placement.check_precision(precision)
     notice, missing = "", 0.0
-    if not catalog.ready(model.id):
+    if not catalog.ready(model):
         missing = model.download_gib
         if model.source != "built" and not catalog.is_folder(model):
             try:
@@ -108,7 +109,7 @@ def rows() -> list[dict]:
             "fits": [precision for precision, need in model.needs_gib.items() if need <= total],
         }
         for model in catalog.models()
-        for ready in [catalog.ready(model.id)]
+        for ready in [catalog.ready(model)]
     ]
 
 
