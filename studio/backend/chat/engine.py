@@ -64,6 +64,8 @@ class EngineStatus:
     """"nf4", "bf16" or "fp32"."""
     memory: str = ""
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
+    title: str = ""
+    """Name of the model that answers."""
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""
 
@@ -339,7 +341,8 @@ class Engine:
     def _ready_status(self, model_id: str, place: Placement, decoder: Decoder) -> EngineStatus:
         # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
         precision = "nf4" if decoder.quantized_share else place.precision
-        text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
+        title = catalog.entry(model_id).title
+        text = f"{title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",
             model_id,
@@ -347,6 +350,7 @@ class Engine:
             1.0,
             context_size=decoder.context_size,
             precision=precision,
+            title=title,
         )
 
     def unload(self) -> None:

@@ -24,7 +24,7 @@ import httpx2  # the client of huggingface_hub, whose connection errors pass thr
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
 
-from studio.backend.models.transfer import progress_bar
+from studio.backend.models import transfer
 from studio.backend.system.files import require_space
 from studio.backend.system.home import home, local
 from studio.backend.system.progress import Progress
@@ -155,9 +155,11 @@ def download(reference: Reference, progress: Progress, need_bytes: int, token: b
     with _alone(reference, progress):
         Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
         require_space(Path(constants.HF_HUB_CACHE), need_bytes, "HF_HOME")
-        progress(0.0, f"Downloading {reference.id} ({need_bytes / 1e9:.1f} GB) …")
+        progress(0.0, f"{transfer.text(reference.repo, 0, need_bytes, 0)} …")
         with _explained(reference):
-            folder = _snapshot(reference, tqdm_class=progress_bar(reference.repo, need_bytes, progress), token=token)
+            folder = _snapshot(
+                reference, tqdm_class=transfer.progress_bar(reference.repo, need_bytes, progress), token=token
+            )
     if not is_whole(folder):
         raise StudioError(f"{reference.id} lacks files that its index names. Pick another model or revision.")
     progress(1.0, f"{reference.id} is downloaded")

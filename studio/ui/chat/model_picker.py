@@ -86,7 +86,7 @@ class PickerEvents:
             return model_id, *_closed()
         download = gr.update(value="Download and load" if needs.download_gib else "Load", visible=not needs.problem)
         present = self.engine.status()
-        html = facts(needs, present.model_id if present.state == "ready" else None)
+        html = facts(needs, present.title if present.state == "ready" else None)
         return model_id, gr.update(visible=True), html, download
 
     @shows_errors
@@ -181,7 +181,9 @@ def _until(needs: Needs, present: str | None) -> str:
 
 
 def _state(entry: ModelEntry) -> str:
-    return "on the disk" if catalog.ready(entry) else f"{entry.download_gib:.1f} GiB to download"
+    if catalog.ready(entry):
+        return "on the disk"
+    return f"{entry.download_gib:.1f} GiB to download" if entry.download_gib else "download not complete"
 
 
 def _closed() -> tuple[Any, Any, Any]:

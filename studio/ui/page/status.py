@@ -86,7 +86,7 @@ def banner(status: EngineStatus, training: str = "") -> str:
     if change is None and state == "ready":
         text = _ready(status)
     elif change is not None and status.state == "ready":
-        text = f"{text} {status.model_id} still answers."
+        text = f"{text} {status.title} still answers."
     is_busy = state in ("preparing", "loading")
     bar = _bar(progress) if is_busy and progress is not None else ""
     return (
