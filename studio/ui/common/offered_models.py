@@ -3,7 +3,7 @@
 [entry.id for entry in offered(engine)]
 
 The command line also accepts folders; a page must not access arbitrary folders of the server. A demo offers only what
-is on its disk, because visitors must not start downloads.
+is on its disk, and the starter, because visitors must not start downloads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def offered(engine: Engine) -> dict[str, ModelEntry]:
     """Return the models by the ids that the engine uses."""
     known = {entry.id: entry for entry in catalog.models()}
     if demo.limits():
-        known = {model_id: entry for model_id, entry in known.items() if catalog.ready(entry)}
+        known = {model_id: each for model_id, each in known.items() if each.source == "built" or catalog.ready(each)}
     current = engine.status().model_id
     return known if current is None or current in known else known | {current: catalog.entry(current)}
 
