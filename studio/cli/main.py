@@ -60,10 +60,10 @@ def main() -> None:
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the models, what they need and which precisions fit this machine."""
-    from studio.backend.models import needs
+    """List the models, what they need and which precisions fit the main memory."""
+    from studio.backend.models import catalog
 
-    rows = needs.rows()
+    rows = catalog.rows()
     if as_json:
         print(json.dumps(rows))
         return

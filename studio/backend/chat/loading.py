@@ -14,7 +14,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -114,8 +114,11 @@ class Loader:
             self._load(model_id, progress, precision)
 
     def cancel(self) -> None:
-        """Cancel the download; a no-op once the weights are being read."""
+        """Cancel the download, at the latest after the files in progress; a no-op once the weights are being read."""
         self._cancel.set()
+        change = self.change
+        if change and change.state == "preparing":
+            self.change = replace(change, text="Cancelling the download …")
 
     def retry(self) -> None:
         """Load the model again that could not be loaded; raise StudioError if there is none."""

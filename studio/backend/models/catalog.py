@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from studio.backend.models import hub, starter
 from studio.backend.system.home import home
 from studio.backend.system.progress import Progress
@@ -171,6 +173,22 @@ def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> 
         raise StudioError(f"The model in {model.source} is incomplete. Add the weight files that its index names.")
     progress(0.0, f"Asking the Hub for {model.id} …")
     return hub.download(model.reference, progress, look(model)[1])
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return what `models --json` prints; `fits` has the precisions that fit the main memory of this machine."""
+    fields = ("id", "family", "source", "revision", "licence", "chat_template", "download_gib", "needs_gib")
+    total = psutil.virtual_memory().total / GIB
+    return [
+        {name: getattr(model, name) for name in fields}
+        | {
+            "ready": is_ready,
+            "path": str(_path(model)) if is_ready else None,
+            "fits": [precision for precision, need in model.needs_gib.items() if need <= total],
+        }
+        for model in models()
+        for is_ready in [ready(model)]
+    ]
 
 
 def is_folder(model: ModelEntry) -> bool:

@@ -172,18 +172,20 @@ def is_whole(folder: Path) -> bool:
         return False
     if not (folder / INDEX).is_file():
         return (folder / "model.safetensors").is_file()
-    return all(
-        (folder / file).is_file() for file in set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    )
+    try:
+        files = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        return all((folder / file).is_file() for file in files)
+    except (ValueError, KeyError, TypeError, AttributeError):  # a damaged index
+        return False
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
     """Raise StudioError if a model with this config.json is not JetMoE or OLMoE in 16, 32 or 4 bits."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         own_code = " with code of its own, which the studio never runs" if config.get("auto_map") else ""
         raise StudioError(
-            f"{name} is a {str(kind)[:40]!r} model{own_code}. Pick a JetMoE or OLMoE model; `python -m studio upcycle` "
+            f"{name} is a {kind[:40]!r} model{own_code}. Pick a JetMoE or OLMoE model; `python -m studio upcycle` "
             "converts Llama-architecture models to JetMoE."
         )
     quantization = config.get("quantization_config") or {}
@@ -218,6 +220,8 @@ def _check_files(sizes: dict[str, int], name: str) -> None:
         raise StudioError(f"{name} has no config.json, so it is not a model of transformers. Pick another model.")
     if sizes["config.json"] > CONFIG_BYTES:
         raise StudioError(f"The config.json of {name} is larger than 1 MB. Pick another model.")
+    if not any(file.startswith("tokenizer") for file in sizes):
+        raise StudioError(f"{name} has no tokenizer. Pick a model with a tokenizer.json.")
     if any(file.endswith(".safetensors") for file in sizes):
         return
     pickles = [file for file in sizes if file.endswith((".bin", ".pt", ".pth", ".pkl"))]
@@ -313,7 +317,7 @@ def _folder(repo: str) -> Path:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") in FAMILIES
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")) in FAMILIES
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -97,22 +97,6 @@ def needs_of(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0, t
     )
 
 
-def rows() -> list[dict]:
-    """Return what `models --json` prints; `fits` has the precisions that fit the memory of this machine."""
-    fields = ("id", "family", "source", "revision", "licence", "chat_template", "download_gib", "needs_gib")
-    total = placement.total_gib()
-    return [
-        {name: getattr(model, name) for name in fields}
-        | {
-            "ready": ready,
-            "path": str(catalog.path(model.id)) if ready else None,
-            "fits": [precision for precision, need in model.needs_gib.items() if need <= total],
-        }
-        for model in catalog.models()
-        for ready in [catalog.ready(model)]
-    ]
-
-
 def _free_disk(model: ModelEntry) -> float:
     folder = home() if model.source == "built" else Path(constants.HF_HUB_CACHE)
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

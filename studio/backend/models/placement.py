@@ -152,14 +152,6 @@ def free_gib(place: Placement) -> float:
     return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / GIB
 
 
-def total_gib() -> float:
-    """Return the memory of this machine: that of its GPUs if it has any, else that of the processor, in GiB."""
-    if torch.cuda.is_available() and not zero_gpu.waits():
-        gpus = range(torch.cuda.device_count())
-        return sum(torch.cuda.get_device_properties(index).total_memory for index in gpus) / GIB
-    return psutil.virtual_memory().total / GIB
-
-
 def _notice(device: str, used: str, wanted: str) -> str:
     if device == "cpu" and used == "fp32" and wanted != "fp32":
         return "This processor has no native bf16, so it computes in 32 bits."

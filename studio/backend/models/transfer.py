@@ -15,7 +15,7 @@ from studio.backend.system.progress import Progress
 def progress_bar(name: str, total_bytes: int, progress: Progress) -> type[tqdm]:
     """Return a tqdm class for one `snapshot_download` that shows no bar and reports all bytes to `progress`."""
     started, lock = time.monotonic(), threading.Lock()
-    counts: dict[int, float] = {}
+    counts: dict[int, float] = {0: 0.0}
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -23,12 +23,13 @@ def progress_bar(name: str, total_bytes: int, progress: Progress) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
-            if self.unit == "B":
-                with lock:
-                    # One bar counts the bytes received and another the bytes written.
+            with lock:
+                # One bar counts the bytes received, another the bytes written, and a third the files.
+                if self.unit == "B":
                     counts[id(self)] = self.n
-                    done = min(max(counts.values()), total_bytes)
-                progress(done / max(total_bytes, 1), text(name, done, total_bytes, time.monotonic() - started))
+                done = min(max(counts.values()), total_bytes)
+            # After each file, too: Xet ignores what `progress` raises within a file.
+            progress(done / max(total_bytes, 1), text(name, done, total_bytes, time.monotonic() - started))
             return shown
 
     return Bar

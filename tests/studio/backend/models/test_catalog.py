@@ -12,7 +12,7 @@ from jetmoe.families import FAMILIES
 from jetmoe.loading.slots import slots_of
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench.shapes import SHAPES
-from studio.backend.models import catalog, hub, needs, starter
+from studio.backend.models import catalog, hub, starter
 from studio.errors import StudioError
 
 
@@ -33,7 +33,7 @@ def test_starter_comes_first_and_ids_are_unique():
 
 
 def test_rows_are_what_the_command_prints(empty_home):
-    rows = needs.rows()
+    rows = catalog.rows()
     documented = {"id", "family", "source", "ready", "path", "needs_gib"}
     assert all(documented < set(row) for row in rows)
     assert rows[0]["id"] == "starter" and rows[0]["ready"] is False and rows[0]["path"] is None

@@ -71,7 +71,7 @@ def test_a_downloaded_model_is_listed_with_its_sizes(repos):
     catalog.prepare(TINY)
     model = next(model for model in catalog.models() if model.id == TINY)
     assert model.family == "olmoe" and model.needs_gib["nf4"] > 0 and catalog.ready(TINY)
-    assert any(row["id"] == TINY and row["ready"] for row in needs.rows())
+    assert any(row["id"] == TINY and row["ready"] for row in catalog.rows())
 
 
 def test_a_cut_keeps_complete_files_and_the_next_try_downloads_the_rest(repos):
@@ -153,6 +153,8 @@ UNUSABLE = {
     ),
     "no config": (lambda files: files.pop("config.json"), "has no config.json"),
     "damaged config": (lambda files: files.update({"config.json": b"{"}), "config.json of me/tiny-olmoe is damaged"),
+    "no tokenizer": (lambda files: [files.pop(n) for n in list(files) if "tokenizer" in n], "has no tokenizer"),
+    "strange config": (changed_config(model_type=["olmoe"]), "Pick a JetMoE or OLMoE"),
     "huge config": (lambda files: files.update({"config.json": b" " * 1_000_001}), "larger than 1 MB"),
 }
 
@@ -218,6 +220,14 @@ def test_two_downloads_of_one_model_wait_for_each_other(repos):
     second.join(60)
     gets = [name for name in weights_sent(repos) if name == PARTS[0]]
     assert catalog.ready(TINY) and len(gets) == 2, "one HEAD and one GET"
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b"{}", b'{"weight_map": 7}', b'{"weight_map": {"a": 7}}'])
+def test_a_damaged_index_is_an_incomplete_model(repos, index):
+    repos.repos[TINY]["model.safetensors.index.json"] = index
+    with pytest.raises(StudioError, match="lacks files that its index names"):
+        catalog.prepare(TINY)
+    assert not catalog.ready(TINY) and TINY in [model.id for model in catalog.models()]
 
 
 def test_the_time_left_has_a_unit_that_fits():
