@@ -88,8 +88,10 @@ class Loader:
         """
         catalog.entry(model_id)
         placement.check_precision(precision)
-        if not self._loading.acquire(blocking=False):
-            asked = self.change
+        asked = self.change
+        is_idle = asked is None or asked.state == "failed"
+        # A thread that has just ended may still hold the lock.
+        if not self._loading.acquire(timeout=1.0 if is_idle else 0.0):
             if asked and (asked.model_id, asked.precision) == (model_id, precision):  # a page may send one choice twice
                 return
             raise StudioError("Another model is being loaded. Wait until it is ready, or cancel its download.")

@@ -110,6 +110,9 @@ def entry(model_id: str) -> ModelEntry:
     Raises:
         StudioError: there is none; the message lists the models that exist.
     """
+    released = {model.id: model for model in (STARTER, *RELEASED)}
+    if model_id in released:
+        return released[model_id]
     known = {model.id: model for model in models()}
     if model_id in known:
         return known[model_id]
@@ -219,9 +222,15 @@ def _of_hub(reference: hub.Reference, folder: Path | None = None) -> ModelEntry:
 
 
 def _estimated(folder: Path, model_id: str, source: str, description: str) -> ModelEntry:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     memory = _memory(config, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
-    return ModelEntry(model_id, model_id, config.get("model_type", "unknown"), source, description, **memory)
+    family, template = config.get("model_type", "unknown"), _has_chat_template(folder)
+    return ModelEntry(model_id, model_id, family, source, description, chat_template=template, **memory)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    return any(folder.glob("chat_template*")) or (settings.is_file() and b'"chat_template"' in settings.read_bytes())
 
 
 def _memory(config: dict[str, Any], weight_bytes: int) -> dict[str, Any]:

@@ -264,8 +264,9 @@ def _explained(reference: Reference) -> Iterator[None]:
         remedy = "Unset HF_HUB_OFFLINE" if offline else "Check the network and try again"
         raise Unreachable(f"The Hub can't be reached for {name}. {remedy}; complete files are kept.") from error
     except OSError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise StudioError(
-            f"The download of {name} failed: {str(error).splitlines()[0][:200]}. Check the network and the free disk "
+            f"The download of {name} failed: {reason}. Check the network and the free disk "
             "space and try again; complete files are kept."
         ) from error
 

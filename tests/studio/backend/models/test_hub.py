@@ -70,7 +70,7 @@ def test_a_downloaded_model_is_listed_with_its_sizes(repos):
     assert TINY not in [model.id for model in catalog.models()]
     catalog.prepare(TINY)
     model = next(model for model in catalog.models() if model.id == TINY)
-    assert model.family == "olmoe" and model.needs_gib["nf4"] > 0 and catalog.ready(TINY)
+    assert model.family == "olmoe" and model.chat_template and model.needs_gib["nf4"] > 0 and catalog.ready(TINY)
     assert any(row["id"] == TINY and row["ready"] for row in catalog.rows())
 
 
