@@ -23,6 +23,7 @@ from tests.builders.gate import Gate
 from tests.builders.http_server import running
 
 COMMIT = "a" * 40
+TINY = "me/tiny-olmoe"
 
 
 class FakeRepos:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.builders.fake_repos import FakeRepos, serving, use
+from tests.builders.fake_repos import TINY, FakeRepos
 from tests.builders.served import ToyStudio, toy_studio
-from tests.builders.toy_folder import small_olmoe
 from tests.e2e.studio_page import SLOW, StudioPage
 
-TINY = "me/tiny-olmoe"
 LAST = "model-00004-of-00004.safetensors"
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_olmoe(tmp_path_factory.mktemp("olmoe"))
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[FakeRepos]:
-    with serving(FakeRepos()) as hub:
-        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +19,6 @@ def own_toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyStudio]:
     """A studio whose model these tests may change."""
     with toy_studio(tmp_path_factory.mktemp("model") / "toy") as toy:
         yield toy
-
-
-@pytest.fixture
-def repos(served: FakeRepos, released: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRepos:
-    use(served, monkeypatch, tmp_path)
-    served.add_model(TINY, released)
-    return served
 
 
 class ModelPage(StudioPage):

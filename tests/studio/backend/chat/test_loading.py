@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.models import catalog, placement
 from studio.errors import StudioError
-from tests.builders.fake_repos import FakeRepos, serving, use
-from tests.builders.toy_folder import small_olmoe, spelling_toy
+from tests.builders.fake_repos import TINY, FakeRepos
+from tests.builders.toy_folder import spelling_toy
 from tests.builders.waiting import until
 
-TINY = "me/tiny-olmoe"
 SHORT = Sampling(max_new_tokens=4, seed=1)
 QUESTION = [{"role": "user", "content": "Say 7"}]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {"present": spelling_toy(folder / "present"), "next": small_olmoe(folder / "next")}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[FakeRepos]:
-    with serving(FakeRepos()) as hub:
-        yield hub
+def present(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(spelling_toy(tmp_path_factory.mktemp("models") / "present"))
 
 
 @pytest.fixture
-def repos(served: FakeRepos, folders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRepos:
-    use(served, monkeypatch, tmp_path)
-    served.add_model(TINY, folders["next"])
-    return served
-
-
-@pytest.fixture
-def engine(repos: FakeRepos, folders) -> Engine:
+def engine(repos: FakeRepos, present: str) -> Engine:
     made = Engine(compile_steps=False)
-    made.load(str(folders["present"]), precision="fp32")
+    made.load(present, precision="fp32")
     return made
 
 
@@ -53,12 +35,12 @@ def failed(engine: Engine) -> bool:
     return engine.status().change is not None and engine.status().change.state == "failed"
 
 
-def test_the_present_model_answers_until_the_next_one_is_ready(engine, repos, folders):
+def test_the_present_model_answers_until_the_next_one_is_ready(engine, repos, present):
     repos.gate.hold()
     engine.start_loading(TINY)
     until(lambda: any(path.endswith(".safetensors") for path, _ in repos.requests))
     status = engine.status()
-    assert (status.state, status.model_id) == ("ready", str(folders["present"])) and answers(engine)
+    assert (status.state, status.model_id) == ("ready", present) and answers(engine)
     assert status.change.state == "preparing" and status.change.model_id == TINY
     with pytest.raises(StudioError, match="Another model is being loaded"):
         engine.start_loading("starter")
@@ -86,14 +68,14 @@ def test_a_failed_download_leaves_the_present_model_and_can_be_retried(engine, r
     assert answers(engine)
 
 
-def test_a_download_is_cancelled(engine, repos, folders):
+def test_a_download_is_cancelled(engine, repos, present):
     repos.gate.hold()
     engine.start_loading(TINY)
     until(lambda: any(path.endswith(".safetensors") for path, _ in repos.requests))
     engine.loader.cancel()
     repos.gate.allow()
     until(lambda: engine.status().change is None)
-    assert engine.status().model_id == str(folders["present"]) and not catalog.ready(TINY) and answers(engine)
+    assert engine.status().model_id == present and not catalog.ready(TINY) and answers(engine)
 
 
 def test_config_and_tensors_that_disagree_leave_the_present_model(engine, repos):
@@ -105,7 +87,7 @@ def test_config_and_tensors_that_disagree_leave_the_present_model(engine, repos)
 
 
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_where_both_do_not_fit_the_present_model_is_unloaded(engine, repos, folders, monkeypatch, is_damaged):
+def test_where_both_do_not_fit_the_present_model_is_unloaded(engine, repos, present, monkeypatch, is_damaged):
     monkeypatch.setattr(placement, "free_gib", lambda place: 0.5)  # with the present model unloaded it is enough
     monkeypatch.setattr(Engine, "loaded_gib", lambda engine: 1.0 if engine._decoder else 0.0)
     needs = engine.loader.needs(TINY, "fp32")
@@ -118,7 +100,7 @@ def test_where_both_do_not_fit_the_present_model_is_unloaded(engine, repos, fold
         until(lambda: engine.status().model_id == TINY and engine.status().state == "ready")
         return
     until(lambda: failed(engine))
-    assert engine.status().state == "failed" and engine.status().change.back_to == str(folders["present"])
+    assert engine.status().state == "failed" and engine.status().change.back_to == present
     with pytest.raises(StudioError, match="isn't ready yet"):
         answers(engine)
     monkeypatch.undo()
@@ -127,7 +109,7 @@ def test_where_both_do_not_fit_the_present_model_is_unloaded(engine, repos, fold
     assert answers(engine)
 
 
-def test_too_little_memory_is_said_before_the_download(engine, repos, folders, monkeypatch):
+def test_too_little_memory_is_said_before_the_download(engine, repos, present, monkeypatch):
     monkeypatch.setattr(placement, "free_gib", lambda place: 0.1)
     assert "needs" in engine.loader.needs(TINY, "fp32").problem
     with pytest.raises(StudioError, match="GiB are free"):

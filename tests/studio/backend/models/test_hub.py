@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -14,35 +13,15 @@ from huggingface_hub import constants
 
 from studio.backend.models import catalog, hub, needs, transfer
 from studio.errors import StudioError
-from tests.builders.fake_repos import FakeRepos, serving, use
-from tests.builders.toy_folder import small_olmoe
+from tests.builders.fake_repos import TINY, FakeRepos
 from tests.builders.waiting import until
 
-TINY = "me/tiny-olmoe"
 PARTS = [f"model-{number:05}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 
 
-def quiet(fraction: float, text: str) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_olmoe(tmp_path_factory.mktemp("olmoe"))
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[FakeRepos]:
-    with serving(FakeRepos()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def repos(served: FakeRepos, released: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRepos:
-    use(served, monkeypatch, tmp_path)
+@pytest.fixture(autouse=True)
+def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
-    served.add_model(TINY, released)
-    return served
 
 
 def weights_sent(repos: FakeRepos) -> list[str]:
@@ -54,11 +33,11 @@ def cached_files() -> list[str]:
     return sorted(path.name for path in Path(constants.HF_HUB_CACHE).rglob("snapshots/*/*"))
 
 
-def test_a_download_takes_safe_files_and_tells_its_speed(repos, released):
+def test_a_download_takes_safe_files_and_tells_its_speed(repos, small_olmoe_path):
     repos.repos[TINY] |= {"pytorch_model.bin": b"unsafe", "modeling_evil.py": b"unsafe"}
     told: list[tuple[float, str]] = []
     folder = catalog.prepare(TINY, lambda *step: told.append(step))
-    assert cached_files() == sorted(file.name for file in released.iterdir())
+    assert cached_files() == sorted(file.name for file in small_olmoe_path.iterdir())
     assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told) and told[-1][0] == 1.0
     assert any("MB/s" in text and "left" in text for _, text in told)
     assert "bytes=" not in str(told) and hub.find(hub.parse(TINY)) == folder
@@ -87,7 +66,7 @@ def test_a_cut_keeps_complete_files_and_the_next_try_downloads_the_rest(repos):
     assert catalog.ready(TINY) and not kept & set(weights_sent(repos))
 
 
-def test_a_short_cut_resumes_in_the_middle_of_the_file(repos, monkeypatch, released):
+def test_a_short_cut_resumes_in_the_middle_of_the_file(repos, monkeypatch, small_olmoe_path):
     """huggingface_hub asks again for the rest of the file."""
     answer = type(repos).answer
 
@@ -98,7 +77,7 @@ def test_a_short_cut_resumes_in_the_middle_of_the_file(repos, monkeypatch, relea
     monkeypatch.setattr(type(repos), "answer", answer_again)
     repos.cut = PARTS[1]
     folder = catalog.prepare(TINY)
-    assert repos.is_cut and (folder / PARTS[1]).read_bytes() == (released / PARTS[1]).read_bytes()
+    assert repos.is_cut and (folder / PARTS[1]).read_bytes() == (small_olmoe_path / PARTS[1]).read_bytes()
 
 
 def faulty(repos: FakeRepos, **faults) -> None:

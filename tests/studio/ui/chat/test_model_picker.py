@@ -16,10 +16,8 @@ from studio.ui.chat import model_picker
 from studio.ui.chat.model_picker import PickerEvents
 from studio.ui.common.offered_models import offered
 from studio.ui.page.status import actions
-from tests.builders.fake_repos import FakeRepos, serving, use
-from tests.builders.toy_folder import small_olmoe, toy_folder
-
-TINY = "me/tiny-olmoe"
+from tests.builders.fake_repos import TINY, FakeRepos
+from tests.builders.toy_folder import toy_folder
 
 
 def asked_by(owner: str = "") -> SimpleNamespace:
@@ -27,28 +25,14 @@ def asked_by(owner: str = "") -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {"toy": toy_folder(folder / "toy"), "olmoe": small_olmoe(folder / "olmoe")}
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_folder(tmp_path_factory.mktemp("models") / "toy")
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[FakeRepos]:
-    with serving(FakeRepos()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def repos(served: FakeRepos, folders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRepos:
-    use(served, monkeypatch, tmp_path)
-    served.add_model(TINY, folders["olmoe"])
-    return served
-
-
-@pytest.fixture(scope="module")
-def engine(folders) -> Engine:
+def engine(toy: Path) -> Engine:
     made = Engine(compile_steps=False)
-    made.load(str(folders["toy"]), precision="fp32")
+    made.load(str(toy), precision="fp32")
     return made
 
 
@@ -83,10 +67,10 @@ def test_paths_and_other_values_are_refused(events, call, model):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_folder_of_the_server_is_no_model_of_the_hub(events, call, monkeypatch, folders):
-    monkeypatch.chdir(folders["toy"].parent.parent)
+def test_a_folder_of_the_server_is_no_model_of_the_hub(events, call, monkeypatch, toy):
+    monkeypatch.chdir(toy.parent.parent)
     with pytest.raises(gr.Error, match="also a folder on the server"):
-        CALLS[call](events, f"{folders['toy'].parent.name}/toy")
+        CALLS[call](events, f"{toy.parent.name}/toy")
 
 
 def test_an_unknown_precision_is_refused(events):
