@@ -65,8 +65,9 @@ def placement(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0) 
         StudioError: the model does not fit into this machine's memory; the message has the figures.
     """
     place = place_of(model, precision)
-    # A GPU has no such check: accelerate spreads what does not fit over other devices.
-    if place.device == "cpu" and (needed := needed_gib(model, place)) > (free := free_gib(place) + loaded_gib):
+    # accelerate spreads a model over several GPUs and the main memory.
+    is_alone = place.device == "cpu" or torch.cuda.device_count() == 1
+    if is_alone and (needed := needed_gib(model, place)) > (free := free_gib(place) + loaded_gib):
         remedy = "close other programs" if place.precision == "nf4" else "load it in nf4"
         raise StudioError(
             f"{model.title} in {place.precision} needs {needed:.1f} GiB of memory and {free:.1f} GiB are free: "

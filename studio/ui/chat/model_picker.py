@@ -38,7 +38,7 @@ class ModelPicker:
         with gr.Row():
             self.model = gr.Dropdown(
                 choices(engine), label="Model", elem_id="model",
-                info="The present model answers until this one is ready.",
+                info="Asks before it downloads, or before the present model stops.",
             )  # fmt: skip
             self.precision = gr.Dropdown(
                 PRECISIONS, value="auto", label="Precision", elem_id="precision",
@@ -83,7 +83,7 @@ class PickerEvents:
         needs = self._needs(request, model_id, precision)
         if not needs.download_gib and needs.fits_beside:
             self.engine.start_loading(model_id, precision=precision)
-            return model_id, *_closed()
+            return "", *_closed()
         download = gr.update(value="Download and load" if needs.download_gib else "Load", visible=not needs.problem)
         present = self.engine.status()
         html = facts(needs, present.title if present.state == "ready" else None)
@@ -107,7 +107,7 @@ class PickerEvents:
         if needs.problem:
             raise StudioError(needs.problem)
         self.engine.start_loading(asked, precision=precision)
-        return asked, *_closed()
+        return "", *_closed()
 
     @shows_errors
     def cancel(self) -> tuple[Any, ...]:
