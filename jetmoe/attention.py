@@ -92,6 +92,7 @@ class GroupedAttention(nn.Module):
         """Compute attention of `[B, S, K, H, C]` over keys and values `[B, H, keys, C]`."""
         B, S, K, H, C = query.shape
         implementation = self.config._attn_implementation
+        is_sdpa = implementation == "sdpa" and kwargs.get("cache") is None  # continuous batching passes a paged cache
         if output_attentions and implementation not in ("eager", "sdpa"):
             raise ValueError(f"{implementation} attention returns no weights. Use attn_implementation='eager'.")
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -104,7 +105,7 @@ class GroupedAttention(nn.Module):
             key, value = key.repeat(1, K, 1, 1), value.repeat(1, K, 1, 1)  # [B, K * H, keys, C]
             attended, weights = eager_attention(self, by_query, key, value, mask, self.scaling, dropout)
             return attended.view(B, S, K, H, C), weights
-        if implementation == "sdpa" and S == 1:
+        if is_sdpa and S == 1:
             # At a single position, all slots attend to the same keys. As query rows they need no repeated keys.
             attended = F.scaled_dot_product_attention(
                 query.view(B, K, H, C).transpose(1, 2), key, value, attn_mask=mask, dropout_p=dropout
@@ -112,10 +113,10 @@ class GroupedAttention(nn.Module):
             return attended.transpose(1, 2).unsqueeze(1), None
         grouped = query.permute(0, 3, 2, 1, 4).reshape(B, H * K, S, C)
         reads = mask is None and not torch.is_grad_enabled()
-        if implementation == "sdpa" and reads and S >= 2 * CAUSAL_BLOCK and query.device.type == "cpu":
+        if is_sdpa and reads and S >= 2 * CAUSAL_BLOCK and query.device.type == "cpu":
             attended = blockwise_causal_attention(grouped, key, value, dropout)  # [B, H * K, S, C]
             return attended.view(B, H, K, S, C).permute(0, 3, 2, 1, 4), None
-        if implementation == "sdpa":
+        if is_sdpa:
             attended = F.scaled_dot_product_attention(
                 grouped,
                 key,

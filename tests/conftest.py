@@ -20,9 +20,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.builders.fake_repos import FakeRepos
 
 HEAVY = "heavy"
 BROWSER = Path(__file__).parent / "e2e"
@@ -138,3 +142,31 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_olmoe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random OLMoE of 4 layers and 16 experts in the layout of the releases."""
+    from tests.builders.toy_folder import small_olmoe
+
+    return small_olmoe(tmp_path_factory.mktemp("olmoe"))
+
+
+@pytest.fixture(scope="session")
+def served_repos() -> Iterator[FakeRepos]:
+    from tests.builders.fake_repos import FakeRepos, serving
+
+    with serving(FakeRepos()) as hub:
+        yield hub
+
+
+@pytest.fixture
+def repos(
+    served_repos: FakeRepos, small_olmoe_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> FakeRepos:
+    """A hub with the small OLMoE as `fake_repos.TINY`, an empty cache and no faults."""
+    from tests.builders.fake_repos import TINY, use
+
+    use(served_repos, monkeypatch, tmp_path)
+    served_repos.add_model(TINY, small_olmoe_path)
+    return served_repos

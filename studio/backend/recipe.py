@@ -70,7 +70,7 @@ class Recipe(Settings):
     model: Text = Field(
         default="starter",
         max_length=1000,
-        description="Model id from the catalog, or the path of a model folder.",
+        description="Model id from the catalog, the path of a model folder, or owner/name on the Hub.",
     )
     precision: Literal["auto", "nf4", "bf16", "fp32"] = Field(
         default="auto",

@@ -19,7 +19,8 @@ from studio.cli.output import Adapter, Precision, progress_bar
 
 def chat(
     model: Annotated[
-        str | None, typer.Option(help="Model id; the default is the adapter's base model, or starter.")
+        str | None,
+        typer.Option(help="Model id, folder or Hub id; default: the adapter's base model, or starter."),
     ] = None,
     adapter: Adapter = None,
     precision: Precision = "auto",

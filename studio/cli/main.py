@@ -60,7 +60,7 @@ def main() -> None:
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the models, their sources and the memory they need."""
+    """List the models, what they need and which precisions fit the main memory."""
     from studio.backend.models import catalog
 
     rows = catalog.rows()
@@ -71,12 +71,15 @@ def models(as_json: Json = False) -> None:
         [
             row["id"],
             row["family"],
+            row["licence"],
             *(f"{row['needs_gib'][weights]:.1f} GiB" for weights in ("bf16", "nf4")),
-            "ready" if row["ready"] else "downloaded on first use",
+            ", ".join(row["fits"]) or "none",
+            {True: "yes", False: "no", None: "unknown"}[row["chat_template"]],
+            "ready" if row["ready"] else f"downloads {row['download_gib']:.1f} GiB on first use",
         ]
         for row in rows
     ]
-    print_table([["model", "family", "bf16", "nf4", "state"], *lines])
+    print_table([["model", "family", "licence", "bf16", "nf4", "fits", "chat template", "state"], *lines])
 
 
 @app.command()

@@ -13,7 +13,9 @@ WHOLE_LINES = 10_000
 Precision = Annotated[
     str, typer.Option(help="nf4 (4-bit), bf16, fp32 or auto: 4-bit on a GPU, the model's default on a CPU.")
 ]
-Model = Annotated[str, typer.Option(help="Model id from `python -m studio models`.")]
+Model = Annotated[
+    str, typer.Option(help="Model id from `python -m studio models`, a folder, or OWNER/NAME on the Hub.")
+]
 Adapter = Annotated[str | None, typer.Option(help="Adapter: a run's id, or the folder of a PEFT adapter.")]
 
 

@@ -37,7 +37,13 @@ def toy_folder(folder: Path, **changes) -> Path:
     return folder
 
 
-def spelling_toy(folder: Path, **changes) -> Path:
+def small_olmoe(folder: Path, **changes) -> Path:
+    """A spelling OLMoE in the layout of the releases: one tensor for each expert, in files that an index lists."""
+    sizes = {"family": "olmoe", "num_hidden_layers": 4, "num_experts": 16, "num_experts_per_tok": 4}
+    return spelling_toy(folder, "1MB", **{**sizes, **changes})
+
+
+def spelling_toy(folder: Path, max_shard_size: str = "5GB", **changes) -> Path:
     """A toy whose answers are letters, and end by nothing but their length. One of random bytes is empty at times, or
     over before it can be stopped."""
     tokenizer = toy_tokenizer()
@@ -49,7 +55,7 @@ def spelling_toy(folder: Path, **changes) -> Path:
         # Wide enough for a letter to win, and narrow enough for another one the next time.
         rows[letters] = 0.6 * torch.randn(len(letters), rows.shape[1])
         model.lm_head.weight.copy_(rows)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     return folder
 

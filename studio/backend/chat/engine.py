@@ -12,7 +12,6 @@ An adapter of `adapters.choices` needs no `load_adapter`: pass its id to `genera
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from jetmoe import RoutingTrace
@@ -33,25 +32,21 @@ from studio.backend.adapters.find import Found, find, find_id, is_id, require_mo
 from studio.backend.chat.answer import Answer
 from studio.backend.chat.decoder import Decoder, keep_all
 from studio.backend.chat.events import TokenEvent
+from studio.backend.chat.loading import Change, Loader, silent
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.data.prompt import Messages, fit_prompt
 from studio.backend.models import catalog, placement
 from studio.backend.models.placement import Placement, Precision
-from studio.backend.system.progress import Progress, reading
+from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
 __all__ = ["Engine", "EngineStatus", "Sampling"]
-logger = logging.getLogger(__name__)
 # The studio reports progress itself, on the page and in the console.
 transformers_logging.disable_progress_bar()
 # Adapters loaded by id that are kept in memory.
 MAX_ENSURED = 4
-
-
-def _silent(fraction: float, text: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,10 @@ class EngineStatus:
     """"nf4", "bf16" or "fp32"."""
     memory: str = ""
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
+    title: str = ""
+    """Name of the model that answers."""
+    change: Change | None = None
+    """Another model that is being loaded, or that could not be loaded."""
 
 
 class Turn(NamedTuple):
@@ -93,17 +92,22 @@ class Engine:
         self._ensured: dict[str, tuple[int, ...]] = {}
         self._adapter_loads: dict[str, int] = {}
         self._tokenizer: PreTrainedTokenizerFast | None = None
-        self._loading = threading.Lock()
-        self._asked: tuple[str, Precision] | None = None
+        self.loader = Loader(self)
 
     def status(self) -> EngineStatus:
-        decoder = self._decoder
-        if decoder is None or self._status.state != "ready":
-            return self._status
-        return replace(self._status, speed=decoder.compiled.text, memory=memory_text(decoder))
+        """Return the state of the model that answers; without one, that of the model that is being loaded."""
+        decoder, change = self._decoder, self.loader.change
+        if decoder is not None:
+            return replace(self._status, speed=decoder.compiled.text, memory=memory_text(decoder), change=change)
+        if change is not None:
+            return EngineStatus(change.state, change.model_id, change.text, change.progress, change=change)
+        return EngineStatus()
 
-    def start_loading(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
+    def start_loading(self, model_id: str, progress: Progress = silent, precision: Precision = "auto") -> None:
         """Load a model in the background; `status` and `progress` report the progress.
+
+        The present model answers until the new one is ready. If both don't fit into the memory, it answers until the
+        download is complete.
 
         Args:
             precision: "nf4", "bf16" or "fp32"; "auto" is 4-bit on a GPU and the catalog's choice on a CPU.
@@ -111,35 +115,15 @@ class Engine:
         Raises:
             StudioError: the model or the precision is unknown, or another model is being loaded.
         """
-        catalog.entry(model_id)
-        placement.check_precision(precision)
-        if not self._loading.acquire(blocking=False):
-            if self._asked == (model_id, precision):  # a page may send one choice twice
-                return
-            raise StudioError("Another model is being loaded. Wait until it is ready, then pick again.")
-        self._asked = model_id, precision
-        self._status = EngineStatus("preparing", model_id, "Getting the model ready …", 0.0)
+        self.loader.start(model_id, progress, precision)
 
-        def run() -> None:
-            try:
-                self._load(model_id, progress, precision)
-            except StudioError as error:
-                logger.error("%s", error)  # also in the status
-            finally:
-                self._loading.release()
-
-        threading.Thread(target=run, daemon=True, name="load").start()
-
-    def load(self, model_id: str, progress: Progress = _silent, precision: Precision = "auto") -> None:
+    def load(self, model_id: str, progress: Progress = silent, precision: Precision = "auto") -> None:
         """Load a model and wait for it; arguments as of `start_loading`.
 
         Raises:
             StudioError: the model is unknown, unavailable, too large or damaged.
         """
-        catalog.entry(model_id)
-        placement.check_precision(precision)
-        with self._loading:
-            self._load(model_id, progress, precision)
+        self.loader.load(model_id, progress, precision)
 
     def load_adapter(self, run_or_folder: str | Path, name: str) -> None:
         """Load an adapter under a name for `generate`; an adapter of the same name is replaced.
@@ -239,8 +223,8 @@ class Engine:
             yield Turn(decoder, tokenizer, 0 if adapter is None else self._adapter_loads[adapter])
 
     def _ready(self) -> tuple[Decoder, PreTrainedTokenizerFast]:
-        if self._decoder is None or self._tokenizer is None or self._status.state != "ready":
-            raise StudioError(f"The model isn't ready yet. {self._status.text}")
+        if self._decoder is None or self._tokenizer is None:
+            raise StudioError(f"The model isn't ready yet. {self.status().text}")
         return self._decoder, self._tokenizer
 
     def _write(
@@ -329,59 +313,59 @@ class Engine:
             self._decoder.change_model(partial(self._adapters.remove, name))
         self._ensured.pop(name, None)
 
-    def _load(self, model_id: str, progress: Progress, precision: Precision) -> None:
-        def report(state: Literal["preparing", "loading"], fraction: float, text: str) -> None:
-            self._status = EngineStatus(state, model_id, text, fraction)
-            progress(fraction, text)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the model without using it, as its loader does."""
+        with self._queue.join() as ticket:
+            for _ in ticket.wait():
+                pass
+            yield
 
-        try:
-            path = catalog.prepare(model_id, lambda fraction, text: report("preparing", fraction, text))
-            with self._queue.join() as ticket:  # let the running answer finish
-                for _ in ticket.wait():
-                    pass
-                report("loading", 0.0, "Loading the weights …")
-                self._unload()
-                place = placement.placement(catalog.entry(model_id), precision)
-                read = reading(lambda fraction, text: report("loading", fraction, text))
-                self._decoder, self._tokenizer = load_decoder(path, place, read)
-                self._adapters = Adapters(self._decoder.model)
-                self._status = self._ready_status(model_id, place)
-            keep_all()
-            if self.compile_steps:
-                self._decoder.compiled.enable()
-            progress(1.0, self._status.text)
-        except StudioError as error:
-            self._status = EngineStatus("failed", model_id, str(error))
-            raise
-        except Exception as error:
-            logger.exception("loading %s failed", model_id)
-            text = f"Loading {model_id} failed: {type(error).__name__}: {error}"
-            self._status = EngineStatus("failed", model_id, text)
-            raise StudioError(text) from error
+    def loaded_gib(self) -> float:
+        """Return the memory of the loaded model and its cache, in GiB; 0 if there is none."""
+        decoder = self._decoder
+        return 0.0 if decoder is None else (decoder.weight_bytes + decoder.cache_bytes) / placement.GIB
 
-    def _ready_status(self, model_id: str, place: Placement) -> EngineStatus:
-        assert self._decoder is not None
+    def install(self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> str:
+        """Replace the loaded model and return a sentence about the new one. The caller must hold the queue."""
+        if self._decoder is not None:
+            self._decoder.compiled.close()
+        self._status = self._ready_status(model_id, place, decoder)
+        self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
+        self._free_unloaded()
+        keep_all()
+        if self.compile_steps:
+            decoder.compiled.enable()
+        return self._status.text
+
+    def _ready_status(self, model_id: str, place: Placement, decoder: Decoder) -> EngineStatus:
         # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
-        precision = "nf4" if self._decoder.quantized_share else place.precision
-        text = f"{catalog.entry(model_id).title} in {precision} on the {place.device.upper()}."
+        precision = "nf4" if decoder.quantized_share else place.precision
+        title = catalog.entry(model_id).title
+        text = f"{title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",
             model_id,
             f"{text} {place.notice}".strip(),
             1.0,
-            context_size=self._decoder.context_size,
+            context_size=decoder.context_size,
             precision=precision,
+            title=title,
         )
 
-    def _unload(self) -> None:
+    def unload(self) -> None:
+        """Free the memory of the loaded model. The caller must hold the queue."""
         if self._decoder is not None:
             self._decoder.compiled.close()
             self._decoder = self._tokenizer = self._adapters = None
-            self._ensured = {}
-            gc.unfreeze()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self._free_unloaded()
+
+    def _free_unloaded(self) -> None:
+        self._ensured = {}
+        gc.unfreeze()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def memory_text(decoder: Decoder) -> str:
@@ -391,17 +375,6 @@ def memory_text(decoder: Decoder) -> str:
         parts.append(f"cache {decoder.cache_bytes / placement.GIB:.2f} GiB")
     share = decoder.quantized_share
     return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
-
-
-def load_decoder(
-    path: Path, place: Placement, progress: Callable[[int, int], None]
-) -> tuple[Decoder, PreTrainedTokenizerFast]:
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise StudioError(f"The tokenizer in {path.name} is not a fast tokenizer. Add its tokenizer.json.")
-    spread = "auto" if torch.cuda.device_count() > 1 else None
-    model = placement.load_model(path, place, "load the model in nf4", progress, device_map=spread)
-    return Decoder(model, model.config.max_position_embeddings), tokenizer
 
 
 def _state(folder: Path) -> tuple[int, ...]:

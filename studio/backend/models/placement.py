@@ -55,20 +55,35 @@ def check_precision(precision: str) -> None:
         raise StudioError(f"There is no precision {precision!r}; pick one of {', '.join(get_args(Precision))}.")
 
 
-def placement(model: ModelEntry, precision: Precision) -> Placement:
+def placement(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0) -> Placement:
     """Return the model's device, a GPU if there is one, and its precision.
+
+    Args:
+        loaded_gib: memory of a loaded model that can be freed.
 
     Raises:
         StudioError: the model does not fit into this machine's memory; the message has the figures.
     """
+    place = place_of(model, precision)
+    # accelerate spreads a model over several GPUs and the main memory.
+    is_alone = place.device == "cpu" or torch.cuda.device_count() == 1
+    if is_alone and (needed := needed_gib(model, place)) > (free := free_gib(place) + loaded_gib):
+        remedy = "close other programs" if place.precision == "nf4" else "load it in nf4"
+        raise StudioError(
+            f"{model.title} in {place.precision} needs {needed:.1f} GiB of memory and {free:.1f} GiB are free: "
+            f"{remedy}, or pick a smaller model."
+        )
+    return place
+
+
+def place_of(model: ModelEntry, precision: Precision) -> Placement:
+    """Return where a model would go, whether it fits or not."""
     device = "cuda" if torch.cuda.is_available() and not zero_gpu.waits() else "cpu"
     wanted = precision if precision != "auto" else "nf4" if device == "cuda" else model.cpu_precision
     # A ZeroGPU process loads the model in the type that its later GPU uses.
     dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
     if wanted == "bf16" and dtype == torch.float32:
         wanted = "fp32"
-    if device == "cpu":
-        _check_memory(model, wanted)
     return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notice(device, wanted, precision))
 
 
@@ -124,17 +139,18 @@ def shortage(when: str) -> Iterator[None]:
         raise StudioError(f"This machine ran out of memory {when}.") from error
 
 
-def _check_memory(model: ModelEntry, precision: str) -> None:
-    needed = (
-        model.needs_gib["nf4"] if precision == "nf4" else model.needs_gib["bf16"] * (2 if precision == "fp32" else 1)
-    )
-    free = psutil.virtual_memory().available / GIB
-    if needed > free:
-        remedy = "close other programs" if precision == "nf4" else "load it in nf4"
-        raise StudioError(
-            f"{model.title} in {precision} needs {needed:.1f} GiB of memory and {free:.1f} GiB are free: {remedy}, "
-            "or pick a smaller model."
-        )
+def needed_gib(model: ModelEntry, place: Placement) -> float:
+    """Return the memory that a model needs for chat, in GiB."""
+    if place.precision == "nf4":
+        return model.needs_gib["nf4"]
+    return model.needs_gib["bf16"] * (2 if place.precision == "fp32" else 1)
+
+
+def free_gib(place: Placement) -> float:
+    """Return the free memory of the place: that of the machine, or of all its GPUs together."""
+    if place.device == "cpu":
+        return psutil.virtual_memory().available / GIB
+    return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / GIB
 
 
 def _notice(device: str, used: str, wanted: str) -> str:

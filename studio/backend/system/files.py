@@ -13,13 +13,13 @@ from studio.errors import StudioError
 BLOCK = 1 << 20
 
 
-def require_space(folder: Path, need_bytes: int) -> None:
-    """Raise StudioError if the disk under `folder` has less than `need_bytes` free."""
+def require_space(folder: Path, need_bytes: int, variable: str = "STUDIO_HOME") -> None:
+    """Raise StudioError if the disk under `folder`, which `variable` names, has less than `need_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise StudioError(
             f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "
-            "are free. Free some space, or set STUDIO_HOME to a folder on another disk."
+            f"are free. Free some space, or set {variable} to a folder on another disk."
         )
 
 

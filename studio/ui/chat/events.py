@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.adapters.uploads import import_adapter
-from studio.backend.hosting import demo
 from studio.errors import StudioError
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.common import browser
 from studio.ui.common.markdown import as_text
-from studio.ui.common.offered_models import offered as offered_models
 from studio.ui.common.picked_adapter import Picked, keep_listed, offered, read_picked
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server.identity import owner_of
@@ -84,7 +82,7 @@ class ChatEvents:
         shown = self.handlers.of(request).open_page(stored, picked.kept())
         if wanted and wanted != picked.adapter:
             shown = shown._replace(notice="The adapter in the URL was deleted or belongs to another model.")
-        return (*shown.values(), *_picker(picked, choices), self.engine.status().model_id)
+        return (*shown.values(), *_picker(picked, choices))
 
     @shows_errors
     def tell(self, notice: str) -> None:
@@ -147,14 +145,6 @@ class ChatEvents:
     @shows_errors
     def pick(self, request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
         return self.handlers.of(request).show_routing(stored, chosen._data.get("answer")).values()
-
-    @shows_errors
-    def choose_model(self, model_id: str, precision: Any) -> None:
-        if model_id not in offered_models(self.engine):
-            raise StudioError("This model is not in the list. Reload the page and select another one.")
-        if limits := demo.limits():
-            limits.refuse_another_model()
-        self.engine.start_loading(model_id, precision=precision)
 
 
 def _picker(picked: Picked, choices: list[tuple[str, str]]) -> tuple[Any, ...]:

@@ -9,10 +9,10 @@ import gradio as gr
 
 from studio.ui.chat.events import ChatEvents
 from studio.ui.chat.messages import heading
+from studio.ui.chat.model_picker import ModelPicker
 from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
 from studio.ui.common.listeners import AT_ONCE, QUIET
-from studio.ui.common.offered_models import offered as offered_models
 from studio.ui.common.picked_adapter import NONE, Picked
 from studio.ui.routing.routing_panel import routing_panel
 
@@ -35,7 +35,6 @@ CHAT: dict[str, Any] = {
     "allow_tags": False, "latex_delimiters": [], "sanitize_html": True, "feedback_options": None,
     "allow_file_downloads": False, "group_consecutive_messages": False,
 }  # fmt: skip
-PRECISIONS = [("Automatic", "auto"), ("4-bit (NF4)", "nf4"), ("16-bit", "bf16"), ("32-bit", "fp32")]
 DOWNLOAD = browser.saving("json", '`conversation-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, "-")}.json`')
 # Runs in the browser, so that a message sent right away uses the new selection.
 PICK = "(adapter, beside) => ({ adapter: adapter ?? '', beside: Boolean(adapter) && beside })"
@@ -128,14 +127,7 @@ class _Page:
             self.delete = gr.Button("Delete adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150)
 
     def _settings(self) -> None:
-        models = offered_models(self.engine).items()
-        choices = [(f"{entry.title} · {_needs(entry.needs_gib)}", model_id) for model_id, entry in models]
-        with gr.Row():
-            self.model = gr.Dropdown(choices, label="Model", info="Loads in the background.", elem_id="model")
-            self.precision = gr.Dropdown(
-                PRECISIONS, value="auto", label="Precision", elem_id="precision",
-                info="For expert and attention weights. Automatic: 4-bit on a GPU; on a CPU it depends on the model.",
-            )  # fmt: skip
+        self.picker = ModelPicker(self.engine)
         self.system = gr.Textbox(
             label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )
@@ -186,19 +178,11 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     page.delete.click(events.delete, [page.picked, page.confirmed], picking, js=CONFIRM_DELETE, **QUIET).success(
         **arranging
     )
-    gr.on(
-        [page.model.input, page.precision.input], events.choose_model, [page.model, page.precision], None, **AT_ONCE
-    ).success(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging)
-    browser.page().load(
-        events.open_page, [page.stored, page.picked], [*shown, *picking, page.model], **AT_ONCE
-    ).success(
+    page.picker.wire(lambda change: change(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging))
+    browser.page().load(events.open_page, [page.stored, page.picked], [*shown, *picking], **AT_ONCE).success(
         events.tell,
         page.notice,
         None,
         js=FORGET_ADDRESS,
         **QUIET,  # queued, because Gradio shows no message from unqueued events
     )
-
-
-def _needs(needs_gib: dict[str, float]) -> str:
-    return ", ".join(f"{gib:g} GiB in {weights}" for weights, gib in needs_gib.items())

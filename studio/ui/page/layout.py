@@ -23,11 +23,11 @@ from studio.ui.common.listeners import AT_ONCE
 from studio.ui.page import glossary
 from studio.ui.page.account_merge import account_merger
 from studio.ui.page.blocks import Blocks
-from studio.ui.page.status import banner, demo_note
+from studio.ui.page.status import StatusLine, demo_note
 from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
-from studio.ui.server.identity import Identity, owner_of, secret, serves_several
+from studio.ui.server.identity import Identity, secret, serves_several
 from studio.ui.server.limits import UPLOAD_BYTES, Bodies, Rates
 from studio.ui.server.login import login_of
 from studio.ui.server.request_ids import RequestIds
@@ -73,17 +73,12 @@ def _asked_for(request: gr.Request) -> Any:
 def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
-        status = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        status = StatusLine(engine)
         if sign_in.offered():
             gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
+    status.add_actions(engine, jobs)
     if note := demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
-
-    def poll(request: gr.Request, before: str) -> Any:
-        now = banner(engine.status(), jobs.status(owner_of(request)))
-        return gr.skip() if now == before else now
-
-    gr.Timer(1.5).tick(poll, status, status, **AT_ONCE)
 
 
 def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:

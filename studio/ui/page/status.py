@@ -1,12 +1,24 @@
-"""The status line at the top of the page: model state, progress and training."""
+"""The status line at the top of the page: model state, progress and training, and what to do about a failed load."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
 
 from studio.backend.chat.engine import EngineStatus
 from studio.backend.hosting import demo
+from studio.ui.common.listeners import AT_ONCE, QUIET
+from studio.ui.common.shown_errors import shows_errors
+from studio.ui.server.identity import owner_of
 
+if TYPE_CHECKING:
+    from studio.backend.chat.engine import Engine
+    from studio.backend.training.queue import Jobs
+
+BUTTONS = (("Cancel download", "cancel-download"), ("Retry", "retry-loading"), ("Go back", "go-back"))
 SPEEDS = {
     "eager": "",
     "compiling": "Compiling in the background for faster answers …",
@@ -14,13 +26,73 @@ SPEEDS = {
 }
 
 
+class StatusLine:
+    """The components. `actions` belongs below the masthead: it is shown while there is something to do."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.line = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+
+    def add_actions(self, engine: Engine, jobs: Jobs) -> None:
+        """Create the buttons, and the timer that updates them and the line."""
+        offered = actions(engine.status())
+        with gr.Row(visible=any(offered), elem_id="loading-actions") as row:
+            cancel, retry, back = (
+                gr.Button(label, visible=visible, size="sm", elem_id=elem_id)
+                for (label, elem_id), visible in zip(BUTTONS, offered, strict=True)
+            )
+
+        def poll(request: gr.Request, before: str) -> Any:
+            status = engine.status()
+            now = banner(status, jobs.status(owner_of(request)))
+            if now == before:
+                return [gr.skip()] * 5
+            offered = actions(status)
+            return [now, gr.update(visible=any(offered)), *(gr.update(visible=visible) for visible in offered)]
+
+        shown = [self.line, row, cancel, retry, back]
+        gr.Timer(1.5).tick(poll, self.line, shown, **AT_ONCE)
+        for button, act in (
+            (cancel, engine.loader.cancel),
+            (retry, engine.loader.retry),
+            (back, engine.loader.go_back),
+        ):
+            # Queued, because Gradio shows no message from unqueued events.
+            button.click(_acting(act), None, None, **QUIET)
+
+
+def _acting(act: Callable[[], None]) -> Callable[[], None]:
+    @shows_errors
+    def run() -> None:
+        if limits := demo.limits():
+            limits.refuse_another_model()
+        act()
+
+    return run
+
+
+def actions(status: EngineStatus) -> tuple[bool, bool, bool]:
+    """Return whether to offer "Cancel download", "Retry" and "Go back"; none of them in a demo."""
+    change = status.change
+    if change is None or demo.limits():
+        return False, False, False
+    has_failed = change.state == "failed"
+    return change.state == "preparing", has_failed, has_failed and change.back_to is not None
+
+
 def banner(status: EngineStatus, training: str = "") -> str:
     """Return the status as escaped HTML. `training` is a sentence about the training queue."""
-    state = "busy" if status.state in ("preparing", "loading") else status.state
-    sentence = status.text if status.state != "ready" else _ready(status)
-    sentence = f"{sentence} {training}".strip()
-    bar = "" if status.progress is None or state != "busy" else _bar(status.progress)
-    return f'<div class="status status-{state}"><span class="dot"></span><span>{escape(sentence)}</span>{bar}</div>'
+    change = status.change
+    state, text, progress = (change or status).state, (change or status).text, (change or status).progress
+    if change is None and state == "ready":
+        text = _ready(status)
+    elif change is not None and status.state == "ready":
+        text = f"{text} {status.title} still answers."
+    is_busy = state in ("preparing", "loading")
+    bar = _bar(progress) if is_busy and progress is not None else ""
+    return (
+        f'<div class="status status-{"busy" if is_busy else state}" data-state="{state}"><span class="dot"></span>'
+        f"<span>{escape(f'{text} {training}'.strip())}</span>{bar}</div>"
+    )
 
 
 def demo_note() -> str:

@@ -74,8 +74,8 @@ def test_models_json(starter_path):
     rows = json.loads(studio("models", "--json").stdout)
     starter = rows[0]
     assert starter["id"] == "starter" and starter["ready"] and starter["path"] == str(starter_path)
-    assert all(set(row) == {"id", "family", "source", "ready", "path", "needs_gib"} for row in rows)
-    assert {"jetmoe/jetmoe-8b", "jetmoe/jetmoe-8b-chat"} <= {row["id"] for row in rows}
+    assert all({"id", "family", "source", "ready", "path", "needs_gib", "licence", "fits"} <= set(row) for row in rows)
+    assert {"jetmoe/jetmoe-8b", "allenai/OLMoE-1B-7B-0924-Instruct"} <= {row["id"] for row in rows}
     assert "jetmoe/jetmoe-8b " in studio("models").stdout
 
 

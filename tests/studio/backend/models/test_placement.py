@@ -84,6 +84,20 @@ def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
             placement.placement(LARGE, "bf16")
 
 
+def test_one_gpu_must_hold_the_model_and_several_share_it(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (5 * GIB, 16 * GIB))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(StudioError, match=r"in nf4 needs 6\.5 GiB of memory and 5\.0 GiB are free"):
+        placement.placement(LARGE, "auto")
+    assert placement.placement(LARGE, "auto", loaded_gib=2).device == "cuda", "a loaded model is unloaded for it"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert (
+        placement.placement(LARGE, "auto").precision == "nf4"
+        and placement.free_gib(placement.place_of(LARGE, "auto")) == 10
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [

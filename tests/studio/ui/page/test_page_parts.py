@@ -4,11 +4,13 @@ import colorsys
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from studio.backend.chat.engine import EngineStatus, Sampling
+from studio.backend.chat.loading import Change
 from studio.backend.settings import defaults
 from studio.errors import StudioError
 from studio.registry import discover
@@ -16,7 +18,7 @@ from studio.ui.chat.conversation import Answer
 from studio.ui.chat.messages import heading, statistics
 from studio.ui.chat.sampling_form import field_help, read_sampling
 from studio.ui.common.running import Running
-from studio.ui.page.status import banner
+from studio.ui.page.status import actions, banner
 from studio.ui.page.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
 from studio.ui.routing import routing_panel
 from tests.builders.contrast import contrast
@@ -68,6 +70,17 @@ def test_the_status_line_escapes_and_shows_progress():
     assert "Building &lt;b&gt;" in shown and 'aria-valuenow="43"' in shown
     assert "Compiled" in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
     assert "progressbar" not in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
+
+
+def test_the_status_line_says_that_the_present_model_still_answers():
+    failed = Change("failed", "a/b", "auto", "The download of <b> failed.", back_to="starter")
+    status = EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192, title="Starter", change=failed)
+    assert "status-failed" in banner(status) and "&lt;b&gt; failed. Starter still answers." in banner(status)
+    assert actions(status) == (False, True, True)
+    busy = replace(status, change=replace(failed, state="preparing", progress=0.5))
+    assert "status-busy" in banner(busy) and 'aria-valuenow="50"' in banner(busy)
+    assert actions(busy) == (True, False, False) and actions(replace(status, change=None)) == (False, False, False)
+    assert actions(replace(status, change=replace(failed, back_to=None))) == (False, True, False)
 
 
 def _mixed(colour: str, surface: str, share: float) -> str:
