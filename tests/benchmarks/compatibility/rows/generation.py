@@ -318,7 +318,8 @@ def continuous(place: Place) -> Results:
     sizes = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
     made = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=sizes)
     outputs = sorted(made.values(), key=lambda one: one.request_id)
-    assert outputs
+    if failed := [one.error for one in outputs if one.error]:
+        raise RuntimeError(failed[0])
     expected = [
         generated(model, torch.tensor([one]), max_new_tokens=6, eos_token_id=258)[0, len(one) :] for one in prompts
     ]
