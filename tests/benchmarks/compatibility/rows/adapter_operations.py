@@ -502,7 +502,7 @@ def requires_grad(place: Place) -> Results:
 def lora_fa(place: Place) -> Results:
     from peft.optimizers import create_lorafa_optimizer
 
-    adapted = adapt(place.model(), lora(target_modules="all-linear"))
+    adapted = adapt(place.model(), lora(target_modules=[LINEAR, OTHER]))
     optimizer = create_lorafa_optimizer(adapted, r=4, lora_alpha=6, lr=1e-2)
     for _ in range(2):
         adapted(BATCH, labels=BATCH).loss.backward()
