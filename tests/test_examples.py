@@ -1,5 +1,6 @@
 """The scripts of `examples/`, with a toy of each family."""
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import httpx
@@ -44,7 +45,9 @@ def test_a_merged_model_is_served_and_chatted_with(tmp_path):
         assert answer["usage"]["completion_tokens"] == 5 and answer["choices"][0]["message"]["role"] == "assistant"
         loaded = next(iter(server._model_manager.loaded_models.values())).model
         assert type(loaded) is OlmoeForCausalLM
-        chat = CliRunner().invoke(app, ["chat", folder, url, "max_new_tokens=5"], input="Hi\nn\n!exit\n")
+        arguments = ["chat", folder, url, "max_new_tokens=5"]
+        with ThreadPoolExecutor() as threads:  # Playwright leaves an event loop running in the main thread
+            chat = threads.submit(CliRunner().invoke, app, arguments, input="Hi\nn\n!exit\n").result()
         assert chat.exit_code == 0 and "5 tokens in" in chat.output, chat.output
     finally:
         server.kill_server()

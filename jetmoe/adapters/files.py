@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -188,13 +188,21 @@ def widened_config(config: peft.LoraConfig, family: Family) -> peft.LoraConfig:
     )
 
 
-def widened_names(config: peft.LoraConfig, model: Any) -> dict[str, str]:
+def widened_names(config: peft.LoraConfig, model: Any, names: Iterable[str]) -> dict[str, str]:
     """Return the names of an adapter's tensors in the widened configuration, by their names in the adapter's file.
 
-    They differ where PEFT nests the wrappers of several weights of one module.
+    They differ where PEFT nests the wrappers of several weights of one module, and the adapter changes some of them.
     """
+    nested = set(model.config.family.nested_weights)
+    if nested & set(config.target_parameters or []) in (set(), nested) and not _has_paths(config):
+        return {name: name for name in names}
     wide = _factor_names(_blank(widened_config(config, model.config.family), model))
     return {name: wide[factor] for factor, name in _factor_names(_blank(config, model)).items()}
+
+
+def _has_paths(config: peft.LoraConfig) -> bool:
+    """Return whether weights are named by their full path."""
+    return any(name.startswith("model.") for name in config.target_parameters or [])
 
 
 def is_classifier(folder: Path) -> bool:

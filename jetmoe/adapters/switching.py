@@ -43,7 +43,7 @@ class Adapters:
         check_weights(folder, config, self._model)  # before tensors of the stored sizes are created
         weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
         has_head = weights.pop(HEAD, None) is not None
-        names, wide = widened_names(config, self._model), widened_config(config, self._model.config.family)
+        names, wide = widened_names(config, self._model, weights), widened_config(config, self._model.config.family)
         weights = {names[name]: tensor for name, tensor in weights.items()}
         with quiet_peft():
             if self._adapted is None:
