@@ -95,12 +95,14 @@ def bytes_per_token(config: Any, work: Work) -> float:
     answer.
     """
     D, L, K = config.hidden_size, config.num_hidden_layers, config.num_experts_per_tok
-    kv = config.num_key_value_heads * config.head_dim
+    # transformers' OlmoeConfig has no head_dim.
+    head_dim = getattr(config, "head_dim", None) or D // config.num_attention_heads
+    kv = config.num_key_value_heads * head_dim
     plain = 4 if work["weights"] == "fp32" else 2
     small: float = 0.5 + 4 / 64 if work["weights"] == "nf4" else plain
     experts = small if work["system"] != "transformers" else plain  # stock 4-bit skips the experts
     kinds = 2 if config.model_type == "jetmoe" else 1
-    queries = experts * K * kv if kinds == 2 else small * config.num_attention_heads * config.head_dim
+    queries = experts * K * kv if kinds == 2 else small * config.num_attention_heads * head_dim
     per_layer = 2 * D * queries + experts * K * 3 * D * config.intermediate_size + small * 2 * kv * D
     per_layer += plain * kinds * config.num_local_experts * D
     context = work["prompt_tokens"] + work["new_tokens"] / 2
