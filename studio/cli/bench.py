@@ -11,7 +11,9 @@ from studio.cli.output import Model
 from studio.cli.runs import Json
 
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmark the studio against its peers, all in one call.")
-Shape = Annotated[str | None, typer.Option(help="Use random weights of this shape (jetmoe-8b, olmoe-1b-7b) instead of a model.")]
+Shape = Annotated[
+    str | None, typer.Option(help="Random weights in a shape instead of a model: jetmoe-8b or olmoe-1b-7b.")
+]
 
 
 @bench_app.command("generate")
