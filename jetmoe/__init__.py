@@ -3,6 +3,8 @@
 Importing this package registers its classes with the Auto classes.
 """
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from jetmoe.models.jetmoe import (
@@ -21,14 +23,16 @@ from jetmoe.models.olmoe import (
 )
 from jetmoe.routing import RoutingRecorder, RoutingTrace
 
-for config, *classes in (
-    (JetMoeConfig, JetMoeModel, JetMoeForCausalLM, JetMoeForSequenceClassification),
-    (OlmoeConfig, OlmoeModel, OlmoeForCausalLM, OlmoeForSequenceClassification),
-):
+
+def _register(config: Any, model: Any, causal_lm: Any, classifier: Any) -> None:
     AutoConfig.register(config.model_type, config, exist_ok=True)
-    autos = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification)
-    for auto, model in zip(autos, classes, strict=True):
-        auto.register(config, model, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
+    AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
+
+
+_register(JetMoeConfig, JetMoeModel, JetMoeForCausalLM, JetMoeForSequenceClassification)
+_register(OlmoeConfig, OlmoeModel, OlmoeForCausalLM, OlmoeForSequenceClassification)
 
 __all__ = [
     "JetMoeConfig",

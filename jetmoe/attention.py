@@ -28,9 +28,6 @@ class StaticKV:
         self.length = length  # [1], number of positions that are filled
         self.new: tuple[Tensor, ...] = ()  # [B, H, 1, C] each
 
-    def stored(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.keys, self.values, self.length
-
 
 class GroupedAttention(nn.Module):
     """Attention in which K queries share each of the H key-value heads.
@@ -79,8 +76,9 @@ class GroupedAttention(nn.Module):
         query = query.view(B, S, K, H, C)
         key, value = key.transpose(1, 2), value.transpose(1, 2)  # [B, H, S, C]
         if isinstance(past_key_values, StaticKV):
-            past_key_values.new = key, value
-            known = single_query.KVView(*past_key_values.stored(), key, value)
+            past = past_key_values
+            past.new = key, value
+            known = single_query.KVView(past.keys, past.values, past.length, key, value)
             return single_query.attend(query, known, mask, self.scaling), None
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, keys, C]

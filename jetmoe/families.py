@@ -51,12 +51,6 @@ class Family:
         return (*self.expert_weights, *self.routers.parameters)
 
     @cached_property
-    def nested_weights(self) -> tuple[str, ...]:
-        """Names of the weights that share a module, whose adapters PEFT nests."""
-        layers = [name.rpartition(".")[0] for name in self.adapted_parameters]
-        return tuple(n for n, layer in zip(self.adapted_parameters, layers, strict=True) if layers.count(layer) > 1)
-
-    @cached_property
     def presets(self) -> dict[str, Targets]:
         """The LoRA presets. "hot" trains like "all", with the gradients of some experts masked."""
         kinds = {kind: Targets(parameters=names) for kind, names in self.experts.items()}

@@ -46,7 +46,11 @@ def project_in_fp32(linear: Any, rows: Tensor) -> Tensor:
 
 def wide(rows: Tensor) -> Tensor:
     """Return the rows in fp32, or unchanged if they are in fp64."""
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return rows.to(wide_dtype(rows))
+
+
+def wide_dtype(rows: Tensor) -> torch.dtype:
+    return torch.promote_types(rows.dtype, torch.float32)
 
 
 def add_low_rank(result: Tensor, low_rank: LowRank | None, rows: Tensor) -> Tensor:

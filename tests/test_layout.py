@@ -2,11 +2,15 @@
 
 import ast
 import os
+import pkgutil
 import re
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import jetmoe
 
 ROOT = Path(__file__).parents[1]
 # Each line may import from the lines above it, never from its own neighbours; lazy imports count.
@@ -152,3 +156,9 @@ def test_nothing_unsafe_is_called():
     sources = [*modules().values(), ROOT / "app.py"]
     found = {f"{path.name}: {call}" for path in sources for call in calls if call in path.read_text()}
     assert not found
+
+
+def test_no_name_of_the_package_hides_a_module():
+    """`jetmoe.config` is a module, whatever `jetmoe/__init__.py` calls its variables."""
+    names = {info.name for info in pkgutil.iter_modules(jetmoe.__path__)} & vars(jetmoe).keys()
+    assert "config" in names and all(isinstance(getattr(jetmoe, name), ModuleType) for name in names)

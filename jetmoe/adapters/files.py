@@ -6,10 +6,10 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peft
 import torch
@@ -49,6 +49,17 @@ SAFE_PATTERN = re.compile(r"[\w.^$\\]*(\.\*[\w.^$\\]*){0,3}")
 # Names of a classification head in PEFT's `modules_to_save`, and its name in the weights file.
 HEADS = {"score", "classifier"}
 HEAD = "base_model.model.score.weight"
+
+
+class Factor(NamedTuple):
+    """A low-rank factor of an adapter."""
+
+    layer: str
+    """Path of the module, without PEFT's components."""
+    parameter: str
+    """Name of the weight in the module that it changes."""
+    letter: str
+    """"A" or "B"."""
 
 
 def read_config(folder: Path | str, with_head: bool = False) -> peft.LoraConfig:
@@ -188,23 +199,6 @@ def widened_config(config: peft.LoraConfig, family: Family) -> peft.LoraConfig:
     )
 
 
-def widened_names(config: peft.LoraConfig, model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Return the names of an adapter's tensors in the widened configuration, by their names in the adapter's file.
-
-    They differ where PEFT nests the wrappers of several weights of one module, and the adapter changes some of them.
-    """
-    nested = set(model.config.family.nested_weights)
-    if nested & set(config.target_parameters or []) in (set(), nested) and not _has_paths(config):
-        return {name: name for name in names}
-    wide = _factor_names(_blank(widened_config(config, model.config.family), model))
-    return {name: wide[factor] for factor, name in _factor_names(_blank(config, model)).items()}
-
-
-def _has_paths(config: peft.LoraConfig) -> bool:
-    """Return whether weights are named by their full path."""
-    return any(name.startswith("model.") for name in config.target_parameters or [])
-
-
 def is_classifier(folder: Path) -> bool:
     """Return whether the adapter has a classification head; False if its configuration can't be read."""
     with suppress(OSError, ValueError, RecursionError):
@@ -214,11 +208,14 @@ def is_classifier(folder: Path) -> bool:
     return False
 
 
-def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module) -> None:
+def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module) -> dict[Factor, str]:
     """Compare the tensor names and shapes in the file's header with those that the configuration implies.
 
     Args:
         model: the adapter's base model. Its weights are not read and can be on the meta device.
+
+    Returns:
+        The names of the factors in the file.
 
     Raises:
         AdapterError: the file is missing or damaged, or its tensors don't match.
@@ -234,6 +231,20 @@ def check_weights(folder: Path | str, config: peft.LoraConfig, model: nn.Module)
             f"{len(wrong)} of the adapter's tensors are missing, unexpected or of another shape than this model's, "
             f"such as {wrong[0][:99]}. Pick the model that the adapter was trained on."
         )
+    return factor_names(adapted)
+
+
+def factor_names(adapted: peft.PeftModel) -> dict[Factor, str]:
+    """Return the names of all factors in a weights file.
+
+    Where PEFT nests the wrappers of several weights of one module, they depend on which of them are wrapped.
+    """
+    return {
+        Factor(name.replace(".base_layer", ""), parameter_of(module), letter): f"{name}.lora_{letter}.weight"
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer)
+        for letter in "AB"
+    }
 
 
 def _stored_shapes(folder: Path) -> dict[str, list[int]]:
@@ -264,16 +275,6 @@ def _blank(config: peft.LoraConfig, model: Any) -> peft.PeftModel:
                 f"The adapter changes layers that {model.config.family.name} does not have. Pick the model that the "
                 "adapter was trained on."
             ) from error
-
-
-def _factor_names(adapted: peft.PeftModel) -> dict[tuple[str, str, str], str]:
-    """Return the names of all factors in a weights file, by the layer, the weight that they change, and "A" or "B"."""
-    return {
-        (name.replace(".base_layer", ""), parameter_of(module), letter): f"{name}.lora_{letter}.weight"
-        for name, module in adapted.named_modules()
-        if isinstance(module, LoraLayer)
-        for letter in "AB"
-    }
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 from safetensors.torch import load_file
 
-from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, quiet_peft, read_config, widened_config, widened_names
+from jetmoe.adapters.files import HEAD, WEIGHTS, check_weights, factor_names, quiet_peft, read_config, widened_config
 from jetmoe.adapters.wrappers import unwrap, wrappers
 from jetmoe.low_rank import AdapterError, pack, unpack
 
@@ -40,21 +40,21 @@ class Adapters:
             AdapterError: the files are not an adapter of this model, or a setting is not supported.
         """
         config = read_config(folder, with_head=True)
-        check_weights(folder, config, self._model)  # before tensors of the stored sizes are created
-        weights, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
-        has_head = weights.pop(HEAD, None) is not None
-        names, wide = widened_names(config, self._model, weights), widened_config(config, self._model.config.family)
-        weights = {names[name]: tensor for name, tensor in weights.items()}
+        factors = check_weights(folder, config, self._model)  # before tensors of the stored sizes are created
+        stored, module = load_file(Path(folder) / WEIGHTS), next(self._fresh)
+        wide = widened_config(config, self._model.config.family)
         with quiet_peft():
             if self._adapted is None:
                 self._adapted = peft.PeftModel(self._model, wide, adapter_name=module)
             else:
                 self._adapted.add_adapter(module, wide)
+        names = factor_names(self._adapted)
+        weights = {names[factor]: stored[name] for factor, name in factors.items()}
         peft.set_peft_model_state_dict(self._adapted, weights, adapter_name=module)
         if name in self.names:
             self.remove(name)
         self._modules[name] = module
-        if has_head:
+        if HEAD in stored:
             self.classifiers.add(name)
         self.use(self.used)
 

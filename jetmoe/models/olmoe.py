@@ -22,7 +22,7 @@ from jetmoe.config import MoeConfig
 from jetmoe.experts.assignments import Routing
 from jetmoe.experts.experts import NO_LOW_RANKS, GatedExperts, LowRanks, call_experts
 from jetmoe.families import Family, Targets, register
-from jetmoe.linear import add_low_rank, product, project, wide
+from jetmoe.linear import add_low_rank, product, project, wide, wide_dtype
 from jetmoe.low_rank import is_wrapped, split_adapters, why_not_split
 from jetmoe.modeling import MoeForCausalLM, MoeModel, MoePreTrainedModel
 from jetmoe.norm import RMSNorm
@@ -248,7 +248,7 @@ class OlmoeRouter(nn.Module):
 def _call_router(router: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not is_wrapped(router) or why_not_split(router):
         return router(tokens)
-    layer, low_ranks = split_adapters(router, wide(tokens[:0]).dtype)
+    layer, low_ranks = split_adapters(router, wide_dtype(tokens))
     return layer(tokens, low_ranks=low_ranks)
 
 

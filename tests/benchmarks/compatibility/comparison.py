@@ -38,7 +38,7 @@ def compare(row: Row, stock: Results, ours: Results) -> Outcome:
         if isinstance(one, Refusal):
             refusals.append(one)
             stock_refuses = expected if isinstance(expected, Refusal) else stock.get("")
-            alike = isinstance(stock_refuses, Refusal)
+            alike = isinstance(stock_refuses, Refusal) and stock_refuses.error == one.error
             if one.claim or not (one.clear or alike):
                 problems.append(f"{name or 'all'}: {one}")
                 trace = trace or one.trace

@@ -119,6 +119,10 @@ for implementation in ("eager", "sdpa", "flex_attention", "flash_attention_2"):
 
     def attention(place: Place, implementation: str) -> Results:
         model = adapted_model(place, attn_implementation=implementation)
+        if implementation == "flex_attention":  # which has no backward pass on a CPU
+            return {"logits": logits(model, attention_mask=PADDED) * PADDED.unsqueeze(-1)} | {
+                "logits.expected": logits(adapted_model(place), attention_mask=PADDED) * PADDED.unsqueeze(-1)
+            }
         results = forward_and_backward(model, attention_mask=PADDED, labels=BATCH.masked_fill(PADDED == 0, -100))
         expected = forward_and_backward(
             adapted_model(place), attention_mask=PADDED, labels=BATCH.masked_fill(PADDED == 0, -100)
