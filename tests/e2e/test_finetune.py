@@ -36,7 +36,7 @@ ROWS = "".join(
     for i in range(40)
 ).encode()
 TOKEN = "hf_S3cretOfThisMachine"
-LONG = {"max_steps": 5000, "eval_steps": 15, "save_steps": 15, "max_length": 64, "sample_tokens": 2}
+LONG = {"max_steps": 5000, "eval_steps": 6, "save_steps": 6, "max_length": 64, "sample_tokens": 2}
 
 
 class Place:
@@ -167,19 +167,19 @@ def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, br
     tuning.upload("rows.jsonl", ROWS)
     expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
     run_id = tuning.begin(**LONG)
-    tuning.until_step(32)
+    tuning.until_step(8)
     tuning.page.goto("about:blank")
 
     other = browser.new_context(viewport={"width": 390, "height": 844})
     phone = FinetunePage(other.new_page(), place.server.url).open(f"?run={run_id}")
-    phone.until_step(35)
+    phone.until_step(10)
     assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     os.kill(place.store.get(run_id).pid, signal.SIGKILL)
     phone.until_state("Interrupted")
     expect(phone.run.locator(".rn-message")).to_contain_text("memory ran out")
     phone.act("Resume")
     phone.until_state("Running")
-    phone.until_step(40)
+    phone.until_step(14)
 
     chat = StudioPage(other.new_page(), place.server.url).open()
     chat.set_length(12)
@@ -228,6 +228,10 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
     make_adapter(Path(place.model), run.adapter, 1)
     place.store.finish(run.id, "done")
     tuning.open(f"?run={run.id}")
+    with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names
+    expect(page.locator("#export-result")).to_contain_text("Merge proof")
     tuning.export("Adapter", tmp_path)
     tuning.page.get_by_role("button", name="Push to the Hugging Face Hub").click()
     expect(page.locator("#push-place")).to_contain_text("this machine's token")
@@ -292,10 +296,11 @@ def test_the_form_fits_a_phone(page, toy, size, theme):
 def test_from_upload_to_export_with_the_starter(page, starter_server: Server, tmp_path):
     """The journey of a person: bring a file, look, check, start, watch, chat with the result, take it along."""
     tuning = FinetunePage(page, starter_server.url).open()
-    tuning.upload("rows.jsonl", ROWS)
+    tuning.upload("rows.jsonl", b"\n".join(ROWS.splitlines()[:10]))
     expect(tuning.preview.locator("h3")).to_contain_text("rows.jsonl", timeout=SLOW)
-    small = {"max_length": 64, "max_steps": 2, "batch_size": 2, "eval_steps": 2, "save_steps": 2, "sample_tokens": 2}
-    run_id = tuning.begin(**small, learning_rate=0.01)  # a smaller change would be lost in 16 bits
+    small = {"max_length": 64, "max_steps": 2, "batch_size": 2, "eval_steps": 2, "save_steps": 2}
+    samples = {"sample_prompts": "Say 7", "sample_tokens": 2}
+    run_id = tuning.begin(**small, **samples, learning_rate=0.01)  # a smaller change would be lost in 16 bits
     try:
         tuning.until_state("Done", seconds=420)
         store = RunStore()
@@ -303,10 +308,8 @@ def test_from_upload_to_export_with_the_starter(page, starter_server: Server, tm
         tuning.run.get_by_role("radio", name="Setup").click(force=True)
         expect(tuning.run).to_contain_text("MLP experts")
         tuning.act("Export")
-        with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:
-            names = {Path(name).name for name in archive.namelist()}
-        assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names
-        expect(page.locator("#export-result")).to_contain_text("Merge proof")
+        with zipfile.ZipFile(tuning.export("Adapter", tmp_path)) as archive:
+            assert "adapter_model.safetensors" in {Path(name).name for name in archive.namelist()}
         tuning.act("Chat with it")
         expect(page.locator("#adapter input")).to_have_value(re.compile(run_id[:8]), timeout=SLOW)
         studio = StudioPage(page, starter_server.url)
