@@ -94,6 +94,26 @@ def test_every_answer_is_that_of_a_model_loaded_anew(engine, folder):
         assert answer(engine, name) == right[name], name
 
 
+def test_a_seed_gives_the_same_answer_after_anything_else(engine, folder, monkeypatch):
+    """Other questions and adapters, a larger cache, and a prompt of several pieces."""
+    monkeypatch.setattr("studio.backend.chat.cache.SMALLEST_CACHE", 32)
+    monkeypatch.setattr("studio.backend.chat.decoder.PREFILL_TOKENS", 4)
+    engine.load_adapter(folder / "one", "one")
+    seeded = Sampling(max_new_tokens=8, temperature=1.5, seed=7)
+
+    def seeded_answer(adapter):
+        events = list(engine.generate(QUESTION, seeded, adapter=adapter))
+        return [(event.token_id, event.logprob) for event in events if event.kind == "token"]
+
+    first = {name: seeded_answer(name) for name in (None, "one")}
+    sizes = [engine._decoder.cache_length]
+    answer(engine, "one", [{"role": "user", "content": "Say 7 " * 20}])
+    sizes.append(engine._decoder.cache_length)
+    assert sizes[0] < sizes[1]
+    assert {name: seeded_answer(name) for name in ("one", None)} == first
+    assert first[None] != first["one"] and engine.status().speed == "native"
+
+
 def test_replay_takes_the_adapter(engine, folder):
     engine.load_adapter(folder / "one", "one")
     events = list(engine.generate(QUESTION, GREEDY, adapter="one"))
