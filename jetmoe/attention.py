@@ -137,13 +137,13 @@ def rotary_embedding(config: MoeConfig, position_ids: Tensor, dtype: torch.dtype
 
     `config.rope_parameters` can scale them for longer texts; see transformers' `modeling_rope_utils`.
     """
-    frequencies, scaling = _frequencies(config, position_ids)
-    angles = position_ids.unsqueeze(-1).float() * frequencies  # [B, S, C / 2]
+    turns, scaling = frequencies(config, position_ids)
+    angles = position_ids.unsqueeze(-1).float() * turns  # [B, S, C / 2]
     angles = torch.cat([angles, angles], dim=-1).unsqueeze(2)  # [B, S, 1, C]
     return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
 
 
-def _frequencies(config: MoeConfig, position_ids: Tensor) -> tuple[Tensor, float]:
+def frequencies(config: MoeConfig, position_ids: Tensor) -> tuple[Tensor, float]:
     """Return the frequencies `[C / 2]` and the factor of cosine and sine."""
     kind = config.check_rope_type()
     if kind != "default":

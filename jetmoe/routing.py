@@ -244,6 +244,18 @@ class RoutingRecorder:
         self.experts.index_copy_(0, rows, torch.stack(experts, dim=1).to(torch.uint8))
         self.length.add_(len(stacked))
 
+    def next_row(self) -> tuple[Tensor, Tensor]:
+        """Count one more token and return its rows, logits `[L * N, E]` and experts `[L * N, K]`, for its routing.
+
+        Raises:
+            ValueError: the buffers are full.
+        """
+        row = int(self.length)
+        if row >= self.capacity:
+            raise ValueError(f"The recorder is full with {row} tokens; make one with a larger capacity.")
+        self.length.add_(1)
+        return self.logits[row], self.experts[row]
+
     def trace(
         self,
         token_ids: Sequence[int],

@@ -23,6 +23,7 @@ from jetmoe.experts.products import Product, chosen_product, dispatched_product,
 from jetmoe.linear import project, project_in_fp32
 from jetmoe.modeling import MoeForCausalLM, MoeModel, MoePreTrainedModel
 from jetmoe.models.jetmoe_config import JetMoeConfig
+from jetmoe.native.parts import LayerParts, Part
 from jetmoe.norm import RMSNorm
 
 # For the norms inside layers, regardless of config.rms_norm_eps: the released models were trained with it.
@@ -55,6 +56,23 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         hidden = hidden + attended
         transformed, moe = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + transformed, attentions, moa.logits, moa.experts, moe.logits, moe.experts
+
+    def parts(self) -> LayerParts:
+        attention, mlp = self.self_attention, self.mlp
+        moa = attention.experts
+        return LayerParts(
+            attention=attention,
+            activation=self.config.activation_function,
+            attention_norm=self.input_layernorm,
+            attention_router=Part(moa.router.layer),
+            query=Part(moa.input_linear),
+            projections=(Part(attention.kv_proj),),
+            output=Part(moa.output_linear, bias=moa.bias),
+            feed_forward_norm=self.post_attention_layernorm,
+            router=Part(mlp.router.layer),
+            gate_up=Part(mlp.input_linear),
+            down=Part(mlp.output_linear, bias=mlp.bias),
+        )
 
 
 class JetMoeAttention(GroupedAttention):

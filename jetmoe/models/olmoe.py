@@ -25,6 +25,7 @@ from jetmoe.families import Family, Targets, register
 from jetmoe.linear import add_low_rank, product, project, wide, wide_dtype
 from jetmoe.low_rank import is_wrapped, split_adapters, why_not_split
 from jetmoe.modeling import MoeForCausalLM, MoeModel, MoePreTrainedModel
+from jetmoe.native.parts import LayerParts, Part
 from jetmoe.norm import RMSNorm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -169,6 +170,23 @@ class OlmoeDecoderLayer(GradientCheckpointingLayer):
         hidden = hidden + attended
         transformed, routing = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + transformed, attentions, routing.logits, routing.experts
+
+    def parts(self) -> LayerParts:
+        attention, experts = self.self_attn, self.mlp.experts
+        return LayerParts(
+            attention=attention,
+            activation=self.config.hidden_act,
+            attention_norm=self.input_layernorm,
+            projections=(Part(attention.q_proj), Part(attention.k_proj), Part(attention.v_proj)),
+            query_norm=attention.q_norm,
+            key_norm=attention.k_norm,
+            clip=attention.config.clip_qkv,
+            output=Part(attention.o_proj),
+            feed_forward_norm=self.post_attention_layernorm,
+            router=Part(self.mlp.gate),
+            gate_up=Part(experts, "gate_up_proj"),
+            down=Part(experts, "down_proj"),
+        )
 
 
 class OlmoeAttention(GroupedAttention):

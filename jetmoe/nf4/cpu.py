@@ -26,11 +26,6 @@ def supported() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def problem() -> str:
-    """Return a message if products are slower than possible on this processor, else ""."""
-    return _chosen()[1]
-
-
 def chosen_linear(rows: Tensor, experts: Tensor, tiles: Parts) -> Tensor:
     """Multiply each assignment by its expert, reading only the chosen weights.
 
@@ -65,20 +60,16 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes, absmax
 
 
+@cache
 def kernel() -> Callable[..., None] | None:
     """Return `jetmoe_nf4_chosen` of cpu.c, or None if it can't be compiled."""
-    return _chosen()[0]
+    return c_library.function(SOURCE, "jetmoe_nf4_chosen", [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4)[0]
 
 
 @cache
 def quantizer() -> Callable[..., None] | None:
     """Return `jetmoe_nf4_quantize` of cpu.c, or None if it can't be compiled."""
     return c_library.function(SOURCE, "jetmoe_nf4_quantize", [ctypes.c_void_p] * 4 + [ctypes.c_long])[0]
-
-
-@cache
-def _chosen() -> tuple[Callable[..., None] | None, str]:
-    return c_library.function(SOURCE, "jetmoe_nf4_chosen", [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4)
 
 
 _library = torch.library.Library("jetmoe", "FRAGMENT")

@@ -44,7 +44,7 @@ def chat(
     if as_json and prompt is None:
         raise StudioError("--json only works for one message. Pass the message with --prompt.")
     trained = None if adapter is None else find(adapter).model
-    # Compiling does not pay off for one answer, and switching to an adapter would wait for a running compilation.
+    # On a GPU, compiling does not pay off for one answer, and an adapter would wait for a running compilation.
     engine = Engine(compile_steps=prompt is None and adapter is None)
     with progress_bar() as progress:
         engine.load(model or trained or "starter", progress, cast(Any, precision))

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from jetmoe import c_library
-from jetmoe.decode import compiled_step, step
 from jetmoe.experts.assignments import Routing, dispatch, permute
 from jetmoe.experts.experts import LinearExperts, call_experts
 from jetmoe.experts.products import chosen_product, sorted_product
@@ -20,7 +19,6 @@ from jetmoe.linear import project
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4 import parts as nf4
 from jetmoe.nf4.tensor import NF4Tensor, quantize
-from tests.builders.decoding import decode
 from tests.builders.experts import dumb
 from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy
 
@@ -324,7 +322,7 @@ def test_strided_rows():
 @pytest.fixture
 def fresh():
     """What was compiled is forgotten, before and after."""
-    cached = (c_library.built, nf4_cpu._chosen, nf4_cpu.quantizer)
+    cached = (c_library.built, nf4_cpu.kernel, nf4_cpu.quantizer)
     for function in cached:
         function.cache_clear()
     yield
@@ -368,7 +366,7 @@ def test_a_c_compiler_that_works_needs_no_word(fresh, recwarn):
 
 @tiles_only
 def test_nor_does_one_that_knows_the_processor(fresh, recwarn):
-    assert nf4_cpu.kernel() is not None and nf4_cpu.problem() == "" and not recwarn.list
+    assert nf4_cpu.kernel() is not None and not recwarn.list
 
 
 @pytest.mark.parametrize("path", ["sorted", "chosen"])
@@ -445,18 +443,3 @@ def test_key_value_projection_in_tiles(tmp_path, monkeypatch):
         (grad,) = torch.autograd.grad(project(linear, rows).sum(), rows)
         assert_rounded(grad, weight.sum(0).expand(shape))
     assert called == ["chosen_linear", "chosen_linear", "sorted_linear"]
-
-
-@tiles_only
-@pytest.mark.compiles
-def test_compiled_step_equals_plain_step(tmp_path):
-    """With scales in 8 bits; in tiles they are the same numbers in 16."""
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    changes = {"num_hidden_layers": 1, "num_experts_per_tok": 4, "initializer_range": 0.1}
-    model = four_bit_toy(tmp_path, torch.bfloat16, True, **changes)
-    plain, _ = decode(model, lambda *args, **kwargs: step(model, *args, **kwargs))
-    compiled, _ = decode(model, compiled_step(model))
-    assert_rounded(compiled, plain, products=4)
-    assert torch._dynamo.utils.counters["graph_break"] == {}
-    torch.compiler.reset()

@@ -150,16 +150,16 @@ def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str
 
 
 def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
-    """Prepare the studio's decoder as the engine uses it; the system's name may turn off recording or compiling."""
+    """Prepare the studio's decoder as the engine uses it; the system's name may ask for no recording or eager steps."""
     from studio.backend.chat.decoder import Decoder
+    from studio.backend.chat.steps import Steps
 
     recorded = work["system"] != "jetmoe-studio-unrecorded"
     decoder = Decoder(model, model.config.max_position_embeddings, record=recorded)
     prompt = prompt_ids(model.config.vocab_size, work)
-    started = time.perf_counter()
-    compile_s = 0.0
-    if work["system"] != "jetmoe-studio-eager":
-        compile_s = compile_now(decoder, prompt.shape[1] + work["new_tokens"], started)
+    if work["system"] == "jetmoe-studio-eager":
+        decoder.steps = Steps(model)
+    note = compile_now(decoder, prompt.shape[1] + work["new_tokens"])
 
     def once() -> Timed:
         decoder.token_ids = []
@@ -167,21 +167,25 @@ def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]
             lambda ids: decoder.prefill(ids[0].tolist(), work["new_tokens"]), decoder.step, prompt, work["new_tokens"]
         )
 
-    return once, lambda: f"compiled in {compile_s:.0f} s" if compile_s else decoder.compiled.text
+    return once, lambda: note
 
 
-def compile_now(decoder: Any, length: int, started: float) -> float:
-    """Compile the step for this length and return the seconds since `started`."""
-    from studio.backend.chat.decoder import cache_size
+def compile_now(decoder: Any, length: int) -> str:
+    """Return a note about the steps for this length, once they are compiled if they will be."""
+    from studio.backend.chat.cache import cache_size
+    from studio.backend.chat.compiled_steps import CompiledSteps
 
-    decoder.compiled.enable()
+    steps, started = decoder.steps, time.perf_counter()
+    if not isinstance(steps, CompiledSteps):
+        return steps.text
+    steps.enable()
     size = cache_size(length, decoder.context_size)
-    decoder.compiled.request(size)
-    while decoder.compiled.get(size) is None:
-        if decoder.compiled.text.startswith("eager:"):
-            raise RuntimeError(decoder.compiled.text)
+    steps.request(size)
+    while size not in steps.ready:
+        if steps.text.startswith("eager:"):
+            raise RuntimeError(steps.text)
         time.sleep(0.1)
-    return time.perf_counter() - started
+    return f"compiled in {time.perf_counter() - started:.0f} s"
 
 
 def bench_llama_cpp(work: Work) -> dict[str, Any]:

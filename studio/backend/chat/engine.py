@@ -30,11 +30,12 @@ from jetmoe.adapters.switching import Adapters
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, find_id, is_id, require_model
 from studio.backend.chat.answer import Answer
-from studio.backend.chat.decoder import Decoder, keep_all
+from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.loading import Change, Loader, silent
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
+from studio.backend.chat.steps import keep_all
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.data.prompt import Messages, fit_prompt
 from studio.backend.models import catalog, placement
@@ -58,7 +59,7 @@ class EngineStatus:
     progress: float | None = None
     """0 to 1, or None if unknown."""
     speed: str = ""
-    """"eager", "compiling", "compiled", or "eager: " with the reason."""
+    """"native", "eager", "compiling", "compiled", or "eager: " with the reason."""
     context_size: int = 0
     precision: str = ""
     """"nf4", "bf16" or "fp32"."""
@@ -80,7 +81,7 @@ class Turn(NamedTuple):
 
 
 class Engine:
-    """Serve one model to a queue of requests; `compile_steps` compiles its decode steps in the background."""
+    """Serve one model to a queue of requests; on a GPU, `compile_steps` compiles its steps in the background."""
 
     def __init__(self, compile_steps: bool = True) -> None:
         self.compile_steps = compile_steps
@@ -98,7 +99,7 @@ class Engine:
         """Return the state of the model that answers; without one, that of the model that is being loaded."""
         decoder, change = self._decoder, self.loader.change
         if decoder is not None:
-            return replace(self._status, speed=decoder.compiled.text, memory=memory_text(decoder), change=change)
+            return replace(self._status, speed=decoder.steps.text, memory=memory_text(decoder), change=change)
         if change is not None:
             return EngineStatus(change.state, change.model_id, change.text, change.progress, change=change)
         return EngineStatus()
@@ -254,8 +255,8 @@ class Engine:
         missing = self._missing(adapter)
         if missing is None and adapter == self._adapters.used:
             if self.compile_steps:
-                self._decoder.compiled.resume()
-        elif self._decoder.compiled.busy:
+                self._decoder.steps.resume()
+        elif self._decoder.steps.busy:
             yield TokenEvent("notice", "The adapter answers once the running compilation has finished.")
         self._ensure(adapter, missing)
         if adapter != self._adapters.used:
@@ -329,13 +330,13 @@ class Engine:
     def install(self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> str:
         """Replace the loaded model and return a sentence about the new one. The caller must hold the queue."""
         if self._decoder is not None:
-            self._decoder.compiled.close()
+            self._decoder.steps.close()
         self._status = self._ready_status(model_id, place, decoder)
         self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
         self._free_unloaded()
         keep_all()
         if self.compile_steps:
-            decoder.compiled.enable()
+            decoder.steps.enable()
         return self._status.text
 
     def _ready_status(self, model_id: str, place: Placement, decoder: Decoder) -> EngineStatus:
@@ -356,7 +357,7 @@ class Engine:
     def unload(self) -> None:
         """Free the memory of the loaded model. The caller must hold the queue."""
         if self._decoder is not None:
-            self._decoder.compiled.close()
+            self._decoder.steps.close()
             self._decoder = self._tokenizer = self._adapters = None
             self._free_unloaded()
 

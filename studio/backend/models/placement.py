@@ -13,7 +13,6 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
-from jetmoe import single_query
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.loading.load import load
@@ -158,6 +157,4 @@ def _notice(device: str, used: str, wanted: str) -> str:
         return "This processor has no native bf16, so it computes in 32 bits."
     if device == "cpu" and used == "nf4" and not nf4_cpu.supported():
         return "This processor has no AVX512-BF16, so 4-bit weights are dequantized for every token, which is slow."
-    if device == "cpu" and used != "fp32":
-        return (nf4_cpu.problem() if used == "nf4" else "") or single_query.problem()
     return ""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BUTTONS = (("Cancel download", "cancel-download"), ("Retry", "retry-loading"), ("Go back", "go-back"))
 SPEEDS = {
     "eager": "",
+    "native": "",
     "compiling": "Compiling in the background for faster answers …",
     "compiled": "Compiled: answers are now faster.",
 }

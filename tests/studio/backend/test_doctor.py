@@ -45,7 +45,7 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     code, checks = examined()
-    assert code == 2 and not checks["C++ compiler"]["ok"] and "Install g++" in checks["C++ compiler"]["remedy"]
+    assert code == 2 and not checks["C compiler"]["ok"] and "Install gcc" in checks["C compiler"]["remedy"]
 
 
 def test_a_public_page_without_a_login_is_a_finding(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Adapters in the engine, on a toy JetMoE: who answers, switching, compiled steps, finding, uploading."""
+"""Adapters in the engine, on a toy JetMoE: who answers, switching, finding, uploading."""
 
 import io
 import json
@@ -22,6 +22,7 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters import upload_checks
 from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
+from studio.backend.chat.compiled_steps import CompiledSteps
 from studio.backend.chat.engine import MAX_ENSURED, Engine, Sampling
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
@@ -91,6 +92,26 @@ def test_every_answer_is_that_of_a_model_loaded_anew(engine, folder):
     assert len({tuple(tokens) for tokens in right.values()}) == 4
     for name in (None, "one", "two", "one", None, "moa", "moa", None, "two"):
         assert answer(engine, name) == right[name], name
+
+
+def test_a_seed_gives_the_same_answer_after_anything_else(engine, folder, monkeypatch):
+    """Other questions and adapters, a larger cache, and a prompt of several pieces."""
+    monkeypatch.setattr("studio.backend.chat.cache.SMALLEST_CACHE", 32)
+    monkeypatch.setattr("studio.backend.chat.decoder.PREFILL_TOKENS", 4)
+    engine.load_adapter(folder / "one", "one")
+    seeded = Sampling(max_new_tokens=8, temperature=1.5, seed=7)
+
+    def seeded_answer(adapter):
+        events = list(engine.generate(QUESTION, seeded, adapter=adapter))
+        return [(event.token_id, event.logprob) for event in events if event.kind == "token"]
+
+    first = {name: seeded_answer(name) for name in (None, "one")}
+    sizes = [engine._decoder.cache_length]
+    answer(engine, "one", [{"role": "user", "content": "Say 7 " * 20}])
+    sizes.append(engine._decoder.cache_length)
+    assert sizes[0] < sizes[1]
+    assert {name: seeded_answer(name) for name in ("one", None)} == first
+    assert first[None] != first["one"] and engine.status().speed == "native"
 
 
 def test_replay_takes_the_adapter(engine, folder):
@@ -225,42 +246,29 @@ def test_an_id_of_another_model(engine, folder, tmp_path):
     assert answer(engine)
 
 
-# --- compiled steps
+# --- compiled steps, as on a GPU
 
 
-def wait_for(engine: Engine, text: str) -> None:
-    until(lambda: engine.status().speed == text, 300)
+def test_a_switch_waits_for_the_compiler_and_says_so(folder, monkeypatch):
+    is_compiling, may_end = threading.Event(), threading.Event()
 
+    def slow(*args, **kwargs):
+        is_compiling.set()
+        may_end.wait()
 
-@pytest.mark.compiles
-def test_compiled_steps_are_those_of_the_adapter_in_use(folder):
+    monkeypatch.setattr("studio.backend.chat.compiled_steps.compiled_step", lambda model: slow)
     engine = Engine()
     engine.load(str(folder / "toy"), precision="fp32")
-    wait_for(engine, "compiled")
-    engine.load_adapter(folder / "one", "one")
     decoder = engine._decoder
-    prompt = prompt_of(engine)
-    right = {name: expected(folder, name, prompt) for name in (None, "one")}
-    assert answer(engine, "one") == right["one"]
-    assert "the adapter has changed" in engine.status().speed and decoder.compiled.get(decoder.cache_length) is None
-    assert answer(engine, "one") == right["one"]
-    wait_for(engine, "compiled")
-    assert decoder.compiled.get(decoder.cache_length) is not None
-    assert answer(engine, "one") == right["one"]
-    assert answer(engine) == right[None] and engine.status().speed.startswith("eager: the adapter")
-
-
-@pytest.mark.compiles
-def test_a_switch_waits_for_the_compiler_and_says_so(folder):
-    engine = Engine()
-    engine.load(str(folder / "toy"), precision="fp32")
+    decoder.steps = CompiledSteps(decoder.model, decoder.context_size, record=True)
     engine.load_adapter(folder / "one", "one")
-    list(answer(engine))
-    list(answer(engine))  # the second one of the model alone: it is compiled for
-    wait_for(engine, "compiling")
-    notices = [e.text for e in engine.generate(QUESTION, GREEDY, adapter="one") if e.kind == "notice"]
-    assert any("compil" in text for text in notices)
-    assert answer(engine, "one") == expected(folder, "one", prompt_of(engine))
+    decoder.steps.enable()
+    assert is_compiling.wait(60)
+    events = engine.generate(QUESTION, GREEDY, adapter="one")
+    assert "running compilation" in next(events).text
+    may_end.set()
+    tokens = [event.token_id for event in events if event.kind == "token"]
+    assert tokens == expected(folder, "one", prompt_of(engine))
 
 
 # --- where adapters are

@@ -6,8 +6,6 @@ import psutil
 import pytest
 import torch
 
-from jetmoe import single_query
-from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.models import catalog, placement
 from studio.backend.system import zero_gpu
 from studio.errors import StudioError
@@ -59,20 +57,7 @@ def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
     wide = placement.placement(STARTER, "bf16")
     assert wide.precision == "fp32" and "no native bf16" in wide.notice
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    for module in (nf4_cpu, single_query):
-        monkeypatch.setattr(module, "problem", lambda: "")
     assert placement.placement(STARTER, "nf4").notice == ""
-
-
-def test_a_c_compiler_that_fails_is_said(plenty, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    for module in (nf4_cpu, single_query):
-        monkeypatch.setattr(module, "problem", lambda: "")
-    for module, precisions in ((nf4_cpu, ["nf4"]), (single_query, ["nf4", "bf16"])):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "problem", lambda: "No C compiler was found.")
-            notices = {used: placement.placement(STARTER, used).notice for used in ("nf4", "bf16")}
-        assert {used for used, notice in notices.items() if notice == "No C compiler was found."} == set(precisions)
 
 
 def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):

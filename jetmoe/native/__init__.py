@@ -1,0 +1,1 @@
+"""Decoding on a CPU: one call of a C function per token."""

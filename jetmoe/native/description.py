@@ -1,0 +1,203 @@
+"""A model as the C function sees it: sizes, and pointers to the weights where they are.
+
+Shape letters are declared in `jetmoe/routing.py`; H key-value heads, G query heads of each, C channels per head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, StaticLayer
+
+from jetmoe.attention import frequencies
+from jetmoe.experts.experts import Experts
+from jetmoe.low_rank import LowRank, is_hooked, is_wrapped, split_adapters, why_not_split
+from jetmoe.modeling import MoeForCausalLM
+from jetmoe.native import structs
+from jetmoe.native.parts import LayerParts, Part
+from jetmoe.nf4.parts import Parts
+from jetmoe.norm import RMSNorm
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+NF4 = 2
+
+
+class NotNativeError(Exception):
+    """The native step can't compute this model. The message is the reason."""
+
+
+class Description:
+    """Pointers into a model and its active adapters, and scratch memory. Make a new one after any change of either.
+
+    It holds the tensors, so that the pointers stay valid, and contiguous copies of adapters that are not packed.
+
+    Raises:
+        NotNativeError: see there.
+    """
+
+    def __init__(self, model: MoeForCausalLM) -> None:
+        _require_native(model)
+        config = model.config
+        self.config = config
+        self.routers = len(config.family.router_kinds) * config.num_hidden_layers
+        self._kept: list[Tensor] = []
+        self._dtype = model.dtype
+        self._largest_rank = 0
+        self._cache: Cache | None = None
+        parts: list[LayerParts] = [layer.parts() for layer in model.model.layers[: config.num_hidden_layers]]
+        if any(part.activation != "silu" for part in parts):
+            raise NotNativeError("C code only computes experts with silu")
+        self.layers = (structs.Layer * len(parts))(*map(self._layer, parts))
+        self.model = self._model(model, parts[0])
+        self._reserve()
+        self._set_frequencies(0)
+
+    def use_cache(self, cache: Cache) -> None:
+        """Point to the keys and values of a static cache.
+
+        Raises:
+            TypeError: the cache is not static, not for one sequence, or not in the dtype of the model.
+        """
+        if cache is self._cache:
+            return
+        for layer, stored in zip(self.layers, cache.layers, strict=True):
+            if not isinstance(stored, StaticLayer) or stored.is_sliding:
+                raise TypeError(f"The native step needs a static cache, and not one of {type(stored).__name__}.")
+            if not stored.is_initialized:
+                one = torch.empty(1, self.model.H, 1, self.model.C, dtype=self._dtype)
+                stored.lazy_initialization(one, one)
+            assert stored.keys is not None and stored.values is not None
+            if stored.keys.shape[:2] != (1, self.model.H) or stored.keys.dtype != self._dtype:
+                raise TypeError("The native step needs a cache for one sequence, in the dtype of the model.")
+            layer.keys, layer.values = stored.keys.data_ptr(), stored.values.data_ptr()
+            layer.length = stored.cumulative_length.data_ptr()
+        self.model.cache_size = cache.layers[0].keys.shape[2]  # type: ignore[union-attr]
+        self._cache = cache  # holds the tensors
+
+    def use_position(self, position: int) -> None:
+        """Set the rotary frequencies of a position, where they depend on it."""
+        if self.config.check_rope_type() == "dynamic":
+            self._set_frequencies(position)
+
+    def _set_frequencies(self, position: int) -> None:
+        self._frequencies, scaling = frequencies(self.config, torch.tensor([[position]]))  # [C / 2]
+        self.model.frequencies, self.model.rotary_scaling = self._frequencies.data_ptr(), scaling
+
+    def _model(self, model: MoeForCausalLM, parts: LayerParts) -> structs.Model:
+        config, embedding, norm = model.config, self._keep(model.model.embed_tokens.weight), model.model.norm
+        return structs.Model(
+            layers=len(self.layers),
+            D=config.hidden_size,
+            H=parts.attention.heads,
+            G=parts.attention.num_key_value_groups,
+            C=parts.attention.head_dim,
+            E=config.num_local_experts,
+            K=config.num_experts_per_tok,
+            I=config.intermediate_size,
+            by_slot=parts.attention.by_query,
+            gates_sum_to_one=config.gates_sum_to_one,
+            layer_eps=parts.attention_norm.eps,
+            norm_eps=norm.eps,
+            clip=parts.clip or 0.0,
+            embedding_kind=KINDS[embedding.dtype],
+            embedding=embedding.data_ptr(),
+            cache_kind=KINDS[model.dtype],
+            norm=self._norm(norm),
+            head=self._linear(Part(model.lm_head)),
+            layer=ctypes.addressof(self.layers),
+        )
+
+    def _layer(self, parts: LayerParts) -> structs.Layer:
+        layer = structs.Layer(
+            attention_norm=self._norm(parts.attention_norm),
+            feed_forward_norm=self._norm(parts.feed_forward_norm),
+            query_norm=self._norm(parts.query_norm),
+            key_norm=self._norm(parts.key_norm),
+            attention_router=self._linear(parts.attention_router),
+            query=self._linear(parts.query),
+            output=self._linear(parts.output),
+            router=self._linear(parts.router),
+            gate_up=self._linear(parts.gate_up),
+            down=self._linear(parts.down),
+        )
+        for i, part in enumerate(parts.projections):
+            layer.projections[i] = self._linear(part)
+        return layer
+
+    def _linear(self, part: Part | None) -> structs.Linear:
+        if part is None:
+            return structs.Linear()
+        if reason := why_not_split(part.module):
+            raise NotNativeError(f"C code can't compute this adapter, because {reason}")
+        layer, low_ranks = split_adapters(part.module, self._dtype)
+        weight = _stored(layer, part.name)
+        bias = getattr(layer, "bias", None) if part.bias is None else part.bias
+        linear = structs.Linear(bias=0 if bias is None else self._numbers(bias))
+        if isinstance(weight, Parts):
+            codes, scales = self._keep(weight.codes), self._keep(weight.absmax)
+            linear.kind, linear.weight, linear.scales = NF4, codes.data_ptr(), scales.data_ptr()
+        else:
+            weight = self._keep(weight)
+            linear.kind, linear.weight = KINDS[weight.dtype], weight.data_ptr()
+        linear.rows, linear.columns = weight.shape[-2:]
+        if part.name in low_ranks:
+            self._add_low_rank(linear, low_ranks[part.name])
+        return linear
+
+    def _add_low_rank(self, linear: structs.Linear, low_rank: LowRank) -> None:
+        A, B = self._keep(low_rank.A), self._keep(low_rank.B)  # [E, R, in], [E, out, R]
+        linear.low_rank_kind, linear.rank, linear.scaling = KINDS[A.dtype], A.shape[1], low_rank.scaling
+        linear.A, linear.B = A.data_ptr(), B.data_ptr()
+        self._largest_rank = max(self._largest_rank, linear.rank)
+
+    def _norm(self, norm: RMSNorm | None) -> int:
+        return 0 if norm is None else self._numbers(norm.weight)
+
+    def _numbers(self, tensor: Tensor) -> int:
+        """Return the address of a small tensor in fp32."""
+        return self._keep(tensor.float()).data_ptr()
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._kept.append(tensor.detach().contiguous())
+        return self._kept[-1]
+
+    def _reserve(self) -> None:
+        """Allocate scratch memory."""
+        model = self.model
+        model.inner_size = model.K * self._largest_rank
+        heads = model.H * model.C
+        sizes = {
+            "hidden": model.D, "rotary": model.C, "projected": (model.G + 2) * heads, "inner": 4 * model.inner_size,
+            "logits": model.E, "experts": model.K, "gates": model.K,
+        }  # fmt: skip
+        for name, size in sizes.items():
+            setattr(model, name, self._keep(torch.empty(size)).data_ptr())
+        for name, size in {"normed": model.D, "attended": model.G * heads, "active": model.K * model.I}.items():
+            wide, narrow = self._keep(torch.empty(size)), self._keep(torch.empty(size, dtype=torch.bfloat16))
+            setattr(model, name, structs.Vector(wide.data_ptr(), narrow.data_ptr()))
+
+
+def _stored(layer: Any, name: str) -> Tensor | Parts:
+    """Return a weight `[out, in]` or `[E, out, in]`; in 4 bits as tiles."""
+    if type(layer) is not nn.Linear and not type(layer).__module__.startswith("jetmoe."):
+        raise NotNativeError(f"C code can't compute a {type(layer).__name__}")
+    weight: Any = layer.stored(name) if isinstance(layer, Experts) else getattr(layer, "tiles", getattr(layer, name))
+    if weight is None or (isinstance(weight, Parts) and not weight.tiled):
+        raise NotNativeError("this processor has no AVX512-BF16, which C code for 4-bit weights needs")
+    if isinstance(weight, Tensor) and weight.dtype not in KINDS:
+        raise NotNativeError(f"C code can't compute weights in {weight.dtype}")
+    return weight
+
+
+def _require_native(model: MoeForCausalLM) -> None:
+    if model.dtype not in KINDS:
+        raise NotNativeError(f"C code can't compute weights in {model.dtype}")
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise NotNativeError("the model is not on the CPU")
+    if any(is_hooked(module) for module in model.modules()):
+        raise NotNativeError("the model has hooks")
+    if is_wrapped(model.model.embed_tokens):
+        raise NotNativeError("an adapter changes its embeddings")

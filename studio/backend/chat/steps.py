@@ -1,0 +1,91 @@
+"""Decoding steps of one model: eager, or as one call of a C function on a CPU.
+
+steps = NativeSteps(model)
+logits = steps.run(token_id, cache, recorder)       # [1, vocabulary]
+"""
+
+from __future__ import annotations
+
+import gc
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from jetmoe import RoutingRecorder
+from jetmoe.decode import Step, step
+from jetmoe.modeling import MoeForCausalLM
+from jetmoe.native.description import NotNativeError
+from jetmoe.native.step import NativeStep
+
+
+class Steps:
+    """Eager steps, and what the engine calls when the model changes."""
+
+    text = "eager"
+    """The status: "eager", "native", "compiling" or "compiled", or "eager: " with the reason."""
+    busy = False
+    """Whether `pause` and `close` would block."""
+
+    def __init__(self, model: MoeForCausalLM) -> None:
+        self.model = model
+
+    def run(self, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
+        """Add a token to a static cache and return the logits `[1, vocabulary]` after it."""
+        return self._run(partial(step, self.model), token_id, cache, recorder)
+
+    def _run(self, step: Step, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
+        token = torch.tensor([[token_id]], device=self.model.device)
+        position = cache.layers[0].cumulative_length.view(1, 1).clone()  # type: ignore[union-attr]
+        return step(token, position, cache, recorder=recorder)
+
+    def enable(self) -> None:
+        """Prepare faster steps, if that takes time."""
+
+    def request(self, cache_length: int) -> None:
+        """Prepare for a cache of this length."""
+
+    def pause(self) -> None:
+        """Call it before the weights change, for example to another adapter."""
+
+    def resume(self) -> None:
+        """Call it when the same adapter answers again."""
+
+    def close(self) -> None:
+        """Call it before another model is loaded."""
+
+
+class NativeSteps(Steps):
+    """Steps on a CPU. They are eager if there is no C compiler, or if the C function can't compute an adapter."""
+
+    def __init__(self, model: MoeForCausalLM) -> None:
+        super().__init__(model)
+        self._native: NativeStep | None = None
+        self._describe()
+
+    def run(self, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
+        if self._changed:
+            self._describe()
+        if self._native is None:
+            return super().run(token_id, cache, recorder)
+        return self._native(token_id, cache, recorder)
+
+    def pause(self) -> None:
+        self._native, self._changed = None, True
+
+    def _describe(self) -> None:
+        self._changed = False
+        try:
+            self._native, self.text = NativeStep(self.model), "native"
+        except NotNativeError as reason:
+            self.text = f"eager: {reason}"
+
+
+def keep_all() -> None:
+    """Exclude all live objects, such as the model and its compiled code, from garbage collection.
+
+    Scanning them would stop every thread for some tenths of a second each time.
+    """
+    gc.collect()
+    gc.freeze()

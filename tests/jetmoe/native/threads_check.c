@@ -1,0 +1,40 @@
+/* Counts how often each unit of each stage is computed: once, and never before the stage has begun. */
+
+#include <stdio.h>
+
+#include "threads.h"
+
+enum { PIECES = 40, STAGES = 250, UNITS = 97 };
+
+typedef struct {
+    int stage, computed[UNITS], faults;
+} Counts;
+
+static long next(void *data)
+{
+    Counts *c = data;
+    for (int unit = 0; unit < UNITS; unit++) {
+        c->faults += c->computed[unit] != (c->stage > 0 && unit < c->stage % UNITS + 1);
+        c->computed[unit] = 0;
+    }
+    c->stage++;
+    return c->stage > STAGES ? 0 : c->stage % UNITS + 1;
+}
+
+static void unit(void *data, long unit)
+{
+    ((Counts *)data)->computed[unit]++;
+}
+
+int main(void)
+{
+    Threads *threads = jetmoe_threads_new(4);
+    int faults = 0;
+    for (int piece = 0; piece < PIECES; piece++) {
+        Counts counts = {0};
+        run_work(threads, (Work){&counts, unit, next});
+        faults += counts.faults + (counts.stage != STAGES + 1);
+    }
+    printf("%d threads, %d faults\n", threads->threads, faults);
+    return faults != 0;
+}
