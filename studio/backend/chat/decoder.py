@@ -26,7 +26,7 @@ from jetmoe.loading.load import quantized_share
 from jetmoe.modeling import MoeForCausalLM
 from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.system.compiler import cpp_compiler
-from studio.backend.system.home import home
+from studio.backend.system.home import home, local
 from studio.errors import StudioError
 
 SMALLEST_CACHE = 1024
@@ -207,11 +207,12 @@ class CompiledSteps:
         self.paused = True
 
     def enable(self) -> None:
-        """Start compiling if this machine supports it. The results are cached on disk in the studio's home."""
+        """Start compiling if this machine supports it. The results are cached on the local disk."""
         if self._model.device.type == "cpu" and (obstacle := self._obstacle()):
             self.text = f"eager: {obstacle}"
             return
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
+        # On mounted storage, thousands of small files would be slow, and compiled code would come from another machine.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(local(home()) / "compiled"))
         # Compile one kernel at a time: a pool would take cores and memory from running answers.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         with self._lock:
