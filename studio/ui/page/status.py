@@ -12,6 +12,7 @@ import gradio as gr
 from studio.backend.chat.engine import EngineStatus
 from studio.backend.chat.loading import Change
 from studio.backend.hosting import demo
+from studio.backend.system.home import home, is_mounted
 from studio.ui.common.browser import page
 from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.shown_errors import shows_errors
@@ -130,7 +131,8 @@ def demo_note() -> str:
         if space
         else ""
     )
-    return f'<p class="demo-note">{escape(limits.sentence())} {own}</p>'
+    forgets = "" if space is None or is_mounted(home()) else "This Space forgets runs when it sleeps: export yours."
+    return f'<p class="demo-note">{escape(limits.sentence())} {forgets} {own}</p>'
 
 
 def _ready(status: EngineStatus) -> str:
