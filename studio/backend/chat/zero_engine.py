@@ -33,7 +33,10 @@ START_S = 15
 SLOWEST_TOK_S = 12
 EXIT_S = 1.0
 """Seconds for the last message of a GPU process to arrive before the process ends."""
-WHERE = "Answers run on ZeroGPU and use your daily quota; classification runs on the CPU."
+WHERE = (
+    f"Answers run on ZeroGPU and use your daily quota: {START_S} s, and 1 s more for every {SLOWEST_TOK_S} tokens of "
+    "“Max new tokens”. Classification runs on the CPU."
+)
 
 
 @dataclass(frozen=True)
