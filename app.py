@@ -14,10 +14,15 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+from studio.backend.system.plan import thread_limits  # isort: split
+
+os.environ.update(thread_limits())
+
 # Must be imported before torch: on a ZeroGPU Space it emulates CUDA until a GPU is attached.
 from studio.backend.system import zero_gpu  # isort: split
 
 from studio.backend.chat.engine import Engine
+from studio.backend.chat.loading import growing_waits
 from studio.backend.chat.zero_engine import ZeroEngine
 from studio.backend.hosting.exposure import Exposure
 from studio.backend.models.placement import first_model
@@ -39,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         engine, jobs = ZeroEngine() if zero_gpu.ACTIVE else Engine(), Jobs()
         settings = launch_settings(jobs, exposure)
         jobs.open()
-        engine.start_loading(flags.model or first_model(), ConsoleProgress())
+        engine.start_loading(flags.model or first_model(), ConsoleProgress(), waits=growing_waits())
     except StudioError as error:
         print(error, file=sys.stderr)
         return 2

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import psutil
 from packaging.requirements import Requirement
 
 from studio.backend.hosting.exposure import Exposure
 from studio.backend.models import starter
 from studio.backend.system.home import home
+from studio.backend.system.plan import available_memory, free_disk
 from studio.backend.system.process import ROOT, run_json
 from studio.errors import StudioError
 
@@ -89,13 +88,12 @@ def _torch() -> Check:
 
 
 def _memory() -> Check:
-    gib = psutil.virtual_memory().available / 2**30
+    gib = available_memory() / 2**30
     return Check("memory", gib >= NEED_MEMORY_GIB, f"{gib:.1f} GiB free", f"The starter needs {NEED_MEMORY_GIB} GiB.")
 
 
 def _disk() -> Check:
-    folder = next(path for path in [home(), *home().parents] if path.exists())
-    gib = shutil.disk_usage(folder).free / 2**30
+    gib = free_disk(home()) / 2**30
     ok = gib >= NEED_DISK_GIB or starter.ready()
     return Check("disk", ok, f"{gib:.1f} GiB free at {home()}", f"Free {NEED_DISK_GIB} GiB there, or set STUDIO_HOME.")
 
@@ -154,7 +152,7 @@ def _page() -> Check:
         return Check("page", False, str(error), "Run `python app.py` and read its output.")
     problems = [f"no {name}" for name in facts["missing_headers"]] + [f"{name} is on" for name in facts["open"]]
     problems += ["requests from other websites are answered"] * facts["answers_others"]
-    fine = "headers are set; monitoring, run history and tools are off"
+    fine = "headers are set; monitoring and run history are off"
     return Check("page", not problems, ", ".join(problems) or fine, "Undo the changes in studio/ui/page/layout.py.")
 
 

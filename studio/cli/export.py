@@ -15,21 +15,35 @@ from studio.errors import StudioError
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run's id or its first characters, or the folder of a PEFT adapter.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's id or its first characters, or the folder of a PEFT adapter; with --quantized, a model."
+        ),
+    ],
     to: Annotated[Path, typer.Option(help="New or empty folder for the export.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter and verify the merged weights.")] = False,
     four_bit: Annotated[bool, typer.Option("--four-bit", help="With --merge: write 4-bit weights.")] = False,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="Write a model in 4 bits, so that it loads without quantizing.")
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Base model of the adapter, if no run records it.")] = None,
     push: Annotated[str | None, typer.Option(help="Push to NAME/REPO on the hub as a private repository.")] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a run's adapter or the merged model, with a model card, and optionally push it to the hub."""
+    """Export a run's adapter, a merged or a 4-bit model, with a model card, and optionally push it to the hub."""
     from studio.backend.export import export as exporting
+    from studio.backend.export.quantized import export_quantized
 
+    if quantized and (merge or four_bit or model):
+        raise StudioError("--quantized writes a model without an adapter. Leave out --merge, --four-bit and --model.")
     token = _token_for(push, public)
     with progress_bar() as progress:
-        exported = exporting.export(run, to, merge, four_bit, model, progress)
+        if quantized:
+            exported = export_quantized(run, to, progress)
+        else:
+            exported = exporting.export(run, to, merge, four_bit, model, progress)
     url = None if push is None else _push(exported.folder, push, token, public)
     if as_json:
         print(json.dumps(exported.row() | ({} if url is None else {"url": url})))

@@ -21,11 +21,12 @@ from huggingface_hub import constants
 from tests.builders.http_server import running
 
 REPO = "me/pirate"
+LARGE = (".safetensors", ".png")
 
 
 @contextmanager
-def serving_hub(repo: str = REPO) -> Iterator[FakeHub]:
-    hub = FakeHub(repo)
+def serving_hub(repo: str = REPO, kind: str = "models") -> Iterator[FakeHub]:
+    hub = FakeHub(repo, kind)
     with running(hub.server):
         yield hub
 
@@ -42,16 +43,16 @@ def hub_here(patch: pytest.MonkeyPatch, repo: str = REPO) -> Iterator[FakeHub]:
 class FakeHub:
     """Repositories in memory, one of which takes files, and every request that was made."""
 
-    def __init__(self, repo: str = REPO) -> None:
-        self.repo = repo
+    def __init__(self, repo: str = REPO, kind: str = "models") -> None:
+        self.repo, self.kind = repo, kind
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and the Authorization header of each."""
-        self.visibility: dict[str, str] = {}
+        self.visibility: dict[str, str | None] = {}
         self.files: dict[str, bytes] = {}
         self.commits = 0
         self.objects: dict[str, bytes] = {}
         self.large = True
-        """Weights go to the storage for large files, as on the hub."""
+        """Weights and pictures go to the storage for large files, as on the hub."""
         self.refusals: dict[str, tuple[int, str]] = {}
         """Status and message for paths that begin so; "{token}" is what came in the header."""
         self.held = ""
@@ -62,17 +63,17 @@ class FakeHub:
 
     def given(self) -> set[str | None]:
         """The Authorization headers of what was asked of the account and its repositories."""
-        own = ("/api/whoami", "/api/repos", "/api/models")
+        own = ("/api/whoami", "/api/repos", f"/api/{self.kind}")
         return {authorization for _, path, authorization in self.requests if path.startswith(own)}
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
-        api = f"/api/models/{self.repo}"
+        api = f"/api/{self.kind}/{self.repo}"
         if path == "/api/whoami-v2":
             return 200, {"type": "user", "name": self.repo.partition("/")[0]}
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
-            known, _ = repo in self.visibility, self.visibility.setdefault(repo, asked["visibility"])
+            known, _ = repo in self.visibility, self.visibility.setdefault(repo, asked.get("visibility"))
             return (409 if known else 200), {"url": f"{self.url}/{repo}"}
         if path == api:
             return 200, {"id": self.repo, "private": self.visibility[self.repo] == "private", "sha": "0" * 40}
@@ -80,10 +81,10 @@ class FakeHub:
             return 200, {"warnings": [], "errors": []}
         if path == f"{api}/preupload/main":
             names = [file["path"] for file in json.loads(body)["files"]]
-            modes = ["lfs" if self.large and name.endswith(".safetensors") else "regular" for name in names]
+            modes = ["lfs" if self.large and name.endswith(LARGE) else "regular" for name in names]
             files = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in zip(names, modes, strict=True)]
             return 200, {"files": files}
-        if path == f"/{self.repo}.git/info/lfs/objects/batch":
+        if path.endswith(f"/{self.repo}.git/info/lfs/objects/batch"):
             return 200, {"objects": [self._upload(each) for each in json.loads(body)["objects"]]}
         if method == "PUT" and path.startswith("/storage/"):
             self.objects[path.rpartition("/")[2]] = body

@@ -28,6 +28,7 @@ from tests.builders.waiting import until
 from tests.checklist.conftest import NAME, PASSWORD
 
 ROOT = Path(__file__).parents[2]
+API = ("chat", "classify", "routing")
 JUNK = ({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, [[1, ["x" * 50, None]]], -1e300)
 
 
@@ -56,9 +57,11 @@ def test_row_1_the_page_is_built_without_a_deprecation_warning():
         launch_settings(jobs)
 
 
-def test_row_3_no_endpoint_is_public(client: httpx.Client, url: str):
-    assert Client(url, verbose=False).view_api(return_format="dict") == {"named_endpoints": {}, "unnamed_endpoints": {}}
-    assert {each["api_visibility"] for each in config(client)["dependencies"]} == {"private"}
+def test_row_3_three_endpoints_are_public(client: httpx.Client, url: str):
+    found = Client(url, verbose=False).view_api(return_format="dict")
+    assert ([*found["named_endpoints"]], found["unnamed_endpoints"]) == ([f"/{name}" for name in API], {})
+    public = [each["api_name"] for each in config(client)["dependencies"] if each["api_visibility"] != "private"]
+    assert public == [*API]
 
 
 def test_row_4_handlers_called_raw_with_junk_refuse_it(guarded: str, home: Path):
@@ -298,9 +301,9 @@ def test_row_31_nothing_is_monitored_or_recorded(client: httpx.Client):
     assert "runs" not in config(client)["footer_links"]
 
 
-def test_row_46_there_are_no_tools(client: httpx.Client):
-    for path in ("/gradio_api/mcp/schema", "/gradio_api/mcp/", "/gradio_api/mcp/sse"):
-        assert client.get(path).status_code == 404
+def test_row_46_the_tools_are_the_api(client: httpx.Client):
+    pytest.importorskip("mcp", reason="requirements.txt has it: run `make setup`")
+    assert [tool["name"] for tool in client.get("/gradio_api/mcp/schema").json()] == [*API]
 
 
 # --- with a login

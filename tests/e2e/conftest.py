@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
 
 from tests.builders.ports import free_port
 from tests.builders.served import Steps, ToyStudio, toy_studio
@@ -48,21 +48,26 @@ def starter_server(starter_path: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
-        new_context = started.new_context
-
-        def patient_context(**options: Any) -> BrowserContext:
-            context = new_context(**options)
-            context.set_default_timeout(PATIENCE)
-            return context
-
-        started.new_context = patient_context  # type: ignore[method-assign]
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
         yield started
-        started.close()
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    started = playwright.chromium.launch(
+        executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+    )
+    new_context = started.new_context
+
+    def patient_context(**options: Any) -> BrowserContext:
+        context = new_context(**options)
+        context.set_default_timeout(PATIENCE)
+        return context
+
+    started.new_context = patient_context  # type: ignore[method-assign]
+    yield started
+    started.close()
 
 
 @pytest.fixture

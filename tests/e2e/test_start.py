@@ -29,7 +29,7 @@ def started(monkeypatch) -> dict:
     """What the app would load and launch."""
     found = {}
     monkeypatch.setattr(app.Jobs, "open", lambda jobs: None)
-    monkeypatch.setattr(app.Engine, "start_loading", lambda engine, model, progress: found.update(model=model))
+    monkeypatch.setattr(app.Engine, "start_loading", lambda engine, model, progress, waits: found.update(model=model))
     monkeypatch.setattr(Blocks, "launch", lambda page, **settings: found.update(settings))
     return found
 

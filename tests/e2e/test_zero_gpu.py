@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
+from studio.backend.system import zero_gpu
 from tests.builders.adapters import make_adapter
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy
@@ -98,6 +99,8 @@ def test_stop_gives_the_gpu_back(chat: StudioPage, space: Space):
     partial = chat.wait()
     expect(chat.page.locator("#stats")).to_contain_text("stopped")
     assert space.lent_since(before) == ["/schedule", "/allow", "/release"]
+    longest = int(space.gpu.asked[before][1]["durationSeconds"])
+    assert longest * zero_gpu.DEAREST <= zero_gpu.LONGEST_S, "no more than a day's quota, however dear the GPU"
     assert partial and chat.shown_tokens() < 2250
 
 

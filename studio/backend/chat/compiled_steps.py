@@ -18,7 +18,7 @@ from jetmoe.decode import Step, compiled_step, step
 from jetmoe.modeling import MoeForCausalLM
 from studio.backend.chat.cache import cache_size, new_cache
 from studio.backend.chat.steps import Steps, keep_all
-from studio.backend.system.home import home
+from studio.backend.system.home import home, local
 
 
 class CompiledSteps(Steps):
@@ -40,8 +40,9 @@ class CompiledSteps(Steps):
         return self._run(compiled or partial(step, self.model), token_id, cache, recorder)
 
     def enable(self) -> None:
-        """Start compiling. The results are cached on disk in the studio's home."""
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
+        """Start compiling. The results are cached on the local disk."""
+        # On mounted storage, thousands of small files would be slow, and compiled code would come from another machine.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(local(home()) / "compiled"))
         # Compile one kernel at a time: a pool would take cores and memory from running answers.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         with self._lock:

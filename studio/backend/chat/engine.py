@@ -104,7 +104,13 @@ class Engine:
             return EngineStatus(change.state, change.model_id, change.text, change.progress, change=change)
         return EngineStatus()
 
-    def start_loading(self, model_id: str, progress: Progress = silent, precision: Precision = "auto") -> None:
+    def start_loading(
+        self,
+        model_id: str,
+        progress: Progress = silent,
+        precision: Precision = "auto",
+        waits: Iterator[float] | None = None,
+    ) -> None:
         """Load a model in the background; `status` and `progress` report the progress.
 
         The present model answers until the new one is ready. If both don't fit into the memory, it answers until the
@@ -112,11 +118,12 @@ class Engine:
 
         Args:
             precision: "nf4", "bf16" or "fp32"; "auto" is 4-bit on a GPU and the catalog's choice on a CPU.
+            waits: seconds between attempts, as of `loading.growing_waits`; None tries once.
 
         Raises:
             StudioError: the model or the precision is unknown, or another model is being loaded.
         """
-        self.loader.start(model_id, progress, precision)
+        self.loader.start(model_id, progress, precision, waits)
 
     def load(self, model_id: str, progress: Progress = silent, precision: Precision = "auto") -> None:
         """Load a model and wait for it; arguments as of `start_loading`.

@@ -5,14 +5,16 @@
     loader.change.text                             # the progress, or why it failed
 
 If both models fit into the memory, the present one answers while the next is read. Otherwise it answers until the
-download is complete, and its memory is freed then.
+download is complete, and its memory is freed then. A server whose first model fails tries again by itself, because
+nobody may be there to restart it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from studio.backend.chat.decoder import Decoder
+from studio.backend.hosting import demo
 from studio.backend.models import catalog, placement
 from studio.backend.models.needs import Needs, needs_of
 from studio.backend.models.placement import Placement, Precision
@@ -29,6 +32,9 @@ from studio.backend.system.progress import Progress, reading
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
+UNAVAILABLE = "The model can't be loaded at the moment."
+FIRST_WAIT_S, LONGEST_WAIT_S = 15.0, 600.0
+"""Seconds between attempts to load a server's first model; they double."""
 
 
 def silent(fraction: float, text: str) -> None:
@@ -49,6 +55,10 @@ class Change:
     """0 to 1, or None if unknown."""
     back_to: str | None = None
     """After a failure: the model that answers, or that answered before."""
+    reason: str = ""
+    """Why the model could not be loaded. In a demo `text` leaves it out, because visitors can't act on it."""
+    retry_at: float | None = None
+    """When the next attempt begins, as `time.monotonic` counts."""
 
 
 class Host(Protocol):
@@ -80,8 +90,17 @@ class Loader:
         self._present: tuple[str, Precision] | None = None
         """The model that was loaded last."""
 
-    def start(self, model_id: str, progress: Progress = silent, precision: Precision = "auto") -> None:
+    def start(
+        self,
+        model_id: str,
+        progress: Progress = silent,
+        precision: Precision = "auto",
+        waits: Iterator[float] | None = None,
+    ) -> None:
         """Load a model in the background.
+
+        Args:
+            waits: seconds between attempts, as of `growing_waits`; None tries once.
 
         Raises:
             StudioError: the model or the precision is unknown, or another model is being loaded.
@@ -102,6 +121,7 @@ class Loader:
                 self._load(model_id, progress, precision)
             except StudioError as error:
                 logger.error("%s", error)  # also in the status
+                self._plan_retry(progress, waits)
             finally:
                 self._loading.release()
 
@@ -126,6 +146,22 @@ class Loader:
         """Load the model again that could not be loaded; raise StudioError if there is none."""
         failed = self._failed()
         self.start(failed.model_id, precision=failed.precision)
+
+    def _plan_retry(self, progress: Progress, waits: Iterator[float] | None) -> None:
+        """Load the model again later, unless someone has loaded another one, or tried again, by then."""
+        failed = self.change
+        if waits is None or failed is None or failed.state != "failed":
+            return
+        wait_s = next(waits)
+        planned = self.change = replace(failed, retry_at=time.monotonic() + wait_s)
+
+        def retry() -> None:
+            if self.change is planned:
+                self.start(planned.model_id, progress, planned.precision, waits)
+
+        timer = threading.Timer(wait_s, retry)
+        timer.daemon = True
+        timer.start()
 
     def go_back(self) -> None:
         """Forget the failure; load the previous model again if it was unloaded.
@@ -181,9 +217,10 @@ class Loader:
             self._fail(model_id, precision, text)
             raise StudioError(text) from error
 
-    def _fail(self, model_id: str, precision: Precision, text: str) -> None:
+    def _fail(self, model_id: str, precision: Precision, reason: str) -> None:
         back_to = self._present[0] if self._present else None
-        self.change = Change("failed", model_id, precision, text, back_to=back_to)
+        text = UNAVAILABLE if demo.limits() else reason
+        self.change = Change("failed", model_id, precision, text, back_to=back_to, reason=reason)
 
     def _replace(self, model_id: str, path: Path, precision: Precision, progress: Progress) -> str:
         model, loaded = catalog.entry(model_id), self._host.loaded_gib()
@@ -208,6 +245,14 @@ class Loader:
                 held.close()
                 held.enter_context(self._host.held())
             return self._host.install(model_id, place, decoder, tokenizer)
+
+
+def growing_waits(first_s: float = FIRST_WAIT_S, longest_s: float = LONGEST_WAIT_S) -> Iterator[float]:
+    """Yield waits that double, up to the longest."""
+    wait_s = first_s
+    while True:
+        yield wait_s
+        wait_s = min(2 * wait_s, longest_s)
 
 
 def load_decoder(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from jetmoe import RoutingTrace
 from studio.backend.chat.decoder import Decoder
@@ -23,13 +24,19 @@ from studio.backend.chat.engine import Engine, EngineStatus
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.sampling import Sampling
 from studio.backend.data.prompt import Messages, fit_prompt
+from studio.backend.models.placement import Placement
 from studio.backend.system import zero_gpu
 from studio.errors import StudioError
 
 START_S = 15
 """Seconds to fork, move the copy to the GPU and run the prefill."""
 SLOWEST_TOK_S = 12
-WHERE = "Answers run on ZeroGPU and use your daily quota; classification runs on the CPU."
+EXIT_S = 1.0
+"""Seconds for the last message of a GPU process to arrive before the process ends."""
+WHERE = (
+    f"Answers run on ZeroGPU and use your daily quota: {START_S} s, and 1 s more for every {SLOWEST_TOK_S} tokens of "
+    "“Max new tokens”. Classification runs on the CPU."
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,16 @@ class ZeroEngine(Engine):
     def __init__(self) -> None:
         super().__init__(compile_steps=False)  # the GPU process ends within seconds
         self._process = os.getpid()
+        self._model_number = 0
+        """Counts the models; a GPU process that waits for its next request keeps the model and the number it was
+        forked with."""
         global _served
         _served = self
+
+    def install(self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> str:
+        """Replace the loaded model, as `Engine` does."""
+        self._model_number += 1
+        return super().install(model_id, place, decoder, tokenizer)
 
     def status(self) -> EngineStatus:
         status = super().status()
@@ -56,7 +71,7 @@ class ZeroEngine(Engine):
         self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
     ) -> Iterator[TokenEvent]:
         self._require_answerable(messages, sampling, adapter)
-        with closing(_on_gpu("answer", sampling.max_new_tokens, messages, sampling, adapter)) as events:
+        with closing(self._on_gpu("answer", sampling.max_new_tokens, messages, sampling, adapter)) as events:
             for event in events:
                 yield _received(event)
                 if cancel.is_set():
@@ -65,8 +80,11 @@ class ZeroEngine(Engine):
 
     def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
         self._ready()
-        (trace,) = map(_received, _on_gpu("trace", 0, token_ids, prompt_tokens, adapter))
+        (trace,) = map(_received, self._on_gpu("trace", 0, token_ids, prompt_tokens, adapter))
         return trace
+
+    def _on_gpu(self, task: str, new_tokens: int, *arguments: Any) -> Generator[Any]:
+        return _on_gpu(task, new_tokens, self._model_number, *arguments)
 
     def _require_answerable(self, messages: Messages, sampling: Sampling, adapter: str | None) -> None:
         """Raise StudioError before a GPU is requested if there can be no answer."""
@@ -74,8 +92,15 @@ class ZeroEngine(Engine):
         fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
         self._missing(adapter)
 
-    def _carry_out(self, task: str, *arguments: Any) -> Iterator[Any]:
-        """Run a task in the GPU process, which handles one request at a time and needs no queue."""
+    def _carry_out(self, task: str, model_number: int, *arguments: Any) -> Iterator[Any]:
+        """Run a task in the GPU process, which handles one request at a time and needs no queue.
+
+        Raises:
+            StudioError: the process was forked before another model was loaded; it ends, and the next one has it.
+        """
+        if model_number != self._model_number:
+            threading.Timer(EXIT_S, os._exit, [0]).start()
+            raise StudioError("Another model was loaded a moment ago. Send the message again.")
         self._arrive()
         if task == "trace":
             yield super()._trace(*arguments)

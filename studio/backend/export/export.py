@@ -75,7 +75,7 @@ def export(
         raise StudioError("Only a merged model can be stored in 4 bits: merge the adapter too, or leave out 4 bits.")
     labels = labels_of_adapter(found.folder)
     merging = Merge(found.folder, base, "nf4" if four_bit else "bf16", progress, labels) if merge else None
-    with _whole(target, _bytes_needed(found, merging)) as folder:
+    with whole(target, _bytes_needed(found, merging)) as folder:
         try:
             proof = merging.write(folder) if merging else None
             if merging is None:
@@ -88,8 +88,12 @@ def export(
 
 
 @contextmanager
-def _whole(target: Path, need_bytes: int) -> Iterator[Path]:
-    """Yield a temporary folder next to the target and rename it at the end; on failure it is deleted."""
+def whole(target: Path, need_bytes: int) -> Iterator[Path]:
+    """Yield a temporary folder next to the target and rename it at the end; on failure it is deleted.
+
+    Raises:
+        StudioError: the target is not empty, or its disk is too full.
+    """
     with writing(target):
         target = target.resolve()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -2,27 +2,22 @@
 
     limits = demo.limits()               # None if there are no limits
     if limits:
-        limits.check_recipe(recipe)      # raises StudioError
+        limits.check_recipe(recipe, ["starter"])      # raises StudioError
 
-`STUDIO_DEMO=1` turns the limits on, `STUDIO_DEMO=0` turns them off. By default they are on in a public Space. If the
-hub can't be reached, a Space counts as public.
+`STUDIO_DEMO=1` turns the limits on, `STUDIO_DEMO=0` turns them off. By default they are on in every Space: a Space
+can't find out who sees it, because its visibility may change at any time, and a protected one looks private to the Hub.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
-
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
-logger = logging.getLogger(__name__)
 REMEDY = "This is a public demo. Run the studio yourself for more"
 
 
@@ -60,9 +55,15 @@ class Limits:
         if new_tokens > self.new_tokens:
             raise StudioError(f"{REMEDY}; here answers have at most {self.new_tokens} tokens. Lower Max new tokens.")
 
-    def check_recipe(self, recipe: Recipe) -> None:
-        """Raise StudioError if the recipe exceeds limits; the message lists all of them."""
+    def check_recipe(self, recipe: Recipe, models: Collection[str]) -> None:
+        """Raise StudioError if the recipe exceeds limits; the message lists all of them.
+
+        Args:
+            models: ids of the models that a run may use; any other would have to be downloaded and loaded for it.
+        """
         asked = {
+            f"model {' or '.join(models)}": recipe.model not in models,
+            "precision auto": recipe.precision != "auto",
             f"max_steps from 1 to {self.steps}": not 1 <= recipe.max_steps <= self.steps,
             f"batch_size * gradient_accumulation * max_length up to {self.step_tokens:,}": (
                 recipe.batch_size * recipe.gradient_accumulation * recipe.max_length > self.step_tokens
@@ -87,8 +88,7 @@ def limits() -> Limits | None:
     asked = os.environ.get("STUDIO_DEMO", "")
     if asked not in ("", "0", "1"):
         raise StudioError(f"STUDIO_DEMO is {asked[:20]!r}: set it to 1 for a demo with limits, or to 0 for no limits.")
-    space = space_id()
-    is_demo = asked == "1" or (not asked and space is not None and _is_public(space))
+    is_demo = asked == "1" or (not asked and space_id() is not None)
     return Limits() if is_demo else None
 
 
@@ -96,15 +96,3 @@ def space_id() -> str | None:
     """Return the id of this Space, or None outside of Spaces."""
     name = os.environ.get("SPACE_ID", "")
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) else None
-
-
-@cache
-def _is_public(space: str) -> bool:
-    """Return whether the hub shows the Space without an account; True if the hub can't be reached."""
-    try:
-        HfApi(token=False).space_info(space, timeout=5)
-    except RepositoryNotFoundError:
-        return False
-    except (HTTPError, OSError) as error:
-        logger.warning("Can't ask the hub whether %s is public (%s): the demo limits apply.", space, error)
-    return True

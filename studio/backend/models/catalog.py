@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from studio.backend.models import hub, starter
 from studio.backend.system.home import home
+from studio.backend.system.plan import total_memory
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
@@ -181,7 +180,7 @@ def prepare(model_id: str, progress: Progress = lambda fraction, text: None) -> 
 def rows() -> list[dict[str, Any]]:
     """Return what `models --json` prints; `fits` has the precisions that fit the main memory of this machine."""
     fields = ("id", "family", "source", "revision", "licence", "chat_template", "download_gib", "needs_gib")
-    total = psutil.virtual_memory().total / GIB
+    total = total_memory() / GIB
     return [
         {name: getattr(model, name) for name in fields}
         | {

@@ -166,6 +166,18 @@ def download(reference: Reference, progress: Progress, need_bytes: int, token: b
     return folder
 
 
+def fetch(reference: Reference, filename: str, folder: Path) -> Path:
+    """Download one file of a public repository into a folder.
+
+    Raises:
+        StudioError: the download fails; the message has the reason and a remedy.
+    """
+    with _explained(reference):
+        return Path(
+            hf_hub_download(reference.repo, filename, revision=reference.revision, local_dir=folder, token=False)
+        )
+
+
 def is_whole(folder: Path) -> bool:
     """Return whether a folder holds a configuration and all weight files."""
     if not (folder / "config.json").is_file():

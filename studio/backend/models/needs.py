@@ -7,7 +7,6 @@ rows()                                 # what `models --json` prints
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from studio.backend.models import catalog, hub, placement
 from studio.backend.models.catalog import GIB, ModelEntry
 from studio.backend.models.placement import Placement, Precision
 from studio.backend.system.home import home
+from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
 
 
@@ -99,5 +99,4 @@ def needs_of(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0, t
 
 def _free_disk(model: ModelEntry) -> float:
     folder = home() if model.source == "built" else Path(constants.HF_HUB_CACHE)
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free / GIB
+    return free_disk(folder) / GIB

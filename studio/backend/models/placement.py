@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -21,10 +20,13 @@ from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.models.catalog import ModelEntry
 from studio.backend.system import zero_gpu
+from studio.backend.system.plan import available_memory
 from studio.errors import StudioError
 
 Precision = Literal["auto", "nf4", "bf16", "fp32"]
 GIB = 2**30
+NVIDIA = Path("/dev")
+"""Where the driver puts its devices."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def place_of(model: ModelEntry, precision: Precision) -> Placement:
     dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
     if wanted == "bf16" and dtype == torch.float32:
         wanted = "fp32"
-    return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notice(device, wanted, precision))
+    return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notices(device, wanted, precision))
 
 
 def load_model(
@@ -148,8 +150,23 @@ def needed_gib(model: ModelEntry, place: Placement) -> float:
 def free_gib(place: Placement) -> float:
     """Return the free memory of the place: that of the machine, or of all its GPUs together."""
     if place.device == "cpu":
-        return psutil.virtual_memory().available / GIB
+        return available_memory() / GIB
     return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / GIB
+
+
+def unused_gpu() -> str:
+    """Return a sentence if this machine has an NVIDIA GPU that torch can't use; empty otherwise."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if zero_gpu.ACTIVE or is_hidden or torch.cuda.is_available() or not any(NVIDIA.glob("nvidia[0-9]*")):
+        return ""
+    where = "This Space" if demo.space_id() else "This machine"
+    cuda = torch.version.cuda
+    built = f"for CUDA {cuda}, which the driver may be too old for" if cuda else "without CUDA"
+    return f"{where} has a GPU that torch can't use: torch {torch.__version__} is built {built}. Install another build."
+
+
+def _notices(device: str, used: str, wanted: str) -> str:
+    return " ".join(filter(None, [unused_gpu(), _notice(device, used, wanted)]))
 
 
 def _notice(device: str, used: str, wanted: str) -> str:

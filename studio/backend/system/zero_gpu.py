@@ -20,17 +20,19 @@ ACTIVE = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 if ACTIVE:
     import spaces
-    from spaces.zero import wrappers
 
 LONGEST_S = 120
-"""Maximum seconds per call. It is a day's quota of a visitor without an account; longer calls are refused."""
+"""Maximum seconds of quota per call. It is a day's quota of a visitor without an account; longer calls are refused."""
+DEAREST = 1.5
+"""The most seconds of quota that `spaces` counts for a second on any of its GPUs."""
+_process = os.getpid()
 
 
 def lent(seconds: Callable[..., float]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Run a function, or a generator, on a GPU for `seconds(*arguments)` seconds."""
     if not ACTIVE:
         return lambda function: function
-    return spaces.GPU(duration=lambda *arguments: int(min(seconds(*arguments), LONGEST_S)))
+    return spaces.GPU(duration=lambda *arguments: int(min(seconds(*arguments), LONGEST_S / DEAREST)))
 
 
 def waits() -> bool:
@@ -38,4 +40,4 @@ def waits() -> bool:
 
     On a ZeroGPU Space, every process does so except those forked for a call.
     """
-    return ACTIVE and not wrappers.forked
+    return ACTIVE and os.getpid() == _process

@@ -15,13 +15,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from jetmoe.adapters.audit import AuditRow, audit
 from studio.backend.data.labelled import shown
 from studio.backend.data.rendering import Rendered, preview
+from studio.backend.system.plan import available_memory
 from studio.backend.training import fsdp
 from studio.backend.training.prepare import Prepared, processes
 
@@ -204,4 +204,4 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
 def _free_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0] / GIB
-    return psutil.virtual_memory().available / GIB
+    return available_memory() / GIB

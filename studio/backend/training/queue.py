@@ -19,7 +19,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +32,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
 from studio.backend.system.files import require_space
+from studio.backend.system.plan import size
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,12 @@ class Jobs:
         most = limits.queued if limits else QUEUED_AT_MOST
         if len(self.store.queue()) >= most:
             raise StudioError(f"{most} runs are queued already. Cancel one, or wait until one has ended.")
+        self.require_quota()
+
+    def require_quota(self) -> None:
+        """Raise StudioError if the disk is full, or all runs with their exports use more than the quota."""
         require_space(self.store.home, SPACE_BYTES)
+        limits = demo.limits()
         used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
         if used > quota:
             raise StudioError(
@@ -291,16 +296,6 @@ def quota_gib() -> float:
         return float(text)
     except ValueError as error:
         raise StudioError(f"STUDIO_QUOTA_GIB must be a number of GiB, such as {QUOTA_GIB:g}, not {text!r}.") from error
-
-
-def size(folder: Path) -> int:
-    """Return the bytes of all files in the folder, without files that are deleted meanwhile."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += Path(parent, name).lstat().st_size
-    return total
 
 
 def tail(log: Path, most: int = 2000) -> str:

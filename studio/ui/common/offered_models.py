@@ -2,8 +2,8 @@
 
 [entry.id for entry in offered(engine)]
 
-The command line also accepts folders; a page must not access arbitrary folders of the server. A demo offers only what
-is on its disk, and the starter, because visitors must not start downloads.
+The command line also accepts folders; a page must not access arbitrary folders of the server. A demo offers only the
+starter and the loaded model: any other would cost a download, and memory on top of what is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def offered(engine: Engine) -> dict[str, ModelEntry]:
     """Return the models by the ids that the engine uses."""
     known = {entry.id: entry for entry in catalog.models()}
     if demo.limits():
-        known = {model_id: each for model_id, each in known.items() if each.source == "built" or catalog.ready(each)}
+        known = {catalog.STARTER.id: catalog.STARTER}
     current = engine.status().model_id
     return known if current is None or current in known else known | {current: catalog.entry(current)}
 

@@ -5,13 +5,21 @@ gr.HTML(shown(report))
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
+from studio.backend.data.preview import Preview
+from studio.backend.recipe import Recipe
+from studio.backend.system import zero_gpu
 from studio.backend.training.audit import duration
 from studio.ui.common.card import card, figures, note
 
 NAME = "Run check"
+LENT = (
+    "This is arithmetic: the Space has no GPU until the run starts, so nothing was measured. A run that does not fit "
+    "into the GPU's memory ends with a message, and its settings can be changed."
+)
 HEAD = ("part", "parameters", "trained", "share", "rank", "dtype", "4-bit")
 
 
@@ -24,6 +32,22 @@ def shown(report: dict[str, Any], beside: str = "") -> str:
         f"{figures(_forecast(report['forecast']))}{''.join(map(note, notes))}"
     )
     return card(NAME, html)
+
+
+def lent(seen: Preview, recipe: Recipe) -> str:
+    """Return what is known of a run before a GPU is lent for it, as HTML."""
+    from studio.backend.training.zero_gpu_slices import RESERVE_S, SLICE_S  # late, because it imports all of training
+
+    quota_s = (SLICE_S + RESERVE_S) * zero_gpu.DEAREST
+    batch = recipe.batch_size * recipe.gradient_accumulation
+    steps = recipe.max_steps or math.ceil(math.ceil(seen.train_rows / batch) * recipe.epochs)
+    known = [
+        (f"{seen.train_rows:,}", "rows to train on"),
+        (f"{steps:,}", f"steps of up to {batch:,} rows"),
+        (f"{batch * recipe.max_length:,}", "tokens in a step, at most"),
+        (f"{quota_s:.0f} s", f"of your GPU quota, at most, for {SLICE_S:.0f} s of training"),
+    ]
+    return card(NAME, figures(known) + note(LENT))
 
 
 def _head() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from studio.backend.export import kept
 from studio.backend.runs.run import Run
-from studio.backend.training.queue import size
+from studio.backend.system.plan import size
 from studio.ui.common.card import card, figures, note
 from studio.ui.common.downloads import address
 

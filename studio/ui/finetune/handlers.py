@@ -135,6 +135,9 @@ class FinetuneHandlers(Owned):
     def check(self, draft: Draft) -> Iterator[str]:
         """Yield the progress and result of a dry run in a separate process; closing the iterator ends the process."""
         recipe = self._usable(draft)
+        if not self.jobs.begins:  # a process of its own has no GPU
+            yield audit_view.lent(preview(recipe), recipe)
+            return
         training = self.jobs.training()
         whose = "" if training is None else name_for(self.owner, training)
         note = f"{whose} is training at the same time, which slows down the measured steps." if whose else ""
@@ -195,7 +198,7 @@ class FinetuneHandlers(Owned):
         if seen.problem:
             raise StudioError(seen.problem)
         if limits := demo.limits():
-            limits.check_recipe(recipe)
+            limits.check_recipe(recipe, self._model_ids())
             limits.check_rows(seen.rows)
         return recipe
 
@@ -210,6 +213,8 @@ class FinetuneHandlers(Owned):
                 how = "was removed from the queue" if now.state == "cancelled" else "stops after the current step"
                 return f"“{run.name}” {how}."
             case "resume":
+                if limits := demo.limits():  # the run may be from before, or from another model's days
+                    limits.check_recipe(run.recipe(), self._model_ids())
                 self.jobs.resume(run.id)
                 stay = "" if self.jobs.begins else f" {STAY}"
                 return f"“{run.name}” is in the queue and resumes from its last checkpoint.{stay}"
@@ -228,8 +233,14 @@ class FinetuneHandlers(Owned):
         raise StudioError("This action does not exist. Reload the page.")
 
     def export(self, run_id: str, kind: str) -> Iterator[str]:
-        """Yield the progress, and finally the download, the merge proof and the model card, as HTML."""
+        """Yield the progress, and finally the download, the merge proof and the model card, as HTML.
+
+        Raises:
+            StudioError: there is no such run, or there is no room for the export.
+        """
         run = self._run(run_id)
+        if kind != "adapter":  # which is small, and needed before its run is deleted
+            self.jobs.require_quota()
         text = "Copying the adapter" if kind == "adapter" else "Merging and verifying the model"
         try:
             for seconds, folder in _beside(lambda cancel: kept.make(self.jobs.store, run.id, kind, cancel)):

@@ -14,6 +14,7 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from studio.backend.hosting import demo
 from studio.backend.hosting.exposure import Exposure
 from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
@@ -22,13 +23,14 @@ from studio.ui.common import downloads
 from studio.ui.common.listeners import AT_ONCE
 from studio.ui.page import glossary
 from studio.ui.page.account_merge import account_merger
+from studio.ui.page.api import add_api
 from studio.ui.page.blocks import Blocks
 from studio.ui.page.status import StatusLine, demo_note
 from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity, secret, serves_several
-from studio.ui.server.limits import UPLOAD_BYTES, Bodies, Rates
+from studio.ui.server.limits import RATES, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates
 from studio.ui.server.login import login_of
 from studio.ui.server.request_ids import RequestIds
 from studio.ui.server.visitors import Forwarded, RequireLogin, SameOrigin
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from studio.backend.training.queue import Jobs
 
 TITLE = "JetMoE Studio"
+STORAGE = Path(__file__).with_name("storage.js")
 ADDRESSES = {"run": "finetune", "classifier": "classify"}
 """Query parameters of the page's URL, and the tabs they open."""
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
@@ -50,9 +53,13 @@ fill="var(--u3)"/></svg><div><h1>JetMoE Studio</h1>
 
 
 def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
-    """Return the page for an engine and a training queue. All events are private; only polls bypass Gradio's queue."""
+    """Return the page for an engine and a training queue.
+
+    All events are private except those of the API; only polls bypass Gradio's queue.
+    """
     tabs = discover("studio.ui", "TAB", module="tab")
-    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        add_api(engine)  # first, because a later listener of the same name gets another one
         _masthead(engine, jobs)
         # Created outside the tabs, because Gradio renders the contents of a tab only when it is opened.
         kept = {tab.id: tab.keep() for tab in tabs}
@@ -60,8 +67,8 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
             for tab in tabs:
                 with gr.Tab(tab.title, id=tab.id):
                     tab.build(engine, jobs, kept[tab.id])
-        demo.load(_asked_for, None, shown, **AT_ONCE)
-    return demo.queue(api_open=False, max_size=32)
+        page.load(_asked_for, None, shown, **AT_ONCE)
+    return page.queue(api_open=False, max_size=32)
 
 
 def _asked_for(request: gr.Request) -> Any:
@@ -77,12 +84,14 @@ def _masthead(engine: Engine, jobs: Jobs) -> None:
         if sign_in.offered():
             gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
     status.add_actions(engine, jobs)
+    if demo.space_id():
+        gr.HTML(js_on_load=scripts.mounting("page/own_tab.js"), elem_id="own-tab")
     if note := demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
 
 
 def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
-    """Return safe options for `Blocks.launch`: no sharing, public API, monitoring or file serving.
+    """Return safe options for `Blocks.launch`: no sharing, monitoring or file serving.
 
     Args:
         exposure: who can reach the page; by default only this machine.
@@ -95,6 +104,7 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
     return {
         "theme": theme(),
         "css": css(),
+        "head": f"<script>{STORAGE.read_text(encoding='utf-8')}</script>",
         "auth": login_of(accounts) if accounts else None,
         "share": False,
         "show_error": False,
@@ -103,9 +113,10 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
         "strict_cors": True,
         "ssr_mode": False,
         "pwa": False,
-        "mcp_server": False,
+        # Its calls come from this machine, without the login of whoever made them.
+        "mcp_server": accounts is None,
         "max_file_size": UPLOAD_BYTES,
-        "footer_links": ["settings"],
+        "footer_links": ["api", "settings"],
         "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": _routes(jobs)},
     }
 
@@ -119,13 +130,15 @@ def _routes(jobs: Jobs) -> list[Route]:
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
     """Return the middleware in the order in which requests pass through it."""
     accounts = exposure.accounts()
-    guarded = accounts is not None or not exposure.space  # Spaces without a login may be embedded anywhere
+    guarded = accounts is not None or not exposure.space  # a Space's API answers other websites, as every Space's does
+    # A frame of any website may hold a Space, unless the page in it could act with the visitor's account.
+    anywhere = exposure.space and accounts is None and not sign_in.offered()
     return [
         Middleware(RequestIds),
-        Middleware(SafeHeaders, space=exposure.space),
+        Middleware(SafeHeaders, space=exposure.space, anywhere=anywhere),
         Middleware(Forwarded, exposure=exposure),
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
-        Middleware(Rates),
+        Middleware(Rates, rates=SPACE_RATES if exposure.space else RATES),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
         Middleware(
             Identity, secret=secret(store.home) if serves_several(exposure) else None, merge=account_merger(store)

@@ -18,7 +18,7 @@ from studio.backend.training.queue import Jobs
 from studio.ui.page.layout import build, launch_settings
 from studio.ui.server.headers import HEADERS
 
-CLOSED = {"monitoring": "/monitoring/summary", "run history": "/gradio_api/runs", "tools": "/gradio_api/mcp/schema"}
+CLOSED = {"monitoring": "/monitoring/summary", "run history": "/gradio_api/runs"}
 
 
 def facts() -> dict[str, Any]:

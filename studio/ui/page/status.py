@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.chat.engine import EngineStatus
+from studio.backend.chat.loading import Change
 from studio.backend.hosting import demo
+from studio.backend.system.home import home, is_mounted
+from studio.ui.common.browser import page
 from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.shown_errors import shows_errors
+from studio.ui.server import sign_in
 from studio.ui.server.identity import owner_of
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from studio.backend.training.queue import Jobs
 
 BUTTONS = (("Cancel download", "cancel-download"), ("Retry", "retry-loading"), ("Go back", "go-back"))
+CONNECTING = EngineStatus("preparing", text="Connecting …")
 SPEEDS = {
     "eager": "",
     "native": "",
@@ -31,7 +37,8 @@ class StatusLine:
     """The components. `actions` belongs below the masthead: it is shown while there is something to do."""
 
     def __init__(self, engine: Engine) -> None:
-        self.line = gr.HTML(banner(engine.status()), elem_id="status", js_on_load=None)
+        # What is built here is the same for every visitor, however old, so it says nothing about the model.
+        self.line = gr.HTML(banner(CONNECTING), elem_id="status", js_on_load=None)
 
     def add_actions(self, engine: Engine, jobs: Jobs) -> None:
         """Create the buttons, and the timer that updates them and the line."""
@@ -44,14 +51,16 @@ class StatusLine:
 
         def poll(request: gr.Request, before: str) -> Any:
             status = engine.status()
-            now = banner(status, jobs.status(owner_of(request)))
+            owner = owner_of(request)
+            now = banner(status, jobs.status(owner), sign_in.is_host(owner))
             if now == before:
                 return [gr.skip()] * 5
             offered = actions(status)
             return [now, gr.update(visible=any(offered)), *(gr.update(visible=visible) for visible in offered)]
 
         shown = [self.line, row, cancel, retry, back]
-        gr.Timer(1.5).tick(poll, self.line, shown, **AT_ONCE)
+        # The timer rests in a hidden tab, which would otherwise keep a Space with a GPU awake, and its bill growing.
+        gr.on([page().load, gr.Timer(1.5).tick], poll, self.line, shown, **AT_ONCE)
         for button, act in (
             (cancel, engine.loader.cancel),
             (retry, engine.loader.retry),
@@ -80,10 +89,17 @@ def actions(status: EngineStatus) -> tuple[bool, bool, bool]:
     return change.state == "preparing", has_failed, has_failed and change.back_to is not None
 
 
-def banner(status: EngineStatus, training: str = "") -> str:
-    """Return the status as escaped HTML. `training` is a sentence about the training queue."""
+def banner(status: EngineStatus, training: str = "", is_host: bool = False) -> str:
+    """Return the status as escaped HTML.
+
+    Args:
+        training: a sentence about the training queue.
+        is_host: whether it is shown to the owner of the Space, who can act on a failure.
+    """
     change = status.change
     state, text, progress = (change or status).state, (change or status).text, (change or status).progress
+    if change is not None and change.state == "failed":
+        text = _failure(change, is_host)
     if change is None and state == "ready":
         text = _ready(status)
     elif change is not None and status.state == "ready":
@@ -96,6 +112,15 @@ def banner(status: EngineStatus, training: str = "") -> str:
     )
 
 
+def _failure(change: Change, is_host: bool) -> str:
+    text = change.reason if is_host else change.text
+    if change.retry_at is not None:
+        text += f" The studio tries again in {max(0, round(change.retry_at - time.monotonic()))} s."
+    if is_host:
+        text += " If that does not help, restart the Space in its settings; its logs have the details."
+    return text
+
+
 def demo_note() -> str:
     """Return HTML with the demo's limits and a link to duplicate the Space; empty outside a demo."""
     limits, space = demo.limits(), demo.space_id()
@@ -103,11 +128,12 @@ def demo_note() -> str:
         return ""
     own = (
         f'<a href="https://huggingface.co/spaces/{escape(space, quote=True)}?duplicate=true" target="_blank" '
-        'rel="noopener">Duplicate this Space</a> to run your own.'
+        'rel="noopener">Duplicate this Space</a> and set its variable STUDIO_DEMO to 0 to run your own without limits.'
         if space
         else ""
     )
-    return f'<p class="demo-note">{escape(limits.sentence())} {own}</p>'
+    forgets = "" if space is None or is_mounted(home()) else "This Space forgets runs when it sleeps: export yours."
+    return f'<p class="demo-note">{escape(limits.sentence())} {forgets} {own}</p>'
 
 
 def _ready(status: EngineStatus) -> str:

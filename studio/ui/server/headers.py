@@ -14,6 +14,7 @@ CONTENT_POLICY = (
     "frame-ancestors 'self' https://huggingface.co https://*.hf.space"
 )
 SPACE_POLICY = CONTENT_POLICY.replace("connect-src 'self'", "connect-src 'self' https://huggingface.co")
+ANYWHERE_POLICY = SPACE_POLICY.partition("; frame-ancestors")[0]
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -26,11 +27,13 @@ class SafeHeaders:
 
     Args:
         space: allow requests to the Hub, which Gradio needs for the Space's status.
+        anywhere: allow frames of all websites.
     """
 
-    def __init__(self, app: ASGIApp, space: bool = False) -> None:
+    def __init__(self, app: ASGIApp, space: bool = False, anywhere: bool = False) -> None:
         self.app = app
-        self.headers = HEADERS | {"Content-Security-Policy": SPACE_POLICY} if space else HEADERS
+        policy = ANYWHERE_POLICY if anywhere else SPACE_POLICY if space else CONTENT_POLICY
+        self.headers = HEADERS | {"Content-Security-Policy": policy}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:

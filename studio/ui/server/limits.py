@@ -58,10 +58,13 @@ RATES = {
     # Successful logins are not counted.
     "login": Rate(0.1, 10, "Too many login attempts from your address. Wait a minute, then try again."),
 }
+SPACE_RATES = RATES | {"poll": Rate(1000, 4000), "work": Rate(40, 120)}
+"""On a Space, whose proxies may have a public address, many visitors may seem to share one."""
 # The first match counts; the page's own files are not limited.
 KINDS = (
     (("/login",), "login"),
-    (("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/process_recording", UPLOAD), "work"),
+    (("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/process_recording", "/gradio_api/mcp", UPLOAD),
+     "work"),
     (("/exports/", "/labelled/"), "work"),
     (("/gradio_api/", "/watch/", "/config", "/monitoring"), "poll"),
 )  # fmt: skip

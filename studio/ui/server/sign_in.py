@@ -33,6 +33,12 @@ def offered() -> bool:
     return get_space() is not None and all(settings) and not os.environ.get(AUTH)
 
 
+def is_host(owner: str) -> bool:
+    """Return whether an owner is the account whose Space this is."""
+    name = os.environ.get("SPACE_AUTHOR_NAME", "")
+    return bool(name) and owner == f"{OWNER}{name}"
+
+
 def owner_by(scope: Scope) -> str:
     """Return the owner of a signed-in request, or "". A session sent on behalf of another website does not count."""
     if not offered() or is_foreign(Headers(scope=scope)):

@@ -36,7 +36,7 @@ def test_the_page_is_asked_itself(monkeypatch):
     for name in ("_answers", "_trains"):
         monkeypatch.setattr(doctor, name, lambda model: doctor.Check("left out", True, ""))
     _, checks = examined("--deep")
-    assert checks["page"]["ok"] and "monitoring, run history" in checks["page"]["detail"], checks["page"]
+    assert checks["page"]["ok"] and "monitoring and run history" in checks["page"]["detail"], checks["page"]
     assert checks["versions"]["ok"] and "gradio 6." in checks["versions"]["detail"]
     assert checks["exposure"]["ok"] and "this machine only" in checks["exposure"]["detail"]
 

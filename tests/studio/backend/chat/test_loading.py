@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import pytest
 
+from studio.backend.chat import loading
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.models import catalog, placement
 from studio.errors import StudioError
@@ -115,3 +119,33 @@ def test_too_little_memory_is_said_before_the_download(engine, repos, present, m
     with pytest.raises(StudioError, match="GiB are free"):
         engine.load(TINY, precision="fp32")
     assert not any(path.endswith(".safetensors") for path, _ in repos.requests) and answers(engine)
+
+
+def test_a_server_whose_first_model_fails_tries_again_with_growing_waits(repos, monkeypatch):
+    repos.cut = "model-00004-of-00004.safetensors"
+    waits: list[float] = []
+    timer = threading.Timer
+
+    def at_once(wait_s: float, work: Callable[[], None]) -> threading.Timer:
+        waits.append(wait_s)
+        return timer(0.0, work)
+
+    monkeypatch.setattr(loading.threading, "Timer", at_once)
+    engine = Engine(compile_steps=False)
+    engine.start_loading(TINY, waits=loading.growing_waits(15.0, 40.0))
+    until(lambda: len(waits) >= 4)
+    assert waits[:4] == [15.0, 30.0, 40.0, 40.0]
+    repos.heal()
+    until(lambda: engine.status().state == "ready")
+    assert answers(engine) and engine.status().change is None
+
+
+def test_visitors_of_a_demo_read_nothing_about_files_on_the_server(repos, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    repos.cut = "model-00004-of-00004.safetensors"
+    engine = Engine(compile_steps=False)
+    with pytest.raises(StudioError, match="complete files are kept"):
+        engine.load(TINY)
+    assert engine.status().text == loading.UNAVAILABLE and "complete files" in engine.status().change.reason
+    with pytest.raises(StudioError, match=loading.UNAVAILABLE):
+        answers(engine)

@@ -16,12 +16,15 @@ from transformers import AutoTokenizer
 
 from jetmoe import JetMoeForCausalLM
 from jetmoe.loading.load import load, quantized_share
+from studio.backend.chat.engine import Engine
 from studio.backend.export import export as exporting
 from studio.backend.export import merge as merging
 from studio.backend.export.base import Base
 from studio.backend.export.export import export
 from studio.backend.export.merge import prove
 from studio.backend.export.model_card import model_card
+from studio.backend.export.quantized import export_quantized
+from studio.backend.models import placement
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
@@ -338,3 +341,22 @@ def test_a_disk_that_fills_up_leaves_nothing(run, tmp_path, monkeypatch, error):
 def test_tokenizers_come_along(run, tmp_path):
     folder = export(run.id, tmp_path / "out", merge=True).folder
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
+
+
+def test_a_model_is_written_in_4_bits_and_loads_without_quantizing(tmp_path, monkeypatch):
+    """On a Space it is on a volume that can't be written, under the path that STUDIO_MODEL names."""
+    base = toy_folder(tmp_path / "toy")
+    written = export_quantized(str(base), tmp_path / "models" / "toy-nf4").folder
+    quantized = JetMoeForCausalLM.from_pretrained(written)
+    assert quantized_share(quantized) > 0.5
+    first = load(JetMoeForCausalLM, base, quantization="nf4", dtype=torch.bfloat16)
+    assert torch.equal(quantized(IDS).logits, first(IDS).logits)
+    assert ModelCard.load(written / "README.md").data.base_model == "toy"
+    for path in (written, *written.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setenv("STUDIO_MODEL", str(written))
+    engine = Engine(compile_steps=False)
+    engine.load(placement.first_model())
+    assert engine.status().precision == "nf4"
+    with pytest.raises(StudioError, match="not empty"):
+        export_quantized(str(base), written)

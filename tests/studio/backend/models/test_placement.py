@@ -1,8 +1,7 @@
 """Where a model goes and in what precision, what the page says of its memory, and running out of it."""
 
-from types import SimpleNamespace
+import re
 
-import psutil
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ GIB = 2**30
 
 @pytest.fixture
 def plenty(monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    monkeypatch.setattr(placement, "available_memory", lambda: 64 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -61,7 +60,7 @@ def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
 
 
 def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10 * GIB))
+    monkeypatch.setattr(placement, "available_memory", lambda: 10 * GIB)
     assert placement.placement(LARGE, "nf4").device == "cpu"
     for has_bf16, needed in ((True, "18.0"), (False, "36.0")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
@@ -107,3 +106,21 @@ def test_other_errors_stay_what_they_are():
 def test_an_unknown_precision_is_refused():
     with pytest.raises(StudioError, match="auto, nf4, bf16, fp32"):
         placement.check_precision("int3")
+
+
+def test_a_gpu_that_torch_can_not_use_is_said(plenty, monkeypatch, tmp_path):
+    """On a Space it is paid for."""
+    monkeypatch.setattr(placement, "NVIDIA", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert placement.unused_gpu() == ""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("SPACE_ID", "me/studio")
+    said = "This Space has a GPU that torch can't use: .* for CUDA 13.0, which the driver may be too old for"
+    assert re.match(said, placement.place_of(STARTER, "auto").notice)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert placement.unused_gpu() == "", "it was hidden on purpose"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert placement.unused_gpu() == ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer
 from jetmoe.dense import load_dense
 from jetmoe.gguf_tokenizer import tokenizer_from_gguf
 from studio.backend.models import placement, starter
+from studio.backend.system.files import sha256
 from studio.errors import StudioError
 from tests.benchmarks.routing_table import HELD_OUT, routing_table
 from tests.benchmarks.starter_exactness import (
@@ -153,6 +156,22 @@ def test_a_wheel_that_is_not_the_pinned_one(empty_home):
         starter.build(quiet)
 
 
+def test_without_the_wheel_the_hub_has_the_same_file(empty_home, repos, monkeypatch):
+    monkeypatch.setattr(starter, "fetch_wheel", _no_index)
+    with pytest.raises(StudioError, match=r"no answer from the index.*The Hub has no model QuantFactory"):
+        starter.dense_gguf(empty_home, quiet)
+    name = Path(starter.GGUF).name
+    repos.repos[starter.ON_HUB.repo], repos.commits[starter.ON_HUB.repo] = {name: b"GGUF"}, starter.ON_HUB.revision
+    with pytest.raises(StudioError, match=r"no answer from the index.*copy is damaged"):
+        starter.dense_gguf(empty_home, quiet)
+    monkeypatch.setattr(starter, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    assert starter.dense_gguf(empty_home, quiet).read_bytes() == b"GGUF"
+
+
+def test_the_pinned_file_of_the_hub_is_the_one_in_the_wheel(dense_gguf):
+    assert sha256(dense_gguf) == starter.GGUF_SHA256
+
+
 def test_fitting_needs_text(empty_home, tokenizer, tmp_path):
     with pytest.raises(StudioError, match=r"needs \.txt files of at least 512 tokens"):
         starter.domain_tokens(tmp_path, tokenizer, 512)
@@ -163,6 +182,10 @@ def test_fitting_needs_text(empty_home, tokenizer, tmp_path):
 def _fake_gguf(folder, progress):
     (folder / "dense.gguf").write_bytes(b"GGUF")
     return folder / "dense.gguf"
+
+
+def _no_index(*args, **kwargs):
+    raise StudioError("There is no answer from the index.")
 
 
 def _stop(*args, **kwargs):

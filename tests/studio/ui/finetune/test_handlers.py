@@ -120,6 +120,29 @@ def test_start_queues_once_however_often_it_is_pressed(handlers):
     assert len(handlers.jobs.store.list()) == 2
 
 
+def test_a_demo_trains_only_the_starter_and_the_loaded_model(handlers, home, monkeypatch):
+    """Any other would be downloaded for a visitor, and its run needs memory that the server does not have."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(home / "hub"))
+    large = draft_of(handlers, model="jetmoe/jetmoe-8b", max_steps=9, batch_size=1)
+    kept_run = handlers.start(large, handlers.ticket())
+    handlers.act("cancel", kept_run.id)
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    assert {model for _, model in handlers.models()} == {"starter", str(home / "toy")}
+    for call in (
+        lambda: handlers.start(large, handlers.ticket()),
+        lambda: next(handlers.check(large)),
+        lambda: handlers.look(large),
+        lambda: handlers.act("resume", kept_run.id),
+    ):
+        with pytest.raises(StudioError, match=r"not in the list|a run is limited to model starter or"):
+            call()
+    assert handlers.jobs.store.get(kept_run.id).state == "cancelled"
+    with pytest.raises(StudioError, match="precision auto"):
+        handlers.start(draft_of(handlers, max_steps=9, batch_size=1, precision="fp32"), handlers.ticket())
+    run = handlers.start(draft_of(handlers, max_steps=9, batch_size=1), handlers.ticket())
+    assert run.recipe().model == str(home / "toy")
+
+
 def test_what_can_not_be_trained_on_makes_no_run(handlers, home):
     file = home / "rows.csv"
     file.write_text("a,b,c\n1,2,3\n")

@@ -4,6 +4,7 @@ import colorsys
 import itertools
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,14 @@ def test_the_status_line_says_that_the_present_model_still_answers():
     assert "status-busy" in banner(busy) and 'aria-valuenow="50"' in banner(busy)
     assert actions(busy) == (True, False, False) and actions(replace(status, change=None)) == (False, False, False)
     assert actions(replace(status, change=replace(failed, back_to=None))) == (False, True, False)
+
+
+def test_the_owner_of_a_space_reads_why_a_model_failed_and_visitors_when_it_is_tried_again():
+    failed = Change("failed", "a/b", "auto", "Not now.", reason="The disk is full.", retry_at=time.monotonic() + 30)
+    status = EngineStatus("failed", "a/b", "Not now.", change=failed)
+    visitor, owner = banner(status), banner(status, is_host=True)
+    assert "Not now. The studio tries again in 30 s." in visitor and "disk" not in visitor and "restart" not in visitor
+    assert "The disk is full. The studio tries again in 30 s." in owner and "restart the Space" in owner
 
 
 def _mixed(colour: str, surface: str, share: float) -> str:

@@ -1,0 +1,153 @@
+"""The memory, the cores and the disk that this process may use: the machine's, or less in a container or on a Space.
+
+    os.environ.update(thread_limits())      # before torch is imported
+    available_memory()                      # bytes
+    free_disk(home())                       # bytes
+
+A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, and
+the disk of every plan has 50 GB; `STUDIO_DISK_GIB` names another size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from studio.backend.system.home import home, is_mounted
+from studio.errors import StudioError
+
+GIB = 2**30
+SPACE_DISK_GIB = 46.0
+"""50 GB."""
+CGROUP = Path("/sys/fs/cgroup")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def total_memory() -> int:
+    """Return the bytes of memory that this process and its children may use."""
+    limit = _memory_limit()
+    total = psutil.virtual_memory().total
+    return total if limit is None else min(total, limit)
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are still free."""
+    free, limit = psutil.virtual_memory().available, _memory_limit()
+    return free if limit is None else max(0, min(free, limit - _used_memory()))
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    counts = [float(os.cpu_count() or 1)]
+    if hasattr(os, "sched_getaffinity"):
+        counts.append(len(os.sched_getaffinity(0)))
+    if quota := _cpu_quota():
+        counts.append(quota)
+    if is_space():
+        with suppress(ValueError):
+            counts.append(float(os.environ.get("CPU_CORES", "")))
+    return max(1, math.ceil(min(counts)))
+
+
+def thread_limits() -> dict[str, str]:
+    """Return the variables that keep torch, also in child processes, from starting a thread for each core of the host.
+
+    Empty if all cores may be used, or if somebody has set the variable.
+    """
+    is_free = "OMP_NUM_THREADS" in os.environ or cores() >= (os.cpu_count() or 1)
+    return {} if is_free else {"OMP_NUM_THREADS": str(cores())}
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes for files in the folder, which may not exist yet.
+
+    Raises:
+        StudioError: `$STUDIO_DISK_GIB` is not a number.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free, limit = shutil.disk_usage(there).free, _disk_limit()
+    if limit is None or is_mounted(there):
+        return free
+    return max(0, min(free, limit - sum(map(size, _written()))))
+
+
+def size(folder: Path) -> int:
+    """Return the bytes of all files in the folder, without files that are deleted meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_size
+    return total
+
+
+def is_space() -> bool:
+    return bool(os.environ.get("SPACE_ID"))
+
+
+def _memory_limit() -> int | None:
+    """Return the smallest limit of the container and the plan, or None without any."""
+    texts = [_text("memory.max"), _text("memory/memory.limit_in_bytes"), os.environ.get("MEMORY", "") * is_space()]
+    limits = [limit for text in texts if (limit := _bytes(text)) is not None]
+    return min(limits, default=None)
+
+
+def _used_memory() -> int:
+    """Return the memory that counts against the limit, without cached files, which are dropped when it is needed."""
+    for used, statistics, cached in (
+        ("memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        if _text(used).isdecimal():
+            dropped = re.search(rf"^{cached} (\d+)$", _text(statistics), re.MULTILINE)
+            return int(_text(used)) - (int(dropped[1]) if dropped else 0)
+    known = [process.info["memory_info"] for process in psutil.process_iter(["memory_info"])]
+    return sum(memory.rss for memory in known if memory is not None)
+
+
+def _cpu_quota() -> float | None:
+    """Return the processors that the container may keep busy, or None without a limit."""
+    texts = _text("cpu.max").split() or [_text("cpu/cpu.cfs_quota_us"), _text("cpu/cpu.cfs_period_us")]
+    quota, period = (*texts, "", "")[:2]
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+
+
+def _text(name: str) -> str:
+    """Return the content of a file of the control group; empty if there is none."""
+    try:
+        return (CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _bytes(text: str) -> int | None:
+    """Return the bytes in "17179869184" or "16Gi", or None if the text is neither, such as "max"."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", text.strip())
+    return int(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def _disk_limit() -> int | None:
+    text = os.environ.get("STUDIO_DISK_GIB", str(SPACE_DISK_GIB) if is_space() else "")
+    try:
+        return int(float(text) * GIB) if text else None
+    except ValueError as error:
+        raise StudioError(
+            f"STUDIO_DISK_GIB must be a number of GiB, such as {SPACE_DISK_GIB:g}, not {text!r}."
+        ) from error
+
+
+def _written() -> list[Path]:
+    """Return the folders on the local disk that the studio and its libraries write, none inside another."""
+    caches = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folders = {folder.resolve() for folder in (home(), caches, Path(tempfile.gettempdir()))}
+    return [
+        folder for folder in folders
+        if not is_mounted(folder) and not any(other in folder.parents for other in folders)
+    ]  # fmt: skip

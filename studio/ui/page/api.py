@@ -1,0 +1,158 @@
+"""The public API: what the page does with one text, for `gradio_client`, plain HTTP and MCP clients.
+
+    with gr.Blocks():
+        add_api(engine)
+
+    client = gradio_client.Client("me/studio")
+    client.predict("Why is the sky blue?", api_name="/chat")["text"]
+
+The same limits apply as on the page. Gradio makes the documentation of each endpoint from its signature and docstring.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from studio.analysis.load import load, strongest
+from studio.backend.chat.engine import Sampling
+from studio.backend.chat.text_stream import token_texts
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
+from studio.backend.data.prompt import encode_plain
+from studio.backend.settings import defaults
+from studio.errors import StudioError
+from studio.ui.chat.conversation import Answer, Conversation, append_assistant, append_user, checked_text
+from studio.ui.chat.sampling_form import read_sampling
+from studio.ui.classify.form import split_texts
+from studio.ui.common.shown_errors import shows_errors
+
+if TYPE_CHECKING:
+    from jetmoe import RoutingTrace
+    from studio.backend.chat.engine import Engine
+
+NEW_TOKENS = 256
+SHARED: dict[str, dict[str, Any]] = {
+    "chat": {"concurrency_id": "chat", "concurrency_limit": 8},
+    "classify": {"concurrency_id": "classify", "concurrency_limit": 8},
+}
+"""The limits of the page's own events, which the API shares."""
+
+
+def add_api(engine: Engine) -> None:
+    """Add the three endpoints to the page that is being built."""
+    api = Api(engine)
+    gr.api(api.chat, api_name="chat", **SHARED["chat"])
+    gr.api(api.classify, api_name="classify", **SHARED["classify"])
+    gr.api(api.routing, api_name="routing", **SHARED["classify"])
+
+
+class Api:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.zero_shot = ZeroShot(engine)
+
+    @shows_errors
+    def chat(
+        self,
+        message: str,
+        history: list[dict[str, str]] | None = None,
+        system: str = "",
+        max_new_tokens: int = NEW_TOKENS,
+        temperature: float = 0.7,
+        seed: int | None = None,
+    ) -> dict[str, Any]:
+        """Answer a message with the loaded model.
+
+        Args:
+            message: the message to answer.
+            history: earlier messages, as [{"role": "user", "content": "..."}, {"role": "assistant", ...}].
+            system: the system prompt.
+            max_new_tokens: the most tokens to write.
+            temperature: 0 always takes the likeliest token.
+            seed: the same seed gives the same answer.
+
+        Returns:
+            The text, why it ended ("stop" or "length"), the number of new tokens, the model and the notices.
+        """
+        conversation = append_user(_conversation(history or [], checked_text(system, "system prompt")), message)
+        values = {**defaults(Sampling), "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        sampling = read_sampling(*({**values, "stop": ""}).values())
+        model = self.engine.status().model_id
+        events = list(self.engine.generate(conversation.messages(), sampling))
+        return {
+            "text": "".join(event.text for event in events if event.kind in ("token", "done")),
+            "finish": events[-1].finish,
+            "new_tokens": events[-1].timing.new_tokens if events[-1].timing else 0,
+            "model": model,
+            "notices": [event.text for event in events if event.kind == "notice"],
+        }
+
+    @shows_errors
+    def classify(self, text: str, labels: list[str], template: str = "topic") -> dict[str, Any]:
+        """Classify a text by labels, without training.
+
+        Args:
+            text: the text to classify.
+            labels: at least two labels.
+            template: "topic", "sentiment", "message", or a prompt with {text} and optionally {labels}.
+
+        Returns:
+            The text, the label, its confidence (0 to 1) and the confidence of every label.
+        """
+        (checked,) = split_texts(text, one_a_line=False)
+        task = LabelTask(tuple(labels) if isinstance(labels, list) else labels, template)
+        (prediction,) = self.zero_shot.predict([checked], task)
+        return prediction.row()
+
+    @shows_errors
+    def routing(self, text: str) -> dict[str, Any]:
+        """Route a text through the experts of the loaded model, without answering it.
+
+        Args:
+            text: a plain text; no chat template is applied.
+
+        Returns:
+            The tokens [T]; the router kinds [N]; the load of every expert [L, N, E], which sums to 1 over the experts;
+            and the strongest expert of every token [L, N, T], for L layers.
+        """
+        text = checked_text(text, "text")
+        if not text.strip():
+            raise StudioError("The text is empty. Write something to route.")
+        trace, texts = self._trace(text)
+        return {
+            "model": self.engine.status().model_id,
+            "tokens": texts,
+            "kinds": list(trace.kinds),
+            "load": load(trace, "expert").round(5).tolist(),
+            "strongest": strongest(trace, "expert").tolist(),
+        }
+
+    def _trace(self, text: str) -> tuple[RoutingTrace, list[str]]:
+        with self.engine.turn() as turn:
+            assert turn is not None
+            ids = encode_plain(turn.tokenizer, text)
+            turn.decoder.prefill(ids, room=0)
+            texts = token_texts(turn.tokenizer, ids)
+            return turn.decoder.trace(texts, prompt_tokens=len(ids)), texts
+
+
+def _conversation(history: Any, system: str) -> Conversation:
+    """Return the earlier messages, which alternate and end with an answer.
+
+    Raises:
+        StudioError: they don't, or one of them is too long.
+    """
+    conversation = Conversation(system)
+    if not isinstance(history, list) or len(history) % 2:
+        raise StudioError("history must be a list of messages that ends with an answer of the assistant.")
+    for number, message in enumerate(history):
+        role, content = ("user", "assistant")[number % 2], message.get("content") if isinstance(message, dict) else None
+        if not isinstance(message, dict) or message.get("role") != role:
+            raise StudioError(f"Message {number + 1} of history must have the role {role!r}: they alternate.")
+        if role == "user":
+            conversation = append_user(conversation, checked_text(content, f"message {number + 1} of history"))
+        else:
+            text = checked_text(content, f"message {number + 1} of history")
+            conversation = append_assistant(conversation, text, Answer())
+    return conversation

@@ -1,0 +1,12 @@
+// In a frame of another website: a link to the page in its own tab, and what a frame can't do.
+
+import { el } from "../common/dom.js";
+
+const FRAMED = " to sign in, and to find what you made there: a frame and a tab have separate storage.";
+const REFUSED = " to sign in, and to keep your conversation: here the browser refuses storage, so a reload loses it.";
+
+export function mount({ element }) {
+  if (window.top === window) return;
+  const link = el("a", { href: location.href, target: "_blank", rel: "noopener" }, "Open this studio in its own tab");
+  element.append(el("p", { class: "demo-note" }, link, window.isStorageRefused ? REFUSED : FRAMED));
+}

@@ -1,0 +1,26 @@
+// Runs in the page's head, before Gradio reads the browser's storage without a guard: in a frame of another website the
+// browser may refuse it, and the page would stay at "Loading…". What is stored here instead lasts as long as the page.
+(() => {
+  for (const name of ["localStorage", "sessionStorage"]) {
+    try {
+      window[name].getItem("");
+    } catch {
+      Object.defineProperty(window, name, { value: inMemory(), configurable: true });
+      window.isStorageRefused = true;
+    }
+  }
+
+  function inMemory() {
+    const kept = new Map();
+    return {
+      getItem: (key) => kept.get(String(key)) ?? null,
+      setItem: (key, value) => void kept.set(String(key), String(value)),
+      removeItem: (key) => void kept.delete(String(key)),
+      clear: () => kept.clear(),
+      key: (index) => [...kept.keys()][index] ?? null,
+      get length() {
+        return kept.size;
+      },
+    };
+  }
+})();
