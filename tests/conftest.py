@@ -120,10 +120,10 @@ def dense_gguf(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def starter_engine(starter_path: Path):
-    """The starter in an engine that never compiles; whoever changes it puts it back."""
+    """The starter in an engine; whoever changes it puts it back."""
     from studio.backend.chat.engine import Engine
 
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load("starter")
     return engine
 

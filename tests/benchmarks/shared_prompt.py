@@ -21,7 +21,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load("starter")
     texts, classifier = texts_of(TEXTS), ZeroShot(engine)
     shared = _seconds(lambda: [*classifier.predict(texts, LabelTask(LABELS))])

@@ -32,7 +32,7 @@ def main() -> None:
     found = [(DATA_SETS[name], package) for name in SETS if (package := find(DATA_SETS[name], options.packages))]
     if not found:
         raise StudioError("There is no data to classify; see above how to get it.")
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(options.model, precision=options.precision)
     print(f"{engine.status().text} {options.rows} rows of each set, seed {SEED}.\n")
     print("| set | classes | method | accuracy | macro F1 | ECE | rows/s |\n|---|--:|---|--:|--:|--:|--:|")

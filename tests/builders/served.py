@@ -55,7 +55,7 @@ class ToyStudio:
 @contextmanager
 def toy_studio(folder: Path) -> Iterator[ToyStudio]:
     model = spelling_toy(folder, expert_groups=[0, 0, 1, 1], max_position_embeddings=4096)
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(model), precision="fp32")
     with serving(engine, Exposure()) as url:
         yield ToyStudio(url, engine, Steps(engine), model)

@@ -114,7 +114,7 @@ def two_visitors(folder: Path) -> Iterator[Studio]:
         patch.setenv("STUDIO_HOME", str(folder / "home"))
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        engine, jobs = Engine(compile_steps=False), Jobs()
+        engine, jobs = Engine(), Jobs()
         # Nothing ends its answers but their length: by chance one would be empty, which takes the question back.
         engine.load(str(toy_folder(folder / "toy", eos_token_id=None)), precision="fp32")
         page, port = build(engine, jobs), free_port()

@@ -31,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="package")
 def engine(home: Path) -> Engine:
-    loaded = Engine(compile_steps=False)
+    loaded = Engine()
     loaded.load(str(toy_folder(home / "toy")))
     return loaded
 

@@ -41,8 +41,8 @@ def steps(toy: ToyStudio) -> Iterator[Steps]:
 
 @pytest.fixture(scope="session")
 def starter_server(starter_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`app.py` with the real starter, without a compiler in its background."""
-    running = Server(free_port(), tmp_path_factory.mktemp("server") / "log.txt", CXX="none")
+    """`app.py` with the real starter."""
+    running = Server(free_port(), tmp_path_factory.mktemp("server") / "log.txt")
     yield running
     running.stop()
 

@@ -52,7 +52,6 @@ class Place:
     def start(self) -> None:
         environment = {
             "STUDIO_HOME": str(self.home), "OMP_NUM_THREADS": "1",
-            "CXX": "none",
             "HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
         }  # fmt: skip
         self.server = Server(self.port, self.folder / "log.txt", "--model", self.model, **environment)

@@ -22,7 +22,7 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(accounts, "COST", 2**14)
     accounts.Accounts(tmp_path / "users.txt").add("ada", PASSWORD)
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(toy_folder(tmp_path / "toy")))
     with serving(engine, Exposure(auth=tmp_path / "users.txt")) as url:
         yield url

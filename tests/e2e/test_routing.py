@@ -64,7 +64,7 @@ def test_the_page_equals_a_recount_with_the_starter(starter_page: StudioPage, st
 @pytest.fixture(scope="module")
 def olmoe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Engine]]:
     """The page of an OLMoE with one router of 64 experts in each layer, and its engine."""
-    engine, folder = Engine(compile_steps=False), tmp_path_factory.mktemp("model") / "olmoe"
+    engine, folder = Engine(), tmp_path_factory.mktemp("model") / "olmoe"
     sizes = {"num_experts": 64, "num_experts_per_tok": 8, "max_position_embeddings": 4096}
     engine.load(str(spelling_toy(folder, family="olmoe", **sizes)), precision="fp32")
     with serving(engine, Exposure()) as url:

@@ -44,7 +44,7 @@ class Space:
             lawyer = self.store.create(Recipe.from_settings({"model": str(self.model)}), "Lawyer")
             make_adapter(self.model, lawyer.adapter, seed=1)
             self.store.finish(lawyer.id, "done")
-        environment = self.gpu.environment | {"STUDIO_HOME": str(self.store.home), "CXX": "none"}
+        environment = self.gpu.environment | {"STUDIO_HOME": str(self.store.home)}
         self.server = ZeroServer(free_port(), folder / "log.txt", "--model", str(self.model), **environment)
 
     def lent_since(self, count: int) -> list[str]:

@@ -75,7 +75,7 @@ def test_a_run_has_its_curves_and_its_answers():
 def test_adapters_of_runs_and_uploads_answer():
     assert {choice.id for choice in choices("toy")} >= {NAMED["done"], NAMED["uploaded"]}
     assert find_id(NAMED["uploaded"]).name == "uploaded"
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load("toy")
     for adapter in (NAMED["done"], NAMED["uploaded"]):
         events = engine.generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=3), adapter=adapter)

@@ -39,7 +39,7 @@ def tuned(home, model) -> Run:
 
 @pytest.fixture(scope="module")
 def engine(model) -> Engine:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(model, precision="fp32")
     return engine
 
@@ -95,6 +95,6 @@ def test_it_classifies_untrained_and_trained(home, model, engine):
 def test_merged_it_answers_as_its_adapter(home, tuned, four_bit):
     made = export(tuned.id, home / f"merged {four_bit}", merge=True, four_bit=four_bit)
     assert made.proof["error"] < (0.05 if not four_bit else 1.0)
-    merged = Engine(compile_steps=False)
+    merged = Engine()
     merged.load(str(made.folder))
     assert answer(merged)[0]

@@ -161,8 +161,7 @@ def test_chat_with_the_adapter_of_a_run(run):
     assert "neither the folder of a PEFT adapter" in refused("chat", "--adapter", "../nothing", *options)
 
 
-def test_a_conversation_with_an_adapter(run, monkeypatch):
-    monkeypatch.setenv("CXX", "none")
+def test_a_conversation_with_an_adapter(run):
     result = studio("chat", "--adapter", run.id, "--max-new-tokens", "3", typed="Hi\nAgain\n\n")
     assert result.stderr.count("tok/s, time to first token") == 2
     assert "the running compilation" not in result.stderr

@@ -54,7 +54,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def engine(folder) -> Engine:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(folder / "toy"), precision="fp32")
     return engine
 

@@ -210,7 +210,7 @@ def test_replay_refuses_foreign_tokens(engine):
 
 
 def test_model_that_is_not_there_is_a_sentence():
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     with pytest.raises(StudioError, match="starter"):
         engine.load("no-such-model")
     with pytest.raises(StudioError, match="isn't ready"):

@@ -26,7 +26,7 @@ def present(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def engine(repos: FakeRepos, present: str) -> Engine:
-    made = Engine(compile_steps=False)
+    made = Engine()
     made.load(present, precision="fp32")
     return made
 
@@ -131,7 +131,7 @@ def test_a_server_whose_first_model_fails_tries_again_with_growing_waits(repos, 
         return timer(0.0, work)
 
     monkeypatch.setattr(loading.threading, "Timer", at_once)
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.start_loading(TINY, waits=loading.growing_waits(15.0, 40.0))
     until(lambda: len(waits) >= 4)
     assert waits[:4] == [15.0, 30.0, 40.0, 40.0]
@@ -143,7 +143,7 @@ def test_a_server_whose_first_model_fails_tries_again_with_growing_waits(repos, 
 def test_visitors_of_a_demo_read_nothing_about_files_on_the_server(repos, monkeypatch):
     monkeypatch.setenv("STUDIO_DEMO", "1")
     repos.cut = "model-00004-of-00004.safetensors"
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     with pytest.raises(StudioError, match="complete files are kept"):
         engine.load(TINY)
     assert engine.status().text == loading.UNAVAILABLE and "complete files" in engine.status().change.reason

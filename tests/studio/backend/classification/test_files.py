@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_a_model_labels_a_file_and_says_what_was_cut(tmp_path):
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(toy_folder(tmp_path / "toy")), precision="fp32")
     task = LabelTask(LABELS)
     file = tmp_path / "a.jsonl"

@@ -136,7 +136,7 @@ def test_a_head_is_merged_into_four_bits(run, tmp_path, monkeypatch):
 def test_a_classifier_is_no_adapter_for_chat(run, settings, tmp_path):
     assert choices(settings["model"]) == []
     assert [choice.id for choice in choices(settings["model"], "classify")] == [run.id]
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(settings["model"], precision="fp32")
     with pytest.raises(StudioError, match="is a classifier and can't chat"):
         list(engine.generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=2), adapter=run.id))
@@ -149,7 +149,7 @@ def test_a_classifier_is_no_adapter_for_chat(run, settings, tmp_path):
 
 
 def test_the_engines_model_is_shared_where_it_is_the_base(run, settings, monkeypatch):
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(settings["model"], precision="fp32")
     own = TrainedClassifier.load(run.id, precision="fp32").predict(TEXTS)
     before = list(engine.generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=4, temperature=0)))
@@ -162,7 +162,7 @@ def test_the_engines_model_is_shared_where_it_is_the_base(run, settings, monkeyp
 
 
 def test_an_engine_with_another_model_is_left_alone(run, settings, tmp_path):
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(toy_folder(tmp_path / "other", seed=3)), precision="fp32")
     classifier = TrainedClassifier.load(run.id, engine, precision="fp32")
     assert "loaded separately" in classifier.notice

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(folder) -> Engine:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(folder), precision="fp32")
     return engine
 
@@ -232,7 +232,7 @@ def test_what_a_text_holds_is_neither_a_slot_nor_a_control_token(engine):
 def test_without_a_chat_template_the_text_goes_on_with_a_label(tmp_path):
     folder = toy_folder(tmp_path / "base")
     (folder / "chat_template.jinja").unlink()
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(folder), precision="fp32")
     prompt = prompts_of(engine, template="continuation").of("Hi")
     with engine.turn() as turn:
@@ -274,7 +274,7 @@ def test_cancel_ends_it_and_frees_the_model(classifier, monkeypatch):
 
 def test_another_model_ends_it(folder, monkeypatch):
     monkeypatch.setattr(classify, "TURN_TOKENS", 1)
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(folder), precision="fp32")
     predictions = ZeroShot(engine).predict([TEXT] * 3, LabelTask(LABELS))
     next(predictions)

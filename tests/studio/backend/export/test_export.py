@@ -157,7 +157,7 @@ def test_no_file_names_this_machine(run, tmp_path):
 def test_a_merged_model_is_a_model_of_the_studio(run, tmp_path):
     from studio.backend.chat.engine import Engine, Sampling
 
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(export(run.id, tmp_path / "out", merge=True).folder))
     events = engine.generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=3))
     assert [event.kind for event in events][-1] == "done"
@@ -355,7 +355,7 @@ def test_a_model_is_written_in_4_bits_and_loads_without_quantizing(tmp_path, mon
     for path in (written, *written.iterdir()):
         path.chmod(0o555 if path.is_dir() else 0o444)
     monkeypatch.setenv("STUDIO_MODEL", str(written))
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(placement.first_model())
     assert engine.status().precision == "nf4"
     with pytest.raises(StudioError, match="not empty"):

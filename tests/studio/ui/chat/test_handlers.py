@@ -31,7 +31,7 @@ from tests.builders.toy_folder import spelling_toy, toy_folder
 
 @pytest.fixture(scope="module")
 def handlers(tmp_path_factory) -> ChatHandlers:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(spelling_toy(tmp_path_factory.mktemp("models") / "toy", max_position_embeddings=4096)))
     return ChatHandlers(engine)
 
@@ -229,7 +229,7 @@ class Toy:
             run = RunStore().create(Recipe.from_settings({"model": str(base)}), name)
             make_adapter(base, run.adapter, seed)
             self.runs.append(RunStore().finish(run.id, "done"))
-        engine = Engine(compile_steps=False)
+        engine = Engine()
         engine.load(str(base), precision="fp32")
         self.handlers = ChatHandlers(engine)
 

@@ -31,7 +31,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(toy: Path) -> Engine:
-    made = Engine(compile_steps=False)
+    made = Engine()
     made.load(str(toy), precision="fp32")
     return made
 

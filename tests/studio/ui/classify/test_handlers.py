@@ -42,7 +42,7 @@ HOSTILE = "<img src=x onerror=window.__p=1>${window.__p=1}"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory) -> Engine:
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(toy_folder(tmp_path_factory.mktemp("models") / "toy")), precision="fp32")
     return engine
 

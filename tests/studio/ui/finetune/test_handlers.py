@@ -35,7 +35,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def handlers(home) -> FinetuneHandlers:
     """Of a server that was started with the toy; nothing supervises its queue."""
-    engine = Engine(compile_steps=False)
+    engine = Engine()
     engine.load(str(toy_folder(home / "toy")))
     return FinetuneHandlers(engine, Jobs())
 

@@ -40,7 +40,7 @@ def fake(monkeypatch):
 def handlers(tmp_path, monkeypatch) -> FinetuneHandlers:
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(finetune_handlers, "TICK_S", 0.01)
-    return FinetuneHandlers(Engine(compile_steps=False), Jobs())
+    return FinetuneHandlers(Engine(), Jobs())
 
 
 @pytest.fixture

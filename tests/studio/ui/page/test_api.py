@@ -20,7 +20,7 @@ TEXT = "Say 7 again."
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    made = Engine(compile_steps=False)
+    made = Engine()
     made.load(
         str(spelling_toy(tmp_path_factory.mktemp("model") / "toy", max_position_embeddings=1024)), precision="fp32"
     )

@@ -99,7 +99,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setattr(handlers, "TICK_S", 0.01)
         jobs, port = Jobs(), free_port()
-        page = build(Engine(compile_steps=False), jobs)
+        page = build(Engine(), jobs)
         page.launch(
             server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True,
             **launch_settings(jobs, Exposure(space=True)),
@@ -144,7 +144,7 @@ def test_the_button_is_where_gradio_can_tell_who_signs_in(missing, monkeypatch, 
         monkeypatch.delenv("SYSTEM")
     elif missing:
         monkeypatch.setenv(missing, "users.txt")
-    assert sign_in.offered() == (not missing) == build(Engine(compile_steps=False), Jobs()).expects_oauth
+    assert sign_in.offered() == (not missing) == build(Engine(), Jobs()).expects_oauth
 
 
 # --- what was made before
