@@ -338,10 +338,12 @@ class Engine:
         """Replace the loaded model and return a sentence about the new one. The caller must hold the queue."""
         if self._decoder is not None:
             self._decoder.steps.close()
+            gc.unfreeze()  # so that `keep_all` frees the replaced model
         self._status = self._ready_status(model_id, place, decoder)
         self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
-        self._free_unloaded()
+        self._ensured = {}
         keep_all()
+        _empty_device_cache()
         if self.compile_steps:
             decoder.steps.enable()
         return self._status.text
@@ -366,14 +368,15 @@ class Engine:
         if self._decoder is not None:
             self._decoder.steps.close()
             self._decoder = self._tokenizer = self._adapters = None
-            self._free_unloaded()
+            self._ensured = {}
+            gc.unfreeze()
+            gc.collect()
+            _empty_device_cache()
 
-    def _free_unloaded(self) -> None:
-        self._ensured = {}
-        gc.unfreeze()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+def _empty_device_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def memory_text(decoder: Decoder) -> str:
