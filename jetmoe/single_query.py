@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jetmoe import c_library
+from jetmoe import c_library, device
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -37,7 +37,7 @@ def attend(query: Tensor, known: KVView, mask: Tensor | None, scaling: float) ->
     Args:
         mask: bool `[B or 1, 1, 1, size]`, False at masked keys.
     """
-    if query.device.type == "cpu" and query.dtype == known.keys.dtype == torch.bfloat16:
+    if device.on_cpu(query) and query.dtype == known.keys.dtype == torch.bfloat16:
         return torch.ops.jetmoe.single_query_attention(query, *known, mask, scaling)
     return sums(query, known, mask, scaling)
 
