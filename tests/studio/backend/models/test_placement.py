@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from jetmoe import single_query
+from jetmoe import device, single_query
 from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.models import catalog, placement
 from studio.backend.system import zero_gpu
@@ -21,6 +21,7 @@ GIB = 2**30
 def plenty(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "capability", lambda device: (9, 0))
 
 
 def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, monkeypatch):
@@ -28,6 +29,14 @@ def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, 
     assert placement.placement(STARTER, "auto").precision != "nf4"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert placement.placement(STARTER, "auto") == placement.Placement("cuda", "nf4", torch.bfloat16)
+
+
+def test_gpus_before_ampere_compute_in_fp16(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "capability", lambda device: (7, 5))
+    for wanted, used in (("auto", "nf4"), ("nf4", "nf4"), ("bf16", "fp16")):
+        assert placement.place_of(STARTER, wanted) == placement.Placement("cuda", used, torch.float16)
+    assert placement.place_of(STARTER, "fp32").dtype == torch.float32
 
 
 def test_what_is_loaded_first_is_what_the_hardware_of_a_space_is_for(plenty, monkeypatch):
