@@ -59,8 +59,8 @@ def sorted_product(weight: Weight, low_rank: LowRank | None, rows: Tensor, routi
         return result
     if device.has_grouped_mm(rows):
         low_rank = low_rank.aligned()
-    inner = _sorted_linear(low_rank.A, rows, routing) * low_rank.scaling  # [A, R]
-    return result + _sorted_linear(low_rank.B, inner, routing)
+    inner = _sorted_linear(low_rank.A, rows, routing)  # [A, R]
+    return torch.add(result, _sorted_linear(low_rank.B, inner, routing), alpha=low_rank.scaling)
 
 
 def chosen_product(weight: Weight, low_rank: LowRank | None, rows: Tensor, routing: Routing) -> Tensor:

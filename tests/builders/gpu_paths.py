@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from jetmoe import device
 from jetmoe.nf4 import cpu as nf4_cpu
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 # They launch no kernel.
-FREE = {"aten::detach", "aten::_unsafe_view", "aten::empty", "aten::empty_like", "aten::new_empty", "aten::lift_fresh"}
+FREE = {
+    "aten::detach",
+    "aten::_unsafe_view",
+    "aten::empty",
+    "aten::empty_like",
+    "aten::new_empty",
+    "aten::lift_fresh",
+    "aten::promote_types",
+}
 
 
 def take_gpu_paths(patch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPER) -> None:
@@ -32,11 +42,36 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
+    def norm(self, hidden: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+        """`F.rms_norm`, which is one kernel on a GPU and several operations here."""
+        return _Norm.apply(hidden, weight, eps, self.names)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().partition(".")[0]
         if not (func.is_view or name in FREE):
             self.names.append(name)
         return func(*args, **(kwargs or {}))
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, eps, names):
+        ctx.save_for_backward(hidden, weight)
+        ctx.eps, ctx.names = eps, names
+        names.append("aten::_fused_rms_norm")
+        with _disable_current_modes():
+            return rms_norm(hidden, weight.shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight = ctx.saved_tensors
+        ctx.names.append("aten::_fused_rms_norm_backward")
+        with _disable_current_modes(), torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            return *torch.autograd.grad(rms_norm(hidden, weight.shape, weight, ctx.eps), hidden, grad), None, None, None
+
+
+rms_norm = F.rms_norm
 
 
 @contextmanager
@@ -65,7 +100,8 @@ def cost_of_layer(model, call) -> tuple[list[str], list[str]]:
     costs = []
     for depth in (layers - 1, layers):
         model.config.num_hidden_layers = depth
-        with Operations() as operations, counted_waits() as waits:
+        with pytest.MonkeyPatch.context() as patch, Operations() as operations, counted_waits() as waits:
+            patch.setattr(F, "rms_norm", operations.norm)
             call()
         costs.append((Counter(operations.names), Counter(waits)))
     (less, fewer), (more, several) = costs

@@ -16,7 +16,7 @@ from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.tensor import quantize
 from tests.builders.decoding import decode
 from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy
-from tests.builders.gpu_paths import AMPERE, HOPPER, TURING, take_gpu_paths
+from tests.builders.gpu_paths import AMPERE, HOPPER, TURING, cost_of_layer, take_gpu_paths
 from tests.builders.toy_model import toy_model
 
 WEIGHTS = ["16-bit", "nf4", "double nf4"]
@@ -60,9 +60,13 @@ def adapted(model):
     return model
 
 
-def gradients(model, **options):
+def backward(model):
     model.zero_grad()
-    model(input_ids=IDS, labels=IDS, use_cache=False, **options).loss.backward()
+    model(input_ids=IDS, labels=IDS, use_cache=False, skip_logits=True).loss.backward()
+
+
+def gradients(model):
+    backward(model)
     return {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
@@ -206,3 +210,22 @@ def test_large_activations_do_not_overflow_in_fp16(monkeypatch):
     assert model.model.embed_tokens.weight.abs().max() > 1000
     take_gpu_paths(monkeypatch, TURING)
     assert_rounded(model.half()(IDS).logits, expected, products=4)
+
+
+# --- costs
+
+
+@pytest.mark.parametrize("weights,step_most,prompt_most,training_most", [("16-bit", 42, 58, 280), ("nf4", 54, 62, 295)])
+def test_operations_of_a_layer(tmp_path, monkeypatch, weights, step_most, prompt_most, training_most):
+    """A GPU takes some microseconds to launch each; nothing may wait for the GPU."""
+    sizes = {"num_experts_per_tok": 2, "num_local_experts": 8, "num_hidden_layers": 2}
+    model = toy_in(tmp_path, weights, **sizes)
+    take_gpu_paths(monkeypatch)
+    with torch.no_grad():
+        for ids, most in ((FEW[:, :1], step_most), (IDS, prompt_most)):
+            operations, waits = cost_of_layer(model, lambda ids=ids: model(ids, use_cache=False))
+            assert len(operations) <= most and not waits, operations
+    tuned = adapted(model)
+    tuned.gradient_checkpointing_enable({"use_reentrant": False})
+    operations, waits = cost_of_layer(model, lambda: backward(tuned))
+    assert len(operations) <= training_most and not waits, operations
