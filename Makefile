@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CUDA_VENV := .venv-cuda
 # Two, whatever the machine has: tests of the real starter take the memory of one. The order is that of tests/conftest.py.
 WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 APT := DEBIAN_FRONTEND=noninteractive apt-get
@@ -10,7 +11,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get
 # What eslint needs; Debian 12 has 18.20.
 NODE_18 := node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 18 || (major == 18 && minor >= 18) ? 0 : 1)' 2>/dev/null && npm --version >/dev/null 2>&1
 
-.PHONY: app test check test-js setup setup-dev setup-js browser lint audit gpu-check clean
+.PHONY: app test check test-js setup setup-dev setup-js browser lint audit gpu-check fake-gpu-check clean
 
 app: setup
 	$(BIN)/python app.py --open
@@ -41,7 +42,16 @@ audit: setup-dev
 
 # Runs on the system's Python, whose torch knows the GPU; writes tests/benchmarks/results/gpu-<card>-<date>.md.
 gpu-check:
-	$(PYTHON) -m tests.benchmarks.gpu_check
+	$(PYTHON) -m tests.gpu.check
+
+# The path of a GPU on fake CUDA tensors, without one. Its environment, with a CUDA build of torch, takes 6 GB.
+fake-gpu-check: $(CUDA_VENV)/.installed
+	$(CUDA_VENV)/bin/python -m pytest -m gpu tests/gpu
+
+$(CUDA_VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv --clear $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 -r requirements-dev.txt
+	touch $@
 
 setup: $(VENV)/.installed
 
@@ -82,4 +92,4 @@ browser:
 		{ echo "The tests need a browser: install chromium-headless-shell, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
 
 clean:
-	rm -rf $(VENV) node_modules
+	rm -rf $(VENV) $(CUDA_VENV) node_modules

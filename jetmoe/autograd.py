@@ -15,7 +15,13 @@ from torch.autograd import forward_ad
 
 def is_traced() -> bool:
     """Return whether operations are recorded, so that nothing may depend on the values of tensors."""
-    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_dynamo_compiling() or is_exporting() or torch.jit.is_tracing()
+
+
+def is_exporting() -> bool:
+    """Return whether `torch.export` is tracing, so that lengths can be dynamic."""
+    # `torch.compiler.is_exporting()` is always true inside graphs that torch 2.11 compiles.
+    return torch.compiler._is_exporting_flag
 
 
 def has_custom_backward(tensor: Tensor) -> bool:
@@ -30,7 +36,7 @@ def is_transformed() -> bool:
     """Return whether an export, `torch.func` or forward-mode differentiation is active, which need plain operations."""
     if torch.compiler.is_dynamo_compiling():
         return False
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if is_exporting() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PLAIN_WRAPPERS = ("Linear", "Linear4bit", "ParamWrapper")
@@ -34,6 +35,12 @@ class LowRank(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> LowRank:
         return LowRank(self.A.to(dtype), self.B.to(dtype), self.scaling)
+
+    def aligned(self) -> LowRank:
+        """Return the same factors as `grouped_mm` takes them: contiguous, with zeros up to a multiple of 8 ranks."""
+        if missing := -self.A.shape[1] % 8:
+            return LowRank(F.pad(self.A, (0, 0, 0, missing)), F.pad(self.B, (0, missing)), self.scaling)
+        return LowRank(self.A.contiguous(), self.B.contiguous(), self.scaling)
 
 
 def is_wrapped(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jetmoe import device
 from jetmoe.autograd import has_custom_backward, require_first_order
 
 
@@ -16,7 +17,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if has_custom_backward(hidden) and not torch.compiler.is_dynamo_compiling():
+        # A GPU has a kernel for the norm and one for its backward pass, which save no copy.
+        if has_custom_backward(hidden) and not device.on_gpu(hidden) and not torch.compiler.is_dynamo_compiling():
             return _RMSNorm.apply(hidden, self.weight, self.eps)
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 

@@ -238,10 +238,12 @@ class RoutingRecorder:
 
     def write(self, logits: list[Tensor], experts: list[Tensor]) -> None:
         """Append a forward pass: one `[T, E]` and one `[T, K]` per router, in the order L, N. Called by the model."""
-        stacked = torch.stack(logits, dim=1).detach()  # [T, L * N, E]
-        rows = torch.arange(len(stacked), device=stacked.device) + self.length  # [T]
+        device = self.length.device  # layers can be on others
+        stacked = torch.stack([one.to(device) for one in logits], dim=1).detach()  # [T, L * N, E]
+        rows = torch.arange(len(stacked), device=device) + self.length  # [T]
         self.logits.index_copy_(0, rows, stacked)
-        self.experts.index_copy_(0, rows, torch.stack(experts, dim=1).to(torch.uint8))
+        chosen = torch.stack([one.to(device) for one in experts], dim=1)  # [T, L * N, K]
+        self.experts.index_copy_(0, rows, chosen.to(torch.uint8))
         self.length.add_(len(stacked))
 
     def next_row(self) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jetmoe.autograd import has_custom_backward
+from jetmoe.autograd import has_custom_backward, is_exporting
 
 # Up to this many assignments, products run row by row in token order; above it, tokens are sorted by expert.
 FEW_ASSIGNMENTS = 16
@@ -50,10 +50,10 @@ class SortedAssignments:
     @classmethod
     def of(cls, routing: Routing) -> SortedAssignments:
         experts = routing.experts.flatten()  # [A]
-        order = experts.argsort(stable=True)  # [A]
+        ordered, order = experts.sort(stable=True)  # [A]
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))  # [A]
         ids = torch.arange(routing.logits.shape[-1], device=order.device)  # [E]
-        ends = torch.searchsorted(experts[order], ids, right=True, out_int32=True)  # [E]
+        ends = torch.searchsorted(ordered, ids, right=True, out_int32=True)  # [E]
         return cls(order, inverse, ends)
 
     def sizes(self) -> list[int]:
@@ -66,7 +66,7 @@ class SortedAssignments:
 
 def few_tokens(routing: Routing) -> bool:
     """Return whether products read only the chosen experts' weights, in token order."""
-    if torch.compiler.is_exporting():  # the length can be dynamic
+    if is_exporting():
         return False
     return routing.experts.numel() <= FEW_ASSIGNMENTS and not routing.logits.requires_grad
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jetmoe import device
 from jetmoe.autograd import require_first_order
 from jetmoe.experts.assignments import SortedAssignments, sum_by_token
 from jetmoe.nf4.parts import Parts
@@ -173,7 +174,7 @@ def padded_spans(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
 
 
 def _compiles_shapes(rows: Tensor) -> bool:
-    return rows.device.type == "cpu" and rows.dtype == torch.bfloat16
+    return device.on_cpu(rows) and rows.dtype == torch.bfloat16
 
 
 def expert_matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:

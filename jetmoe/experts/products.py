@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jetmoe.autograd import is_traced, is_transformed, is_vmapped
+from jetmoe import device
+from jetmoe.autograd import is_traced, is_transformed, is_vmapped, require_first_order
 from jetmoe.experts.assignments import Routing, dispatch
 from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrix
 from jetmoe.low_rank import LowRank
 from jetmoe.nf4 import cpu as nf4_cpu
-from jetmoe.nf4.parts import BLOCK, Parts, nested_code, require_bitsandbytes
+from jetmoe.nf4.parts import BLOCK, Parts, nested_code
 
 NO_ADAPTER = (None, None, 1.0)
 # Off until a table in tests/benchmarks/results shows it correct and faster on a GPU. JETMOE_TRITON=1 enables it.
@@ -56,8 +57,10 @@ def sorted_product(weight: Weight, low_rank: LowRank | None, rows: Tensor, routi
     result = _sorted_linear(weight, rows, routing)
     if low_rank is None:
         return result
-    inner = _sorted_linear(low_rank.A, rows, routing) * low_rank.scaling  # [A, R]
-    return result + _sorted_linear(low_rank.B, inner, routing)
+    if device.has_grouped_mm(rows):
+        low_rank = low_rank.aligned()
+    inner = _sorted_linear(low_rank.A, rows, routing)  # [A, R]
+    return torch.add(result, _sorted_linear(low_rank.B, inner, routing), alpha=low_rank.scaling)
 
 
 def chosen_product(weight: Weight, low_rank: LowRank | None, rows: Tensor, routing: Routing) -> Tensor:
@@ -69,19 +72,17 @@ def chosen_product(weight: Weight, low_rank: LowRank | None, rows: Tensor, routi
     if low_rank is None:
         return result
     ids = routing.experts.flatten()  # [A]
-    inner = (low_rank.A[ids].float() * rows.float().unsqueeze(1)).sum(-1) * low_rank.scaling  # [A, R]
-    return result + (low_rank.B[ids].float() * inner.unsqueeze(1)).sum(-1).to(result.dtype)  # [A, out]
+    inner = _gathered_linear(low_rank.A[ids], rows) * low_rank.scaling  # [A, R]
+    return result + _gathered_linear(low_rank.B[ids], inner).to(result.dtype)  # [A, out]
 
 
 def _expert_by_expert(weight: Weight, rows: Tensor, low_rank: LowRank | None) -> bool:
     """Return whether to use `FrozenLinear`: not for trainable weights, nor if one call computes all experts."""
-    if is_traced() or is_transformed():
+    if is_traced() or is_transformed() or device.has_grouped_mm(rows):
         return False
     if isinstance(weight, Parts):
         return torch.is_grad_enabled() and (rows.requires_grad or low_rank is not None)
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return False
-    return not (rows.is_cuda and rows.dtype == torch.bfloat16)
+    return not (torch.is_grad_enabled() and weight.requires_grad)
 
 
 def _frozen_linear(weight: Weight, low_rank: LowRank | None, rows: Tensor, routing: Routing, top_k: int) -> Tensor:
@@ -92,7 +93,7 @@ def _sorted_linear(weight: Weight, rows: Tensor, routing: Routing) -> Tensor:
     """Multiply each sorted row by its expert's `[out, in]`: `[A, in]` -> `[A, out]`."""
     if isinstance(weight, Parts):
         return _sorted_nf4_linear(weight, rows, routing)
-    if weight.is_cuda and weight.dtype == rows.dtype == torch.bfloat16 and not _unaligned(weight):
+    if device.has_grouped_mm(rows) and weight.dtype == rows.dtype and not _unaligned(weight, rows):
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=routing.sorted().ends)
     if is_traced() or is_vmapped(rows):
         return _every_expert_linear(weight, rows, routing.sorted().ends)
@@ -100,21 +101,27 @@ def _sorted_linear(weight: Weight, rows: Tensor, routing: Routing) -> Tensor:
     return torch.cat([F.linear(part, weight[e]) for e, part in enumerate(parts)])
 
 
-def _unaligned(weight: Tensor) -> bool:
+def _unaligned(weight: Weight, rows: Tensor) -> bool:
     """Return whether grouped_mm rejects the weight: strides must be multiples of 16 bytes."""
-    return any(size * weight.element_size() % 16 for size in weight.shape[1:])
+    return any(size * rows.element_size() % 16 for size in weight.shape[1:])
 
 
 def _chosen_linear(weight: Weight, rows: Tensor, routing: Routing) -> Tensor:
     if isinstance(weight, Parts):
         return _chosen_nf4_linear(weight, rows, routing)
-    if weight.device.type == "cpu" and not is_traced():
+    if device.on_cpu(rows) and not is_traced():
         # Use views: gathering the chosen weights would copy more bytes than the product reads.
         chosen = routing.chosen()
         return torch.cat([F.linear(rows[a : a + 1], weight[e]) for a, e in enumerate(chosen)])
-    # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
-    chosen_weight = weight[routing.experts.flatten()]  # [A, out, in]
-    return (chosen_weight.float() * rows.float().unsqueeze(1)).sum(-1).to(rows.dtype)  # [A, out]
+    return _gathered_linear(weight[routing.experts.flatten()], rows).to(rows.dtype)  # [A, out]
+
+
+def _gathered_linear(weight: Tensor, rows: Tensor) -> Tensor:
+    """Multiply each row by a weight of its own: `[A, out, in]` and `[A, in]` -> `[A, out]`."""
+    if device.on_cpu(rows) or is_traced():
+        # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
+        return (weight.float() * rows.float().unsqueeze(1)).sum(-1)
+    return torch.bmm(weight, rows.unsqueeze(2)).squeeze(2)
 
 
 def _every_expert_linear(weight: Weight, rows: Tensor, ends: Tensor) -> Tensor:
@@ -131,6 +138,8 @@ def _every_expert_linear(weight: Weight, rows: Tensor, ends: Tensor) -> Tensor:
 def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
     if parts.tiled and not _needs_gradient(rows):
         return nf4_cpu.sorted_linear(rows, routing.sorted().ends, parts)
+    if device.has_grouped_mm(rows) and not _unaligned(parts, rows):
+        return _GroupedNF4Linear.apply(rows, routing.sorted().ends, *parts)
     if is_traced():
         return _every_expert_linear(parts, rows, routing.sorted().ends)
     experts = enumerate(rows.split(routing.sorted().sizes()))
@@ -141,7 +150,7 @@ def _chosen_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
     experts = routing.experts.flatten()  # [A]
     if parts.tiled and not _needs_gradient(rows):
         return nf4_cpu.chosen_linear(rows, experts, parts)
-    if parts.codes.device.type == "cpu":
+    if device.on_cpu(rows):
         ids = enumerate(routing.chosen())
         return torch.cat([_NF4Linear.apply(rows[a : a + 1], parts.expert(e)) for a, e in ids])
     if USE_TRITON:
@@ -163,7 +172,7 @@ def _needs_gradient(rows: Tensor) -> bool:
 
 def _nf4_linear(rows: Tensor, parts: Parts) -> Tensor:
     """Multiply rows by one 4-bit expert: `[n, in]` -> `[n, out]`."""
-    ops = require_bitsandbytes()
+    ops = torch.ops.bitsandbytes
     codes, shape = parts.codes.reshape(-1, 1), list(parts.shape[1:])
     if parts.nested_absmax is None or parts.nested_offset is None:
         return ops.gemm_4bit(rows, codes, shape, parts.absmax.flatten(), BLOCK, "nf4")
@@ -193,3 +202,24 @@ class _NF4Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         return grad @ ctx.parts.dequantize(grad.dtype)[0], None
+
+
+class _GroupedNF4Linear(torch.autograd.Function):
+    """Multiply sorted rows by all experts at once, `[A, in]` -> `[A, out]`.
+
+    The weights are dequantized together, and again in the backward pass. One call for each expert would cost a GPU more
+    time to launch than to compute.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, ends: Tensor, *parts: Tensor | None) -> Tensor:
+        ctx.save_for_backward(ends, *parts)
+        weight = Parts(*parts).dequantize(rows.dtype)  # type: ignore[arg-type]
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        require_first_order()
+        ends, *parts = ctx.saved_tensors
+        weight = Parts(*parts).dequantize(grad.dtype)
+        return F.grouped_mm(grad.contiguous(), weight, offs=ends), None, *(None for _ in parts)

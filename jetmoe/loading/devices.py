@@ -11,8 +11,11 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import send_to_device
 from torch import nn
 
+from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import GIB, CheckpointError
 from jetmoe.loading.slots import Slot
+
+CACHED_TOKENS = 1024
 
 
 def layer_devices(
@@ -42,13 +45,21 @@ def layer_devices(
         places = {"": device}
     for gpu in {place for place in places.values() if place.type == "cuda"}:
         there = [slot for slot in slots if device_of(places, slot.name) == gpu]
-        _check_gpu(gpu, sum(slot.final_bytes for slot in there), any(slot.quantized for slot in there))
+        needed = sum(slot.final_bytes for slot in there)
+        cache = _cache_bytes(model.config) * needed // sum(slot.final_bytes for slot in slots)  # type: ignore[arg-type]
+        _check_gpu(gpu, needed + cache, any(slot.quantized for slot in there))
     return places
 
 
 def as_device(place: str | int | torch.device) -> torch.device:
     # torch.device(0) fails on a machine without GPUs.
     return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def _cache_bytes(config: MoeConfig) -> int:
+    """Return the size of the cached keys and values of a short chat in 16 bits."""
+    channels = config.num_key_value_heads * config.head_dim  # type: ignore[operator]
+    return 2 * 2 * channels * config.num_hidden_layers * min(CACHED_TOKENS, config.max_position_embeddings)
 
 
 def _check_gpu(device: torch.device, needed: int, quantized: bool) -> None:
@@ -58,8 +69,8 @@ def _check_gpu(device: torch.device, needed: int, quantized: bool) -> None:
     if needed > free:
         remedy = "offload a part with device_map='auto'" if quantized else "use quantization='nf4'"
         raise CheckpointError(
-            f"The weights need {needed / GIB:.1f} GiB and the GPU has {free / GIB:.1f} of {total / GIB:.1f} GiB free: "
-            f"{remedy}, or free GPU memory."
+            f"The weights and a short cache need {needed / GIB:.1f} GiB and the GPU has {free / GIB:.1f} of "
+            f"{total / GIB:.1f} GiB free: {remedy}, or free GPU memory."
         )
 
 
@@ -79,6 +90,10 @@ def dispatch_model(model: nn.Module, places: dict[str, torch.device]) -> nn.Modu
         module = model.get_submodule(name)
         for part in module if isinstance(module, nn.ModuleList) else [module]:  # a list has no forward
             add_hook_to_module(part, RunOn(main if device.type == "cpu" else device))
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if head is not None and head.weight is model.get_input_embeddings().weight:  # type: ignore[operator]
+        # accelerate's map lists tied weights once, under the name of the embedding.
+        add_hook_to_module(head, RunOn(main if head.weight.device.type == "cpu" else head.weight.device))
     return model
 
 

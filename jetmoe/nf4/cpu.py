@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jetmoe import c_library
-from jetmoe.nf4.parts import BLOCK, TILE_ROWS, Parts, require_bitsandbytes
+from jetmoe.nf4.parts import BLOCK, TILE_ROWS, Parts, nf4_values, require_bitsandbytes
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -117,19 +117,13 @@ def _sorted_shape(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> 
 def _linear(rows: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
     """Multiply rows by one expert: bf16 `[n, in]`, `[out / 32, in / 2, 32]` and `[in / 64, out]` -> `[n, out]`."""
     shape = [codes.shape[0] * TILE_ROWS, rows.shape[1]]
-    return require_bitsandbytes().gemv_4bit(rows, codes.view(shape[0], -1), shape, absmax, _values(), BLOCK)
-
-
-@cache
-def _values() -> Tensor:
-    """Return the values of NF4, which distinguish it from FP4 in bitsandbytes."""
-    from bitsandbytes.functional import get_4bit_type
-
-    return get_4bit_type("nf4", device="cpu")
+    return require_bitsandbytes().gemv_4bit(
+        rows, codes.view(shape[0], -1), shape, absmax, nf4_values(codes.device), BLOCK
+    )
 
 
 @cache
 def _bounds() -> Tensor:
     """Return the 15 midpoints between the values of NF4."""
-    values = _values()
+    values = nf4_values(torch.device("cpu"))
     return (values[1:] + values[:-1]) / 2

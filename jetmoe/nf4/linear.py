@@ -8,6 +8,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 
+from jetmoe import device
+from jetmoe.autograd import is_exporting
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import Parts
 
@@ -34,10 +36,10 @@ class TiledLinear4bit(Linear4bit):
         self.tiles = Parts(*rows, *nested).tile()
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if is_exporting():
             raise NotImplementedError("bitsandbytes' 4-bit layers can't be exported. Load the model in 16 bits first.")
         needs_gradient = x.requires_grad and torch.is_grad_enabled()
-        if self.tiles is None or x.device.type != "cpu" or needs_gradient:
+        if self.tiles is None or not device.on_cpu(x) or needs_gradient:
             return super().forward(x)
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) <= FEW_ROWS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +64,7 @@ class Parts(NamedTuple):
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weights `[E, out, in]`."""
         rows = self.untile()
-        return require_bitsandbytes().dequantize_4bit(
+        return torch.ops.bitsandbytes.dequantize_4bit(
             rows.codes.reshape(-1, 1), rows.scales().flatten(), BLOCK, "nf4", list(self.shape), dtype
         )
 
@@ -132,7 +131,7 @@ def empty(
 
 
 def require_bitsandbytes() -> Any:
-    """Import bitsandbytes and return `torch.ops.bitsandbytes`.
+    """Import bitsandbytes and return `torch.ops.bitsandbytes`. 4-bit weights call it when they are created.
 
     Raises:
         RuntimeError: the package is missing or broken; the message gives the fix.
@@ -149,10 +148,31 @@ def require_bitsandbytes() -> Any:
     return torch.ops.bitsandbytes
 
 
-@cache
+def nf4_values(device: torch.device) -> Tensor:
+    """Return the 16 values of NF4 in fp32."""
+    if device not in _NF4_VALUES:
+        require_bitsandbytes()
+        from bitsandbytes.functional import get_4bit_type
+
+        _NF4_VALUES[device] = get_4bit_type("nf4", device="cpu").to(device)
+    return _NF4_VALUES[device]
+
+
 def nested_code(device: torch.device) -> Tensor:
     """Return the 256 values of an 8-bit scale."""
-    require_bitsandbytes()
-    from bitsandbytes.functional import create_dynamic_map
+    if device not in _NESTED_CODES:
+        require_bitsandbytes()
+        from bitsandbytes.functional import create_dynamic_map
 
-    return create_dynamic_map().to(device)
+        _NESTED_CODES[device] = create_dynamic_map().to(device)
+    return _NESTED_CODES[device]
+
+
+def prepare_tables(device: torch.device) -> None:
+    """Make the tables for a device. Inside a compiled graph, they can be read but not made."""
+    nf4_values(device)
+    nested_code(device)
+
+
+_NF4_VALUES: dict[torch.device, Tensor] = {}
+_NESTED_CODES: dict[torch.device, Tensor] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, empty, nested_code, require_bitsandbytes
+from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, empty, nested_code, prepare_tables, require_bitsandbytes
 
 
 class NF4Tensor(torch.Tensor):
@@ -36,6 +36,8 @@ class NF4Tensor(torch.Tensor):
 
     def __init__(self, parts: Parts, dtype: torch.dtype = torch.bfloat16) -> None:
         self.parts = parts
+        if parts.codes.device.type != "meta":
+            prepare_tables(parts.codes.device)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
         """Return the weights `[E, out, in]`."""
@@ -112,10 +114,8 @@ def _rebuild(parts: Parts, dtype: torch.dtype, is_parameter: bool) -> Tensor:
 def _to(tensor: NF4Tensor, *, dtype=None, device=None, non_blocking=False, **kwargs) -> NF4Tensor:
     # A new dtype applies after dequantization and never changes the stored data. Tiles are for CPUs.
     device = torch.device(device) if device is not None else tensor.device
-    source = tensor.parts if device.type in ("cpu", "meta") else tensor.parts.untile()
-    return NF4Tensor(
-        source.map(lambda part: part.to(device, non_blocking=non_blocking, copy=True)), dtype or tensor.dtype
-    )
+    parts = tensor.parts.map(lambda part: part.to(device, non_blocking=non_blocking, copy=True))
+    return NF4Tensor(parts if device.type in ("cpu", "meta") else parts.untile(), dtype or tensor.dtype)
 
 
 def _copy(target: Tensor, source: Tensor, *args, **kwargs) -> Tensor:

@@ -1,21 +1,24 @@
 """Products with 4-bit experts on CUDA for a few tokens: `chosen_linear` gathers, decodes and multiplies in one kernel.
 
 Decoding reads every chosen weight once, so its time is that of reading the codes. Weights are decoded in registers and
-never exist in memory. The host never reads which experts were chosen, so a call fits into a CUDA graph.
+never exist in memory. The host never reads which experts were chosen, so a call fits into a CUDA graph. The
+kernel is a custom op that Inductor inlines into a compiled graph.
 
 Importing this module raises ImportError without Triton.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op, wrap_triton
 
-from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, nested_code, require_bitsandbytes
+from jetmoe.autograd import is_traced
+from jetmoe.nf4.parts import BLOCK, NESTED_BLOCK, Parts, nested_code, nf4_values
 
 # Programs are small: two warps, and 64 weights per thread and step. Even 2048 outputs of two assignments then make
 # several programs for each of 132 processors. A program prefetches three steps.
@@ -28,8 +31,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
     """Multiply each assignment by its expert, reading only the chosen weights and without a sync.
 
-    The first call for a shape and dtype compiles the kernel, and the first call on a device copies tables there. Make
-    one call before capturing a CUDA graph.
+    The first call for a shape and dtype compiles the kernel. Make one call before capturing a CUDA graph.
 
     Args:
         rows: fp16, bf16 or fp32 `[A, in]`, or `[A / K, in]` if K consecutive assignments share an input row.
@@ -48,7 +50,7 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
         raise ValueError(f"Rows must be fp16, bf16 or fp32; these are {rows.dtype}.")
     if experts.dim() != 1 or experts.dtype != torch.int64:
         raise ValueError(f"Experts must be int64 [A]; these are {experts.dtype} {list(experts.shape)}.")
-    _, output_size, input_size = parts.shape
+    input_size = parts.shape[2]
     if rows.dim() != 2 or rows.shape[1] != input_size:
         raise ValueError(f"Rows must be [A, {input_size}] for these weights; these are {list(rows.shape)}.")
     if not len(rows) or len(experts) % len(rows):
@@ -56,24 +58,46 @@ def chosen_linear(rows: Tensor, experts: Tensor, parts: Parts) -> Tensor:
     if not all(part is None or part.is_contiguous() for part in parts):
         raise ValueError("The CUDA kernel needs contiguous 4-bit weights; these are strided. Make a contiguous copy.")
 
-    result = rows.new_empty(len(experts), output_size)
-    constants = _constants(parts)
-    # Triton launches on the current device, which can differ from that of the rows.
-    with torch.cuda.device_of(rows):
-        _chosen_linear[(triton.cdiv(output_size, constants["BLOCK_OUT"]), len(experts))](
+    # Triton launches on the current device, which can differ from that of the rows; a compiled graph sets it itself.
+    with nullcontext() if is_traced() else torch.cuda.device_of(rows):
+        return torch.ops.jetmoe.nf4_chosen_rows(
             rows.contiguous(),
             experts.contiguous(),
-            parts.codes,
-            parts.absmax,
-            parts.nested_absmax,
-            parts.nested_offset,
-            values(rows.device),
-            nested_code(rows.device) if constants["DOUBLE"] else None,
-            result,
-            repeat=len(experts) // len(rows),
-            **constants,
-            num_warps=WARPS,
+            *parts,
+            nf4_values(rows.device),
+            None if parts.nested_absmax is None else nested_code(rows.device),
         )
+
+
+@triton_op("jetmoe::nf4_chosen_rows", mutates_args=())
+def _chosen_rows(
+    rows: Tensor,
+    experts: Tensor,
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    values: Tensor,
+    nested_values: Tensor | None,
+) -> Tensor:
+    constants = _constants(Parts(codes, absmax, nested_absmax, nested_offset))
+    result = rows.new_empty(len(experts), constants["OUT"])
+    # The interpreter's functions can't be wrapped, and need not be.
+    kernel = wrap_triton(_chosen_linear) if isinstance(_chosen_linear, triton.JITFunction) else _chosen_linear
+    kernel[(triton.cdiv(constants["OUT"], constants["BLOCK_OUT"]), len(experts))](
+        rows,
+        experts,
+        codes,
+        absmax,
+        nested_absmax,
+        nested_offset,
+        values,
+        nested_values,
+        result,
+        repeat=len(experts) // len(rows),
+        **constants,
+        num_warps=WARPS,
+    )
     return result
 
 
@@ -91,15 +115,6 @@ def _constants(parts: Parts) -> dict[str, int]:
         "NESTED_BLOCK": NESTED_BLOCK,
         "STAGES": STAGES,
     }
-
-
-@cache
-def values(device: torch.device) -> Tensor:
-    """Return the 16 values of NF4 in fp32."""
-    require_bitsandbytes()
-    from bitsandbytes.functional import get_4bit_type
-
-    return get_4bit_type("nf4", device="cpu").to(device)
 
 
 @triton.jit(do_not_specialize=["repeat"])

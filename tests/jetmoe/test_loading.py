@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from jetmoe import JetMoeForCausalLM, JetMoeForSequenceClassification
 from jetmoe.experts.experts import Experts, LinearExperts
 from jetmoe.loading import devices
-from jetmoe.loading.checkpoint import INDEX, CheckpointError, Stored, stored_tensors
+from jetmoe.loading.checkpoint import INDEX, CheckpointError, Stored, read_model_config, stored_tensors
 from jetmoe.loading.convert import convert
 from jetmoe.loading.devices import RunOn
 from jetmoe.loading.load import load, quantized_share
@@ -442,7 +442,7 @@ def test_a_gpu_that_is_too_small(broken, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**10, 80 * 2**10))
     monkeypatch.setattr(devices, "GIB", 2**10)  # a toy's gibibyte
     sizes = {name: tensor.nbytes for name, tensor in stored_tensors(broken).items()}
-    needed = sum(sizes.values())
+    needed = sum(sizes.values()) + devices._cache_bytes(read_model_config(broken))
     message = refusal(broken, device="cuda")
     assert f"need {needed / 2**10:.1f} GiB and the GPU has 10.0 of 80.0 GiB free: use quantization='nf4'" in message
     four_bit = sum(size for name, size in sizes.items() if re.search("_linear|kv_proj", name)) // 2

@@ -56,17 +56,21 @@ def settings(shape: str) -> dict[str, Any]:
     return SHAPES[shape]
 
 
-def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str) -> Any:
-    """Build our model of that shape as a checkpoint is loaded: slice by slice, quantized on the way."""
+def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str, **changes: Any) -> Any:
+    """Build our model of that shape as a checkpoint is loaded: slice by slice, quantized on the way.
+
+    Args:
+        changes: fields of the configuration that replace those of the shape.
+    """
     import jetmoe  # noqa: F401  registers our classes
     from jetmoe.loading.checkpoint import Stored
     from jetmoe.loading.load import build
 
     class Random(Stored):
         def read(self, index: int | None = None) -> Tensor:
-            return _values(self.shape).clone() if index is None else _values(self.shape[1:])
+            return _values(self.shape, device).clone() if index is None else _values(self.shape[1:], device)
 
-    config: Any = AutoConfig.for_model(**settings(shape))
+    config: Any = AutoConfig.for_model(**{**settings(shape), **changes})
     with torch.device("meta"):
         state = AutoModelForCausalLM.from_config(config).state_dict()
     if config.tie_word_embeddings:
@@ -87,7 +91,7 @@ def stock(shape: str, four_bit: bool, dtype: torch.dtype, device: str) -> Any:
     model.tie_weights()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(_values(tuple(parameter.shape[-2:])))
+            parameter.copy_(_values(tuple(parameter.shape[-2:]), device))
     return _linears_in_4bit(model, dtype, device) if four_bit else model
 
 
@@ -106,7 +110,7 @@ def _linears_in_4bit(model: Any, dtype: torch.dtype, device: str) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _values(shape: tuple[int, ...]) -> Tensor:
+def _values(shape: tuple[int, ...], device: str) -> Tensor:
     if len(shape) == 1:
-        return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.randn(shape, dtype=torch.bfloat16) * 0.02
+        return torch.ones(shape, dtype=torch.bfloat16, device=device)
+    return torch.randn(shape, dtype=torch.bfloat16, device=device) * 0.02

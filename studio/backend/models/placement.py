@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jetmoe.config import MoeConfig
+from jetmoe.device import sixteen_bits
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.loading.load import load
 from jetmoe.nf4 import cpu as nf4_cpu
@@ -33,7 +34,7 @@ NVIDIA = Path("/dev")
 class Placement:
     device: str
     precision: str
-    """"nf4", "bf16" or "fp32"."""
+    """"nf4", "bf16", "fp16" or "fp32"."""
     dtype: torch.dtype
     """Data type of all weights that are not 4-bit."""
     notice: str = ""
@@ -83,8 +84,8 @@ def place_of(model: ModelEntry, precision: Precision) -> Placement:
     wanted = precision if precision != "auto" else "nf4" if device == "cuda" else model.cpu_precision
     # A ZeroGPU process loads the model in the type that its later GPU uses.
     dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
-    if wanted == "bf16" and dtype == torch.float32:
-        wanted = "fp32"
+    if wanted == "bf16":
+        wanted = {torch.float32: "fp32", torch.float16: "fp16"}.get(dtype, wanted)
     return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notices(device, wanted, precision))
 
 
@@ -121,10 +122,13 @@ def load_model(
 
 
 def default_dtype(device: str) -> torch.dtype:
-    """Return bf16 if the processor multiplies it natively, else fp32, because emulated bf16 is slower."""
-    if device != "cpu" or torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    """Return bf16 if the processor multiplies it natively, because emulated bf16 is slower.
+
+    Otherwise, return fp16 for a GPU (before Ampere) and fp32 for a CPU.
+    """
+    if device != "cpu":
+        return torch.bfloat16 if zero_gpu.waits() else sixteen_bits(device)
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 @contextmanager

@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[3]
 KEPT = {
     "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH",
     "PYTHONPATH", "VIRTUAL_ENV", "STUDIO_HOME", "STUDIO_LOCAL", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE",
-    "HF_ENDPOINT", "CC", "SPACE_ID", "STUDIO_DEMO", "MEMORY", "CPU_CORES", "STUDIO_DISK_GIB",
+    "HF_ENDPOINT", "CC", "CXX", "SPACE_ID", "STUDIO_DEMO", "MEMORY", "CPU_CORES", "STUDIO_DISK_GIB",
 }  # fmt: skip
 KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_",
-                 "MALLOC_", "JETMOE_", "PIP_")  # fmt: skip
+                 "MALLOC_", "JETMOE_", "BNB_", "PIP_")  # fmt: skip
 # Chat answers take priority over a training run, which takes hours.
 NICENESS = 19
 TICK_S = 0.2

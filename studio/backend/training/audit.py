@@ -3,8 +3,8 @@
     report = audit_report(prepared)      # rows, warnings, forecast: printed by `train --dry-run`, shown on the page
     print(table(report))
 
-Parameters are counted in the model itself, and time is measured on real rows. Memory is computed from what a trial
-saves for its backward pass.
+Parameters are counted in the model itself, and time is measured on real rows. Memory is the peak of a trial on a GPU;
+on a CPU, it is computed from what the trial saves for its backward pass.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from jetmoe.adapters.audit import AuditRow, audit
 from studio.backend.data.labelled import shown
 from studio.backend.data.rendering import Rendered, preview
 from studio.backend.system.plan import available_memory
-from studio.backend.training import fsdp
+from studio.backend.training import fsdp, gpu_memory
 from studio.backend.training.prepare import Prepared, processes
 
 TRIAL_STEPS = 3
 GIB = 2**30
 # Per trained fp32 parameter: the weight, its gradient and AdamW's two moments.
 BYTES_PER_TRAINED = 16
-# Python and its libraries on a CPU; the CUDA context on a GPU.
-RUNTIME_GIB = 0.7
+# Python and its libraries.
+RUNTIME_BYTES = 0.7 * GIB
 # Measured on the starter. glibc can't reuse the memory of the last step for all activations, so a CPU needs about twice
-# as much; CUDA's allocator wastes less.
-WASTE = {"cpu": 2.0, "cuda": 1.2}
+# as much.
+WASTE = 2.0
 
 
 def audit_report(prepared: Prepared) -> dict[str, Any]:
@@ -133,16 +133,16 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     recipe = prepared.recipe
     seconds, activations, tokens = _trial(prepared)
     steps = total_steps(prepared)
-    weights = prepared.base.get_memory_footprint()
-    parts, gathered = 1, 0.0
-    if fsdp.is_fsdp():  # besides its shards, a device holds the current layer and the next one
-        parts, gathered = processes().num_processes, 2 * weights / len(prepared.base.model.layers)
-    kept = WASTE[prepared.base.device.type] * activations
-    needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + kept
+    on_gpu = prepared.base.device.type == "cuda"
+    parts = processes().num_processes if fsdp.is_fsdp() else 1
+    if on_gpu:
+        needed, free = gpu_memory.needed_and_free(trained, parts)
+    else:
+        needed, free = _cpu_memory(prepared, trained, activations, parts)
     step_s = seconds * recipe.gradient_accumulation
     return {
-        "memory_gib": round(needed / GIB + RUNTIME_GIB, 2),
-        "free_gib": round(_free_gib() + weights / parts / GIB, 2),
+        "memory_gib": round(needed / GIB, 2),
+        "free_gib": round(free / GIB, 2),
         "steps": steps,
         "step_s": round(step_s, 3),
         "seconds": round(steps * step_s, 1),
@@ -150,11 +150,22 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     }
 
 
+def _cpu_memory(prepared: Prepared, trained: int, activations: int, parts: int) -> tuple[float, float]:
+    """Return the bytes that the run needs, and those that are free for it and the loaded weights."""
+    weights = prepared.base.get_memory_footprint()
+    # Besides its shards, a device holds the current layer and the next one.
+    gathered = 2 * weights / len(prepared.base.model.layers) if fsdp.is_fsdp() else 0.0
+    needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + WASTE * activations + RUNTIME_BYTES
+    return needed, available_memory() + weights / parts
+
+
 def _trial(prepared: Prepared) -> tuple[float, int, float]:
     """Return the seconds of a batch, the bytes saved for its backward pass, and its tokens; nothing is trained."""
     model, recipe = prepared.model, prepared.recipe
     rows = _trial_rows(prepared)
     model.train()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     seconds, kept, tokens = [], 0, []

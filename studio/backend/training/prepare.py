@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from jetmoe import RoutingRecorder
+from jetmoe.adapters.ddp import leave_frozen
 from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
@@ -135,6 +136,8 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
         base.config.aux_loss_coef = recipe.balance_loss
     if fsdp.is_fsdp():
         fsdp.shard_model(model, base.model.layers, processes().device)
+    else:
+        leave_frozen(model)
     return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
 
 

@@ -40,7 +40,7 @@ class StudioTrainer(Trainer):
             callbacks.append(Patience(recipe.early_stopping))
         super().__init__(
             model=prepared.model,
-            args=training_arguments(recipe, run, data.measure if data.held_out else "", prepared.base.device),
+            args=training_arguments(recipe, run, data.measure if data.held_out else "", prepared.base),
             data_collator=prepared.collate,
             train_dataset=data.train,
             eval_dataset=self._filled(data.held_out, recipe.batch_size) or None,
@@ -196,15 +196,16 @@ def is_disk_error(error: Exception) -> bool:
 SAVE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
-def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.device) -> TrainingArguments:
+def training_arguments(recipe: Recipe, run: Run, measured: str, base: Any) -> TrainingArguments:
     """Convert a recipe to transformers' arguments.
 
     Args:
         measured: the metric that selects the best checkpoint; empty if nothing is evaluated.
+        base: the base model.
     """
     evaluates = bool(measured)
     by_steps = "steps" if recipe.eval_steps else "epoch"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
@@ -230,8 +231,9 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.de
         load_best_model_at_end=evaluates,
         metric_for_best_model=measured or None,
         greater_is_better=measured != "eval_loss" if evaluates else None,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
+        fp16=base.dtype == torch.float16,  # scales the loss, so that small gradients don't become zero
+        use_cpu=base.device.type == "cpu",
+        dataloader_pin_memory=base.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
@@ -239,6 +241,9 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, device: torch.de
         # The graphs of the processes differ in adapters and 4-bit weights only, and all use the same parameters.
         ddp_find_unused_parameters=False,
     )
+    # Trainer would copy the model to all GPUs in every step. Several GPUs need `accelerate launch`.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def load_adapter(model: Any, folder: Path) -> None:

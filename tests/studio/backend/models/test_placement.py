@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from jetmoe import device
 from studio.backend.models import catalog, placement
 from studio.backend.system import zero_gpu
 from studio.errors import StudioError
@@ -18,6 +19,7 @@ GIB = 2**30
 def plenty(monkeypatch):
     monkeypatch.setattr(placement, "available_memory", lambda: 64 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "capability", lambda device: (9, 0))
 
 
 def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, monkeypatch):
@@ -25,6 +27,14 @@ def test_automatic_is_what_the_catalog_says_on_a_cpu_and_4_bit_on_a_gpu(plenty, 
     assert placement.placement(STARTER, "auto").precision != "nf4"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert placement.placement(STARTER, "auto") == placement.Placement("cuda", "nf4", torch.bfloat16)
+
+
+def test_gpus_before_ampere_compute_in_fp16(plenty, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "capability", lambda device: (7, 5))
+    for wanted, used in (("auto", "nf4"), ("nf4", "nf4"), ("bf16", "fp16")):
+        assert placement.place_of(STARTER, wanted) == placement.Placement("cuda", used, torch.float16)
+    assert placement.place_of(STARTER, "fp32").dtype == torch.float32
 
 
 def test_what_is_loaded_first_is_what_the_hardware_of_a_space_is_for(plenty, monkeypatch):

@@ -51,14 +51,16 @@ class Pair(NamedTuple):
 
 
 def test_two_processes_give_the_curve_of_one(home):
+    """In 4 bits, whose weights can't be sent from one process to the other."""
     # 5 held-out rows, which don't fill two batches for each process.
-    settings = training_settings(home / "copies") | {"eval_share": 0.125, "packing": False}
+    settings = training_settings(home / "copies") | {"eval_share": 0.125, "packing": False, "precision": "nf4"}
     one = started(settings, batch_size=4)
     command = ["studio", "train", str(recipe_file(settings, home / "copies")), "batch_size=2", "--json"]
     said = launched("recipes/accelerate/cpu_2proc.yaml", *command)
     two = RunStore().get(json.loads(said.splitlines()[-1])["id"])
-    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
-    assert held_out_losses(two) == pytest.approx(held_out_losses(one), rel=1e-5)
+    # Computed in bf16.
+    assert losses(two) == pytest.approx(losses(one), rel=2e-2)
+    assert held_out_losses(two) == pytest.approx(held_out_losses(one), rel=2e-2)
 
 
 @pytest.fixture(scope="module")
