@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from studio.backend.data.preview import Preview
-from studio.backend.data.rendering import Summary
+from studio.backend.data.rendering import Span, Summary
 from studio.ui.common.card import card, figures, note
 from studio.ui.common.card import problem as card_problem
 from studio.ui.common.card import waiting as card_waiting
@@ -73,20 +73,23 @@ def _lengths(tokens: Summary) -> str:
     )
 
 
-def _examples(examples: Sequence[Sequence[tuple[str, bool]]]) -> str:
+def _examples(examples: Sequence[Sequence[Span]]) -> str:
     if not examples:
         return ""
-    items = "".join(f"<li>{''.join(_span(*span) for span in spans)}</li>" for spans in examples)
+    items = "".join(f"<li>{''.join(map(_span, spans))}</li>" for spans in examples)
     return (
-        '<h4>First rows <small>as the model reads them; only <mark class="dp-trained">marked</mark> text is trained'
+        '<h4>First rows <small>as the model reads them; only <mark class="dp-trained">marked</mark> text is trained, '
+        "and <b>bold</b> text is a control token"
         f'</small></h4><ol class="dp-rows" tabindex="0" aria-label="First rows">{items}</ol>'
     )
 
 
-def _span(text: str, trained: bool) -> str:
+def _span(span: Span) -> str:
+    text = span.text
     if len(text) > SHOWN_TEXT:
         text = f"{text[: SHOWN_TEXT // 2]} … {text[-SHOWN_TEXT // 2 :]}"
-    return f'<mark class="dp-trained">{escape(text)}</mark>' if trained else f"<span>{escape(text)}</span>"
+    shown = f"<b>{escape(text)}</b>" if span.control else escape(text)
+    return f'<mark class="dp-trained">{shown}</mark>' if span.trained else f"<span>{shown}</span>"
 
 
 def _bad_rows(seen: Preview) -> str:
