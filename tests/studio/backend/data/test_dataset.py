@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.backend.data.dataset import SAMPLES, Dataset, DataSettings, read, resolve, split_notice
+from studio.backend.data.dataset import SAMPLES, Dataset, DataSettings, read, resolve
 from studio.backend.data.examples import Example, Examples
 from studio.errors import StudioError
 
