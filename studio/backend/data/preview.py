@@ -34,6 +34,11 @@ FIRST = 3000
 """Rows that are read of a large file. Reading more would make the page slow."""
 SHOWN = 5
 SHOWN_BAD_ROWS = 100
+GUESSED = "The column names don't tell what is trained, so the columns are a guess. Check them, and the first rows."
+UNKNOWN = (
+    "The column names of {} don't tell what is trained. Choose what the rows are used for and the format, then the "
+    "column of each field."
+)
 # Previews of bundled samples that are cached, keyed by recipe and whether its model is downloaded.
 CACHED = 16
 _samples: dict[tuple[str, bool], Preview] = {}
@@ -45,9 +50,9 @@ class Preview:
     names: list[str]
     """The file's columns."""
     raw: list[dict[str, Any]] = field(default_factory=list)
-    """The first rows as they are in the file; only if the file can't be used."""
+    """The first rows as they are in the file; only if the file can't be used, or its columns are a guess."""
     problem: str = ""
-    """Why the file can't be used; the fields below are then empty, except for a guess of format and columns."""
+    """Why the file can't be used; the fields below are then empty."""
     format: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     """The column of each field of the format."""
@@ -98,7 +103,7 @@ def _preview(recipe: Recipe) -> Preview:
             return _labelled(recipe, unusable.names)
         dataset = read(recipe.data, settings_of(recipe), FIRST)
     except UnknownColumns as error:
-        return replace(unusable, problem=str(error), format=error.format, columns=error.columns)
+        return _guessed(recipe, error, unusable)
     except StudioError as error:
         return replace(unusable, problem=str(error))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
@@ -110,6 +115,15 @@ def _preview(recipe: Recipe) -> Preview:
     found = [*notices(dataset, tokens, len(held_out), recipe), *notice]
     seen = _of(dataset, unusable.names, len(train), len(held_out), found)
     return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
+
+
+def _guessed(recipe: Recipe, error: UnknownColumns, unusable: Preview) -> Preview:
+    """Return the preview with guessed columns, or the raw rows if there is no guess."""
+    if error.columns:
+        seen = _preview(replace(recipe, format=error.format, columns=error.columns))
+        if not seen.problem:
+            return replace(seen, notices=[GUESSED, *seen.notices], raw=unusable.raw)
+    return replace(unusable, problem=UNKNOWN.format(unusable.file))
 
 
 def _labelled(recipe: Recipe, names: list[str]) -> Preview:

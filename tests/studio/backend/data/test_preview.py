@@ -43,7 +43,11 @@ def test_a_file_whose_columns_say_nothing_names_them(toy, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"a": "x", "b": "y"}))
     seen = preview(Recipe(str(toy), data=str(rows)))
-    assert "don't match" in seen.problem and seen.names == ["a", "b"] and not seen.examples
+    assert seen.notices[0] == previews.GUESSED and seen.columns == {"prompt": "a", "completion": "b"}
+    assert seen.raw == [{"a": "x", "b": "y"}]
+    rows.write_text(json.dumps({"a": 1, "b": 2}))
+    seen = preview(Recipe(str(toy), data=str(rows)))
+    assert "don't tell what is trained" in seen.problem and seen.names == ["a", "b"] and not seen.examples
 
 
 def test_rows_that_are_cut_before_their_answer_are_said(toy, tmp_path):
