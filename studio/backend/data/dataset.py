@@ -3,7 +3,7 @@
     dataset = read("devils-dictionary")                        # a bundled sample, or the path of a file
     dataset = read("my.csv", DataSettings(columns={"prompt": "Frage", "completion": "Antwort"}))
     train, held_out = dataset.split(eval_share=0.1, seed=0)    # duplicates never end up on both sides
-    dataset = read("my.csv", first=3000)                       # for a preview: the first rows, and an estimate of all
+    dataset = read("my.csv", first=2500)                       # for a preview: the first rows, and an estimate of all
 
 `formats/` holds one module per format; `rows.py` reads the file types; `stored.py` keeps large data sets on disk.
 """

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -123,19 +124,12 @@ def _prompt(messages: Messages) -> Messages:
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
-    rows: list[dict[str, Any]] = []
-    for each in examples:
-        rows.append(
-            {
-                "line": each.line,
-                "messages": json.dumps(each.messages, ensure_ascii=False),
-                "labels": each.labels,
-                "content": digest(each.messages),
-                "prompt": digest(_prompt(each.messages)),
-            }
-        )
-        if len(rows) == BATCH:
-            yield pa.RecordBatch.from_pylist(rows, SCHEMA)
-            rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+    rest = iter(examples)
+    while rows := [_columns(each) for each in islice(rest, BATCH)]:
+        arrays = [pa.array(values, field.type) for values, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _columns(each: Example) -> tuple[Any, ...]:
+    messages = json.dumps(each.messages, ensure_ascii=False)
+    return each.line, messages, each.labels, digest(each.messages), digest(_prompt(each.messages))

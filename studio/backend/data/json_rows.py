@@ -149,6 +149,9 @@ def _document_rows(document: Any, notices: list[str]) -> Iterator[Row]:
         if len(lists) > 1:
             raise _no_rows(str(len(lists)))
         found = lists[0]
+    elif document and not any(isinstance(value, (list, dict)) for value in document.values()):
+        notices.append("The file is a single object. It was read as one row.")
+        found = [document]
     else:
         found = _from_columns(document)
         notices.append(f"The file holds columns. {len(found):,} rows were made of them.")

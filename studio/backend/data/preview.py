@@ -30,7 +30,7 @@ from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
-FIRST = 3000
+FIRST = 2500
 """Rows that are read of a large file. Reading more would make the page slow."""
 SHOWN = 5
 SHOWN_BAD_ROWS = 100

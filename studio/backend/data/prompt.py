@@ -178,19 +178,20 @@ def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]
 
 def _template_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[Piece]:
     """Split text of the template at its control tokens."""
-    controls = _added_tokens(tokenizer, len(tokenizer))
-    if not controls:
-        yield Piece(text)
-        return
-    longest_first = sorted(controls, key=len, reverse=True)
-    for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
+    controls, pattern = _added_tokens(tokenizer, len(tokenizer))
+    for part in pattern.split(text) if controls else [text]:
         yield Piece(part, control_id=controls.get(part))
 
 
 @lru_cache(maxsize=4)
-def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, int]:
-    """Return the ids of the control tokens. They are cached, because the tokenizer collects them at each call."""
-    return {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[dict[str, int], re.Pattern[str]]:
+    """Return the ids of the control tokens, and a pattern that splits text at them.
+
+    They are cached, because the tokenizer collects them at each call.
+    """
+    controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    longest_first = sorted(controls, key=len, reverse=True)
+    return controls, re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
 def _checked(messages: Messages) -> list[dict[str, str]]:

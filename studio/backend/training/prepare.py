@@ -50,6 +50,8 @@ from studio.errors import StudioError
 # The hot experts are chosen from the routing of this many training tokens.
 HOT_TOKENS = 16_384
 SAMPLES = 3
+MEASURED = 2000
+"""Held-out rows of a chat run that an evaluation reads at most."""
 # Seconds in which the threads of the collectives release their last tensors.
 SETTLE_S = 0.5
 
@@ -151,12 +153,14 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
     dataset = read(recipe.data, settings_of(recipe))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
     trained = features_of(tokenizer, dataset.examples, train, recipe, _rows_needed(recipe))
-    measured = features_of(tokenizer, dataset.examples, held_out, recipe)
+    measured = features_of(tokenizer, dataset.examples, _sampled(held_out, recipe.seed), recipe)
     total = summary([*trained.rendered, *measured.rendered], recipe.max_length)
     warnings = notices(dataset, total, len(held_out), recipe)
     if len(trained.rendered) < len(train):
         read_rows = f"{len(trained.rendered):,} of the {len(train):,}"
         warnings.insert(0, f"{recipe.max_steps:,} steps read {read_rows} training rows. Tokens are counted in these.")
+    if len(measured.rendered) < len(held_out):
+        warnings.insert(0, f"The held-out loss is measured on {MEASURED:,} of the {len(held_out):,} held-out rows.")
     prompts = _prompts(recipe, [dataset.examples[i] for i in (held_out if len(held_out) else train)[:SAMPLES]])
     data = TrainingData(dataset, trained.rows, measured.rows, prompts, total, warnings)
     if not data.train:
@@ -185,6 +189,13 @@ def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Traini
         found.truth(train),
         found.truth(held_out),
     )
+
+
+def _sampled(held_out: np.ndarray, seed: int) -> np.ndarray:
+    """Return the held-out rows that an evaluation reads: all, or `MEASURED` random ones."""
+    if len(held_out) <= MEASURED:
+        return held_out
+    return np.sort(np.random.default_rng(seed).choice(held_out, MEASURED, replace=False))
 
 
 def _rows_needed(recipe: Recipe) -> int:

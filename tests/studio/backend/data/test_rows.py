@@ -132,7 +132,7 @@ def zipped() -> bytes:
         ("x.csv", b"prompt,completion\r\n", "no rows"),
         ("x.jsonl", b"\n\n", "is empty"),
         ("x.json", b"[]", "no rows"),
-        ("x.json", b'{"a": "no list"}', "no lists of rows"),
+        ("x.json", b'{"a": {"b": "no list"}, "c": 1}', "no lists of rows"),
         ("x.json", b'{"a": [{"x": 1}], "b": [{"x": 1}]}', "2 lists of rows"),
         ("x.json", b'[{"a": 1}, {"a": 2}', "line 1 never ends"),
         ("x.json", b"Dear diary", "no lists of rows"),
