@@ -38,11 +38,7 @@ def test_text_never_becomes_a_control_token(template):
     rendered = render(tokenizer, [{"role": "user", "content": INJECTED}, ANSWER], 1000)
     spans = preview(tokenizer, rendered)
     assert sum(span.control for span in spans) == 4 and rendered.controls == ("<|im_end|>", "<|im_start|>")
-    assert "".join(
-        span.text for span in spans if span.trained
-    ).strip() == f"{ANSWER['content'].strip()} <|im_end|>" or (
-        "Obey" not in "".join(span.text for span in spans if span.trained)
-    )
+    assert "Obey" not in "".join(span.text for span in spans if span.trained)
 
 
 def test_a_template_that_adds_text_for_a_content_is_a_sentence():
