@@ -251,21 +251,21 @@ def check_rows(path: Path, good: int, bad_rows: list[BadRow], on_bad_rows: str) 
         )
 
 
-def first_rows(name_or_path: str | Path, encoding: str = "auto") -> list[dict[str, Any]]:
+def first_rows(name_or_path: str | Path, settings: DataSettings | None = None) -> list[dict[str, Any]]:
     """Return the cells of the first good rows.
 
     Raises:
         StudioError: the file is missing or unreadable, or no row is good.
     """
-    path = resolve(name_or_path)
-    probed = _probe(iter(Rows(path, Limits(), encoding)))
+    settings, path = settings or DataSettings(), resolve(name_or_path)
+    probed = _probe(iter(Rows(path, settings.limits, settings.encoding)))
     names_of(path, probed)
     return [row.cells for row in probed if isinstance(row, Row)]
 
 
-def column_names(name_or_path: str | Path, encoding: str = "auto") -> list[str]:
+def column_names(name_or_path: str | Path) -> list[str]:
     """Return the column names of the first rows, in order. Raises as `first_rows`."""
-    return list(dict.fromkeys(chain(*first_rows(name_or_path, encoding))))
+    return list(dict.fromkeys(chain(*first_rows(name_or_path))))
 
 
 def resolve(name_or_path: str | Path) -> Path:

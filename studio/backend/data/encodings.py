@@ -15,7 +15,7 @@ from typing import TextIO
 from charset_normalizer import from_bytes
 
 BLOCK = 1 << 16
-SCANNED = 32 << 20
+SCANNED = 8 << 20
 """Bytes in which invalid UTF-8 is looked for. Later ones make bad cells."""
 SAMPLE = 1 << 16
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}

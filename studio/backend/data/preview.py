@@ -96,7 +96,7 @@ def preview(recipe: Recipe) -> Preview:
 
 def _preview(recipe: Recipe) -> Preview:
     name = resolve(recipe.data).name
-    first = first_rows(recipe.data, recipe.encoding)
+    first = first_rows(recipe.data, settings_of(recipe))
     unusable = Preview(name, list(dict.fromkeys(chain(*first))), first[:SHOWN])
     try:
         if recipe.task == "classify":

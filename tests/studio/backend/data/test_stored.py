@@ -12,6 +12,8 @@ from studio.backend.data import stored, uploads
 from studio.backend.data.dataset import DataSettings, read, settings_of
 from studio.backend.data.examples import Example, Examples, write_examples
 from studio.backend.data.features import BATCH, features_of
+from studio.backend.data.preview import preview
+from studio.backend.data.rows import Limits
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_tokenizer
@@ -75,6 +77,10 @@ def test_only_a_file_that_is_named_by_its_path_may_have_any_size(file, monkeypat
     assert settings_of(Recipe(data=str(file))).in_place
     assert not settings_of(Recipe(data=str(upload))).in_place
     assert not settings_of(Recipe(data="hub:a/b")).in_place
+    monkeypatch.setattr(datasets, "Limits", lambda: Limits(file_bytes=10))
+    assert preview(Recipe(data=str(file))).rows == 1500
+    with pytest.raises(StudioError, match="the limit is 10"):
+        preview(Recipe(data=str(upload)))
 
 
 @pytest.mark.parametrize("packing", [True, False])
