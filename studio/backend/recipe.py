@@ -100,6 +100,11 @@ class Recipe(Settings):
         json_schema_extra={"expected": EXPECTED_COLUMNS},
         description="Columns of the format's fields, as field: column; empty finds the columns by name.",
     )
+    encoding: Text = Field(
+        default="auto",
+        max_length=20,
+        description="Encoding of a text file, such as utf-8, cp1251 or gb18030; auto detects it.",
+    )
     problem: Literal["single_label", "multi_label", "regression"] = Field(
         default="single_label",
         description=(

@@ -90,12 +90,13 @@ def tuning(page: Page, place: Place) -> FinetunePage:
 def test_a_file_is_uploaded_mapped_checked_and_the_form_survives_a_refresh(form):
     bad = b"Frage,Antwort\n1+1?,2\n<img src=x onerror=window.__p=1>,${window.__p=1}\n3+3?,\n"
     form.upload("fragen.csv", bad)
-    expect(form.preview.locator(".dp-problem")).to_contain_text("don't match", timeout=SLOW)
+    expect(form.preview.locator(".dp-note").first).to_contain_text("the columns are a guess", timeout=SLOW)
     form.choose("format", "prompt_completion")
     form.choose("column-prompt", "Frage")
     form.choose("column-completion", "Antwort")
     expect(form.preview.locator("h3")).to_contain_text("read as prompt_completion", timeout=SLOW)
-    expect(form.preview.locator("mark.dp-trained").nth(1)).to_contain_text("2<|im_end|>")
+    expect(form.preview.locator("mark.dp-trained").nth(1)).to_have_text("2")
+    expect(form.preview.locator("mark.dp-trained").nth(2)).to_have_text("<|im_end|>")
     expect(form.preview.locator(".dp-table").last).to_contain_text("4Antwortis empty")
     form.set("r", 5)
     form.page.locator("#run-name input, #run-name textarea").first.fill("kept")

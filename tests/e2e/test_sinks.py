@@ -162,7 +162,7 @@ def test_what_classifying_refuses(ada: Watched, page: Page):
 def test_finetune(ada: Watched, page: Page, place: Studio):
     tuning = FinetunePage(page, ada.url).open()
     tuning.upload(f"{ALL}.csv", table([NAME, *LABELS], [[ALL[:200], ALL[200:400], ""]] * 20).encode())
-    says(tuning.preview.locator(".dp-problem"), "don't match")
+    says(tuning.preview.locator(".dp-note").first, "the columns are a guess")
     tuning.choose("format", "prompt_completion")
     tuning.choose("column-prompt", NAME)
     tuning.choose("column-completion", LABELS[0])

@@ -1,4 +1,4 @@
-"""Copy the two files of an uploaded adapter, loose or in a .zip, into a folder; refuse other files and false sizes.
+"""Copy the two files of an uploaded adapter, loose or in a .zip, into a folder. No other file is opened or stored.
 
 collect([Path("pirate.zip")], folder)      # folder/adapter_config.json and folder/adapter_model.safetensors
 require_finite(folder)
@@ -10,11 +10,11 @@ import io
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,10 @@ MAX_HEADER = 4 << 20
 MAX_ZIP_LIST = 1 << 20
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 FLOATS = {"F64", "F32", "F16", "BF16"}
-WANTED = f"An adapter is exactly {CONFIG} and {WEIGHTS}, or a .zip of the two"
+WANTED = f"An adapter is {CONFIG} and {WEIGHTS}, or a .zip with the two in one folder"
+
+
+File = TypeVar("File")
 
 
 class _Source(NamedTuple):
@@ -38,18 +41,20 @@ class _Source(NamedTuple):
 
 
 def collect(files: Sequence[Path], folder: Path) -> None:
-    """Write the adapter's two files, given as two files or as one .zip, to an empty folder.
+    """Write the adapter's two files, given among other files or in one .zip, to an empty folder.
 
     Raises:
-        StudioError: the files are others or too large, the .zip is damaged or holds anything else, or the disk is full.
+        StudioError: the two files are missing or too large, the .zip is damaged or harmful, or the disk is full.
     """
     with _sentences():
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             with _SmallReads(files[0]) as file, zipfile.ZipFile(file) as archive:
                 _write(_members(archive), folder)
         else:
-            _require_both(file.name for file in files)
-            _write({file.name: _Source(file.stat().st_size, partial(io.FileIO, file)) for file in files}, folder)
+            found = _adapter({PurePosixPath(file.name): file for file in files})
+            _write(
+                {name: _Source(file.stat().st_size, partial(io.FileIO, file)) for name, file in found.items()}, folder
+            )
         with (folder / WEIGHTS).open("rb") as weights:
             header = int.from_bytes(weights.read(8), "little")
     if header > MAX_HEADER:
@@ -71,16 +76,30 @@ def require_finite(folder: Path) -> None:
         raise StudioError(f"{WEIGHTS} is damaged ({str(error)[:200]}). Save or download the adapter again.") from error
 
 
-def _require_both(names: Iterable[str]) -> None:
-    names = sorted(names)
+def _adapter(files: Mapping[PurePosixPath, File]) -> dict[str, File]:
+    """Return the adapter's two files by name, from the only, or the topmost, folder that holds both.
+
+    Raises:
+        StudioError: no folder holds both, or several on the same level do.
+    """
+    folders = [path.parent for path in files if path.name == CONFIG and path.with_name(WEIGHTS) in files]
+    top = [folder for folder in folders if len(folder.parts) == min(len(each.parts) for each in folders)]
+    if len(top) > 1:
+        listed = ", ".join(str(folder)[:60] for folder in top[:4])
+        raise StudioError(f"The .zip holds several adapters, in {listed}. Zip one of these folders.")
+    if not top:
+        raise _missing(sorted(path.name for path in files))
+    return {name: files[top[0] / name] for name in (CONFIG, WEIGHTS)}
+
+
+def _missing(names: Sequence[str]) -> StudioError:
     if pickles := [name for name in names if PurePosixPath(name).suffix.lower() in PICKLES]:
-        raise StudioError(
+        return StudioError(
             f"{pickles[0][:80]} is a pickle, which can run code when it is opened. Save the adapter as safetensors, as "
             "PEFT's save_pretrained does, and upload that."
         )
-    if names != [CONFIG, WEIGHTS]:
-        got = ", ".join(name[:80] for name in names[:4]) or "nothing"
-        raise StudioError(f"{WANTED}; this is {got}{', …' if len(names) > 4 else ''}. Upload the two files.")
+    got = ", ".join(name[:80] for name in names[:4]) or "nothing"
+    return StudioError(f"{WANTED}; this is {got}{', …' if len(names) > 4 else ''}. Upload the two files.")
 
 
 def _write(sources: dict[str, _Source], folder: Path) -> None:
@@ -123,23 +142,25 @@ class _SmallReads(io.FileIO):
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
-    """Return the two files by name; they may be in one folder."""
-    every = archive.infolist()
-    for info in every[:4]:
+    """Return the adapter's two files by name. Notes of macOS and hidden files are ignored, as all others are."""
+    files: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        path = PurePosixPath(info.filename)
+        if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set("\\:\0"):
+            raise StudioError("The .zip names files outside of itself. Zip only the adapter's two files.")
+        if info.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            continue
+        if path in files:
+            raise StudioError(f"The .zip holds {path.name[:80]} twice. Zip the adapter's two files again.")
+        files[path] = info
+    found = _adapter(files)
+    for info in found.values():
         _require_plain(info)
-    files = [(PurePosixPath(info.filename), info) for info in every if not info.is_dir()]
-    _require_both(path.name for path, _ in files)
-    folders = {path.parent for path, _ in files} | {PurePosixPath(info.filename) for info in every if info.is_dir()}
-    if len(every) > 3 or len(folders) > 1 or any(len(path.parts) > 2 for path, _ in files):
-        raise StudioError(f"{WANTED}, in at most one folder; this .zip holds more. Zip only the two files.")
-    return {path.name: _Source(info.file_size, partial(archive.open, info)) for path, info in files}
+    return {name: _Source(info.file_size, partial(archive.open, info)) for name, info in found.items()}
 
 
 def _require_plain(info: zipfile.ZipInfo) -> None:
-    path, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
-    if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set("\\:\0"):
-        raise StudioError("The .zip names files outside of itself. Zip only the adapter's two files.")
-    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         raise StudioError("The .zip holds a link or a device. Zip the adapter's two files themselves.")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise StudioError("The .zip is encrypted or uses an unusual compression. Zip the adapter's two files again.")

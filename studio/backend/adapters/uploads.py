@@ -66,7 +66,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
     """Check and store an uploaded adapter; the model need not be loaded.
 
     Args:
-        files: adapter_config.json and adapter_model.safetensors, or one .zip of the two.
+        files: adapter_config.json and adapter_model.safetensors, or one .zip of them. Other files are ignored.
         name: shown in `choices`; an empty name becomes "adapter" and the start of the id.
         model_id: the base model.
 

@@ -3,37 +3,46 @@
     dataset = read("devils-dictionary")                        # a bundled sample, or the path of a file
     dataset = read("my.csv", DataSettings(columns={"prompt": "Frage", "completion": "Antwort"}))
     train, held_out = dataset.split(eval_share=0.1, seed=0)    # duplicates never end up on both sides
+    dataset = read("my.csv", first=2500)                       # for a preview: the first rows, and an estimate of all
 
-`formats/` holds one module per format; `rows.py` reads the file types.
+`formats/` holds one module per format; `rows.py` reads the file types; `stored.py` keeps large data sets on disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from studio.backend.data import hub_dataset
-from studio.backend.data.formats import Format, Messages
+from studio.backend.data import hub_dataset, stored, uploads
+from studio.backend.data.detection import Detected, Wanted, detect, first_of, formats, names_of, no_good_row
+from studio.backend.data.encodings import NAMES
+from studio.backend.data.examples import Example, Examples, group_numbers, write_examples
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
 from studio.backend.recipe import Recipe
 from studio.backend.settings import Settings, settings
 from studio.backend.system.files import sha256
 from studio.errors import StudioError
-from studio.registry import discover
 
 SAMPLES = {path.stem.replace("_", "-"): path for path in sorted(Path(__file__).with_name("samples").glob("*.jsonl"))}
-SHOWN_BAD_ROWS = 20
+MISSING = ("nan", "null", "none", "n/a", "<na>")
+"""Words that programs write into cells without a value, in lower case."""
+IN_PLACE = Limits(file_bytes=2**40, rows=2**31)
+"""Limits on a file that a person named by its path, which a page does not allow."""
 PROBED_ROWS = 50
 """Good rows that are used to detect the format."""
+FIRST_CHARACTERS = 4_000_000
+"""Characters of text after which reading for a preview stops."""
+UNEVEN = 2
+"""Ratio of the held-out share to the one that was asked for, or the reverse, above which a notice says so."""
 
 
 @settings
@@ -53,43 +62,54 @@ class DataSettings(Settings):
     """The column of each field, for columns whose names are not recognized."""
     on_bad_rows: Literal["skip", "stop"] = "skip"
     """skip leaves bad rows out and lists them; stop raises with the list."""
-    limits: Limits = Field(default_factory=Limits)
-    """Limits on what is read."""
     task: str = "chat"
     """The training task; only its formats are considered."""
+    encoding: str = "auto"
+    """One of `encodings.NAMES`, or auto to detect it."""
+    in_place: bool = False
+    """Whether the file may have any size, because a person named its path."""
+
+    @property
+    def limits(self) -> Limits:
+        return IN_PLACE if self.in_place else Limits()
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any], wrong: set[str]) -> list[str]:
-        names = ["auto", *(each.name for each in formats(values["task"]))]
-        if "format" in wrong or values["format"] in names:
-            return []
-        return [f"format must be one of {', '.join(names)}, not {values['format']!r}"]
-
-
-@dataclass(frozen=True)
-class Example:
-    line: int
-    messages: Messages
-    labels: tuple[str, ...] = ()
-    """As written in the file; only for labelled texts."""
+        known = {"format": [each.name for each in formats(values["task"])], "encoding": [*NAMES]}
+        return [
+            f"{name} must be one of auto, {', '.join(names)}, not {values[name]!r}"
+            for name, names in known.items()
+            if name not in wrong and values[name] not in ("auto", *names)
+        ]
 
 
 @dataclass(frozen=True)
 class Dataset:
     path: Path
     fingerprint: str
-    """SHA-256 of the file, which a resumed run compares to detect changes."""
+    """SHA-256 of the file, which a resumed run compares to detect changes; empty if only the first rows were read."""
     format: str
     columns: dict[str, str]
     """The column of each field of the format."""
-    examples: list[Example]
+    examples: Examples
     bad_rows: list[BadRow]
     notices: tuple[str, ...]
-    duplicates: int
-    """Examples that repeat an earlier one, ignoring case and whitespace. They are kept."""
+    """Assumptions of the reading, and what it left out; first those that change what is trained."""
+    total: int
+    """Rows of the file; an estimate if only the first ones were read."""
 
-    def split(self, eval_share: float, seed: int) -> tuple[list[Example], list[Example]]:
-        """Return the (training, held-out) examples; the same seed gives the same split.
+    @property
+    def is_part(self) -> bool:
+        """Whether only the first rows were read."""
+        return not self.fingerprint
+
+    @property
+    def duplicates(self) -> int:
+        """Examples that repeat an earlier one, ignoring case and whitespace. They are kept."""
+        return len(self.examples) - len(np.unique(self.examples.contents))
+
+    def split(self, eval_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the (training, held-out) examples; the same seed gives the same split.
 
         Examples with the same prompt stay together. If all have the same prompt, nothing is held out.
 
@@ -98,16 +118,32 @@ class Dataset:
         """
         if not 0 <= eval_share < 1:
             raise StudioError(f"eval_share must be at least 0 and below 1, not {eval_share!r}.")
-        groups: dict[bytes, list[int]] = {}
-        for i, example in enumerate(self.examples):
-            groups.setdefault(digest(_prompt(example.messages)), []).append(i)
-        held_out = _drawn(list(groups.values()), eval_share, seed)
-        train = [example for i, example in enumerate(self.examples) if i not in held_out]
-        return train, [self.examples[i] for i in sorted(held_out)]
+        groups = group_numbers(self.examples.prompts)  # [examples]
+        is_held_out = _drawn(np.bincount(groups), eval_share, seed)[groups]
+        return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Dataset:
+def split_notice(asked: float, held_out: int, total: int) -> str:
+    """Return a sentence if the held-out share is not the one that was asked for, else an empty text."""
+    got = held_out / max(total, 1)
+    together = "rows with the same prompt or text stay on one side"
+    if not asked or total == 0:
+        return ""
+    if not held_out:
+        return (
+            f"Nothing is held out, because {together}, and all have the same. The run has no held-out loss, keeps the "
+            "last checkpoint instead of the best one, and does not stop early."
+        )
+    if max(got, asked) <= UNEVEN * min(got, asked) or abs(held_out - asked * total) < 2:
+        return ""
+    return f"{held_out:,} of {total:,} rows ({got:.0%}) are held out instead of {asked:.0%}, because {together}."
+
+
+def read(name_or_path: str | Path, settings: DataSettings | None = None, first: int = 0) -> Dataset:
     """Read the data set from a file or a bundled sample.
+
+    Args:
+        first: stop after about so many rows, or after `FIRST_CHARACTERS`; 0 reads all.
 
     Raises:
         StudioError: the file is missing or unreadable, no format fits, no row is good, or a row is bad and
@@ -115,35 +151,121 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None) -> Data
     """
     settings = settings or DataSettings()
     path = resolve(name_or_path)
-    rows = Rows(path, settings.limits)
-    stream = iter(rows)
-    probed = _probe(stream)
-    format, columns, notices = _detect(path, probed, settings)
-    examples, bad_rows = _convert(chain(probed, stream), format, columns)
-    check_rows(path, examples, bad_rows, settings.on_bad_rows)
-    notices += tuple(rows.notices)
-    return Dataset(path, sha256(path), format.name, columns, examples, bad_rows, notices, _duplicates(examples))
+    if first:
+        return _read(path, settings, first)
+    fingerprint = sha256(path)
+    if path.stat().st_size <= stored.LARGE:
+        return _read(path, settings, 0, fingerprint)
+    key = f"{fingerprint} {settings!r}"
+    if found := stored.find(key):
+        examples, about = found
+        bad_rows = [BadRow(*bad) for bad in about["bad_rows"]]
+        return Dataset(
+            path, **{**about, "examples": examples, "bad_rows": bad_rows, "notices": tuple(about["notices"])}
+        )
+    with stored.part() as file:
+        dataset = _read(path, settings, 0, fingerprint, file)
+        names = ("fingerprint", "format", "columns", "notices", "total")
+        about = {name: getattr(dataset, name) for name in names}
+        stored.keep(key, file, about | {"bad_rows": [*map(astuple, dataset.bad_rows)]})
+    return dataset
 
 
-def check_rows(path: Path, examples: list[Example], bad_rows: list[BadRow], on_bad_rows: str) -> None:
+def _read(path: Path, settings: DataSettings, first: int, fingerprint: str = "", file: Path | None = None) -> Dataset:
+    """Read a file; the examples are written to `file`, if it is given."""
+    reading = _Reading(path, settings, first)
+    if file is not None:
+        write_examples(reading.examples(), file)
+    examples = Examples.of(reading.examples()) if file is None else Examples.open(file)
+    check_rows(path, len(examples), reading.bad_rows, settings.on_bad_rows)
+    if first and reading.is_complete:
+        fingerprint = sha256(path)
+    notices = (*reading.words(), *reading.rows.notices, *reading.detected.notices)
+    columns = reading.detected.columns
+    return Dataset(
+        path, fingerprint, reading.detected.format.name, columns, examples, reading.bad_rows, notices, reading.total()
+    )
+
+
+class _Reading:
+    """Convert the rows of a file, and collect what is noticed on the way."""
+
+    def __init__(self, path: Path, settings: DataSettings, first: int) -> None:
+        self.rows = Rows(path, settings.limits, settings.encoding)
+        self.first = first
+        self.bad_rows: list[BadRow] = []
+        self.missing: Counter[tuple[str, str]] = Counter()
+        self.count = 0
+        self.is_complete = False
+        stream = iter(self.rows)
+        probed = _probe(stream)
+        self.detected: Detected = detect(path, probed, Wanted(settings.format, settings.columns, settings.task))
+        self._stream = chain(probed, stream)
+
+    def examples(self) -> Iterator[Example]:
+        characters = 0
+        for row in self._stream:
+            self.count += 1
+            example = row if isinstance(row, BadRow) else self._example(row)
+            if isinstance(example, BadRow):
+                self.bad_rows.append(example)
+            else:
+                characters += sum(len(message["content"]) for message in example.messages)
+                yield example
+            if self.first and (self.count == self.first or characters > FIRST_CHARACTERS):
+                self.is_complete = next(self._stream, None) is None
+                return
+        self.is_complete = True
+
+    def total(self) -> int:
+        return self.count if self.is_complete else self.rows.total(self.count)
+
+    def words(self) -> list[str]:
+        """Return a notice for each word that may stand for a missing value."""
+        return [
+            f"Cells of {column!r} that hold the word {word!r}: {count:,}. It is read as text; leave a cell empty if "
+            "its value is missing."
+            for (column, word), count in self.missing.items()
+        ]
+
+    def _example(self, row: Row) -> Example | BadRow:
+        format, columns = self.detected.format, self.detected.columns
+        try:
+            example = Example(row.line, format.convert(row.cells, columns), format.labels_of(row.cells, columns))
+        except Problem as problem:
+            return BadRow(row.line, *problem.args)
+        for column in columns.values():
+            if isinstance(cell := row.cells.get(column), str) and cell.strip().lower() in MISSING:
+                self.missing[column, cell.strip()] += 1
+        return example
+
+
+def check_rows(path: Path, good: int, bad_rows: list[BadRow], on_bad_rows: str) -> None:
     """Raise StudioError if there is no good row, or if there is a bad one and `on_bad_rows` is stop."""
-    if not examples:
-        raise _no_good_row(path, bad_rows)
+    if not good:
+        raise no_good_row(path, bad_rows)
     if bad_rows and on_bad_rows == "stop":
         raise StudioError(
             f"{path.name} has {len(bad_rows):,} bad rows, and on_bad_rows is stop. Correct them, or set it to skip.\n"
-            f"{_first(bad_rows)}"
+            f"{first_of(bad_rows)}"
         )
 
 
-def column_names(name_or_path: str | Path) -> list[str]:
-    """Return the column names of the first rows, in order.
+def first_rows(name_or_path: str | Path, settings: DataSettings | None = None) -> list[dict[str, Any]]:
+    """Return the cells of the first good rows.
 
     Raises:
         StudioError: the file is missing or unreadable, or no row is good.
     """
-    path = resolve(name_or_path)
-    return _names(path, _probe(iter(Rows(path, Limits()))))
+    settings, path = settings or DataSettings(), resolve(name_or_path)
+    probed = _probe(iter(Rows(path, settings.limits, settings.encoding)))
+    names_of(path, probed)
+    return [row.cells for row in probed if isinstance(row, Row)]
+
+
+def column_names(name_or_path: str | Path) -> list[str]:
+    """Return the column names of the first rows, in order. Raises as `first_rows`."""
+    return list(dict.fromkeys(chain(*first_rows(name_or_path))))
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -163,14 +285,10 @@ def resolve(name_or_path: str | Path) -> Path:
     raise StudioError(f"There is no file {str(path)[:200]!r}. Give its path, or a sample: {', '.join(SAMPLES)}.")
 
 
-def formats(task: str | None = None) -> list[Format]:
-    """Return all formats, or those of a task."""
-    return [each for each in discover("studio.backend.data.formats", "FORMAT") if task in (None, each.task)]
-
-
 def settings_of(recipe: Recipe) -> DataSettings:
     """Return the recipe's settings for reading its file. Raises as `DataSettings`."""
-    return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, task=recipe.task)
+    in_place = not (hub_dataset.is_reference(recipe.data) or uploads.holds(recipe.data))
+    return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, recipe.task, recipe.encoding, in_place)
 
 
 def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
@@ -184,95 +302,26 @@ def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
     return rows
 
 
-def _detect(
-    path: Path, probed: list[Row | BadRow], settings: DataSettings
-) -> tuple[Format, dict[str, str], tuple[str, ...]]:
-    """Return (format, column of each field, notices).
+def _drawn(sizes: np.ndarray, eval_share: float, seed: int) -> np.ndarray:
+    """Hold out whole groups, about `eval_share` of the rows; if none is small enough, the smallest group.
 
-    Raises:
-        StudioError: no format fits, or no row is good.
+    Args:
+        sizes: rows of each group, `[groups]`.
+
+    Returns:
+        Whether each group is held out, `[groups]`.
     """
-    names = _names(path, probed)
-    rows = [row.cells for row in probed if isinstance(row, Row)]
-    if missing := [name for name in settings.columns.values() if name not in names]:
-        raise StudioError(f"{path.name} has no column {_listed(missing)}. Choose from {_listed(names)}.")
-    for format in formats(settings.task):
-        columns = format.locate(names, settings.columns) if settings.format in ("auto", format.name) else None
-        if columns and (settings.format != "auto" or any(format.fits(format.cells(row, columns)) for row in rows)):
-            unused = [name for name in names if name not in columns.values()]
-            return format, columns, (f"Unused columns: {_listed(unused)}.",) if unused else ()
-    raise _no_format(path, names, settings)
-
-
-def _names(path: Path, probed: list[Row | BadRow]) -> list[str]:
-    rows = [row.cells for row in probed if isinstance(row, Row)]
-    if not rows:
-        raise _no_good_row(path, [row for row in probed if isinstance(row, BadRow)])
-    return list(dict.fromkeys(chain(*rows)))
-
-
-def _no_format(path: Path, names: list[str], settings: DataSettings) -> StudioError:
-    known = [f"{each.name} ({each.help})" for each in formats(settings.task) if settings.format in ("auto", each.name)]
-    such = "{text: Review, label: Stars}" if settings.task == "classify" else "{prompt: Question, completion: Answer}"
-    return StudioError(
-        f"The columns of {path.name} ({_listed(names)}) don't match {' or '.join(known)}. Rename them, or map fields "
-        f"to columns with `columns`, as in {such}."
-    )
-
-
-def _listed(names: list[str]) -> str:
-    shown = [repr(name[:40]) for name in names[:12]]
-    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
-def _convert(
-    rows: Iterable[Row | BadRow], format: Format, columns: dict[str, str]
-) -> tuple[list[Example], list[BadRow]]:
-    examples, bad_rows = [], []
-    for row in rows:
-        if isinstance(row, BadRow):
-            bad_rows.append(row)
-            continue
-        try:
-            messages = format.convert(row.cells, columns)
-            examples.append(Example(row.line, messages, format.labels_of(row.cells, columns)))
-        except Problem as problem:
-            bad_rows.append(BadRow(row.line, *problem.args))
-    return examples, bad_rows
-
-
-def _no_good_row(path: Path, bad_rows: list[BadRow]) -> StudioError:
-    return StudioError(f"{path.name} has no good row.\n{_first(bad_rows)}")
-
-
-def _first(bad_rows: list[BadRow]) -> str:
-    left = len(bad_rows) - SHOWN_BAD_ROWS
-    return "\n".join([*map(str, bad_rows[:SHOWN_BAD_ROWS]), *([f"... and {left:,} more"] if left > 0 else [])])
-
-
-def _duplicates(examples: list[Example]) -> int:
-    return len(examples) - len({digest(example.messages) for example in examples})
-
-
-def _prompt(messages: Messages) -> Messages:
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-
-
-def digest(messages: Messages) -> bytes:
-    """Return a hash of the messages that ignores case and whitespace."""
-    said = [(message["role"], " ".join(message["content"].split()).casefold()) for message in messages]
-    return hashlib.sha256(json.dumps(said).encode()).digest()
-
-
-def _drawn(groups: list[list[int]], eval_share: float, seed: int) -> set[int]:
-    """Hold out whole groups, about `eval_share` of the rows; if none is small enough, the smallest group."""
-    count = sum(map(len, groups))
-    if not eval_share or len(groups) < 2:
-        return set()
-    wanted = min(max(1, round(eval_share * count)), count - 1)
-    random.Random(seed).shuffle(groups)
-    drawn: set[int] = set()
-    for group in groups:
-        if len(drawn) + len(group) <= wanted:
-            drawn.update(group)
-    return drawn or set(sorted(groups, key=len)[0])
+    drawn = np.zeros(len(sizes), bool)
+    count = int(sizes.sum())
+    if not eval_share or len(sizes) < 2:
+        return drawn
+    left = min(max(1, round(eval_share * count)), count - 1)
+    order = list(range(len(sizes)))
+    random.Random(seed).shuffle(order)
+    for group in order:
+        if sizes[group] <= left:
+            drawn[group] = True
+            left -= sizes[group]
+    if not drawn.any():
+        drawn[min(order, key=lambda group: sizes[group])] = True
+    return drawn

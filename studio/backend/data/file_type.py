@@ -9,12 +9,14 @@ rejected with a message that names their type.
 
 from __future__ import annotations
 
-import codecs
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from studio.backend.data import encodings
+from studio.backend.data.table_dialect import SEPARATORS, Dialect, sniff
 from studio.errors import StudioError
 
 BLOCK = 1 << 16
@@ -28,8 +30,6 @@ ENDINGS = {
     ".txt": "text",
     ".md": "text",
 }
-SEPARATORS = {"csv": ",;|\t", "tsv": "\t,;|"}
-"""Separators per file type, in the order in which they are tried."""
 SIGNATURES = {
     b"PK\x03\x04": "a zip archive (Excel and Word files are too). Unpack it, or save the sheet as csv",
     b"PK\x05\x06": "an empty zip archive. Save the rows as csv",
@@ -42,9 +42,6 @@ SIGNATURES = {
     b"\xd0\xcf\x11\xe0": "an old Excel or Word file. Save the sheet as csv",
     b"SQLite format 3\0": "a database. Export its table as csv",
 }
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-UNREADABLE = "[\ud800-\udfff]"
-"""Lone surrogates. Undecodable bytes are read as these, so that they can be reported for their cell."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,17 @@ class FileType:
     """csv, tsv, json, jsonl, parquet or text."""
     encoding: str = "utf-8"
     separator: str = ","
+    quoted: bool = True
+    """Whether quotes around the cells of a table are not part of them."""
     notices: tuple[str, ...] = ()
     """Assumptions about the file, one sentence each."""
 
     def open(self, path: Path) -> TextIO:
-        return _open(path, self.encoding)
+        # Without a translation of line ends, which may be part of a cell.
+        return encodings.open_text(path, self.encoding, newline="" if self.kind in SEPARATORS else None)
 
 
-def identify(path: Path, most_bytes: int) -> FileType:
+def identify(path: Path, most_bytes: int, encoding: str = "auto") -> FileType:
     """Detect the type of a file.
 
     Raises:
@@ -70,18 +70,19 @@ def identify(path: Path, most_bytes: int) -> FileType:
         head = _head(path, most_bytes)
         if head.startswith(b"PAR1"):
             return FileType("parquet", notices=_ending_notice(path, "parquet"))
-        encoding, notices = _encoding(path, head)
-        with _open(path, encoding) as file:
+        encoding, notices = (encoding, ()) if encoding != "auto" else encodings.detect(path)
+        with encodings.open_text(path, encoding, newline="") as file:
             text = file.read(BLOCK)
     except UnicodeDecodeError as error:
         raise StudioError(f"{path.name} is not valid UTF-16. Save it as UTF-8.") from error
     except (OSError, ValueError) as error:
         raise StudioError(f"{path} can't be read ({error}). Check its name and its permissions.") from error
     _require_text(path, text)
-    kind, separator = _kind(text, ENDINGS.get(path.suffix.lower(), ""))
+    kind, dialect = _kind(text, ENDINGS.get(path.suffix.lower(), ""))
     if kind == "parquet":
         raise StudioError(f"{path.name} is not a parquet file or any other supported type. Export it again.")
-    return FileType(kind, encoding, separator, (*notices, *_ending_notice(path, kind), *_separator_notice(separator)))
+    notices = (*notices, *_ending_notice(path, kind), *_dialect_notices(dialect))
+    return FileType(kind, encoding, dialect.separator, dialect.quoted, notices)
 
 
 def _head(path: Path, most_bytes: int) -> bytes:
@@ -105,27 +106,6 @@ def _head(path: Path, most_bytes: int) -> bytes:
     return head
 
 
-def _encoding(path: Path, head: bytes) -> tuple[str, tuple[str, ...]]:
-    """Return (encoding, notices): by byte order mark, else UTF-8, or cp1252 if no non-ASCII byte is valid UTF-8."""
-    for bom, encoding in BOMS.items():
-        if head.startswith(bom):
-            return encoding, ()
-    known = unknown = False
-    with _open(path, "utf-8") as file:
-        while block := file.read(BLOCK):
-            if not block.isascii():
-                unknown = unknown or bool(re.search(UNREADABLE, block))
-                known = known or bool(re.search("[^\0-\x7f\ud800-\udfff]", block))
-    if unknown and not known:
-        return "cp1252", (f"{path.name} is not UTF-8 and was read as Windows-1252: check accents and quotes.",)
-    return "utf-8", ()
-
-
-def _open(path: Path, encoding: str) -> TextIO:
-    errors = "surrogatepass" if encoding == "utf-16" else "surrogateescape"
-    return path.open(encoding=encoding, errors=errors)
-
-
 def _require_text(path: Path, head: str) -> None:
     """Raise StudioError if the text is blank or has too many control characters."""
     if not head.strip():
@@ -135,41 +115,36 @@ def _require_text(path: Path, head: str) -> None:
         raise StudioError(f"{path.name} is not a text file. Save its rows as csv or jsonl in UTF-8.")
 
 
-def _kind(head: str, declared: str) -> tuple[str, str]:
-    """Return (kind, separator) by the beginning of the text, with the type of the extension as the fallback."""
+def _kind(head: str, declared: str) -> tuple[str, Dialect]:
+    """Return (kind, dialect) by the beginning of the text, with the type of the extension as the fallback."""
     json_kind = _json_kind(head, declared)
     if json_kind:
-        return json_kind, ""
-    separator = _separator(head, declared)
-    if separator:
-        return ("tsv" if separator == "\t" else "csv"), separator
-    return declared or "text", SEPARATORS.get(declared, ",")[0]
+        return json_kind, Dialect("")
+    dialect = sniff(head, declared, whole=len(head) < BLOCK)
+    if dialect:
+        return ("tsv" if dialect.separator == "\t" else "csv"), dialect
+    return declared or "text", Dialect(SEPARATORS.get(declared, ",")[0])
 
 
 def _json_kind(head: str, declared: str) -> str:
-    if re.match(r"\s*\[\s*\{\s*[\"}]", head):
-        return "json"
-    if not re.match(r"\s*\{\s*[\"}]", head):
+    if not re.match(r"\s*(\{\s*[\"}]|\[\s*(\{\s*[\"}]|\[\s*[\[{\"]))", head):
         return ""
-    lines = [line for line in map(str.strip, head.splitlines()) if line]
-    if len(lines) == 1 and declared in ("json", "jsonl"):
-        return declared
+    # Not splitlines(), which also splits at characters that JSON allows inside of texts.
+    lines = [line for line in map(str.strip, head.split("\n")) if line]
+    if len(lines) == 1:
+        return declared if declared in ("json", "jsonl") else "json" if lines[0][0] == "[" else "jsonl"
+    if lines[0][0] == "[":
+        return "jsonl" if _is_json(lines[0]) else "json"
     whole = sum(line.startswith("{") and line.endswith("}") for line in lines)
     return "jsonl" if whole > len(lines) / 2 or (whole == len(lines) / 2 and declared != "json") else "json"
 
 
-def _separator(head: str, declared: str) -> str:
-    """Return the first separator in the header, or "".
-
-    Without a csv or tsv extension, the header must consist of plain names, because prose has commas too.
-    """
-    first, *rest = head.lstrip().splitlines()
-    for separator in SEPARATORS.get(declared, SEPARATORS["csv"]):
-        names = first.split(separator)
-        is_table = bool(rest) and separator in rest[0] and all(re.fullmatch(r'"?[^\W\d]\w*"?', name) for name in names)
-        if len(names) > 1 and (declared in SEPARATORS or is_table):
-            return separator
-    return ""
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _ending_notice(path: Path, kind: str) -> tuple[str, ...]:
@@ -178,5 +153,6 @@ def _ending_notice(path: Path, kind: str) -> tuple[str, ...]:
     return (f"{path.name} was read as {kind}, based on its content.",)
 
 
-def _separator_notice(separator: str) -> tuple[str, ...]:
-    return (f"Columns are separated by {separator!r}.",) if separator in (";", "|") else ()
+def _dialect_notices(dialect: Dialect) -> tuple[str, ...]:
+    separated = (f"Columns are separated by {dialect.separator!r}.",) if dialect.separator in (";", "|") else ()
+    return separated if dialect.quoted else (*separated, "Quotes are part of the text: they don't enclose cells.")

@@ -2,6 +2,7 @@
 
     for line, text in json_items(file, longest=1_000_000):   # of '[{...}, {...}]' or '{"data": [{...}, {...}]}'
         json.loads(text)
+    json_values(file, longest=1_000_000)                     # of '{...} {...}', objects one after another
 
 The scanner looks only at brackets, quotes and commas. The caller parses the rows.
 """
@@ -45,6 +46,24 @@ def json_items(file: TextIO, longest: int) -> Iterator[tuple[int, str]]:
         raise StudioError(f"The row that begins on line {item.line} never ends: close its quotes and brackets.")
     if lists != 1:
         raise StudioError(f"The JSON file holds {lists or 'no'} lists of rows. Write it as one: [{{...}}, {{...}}].")
+
+
+def json_values(file: TextIO, longest: int) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of each value of a document that holds several, cut as in `json_items`.
+
+    Raises:
+        StudioError: the file ends inside a value.
+    """
+    item, depth = Item(1, longest), 0
+    for text, mark, line in _pieces(file):
+        item.add(text)
+        item.add(mark)
+        depth += STEP.get(mark, 0)
+        if depth == 0 and mark in ("}", "]"):
+            yield item.line, item.text
+            item = Item(line, longest)
+    if item.text.strip():
+        raise StudioError(f"The row that begins on line {item.line} never ends: close its quotes and brackets.")
 
 
 class Item:

@@ -17,15 +17,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from studio.backend.data.dataset import Dataset, Example, check_rows, digest, read, settings_of
+from studio.backend.data.dataset import Dataset, check_rows, read, settings_of
+from studio.backend.data.examples import Examples, group_numbers
+from studio.backend.data.formats.labelled import spelled
 from studio.backend.data.prompt import Messages
 from studio.backend.data.rendering import Rendered, Summary, summary
 from studio.backend.data.rows import BadRow, Problem
+from studio.backend.data.stratified import drawn
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
@@ -82,7 +86,7 @@ class LabelledRows:
     """One target per example of the data set."""
 
     @property
-    def examples(self) -> list[Example]:
+    def examples(self) -> Examples:
         return self.dataset.examples
 
     @property
@@ -94,7 +98,7 @@ class LabelledRows:
         strata: dict[Any, list[list[int]]] = defaultdict(list)
         for group in self._groups:
             strata[self._stratum(group)].append(group)
-        held_out = _drawn([*strata.values()], eval_share, random.Random(seed))
+        held_out = drawn([*strata.values()], eval_share, random.Random(seed))
         return [i for i in range(len(self.targets)) if i not in held_out], sorted(held_out)
 
     def truth(self, indices: Sequence[int]) -> Truth:
@@ -131,9 +135,9 @@ class LabelledRows:
     @cached_property
     def _groups(self) -> list[list[int]]:
         """Indices of the examples, grouped by text, ignoring case and whitespace."""
-        groups: dict[bytes, list[int]] = defaultdict(list)
-        for i, example in enumerate(self.examples):
-            groups[digest(example.messages)].append(i)
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i, number in enumerate(group_numbers(self.examples.contents).tolist()):
+            groups[number].append(i)
         return [*groups.values()]
 
     def _labels(self, i: int) -> tuple[int, ...]:
@@ -162,30 +166,32 @@ class LabelledRows:
         return [f"{len(groups):,} texts occur with different labels, for example on lines {lines}. Correct these rows."]
 
 
-def read_labelled(recipe: Recipe) -> LabelledRows:
-    """Read the labelled rows of the recipe's file.
+def read_labelled(recipe: Recipe, first: int = 0) -> LabelledRows:
+    """Read the labelled rows of the recipe's file, or about the `first` ones.
 
     Raises:
         StudioError: as of `read`, or the label column has too few or too many labels.
     """
-    dataset = read(recipe.data, settings_of(recipe))
+    dataset = read(recipe.data, settings_of(recipe), first)
     column = dataset.columns["label"]
-    examples, values = [], []
+    dataset = _split_at_commas(dataset, column) if recipe.problem == "multi_label" else dataset
+    good, values = [], []
     bad_rows = [*dataset.bad_rows]
-    for example in dataset.examples:
+    for i, example in enumerate(dataset.examples):
         try:
             values.append(_value(example.labels, recipe.problem, column))
-            examples.append(example)
+            good.append(i)
         except Problem as problem:
             bad_rows.append(BadRow(example.line, *problem.args))
     bad_rows.sort(key=lambda bad: bad.line)
-    check_rows(dataset.path, examples, bad_rows, recipe.on_bad_rows)
-    dataset = replace(dataset, examples=examples, bad_rows=bad_rows)
+    check_rows(dataset.path, len(good), bad_rows, recipe.on_bad_rows)
+    if len(good) < len(dataset.examples):
+        dataset = replace(dataset, examples=dataset.examples.take(good), bad_rows=bad_rows)
     if recipe.problem == "regression":
-        _check_numbers(values, column)
+        _check_numbers(values, column, dataset.is_part)
         return LabelledRows(dataset, recipe.problem, (column,), [float(value) for value in values])
     names = _sorted({name for value in values for name in value})
-    _check_names(names, values, recipe.problem, column)
+    _check_names(names, values, recipe.problem, column, dataset.is_part)
     places = {name: i for i, name in enumerate(names)}
     targets: list[Target] = [tuple(sorted(places[name] for name in value)) for value in values]
     if recipe.problem == "single_label":
@@ -193,15 +199,34 @@ def read_labelled(recipe: Recipe) -> LabelledRows:
     return LabelledRows(dataset, recipe.problem, names, targets)
 
 
-def read_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> Rendered:
-    """Encode the text of a labelled row, with the signature of `render`. No token is marked as trained."""
-    token_ids, cut = encode(tokenizer, messages[0]["content"], max_length)
-    return Rendered(token_ids, [False] * len(token_ids), cut)
+def _split_at_commas(dataset: Dataset, column: str) -> Dataset:
+    """Return the data set with labels that were joined by commas, if no cell has another separator."""
+    cells = [example.labels for example in dataset.examples]
+    labels = set(chain.from_iterable(cells))
+    if any(len(each) > 1 for each in cells) or any(map(SEPARATOR.search, labels)) or not any("," in x for x in labels):
+        return dataset
+    split = (replace(each, labels=tuple(",".join(each.labels).split(","))) for each in dataset.examples)
+    examples = Examples.of(split)
+    notice = f"Cells of {column!r} were split at commas into several labels. Use ; if a label has a comma."
+    return replace(dataset, examples=examples, notices=(notice, *dataset.notices))
 
 
-def summarized(texts: Sequence[Rendered], max_length: int) -> Summary:
+def read_texts(
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], max_length: int
+) -> list[Rendered]:
+    """Encode the texts of labelled rows, with the signature of `render_all`. No token is marked as trained."""
+    texts = [messages[0]["content"] for messages in conversations]
+    return [
+        Rendered(token_ids, [False] * len(token_ids), cut)
+        for token_ids, cut in encode_all(tokenizer, texts, max_length)
+    ]
+
+
+def summarized(texts: Iterable[Rendered], max_length: int) -> Summary:
     """Return the summary of labelled texts. They have no trained tokens, so none counts as untrained."""
-    return replace(summary(texts, max_length), untrained=0)
+    rendered = [*texts]
+    tokens = sum(len(each.token_ids) for each in rendered)
+    return replace(summary(rendered, max_length), untrained=0, tokens=tokens)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], bool]:
@@ -209,11 +234,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tu
 
     The ids match those of a transformers pipeline, except that control tokens in the text are encoded as plain text.
     """
+    return encode_all(tokenizer, [text], max_length)[0]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> list[tuple[list[int], bool]]:
+    """Return the same as `encode` for each text, from one call of the tokenizer."""
     options: dict[str, Any] = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-    token_ids = tokenizer(text, **options)["input_ids"]
-    if len(token_ids) <= max_length:
-        return token_ids, False
-    return tokenizer(text, **options, truncation=True, max_length=max_length)["input_ids"], True
+    whole = tokenizer(list(texts), **options)["input_ids"] if texts else []
+    long = [i for i, token_ids in enumerate(whole) if len(token_ids) > max_length]
+    if long:
+        cut = tokenizer([texts[i] for i in long], **options, truncation=True, max_length=max_length)["input_ids"]
+        for i, token_ids in zip(long, cut, strict=True):
+            whole[i] = token_ids
+    is_cut = set(long)
+    return [(token_ids, i in is_cut) for i, token_ids in enumerate(whole)]
 
 
 def shown(labels: Labels, target: Target) -> str:
@@ -235,9 +271,10 @@ def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], colum
     value = _value(labels, problem, column)
     if problem == "regression":
         return float(value)
-    if unknown := [name for name in value if name not in names]:
+    known = {spelled(name): place for place, name in enumerate(names)}  # an older classifier may have `True`
+    if unknown := [name for name in value if spelled(name) not in known]:
         return str(unknown[0])
-    places = tuple(sorted(names.index(name) for name in value))
+    places = tuple(sorted(known[spelled(name)] for name in value))
     return places[0] if problem == "single_label" else places
 
 
@@ -273,18 +310,20 @@ def _sorted(names: set[str]) -> tuple[str, ...]:
         return tuple(sorted(names))
 
 
-def _check_numbers(values: list[float], column: str) -> None:
-    if len(set(values)) < 2:
+def _check_numbers(values: list[float], column: str, is_part: bool) -> None:
+    if len(set(values)) < 2 and not is_part:
         raise StudioError(
             f"Every row has the number {values[0]:g} in {column!r}, so there is nothing to learn. Add other numbers."
         )
 
 
-def _check_names(names: tuple[str, ...], values: list[tuple[str, ...]], problem: str, column: str) -> None:
-    """Raise StudioError if there are no labels, only one label or too many labels."""
-    if not names:
+def _check_names(
+    names: tuple[str, ...], values: list[tuple[str, ...]], problem: str, column: str, is_part: bool
+) -> None:
+    """Raise StudioError if there are too many labels or, in a whole file, none or only one."""
+    if not names and not is_part:
         raise StudioError(f"No row has a label in {column!r}, so there is nothing to learn. Add labels.")
-    if len(names) == 1 and all(values):
+    if len(names) == 1 and all(values) and not is_part:
         raise StudioError(
             f"Every row has the label {names[0]!r} in {column!r}: a classifier needs at least two. Add rows of another "
             "label, or set `columns` to the column that holds the labels."
@@ -317,7 +356,11 @@ def _alike(names: Sequence[str]) -> list[str]:
         spellings[name.casefold()].append(name)
     if twins := [each for each in spellings.values() if len(each) > 1]:
         warnings.append(f"The labels {_listed(twins[0])} differ only in case and count as different labels.")
-    if joined := [name for name in names if SEPARATOR.search(name)]:
+    joined = [name for name in names if SEPARATOR.search(name)]
+    parts = [{part.strip() for part in name.split(",")} for name in names]
+    single = set().union(*(each for each in parts if len(each) == 1))
+    joined += [name for name, each in zip(names, parts, strict=True) if len(each) > 1 and each <= single]
+    if joined:
         warnings.append(f"If cells such as {_listed(joined)} hold several labels, set problem to multi_label.")
     return warnings
 
@@ -330,38 +373,3 @@ def _large_numbers(targets: Sequence[Any]) -> list[str]:
         f"The numbers range from {numbers.min():g} to {numbers.max():g}, but a new head predicts values near 0. Scale "
         f"them to between {-LARGE:g} and {LARGE:g} to train faster."
     ]
-
-
-# --- the split
-
-
-def _drawn(strata: list[list[list[int]]], eval_share: float, rng: random.Random) -> set[int]:
-    """Hold out whole groups, about `eval_share` of the rows of each stratum, which keeps a group for training."""
-    if not eval_share:
-        return set()
-    drawn: set[int] = set()
-    for groups, wanted in zip(strata, _quotas(strata, eval_share), strict=True):
-        rng.shuffle(groups)
-        taken: list[int] = []
-        for group in groups[1:]:
-            if len(taken) + len(group) <= wanted:
-                taken += group
-        drawn.update(taken)
-    if drawn:
-        return drawn
-    # No group fits into a quota: hold out the smallest group of the stratum with the most groups.
-    sizes = [len(groups) for groups in strata]
-    largest = strata[sizes.index(max(sizes))]
-    smallest: list[int] = min(largest, key=lambda group: len(group))
-    return set(smallest) if len(largest) > 1 else set()
-
-
-def _quotas(strata: list[list[list[int]]], eval_share: float) -> list[int]:
-    """Return the number of rows to hold out of each stratum, by the largest remainder method."""
-    sizes = [sum(map(len, groups)) if len(groups) > 1 else 0 for groups in strata]
-    exact = [eval_share * size for size in sizes]
-    quotas = [math.floor(each) for each in exact]
-    missing = max(1, round(sum(exact))) - sum(quotas)
-    for i in sorted(range(len(exact)), key=lambda i: quotas[i] - exact[i])[:missing]:
-        quotas[i] += bool(sizes[i])
-    return quotas

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jetmoe.losses import IGNORED
 
-Feature = Sequence[tuple[Sequence[int], Sequence[bool]]]
+Feature = Sequence[tuple[Sequence[int], Sequence[int]]]
 """The examples of one row: token ids, and whether each token is trained."""
 
 

@@ -1,7 +1,7 @@
 """Read the rows of a parquet file in a separate process, so that a crash of pyarrow does no harm.
 
 with ParquetRows(path, 200_000_000) as file:
-    file.names, file.left_out                # all columns; the columns without text, such as pictures and dates
+    file.names, file.left_out, file.rows     # all columns; those without text, such as pictures; number of rows
     for found in file: ...                   # {"cells": {...}} or {"reason": why the row can't be read}
 """
 
@@ -36,6 +36,7 @@ class ParquetRows:
     def __enter__(self) -> ParquetRows:
         head = next(iter(self))
         self.names: list[str] = head["names"]
+        self.rows: int = head["rows"]
         self.left_out = [name for name in self.names if name not in head["columns"]]
         return self
 

@@ -35,10 +35,11 @@ def limit_memory() -> None:
 def write_rows(file: pq.ParquetFile, most_bytes: int) -> None:
     schema = file.schema_arrow
     columns = [field.name for field in schema if is_readable(field.type)]
-    print(json.dumps({"names": schema.names, "columns": columns}))
+    classes = class_names(schema.metadata or {})
+    print(json.dumps({"names": schema.names, "columns": columns, "rows": file.metadata.num_rows}))
     for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
         for i in range(len(batch)):
-            line = json.dumps(row(batch, i))
+            line = json.dumps(row(batch, i, classes))
             most_bytes -= len(line)
             if most_bytes < 0:
                 print(json.dumps({"error": "unpacks to more than the size limit. Split it."}))
@@ -56,11 +57,29 @@ def is_readable(kind: pa.DataType, depth: int = DEPTH) -> bool:
     return any(test(kind) for test in plain)
 
 
-def row(batch: pa.RecordBatch, i: int) -> dict:
+def class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of the classes of each column that `datasets` stored as class ids, or as lists of them."""
     try:
-        return {"cells": {name: batch.column(name)[i].as_py() for name in batch.schema.names}}
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: each if "names" in each else each.get("feature", {}) for name, each in features.items()}
+        return {name: each["names"] for name, each in found.items() if isinstance(each.get("names"), list)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # metadata of another program
+
+
+def named(cell: object, names: list[str]) -> object:
+    """Return the name of a class id, or the names of a list of them; other cells stay as they are."""
+    if isinstance(cell, list):
+        return [named(each, names) for each in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
+
+
+def row(batch: pa.RecordBatch, i: int, classes: dict[str, list[str]]) -> dict:
+    try:
+        cells = {name: batch.column(name)[i].as_py() for name in batch.schema.names}
     except ValueError as error:
         return {"reason": f"can't be read ({error})"}
+    return {"cells": cells | {name: named(cells[name], names) for name, names in classes.items() if name in cells}}
 
 
 if __name__ == "__main__":

@@ -2,32 +2,43 @@
 
 seen = preview(Recipe(data="rows.csv"))
 seen.problem           # why the file can't be used; `names` then holds the columns to choose from
-seen.examples[0]       # [("<|im_start|>user\\nHi", False), ("Hello!<|im_end|>", True)]: text, whether it is trained
+seen.examples[0]       # spans of text, whether each is trained, and whether it is a control token
+
+Of a large file, the first rows are read, and the counts of the rest are estimates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from studio.backend.data.dataset import SAMPLES, Dataset, Example, column_names, formats, read, resolve, settings_of
-from studio.backend.data.labelled import read_labelled, read_text, shown, summarized
-from studio.backend.data.rendering import Rendered, Summary, render, summary
+from studio.backend.data.dataset import SAMPLES, Dataset, first_rows, formats, read, resolve, settings_of
+from studio.backend.data.detection import UnknownColumns
+from studio.backend.data.examples import Examples
+from studio.backend.data.labelled import read_labelled, read_texts, shown, summarized
+from studio.backend.data.notices import notices
+from studio.backend.data.rendering import Rendered, Span, Summary, render_all, summary
 from studio.backend.data.rendering import preview as spans
 from studio.backend.data.rows import BadRow
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
-# Examples whose tokens are counted. Counting more would make the page slow.
-COUNTED = 5000
+FIRST = 2500
+"""Rows that are read of a large file. Reading more would make the page slow."""
 SHOWN = 5
-RAISE = "raise max_length, which is {0.max_length} tokens."
 SHOWN_BAD_ROWS = 100
+GUESSED = "The column names don't tell what is trained, so the columns are a guess. Check them, and the first rows."
+UNKNOWN = (
+    "The column names of {} don't tell what is trained. Choose what the rows are used for and the format, then the "
+    "column of each field."
+)
 # Previews of bundled samples that are cached, keyed by recipe and whether its model is downloaded.
 CACHED = 16
 _samples: dict[tuple[str, bool], Preview] = {}
@@ -38,11 +49,15 @@ class Preview:
     file: str
     names: list[str]
     """The file's columns."""
+    raw: list[dict[str, Any]] = field(default_factory=list)
+    """The first rows as they are in the file; only if the file can't be used, or its columns are a guess."""
     problem: str = ""
     """Why the file can't be used; the fields below are then empty."""
     format: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     """The column of each field of the format."""
+    is_part: bool = False
+    """Whether the counts below are those of the first rows; the row counts are then estimates."""
     rows: int = 0
     train_rows: int = 0
     held_out_rows: int = 0
@@ -50,7 +65,7 @@ class Preview:
     bad_rows: list[BadRow] = field(default_factory=list)
     bad_count: int = 0
     notices: list[str] = field(default_factory=list)
-    examples: list[list[tuple[str, bool]]] = field(default_factory=list)
+    examples: list[list[Span]] = field(default_factory=list)
     tokens: Summary | None = None
     """None until the model and its tokenizer are downloaded."""
 
@@ -81,22 +96,34 @@ def preview(recipe: Recipe) -> Preview:
 
 def _preview(recipe: Recipe) -> Preview:
     name = resolve(recipe.data).name
-    names = column_names(recipe.data)
+    first = first_rows(recipe.data, settings_of(recipe))
+    unusable = Preview(name, list(dict.fromkeys(chain(*first))), first[:SHOWN])
     try:
         if recipe.task == "classify":
-            return _labelled(recipe, names)
-        dataset = read(recipe.data, settings_of(recipe))
+            return _labelled(recipe, unusable.names)
+        dataset = read(recipe.data, settings_of(recipe), FIRST)
+    except UnknownColumns as error:
+        return _guessed(recipe, error, unusable)
     except StudioError as error:
-        return Preview(name, names, problem=str(error))
+        return replace(unusable, problem=str(error))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
-    rendered, notice = _rendered(dataset.examples[:COUNTED], recipe)
+    rendered, notice = _rendered(dataset.examples, recipe)
     tokens = summary(rendered, recipe.max_length) if rendered else None
     if tokens and tokens.untrained == len(rendered):
-        return Preview(name, names, problem=f"Every row is cut before its answer begins: {RAISE.format(recipe)}")
-    if tokens and tokens.untrained:
-        notice.append(f"{tokens.untrained:,} rows are left out, cut before the answer begins: {RAISE.format(recipe)}")
-    seen = _of(dataset, names, len(train), len(held_out), notice)
+        raising = f"raise max_length, which is {recipe.max_length} tokens."
+        return replace(unusable, problem=f"Every row is cut before its answer begins: {raising}")
+    found = [*notices(dataset, tokens, len(held_out), recipe), *notice]
+    seen = _of(dataset, unusable.names, len(train), len(held_out), found)
     return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
+
+
+def _guessed(recipe: Recipe, error: UnknownColumns, unusable: Preview) -> Preview:
+    """Return the preview with guessed columns, or the raw rows if there is no guess."""
+    if error.columns:
+        seen = _preview(replace(recipe, format=error.format, columns=error.columns))
+        if not seen.problem:
+            return replace(seen, notices=[GUESSED, *seen.notices], raw=unusable.raw)
+    return replace(unusable, problem=UNKNOWN.format(unusable.file))
 
 
 def _labelled(recipe: Recipe, names: list[str]) -> Preview:
@@ -105,51 +132,55 @@ def _labelled(recipe: Recipe, names: list[str]) -> Preview:
     Raises:
         StudioError: the rows can't be used.
     """
-    rows = read_labelled(recipe)
+    rows = read_labelled(recipe, FIRST)
     train, held_out = rows.split(recipe.eval_share, recipe.seed)
-    texts, notice = _rendered(rows.examples[:COUNTED], recipe)
+    texts, notice = _rendered(rows.examples, recipe)
+    tokens = summarized(texts, recipe.max_length) if texts else None
     pairs = zip(rows.examples[:SHOWN], rows.targets[:SHOWN], strict=True)
-    warnings = rows.warnings(train, held_out, recipe)
+    found = notices(rows.dataset, tokens, len(held_out), recipe)
     return replace(
-        _of(rows.dataset, names, len(train), len(held_out), [*notice, *warnings]),
-        examples=[[(f"{each.messages[0]['content']} ", False), (shown(rows.labels, i), True)] for each, i in pairs],
-        tokens=summarized(texts, recipe.max_length) if texts else None,
+        _of(rows.dataset, names, len(train), len(held_out), [*found, *notice, *rows.warnings(train, held_out, recipe)]),
+        examples=[
+            [Span(f"{each.messages[0]['content']} ", False), Span(shown(rows.labels, i), True)] for each, i in pairs
+        ],
+        tokens=tokens,
     )
 
 
 def _of(dataset: Dataset, names: list[str], train_rows: int, held_out_rows: int, notices: list[str]) -> Preview:
     """Return the part of the preview that is the same for all tasks."""
+    read_rows = len(dataset.examples) + len(dataset.bad_rows)
+    scale = max(dataset.total / read_rows, 1) if dataset.is_part else 1
     return Preview(
         dataset.path.name,
         names,
         format=dataset.format,
         columns=dataset.columns,
-        rows=len(dataset.examples),
-        train_rows=train_rows,
-        held_out_rows=held_out_rows,
+        is_part=dataset.is_part,
+        rows=round(len(dataset.examples) * scale),
+        train_rows=round(train_rows * scale),
+        held_out_rows=round(held_out_rows * scale),
         duplicates=dataset.duplicates,
         bad_rows=dataset.bad_rows[:SHOWN_BAD_ROWS],
         bad_count=len(dataset.bad_rows),
-        notices=[*dataset.notices, *notices],
+        notices=notices,
     )
 
 
-def _rendered(examples: list[Example], recipe: Recipe) -> tuple[list[Rendered], list[str]]:
+def _rendered(examples: Examples, recipe: Recipe) -> tuple[list[Rendered], list[str]]:
     """Return the rendered examples and notices; no examples, and the reason, if the model is not downloaded."""
     if not catalog.ready(recipe.model):
         return [], ["Token counts need the model, which is downloaded when it is first loaded or trained."]
-    tokenizer = _tokenizer(recipe)
-    notice = [f"Tokens are counted for the first {COUNTED:,} rows."] if len(examples) == COUNTED else []
-    read_one = read_text if recipe.task == "classify" else render
-    return [read_one(tokenizer, example.messages, recipe.max_length) for example in examples], notice
+    read_all = read_texts if recipe.task == "classify" else render_all
+    return read_all(_tokenizer(recipe), (each.messages for each in examples), recipe.max_length), []
 
 
-def _shown(dataset: Dataset, rendered: list[Rendered], recipe: Recipe) -> list[list[tuple[str, bool]]]:
+def _shown(dataset: Dataset, rendered: Sequence[Rendered], recipe: Recipe) -> list[list[Span]]:
     if rendered:
         tokenizer = _tokenizer(recipe)
         return [spans(tokenizer, each) for each in rendered[:SHOWN]]
     return [
-        [(message["content"], message["role"] in ("assistant", "text")) for message in example.messages]
+        [Span(message["content"], message["role"] in ("assistant", "text")) for message in example.messages]
         for example in dataset.examples[:SHOWN]
     ]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
+from itertools import chain, groupby, zip_longest
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from studio.errors import StudioError
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 1_000_000
 # Fallback for base models without a chat template, which continue the text.
@@ -110,41 +112,86 @@ def is_control_piece(piece: Piece) -> bool:
 def chat_pieces(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
 ) -> Iterator[Piece]:
-    """Yield the pieces of the rendered chat. The template gets placeholders instead of the contents.
+    """Yield the pieces of the rendered chat, as the template renders it with placeholders for the contents.
+
+    It is compared with the chat rendered with the contents themselves, because a template may strip them.
 
     Raises:
-        StudioError: the chat template rejects the messages.
+        StudioError: the chat template rejects the messages, or can't be followed.
     """
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    stand_ins = [
-        {"role": message["role"], "content": placeholder}
-        for message, placeholder in zip(messages, placeholders, strict=True)
-    ]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            stand_ins,
-            chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )  # type: ignore[assignment]
-    except TemplateError as error:
-        raise StudioError(f"The model's chat template rejects this conversation: {error}") from error
-    for i, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
+    text = _templated(tokenizer, messages, placeholders, add_generation_prompt)
+    parts = re.split("\ue000(\\d+)\ue001", text)
+    real = _templated(tokenizer, messages, [message["content"] for message in messages], add_generation_prompt)
+    contents = _contents(parts, [messages[int(i)]["content"] for i in parts[1::2]], real)
+    for i, part in enumerate(parts):
         if i % 2:
-            yield Piece(messages[int(part)]["content"], message=int(part))
+            yield Piece(contents[i // 2], message=int(part))
         else:
             yield from _template_pieces(tokenizer, part)
 
 
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, contents: Sequence[str], add_generation_prompt: bool
+) -> str:
+    """Return the rendered chat with these contents. Raise StudioError if there is no template, or it rejects them."""
+    template: Any = tokenizer.chat_template or PLAIN_TEMPLATE
+    if isinstance(template, dict):
+        if "default" not in template:
+            names = ", ".join(sorted(template))
+            raise StudioError(
+                f"The model has several chat templates ({names}), but none is called default. Rename one of them in "
+                "its tokenizer_config.json, or keep only one in its chat_template.jinja."
+            )
+        template = template["default"]
+    turns = [{"role": message["role"], "content": text} for message, text in zip(messages, contents, strict=True)]
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return tokenizer.apply_chat_template(turns, chat_template=template, **options)  # type: ignore[return-value]
+    except TemplateError as error:
+        raise StudioError(f"The model's chat template rejects this conversation: {error}") from error
+
+
+def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]:
+    """Return the contents as the template writes them, which may strip or shorten them.
+
+    Args:
+        parts: the text around the placeholders, and their numbers.
+        real: the chat rendered with the contents.
+
+    Raises:
+        StudioError: the text around the contents depends on them.
+    """
+    for candidate in (contents, [text.strip() for text in contents]):
+        if "".join(chain.from_iterable(zip_longest(parts[::2], candidate, fillvalue=""))) == real:
+            return candidate
+    pattern = "".join(re.escape(part) if i % 2 == 0 else "(.*?)" for i, part in enumerate(parts))
+    found = re.fullmatch(pattern, real, re.S)
+    # A content with text of the template in it could match at a wrong place, as another role.
+    if found is None or not all(text in content for text, content in zip(found.groups(), contents, strict=True)):
+        raise StudioError(
+            "The model's chat template changes what is around a message by its content, so the prompt can't be built. "
+            "Simplify the template in the model's tokenizer_config.json, or leave that message out."
+        )
+    return list(found.groups())
+
+
 def _template_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[Piece]:
     """Split text of the template at its control tokens."""
-    controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
-    if not controls:
-        yield Piece(text)
-        return
-    longest_first = sorted(controls, key=len, reverse=True)
-    for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
+    controls, pattern = _added_tokens(tokenizer, len(tokenizer))
+    for part in pattern.split(text) if controls else [text]:
         yield Piece(part, control_id=controls.get(part))
+
+
+@lru_cache(maxsize=4)
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[dict[str, int], re.Pattern[str]]:
+    """Return the ids of the control tokens, and a pattern that splits text at them.
+
+    They are cached, because the tokenizer collects them at each call.
+    """
+    controls = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    longest_first = sorted(controls, key=len, reverse=True)
+    return controls, re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
 def _checked(messages: Messages) -> list[dict[str, str]]:

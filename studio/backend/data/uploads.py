@@ -86,6 +86,11 @@ def find(upload: str, owner: str = "") -> Path:
     return files[0]
 
 
+def holds(file: str | Path) -> bool:
+    """Return whether a file is an upload."""
+    return Path(file).absolute().is_relative_to(_folder())
+
+
 def transfer_owner(before: str, after: str) -> None:
     """Assign all uploads of owner `before` to owner `after`.
 

@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from jetmoe.adapters.audit import AuditRow, audit
 from studio.backend.data.labelled import shown
-from studio.backend.data.rendering import Rendered, preview
+from studio.backend.data.rendering import Rendered, Span, preview
 from studio.backend.system.plan import available_memory
 from studio.backend.training import fsdp, gpu_memory
 from studio.backend.training.prepare import Prepared, processes
@@ -68,8 +69,7 @@ def table(report: dict[str, Any]) -> str:
         f"Data: {data['examples']:,} examples of {data['file']} ({data['format']}), {data['tokens']:,} tokens, "
         f"{what}; {data['train_rows']:,} rows to train on, {data['held_out_rows']:,} held out.",
         f"Tokens per example: {_histogram(data['edges'], data['counts'])}",
-        "First example, trained tokens in ⟦⟧: "
-        + "".join(f"⟦{text}⟧" if on else text for text, on in report["example"]),
+        f"First example, trained tokens in ⟦⟧: {_bracketed(report['example'])}",
         f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} GiB are free.",
         f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps "
         f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens per second), without evaluations.",
@@ -93,13 +93,21 @@ def total_steps(prepared: Prepared) -> int:
     return math.ceil(max(1, math.ceil(batches / recipe.gradient_accumulation)) * recipe.epochs)
 
 
-def _example(prepared: Prepared) -> list[tuple[str, bool]]:
-    """Return the first row as the model sees it, as spans of (text, whether it is trained)."""
+def _example(prepared: Prepared) -> list[Span]:
+    """Return the first row as the model sees it."""
     if prepared.data.labels is not None:
         text, target = prepared.data.train[0]
-        return [(str(prepared.tokenizer.decode(text)), False), (shown(prepared.data.labels, target), True)]
+        return [Span(str(prepared.tokenizer.decode(text)), False), Span(shown(prepared.data.labels, target), True)]
     token_ids, trained = prepared.data.train[0][0]
-    return preview(prepared.tokenizer, Rendered([*token_ids], [*trained], cut=False))
+    return preview(prepared.tokenizer, Rendered(token_ids, trained, cut=False))
+
+
+def _bracketed(example: list[Span]) -> str:
+    parts = [
+        (trained, "".join(text for text, *_ in spans))
+        for trained, spans in groupby(example, lambda span: bool(span[1]))
+    ]
+    return "".join(f"⟦{text}⟧" if trained else text for trained, text in parts)
 
 
 def _histogram(edges: list[int], counts: list[int]) -> str:

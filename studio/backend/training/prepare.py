@@ -35,10 +35,13 @@ from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError, lora_config, require_free_routers
 from studio.analysis.load import assignments
 from studio.backend.classification.head import LabelledCollator, configure, head_loss
-from studio.backend.data.dataset import Dataset, Example, read, settings_of
-from studio.backend.data.labelled import Labels, Truth, read_labelled, read_text, summarized
-from studio.backend.data.packing import Collator, Feature, pack, pad_id
-from studio.backend.data.rendering import Rendered, Summary, render, summary
+from studio.backend.data.dataset import Dataset, read, settings_of
+from studio.backend.data.examples import Example
+from studio.backend.data.features import features_of
+from studio.backend.data.labelled import Labels, Truth, read_labelled, read_texts, summarized
+from studio.backend.data.notices import notices
+from studio.backend.data.packing import Collator, Feature, pad_id
+from studio.backend.data.rendering import Summary, summary
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.system.progress import Progress, reading
@@ -48,7 +51,8 @@ from studio.errors import StudioError
 # The hot experts are chosen from the routing of this many training tokens.
 HOT_TOKENS = 16_384
 SAMPLES = 3
-SHOWN_BAD_ROWS = 5
+MEASURED = 2000
+"""Held-out rows of a chat run that an evaluation reads at most."""
 # Seconds in which the threads of the collectives release their last tensors.
 SETTLE_S = 0.5
 
@@ -151,19 +155,17 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
         return _labelled_data(recipe, tokenizer)
     dataset = read(recipe.data, settings_of(recipe))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
-    rendered = {
-        id(each): render(tokenizer, each.messages, recipe.max_length) for part in (train, held_out) for each in part
-    }
-    total = summary([*rendered.values()], recipe.max_length)
-    rows, held_out_rows = ([rendered[id(each)] for each in part] for part in (train, held_out))
-    data = TrainingData(
-        dataset,
-        _rows(rows, recipe),
-        _rows(held_out_rows, recipe),
-        _prompts(recipe, held_out or train),
-        total,
-        _warnings(dataset, total, recipe),
-    )
+    trained = features_of(tokenizer, dataset.examples, train, recipe, _rows_needed(recipe))
+    measured = features_of(tokenizer, dataset.examples, _sampled(held_out, recipe.seed), recipe)
+    total = summary([*trained.rendered, *measured.rendered], recipe.max_length)
+    warnings = notices(dataset, total, len(held_out), recipe)
+    if len(trained.rendered) < len(train):
+        read_rows = f"{len(trained.rendered):,} of the {len(train):,}"
+        warnings.insert(0, f"{recipe.max_steps:,} steps read {read_rows} training rows. Tokens are counted in these.")
+    if len(measured.rendered) < len(held_out):
+        warnings.insert(0, f"The held-out loss is measured on {MEASURED:,} of the {len(held_out):,} held-out rows.")
+    prompts = _prompts(recipe, [dataset.examples[i] for i in (held_out if len(held_out) else train)[:SAMPLES]])
+    data = TrainingData(dataset, trained.rows, measured.rows, prompts, total, warnings)
     if not data.train:
         raise StudioError(
             f"No row of {dataset.path.name} has anything to train on within max_length={recipe.max_length} tokens: "
@@ -175,7 +177,7 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
 def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     found = read_labelled(recipe)
     train, held_out = found.split(recipe.eval_share, recipe.seed)
-    texts = [read_text(tokenizer, each.messages, recipe.max_length) for each in found.examples]
+    texts = read_texts(tokenizer, (each.messages for each in found.examples), recipe.max_length)
     total = summarized(texts, recipe.max_length)
     labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train))
     rows = [(text.token_ids, target) for text, target in zip(texts, found.targets, strict=True)]
@@ -185,45 +187,35 @@ def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Traini
         [rows[i] for i in held_out],
         [],
         total,
-        [*_warnings(found.dataset, total, recipe), *found.warnings(train, held_out, recipe)],
+        [*notices(found.dataset, total, len(held_out), recipe), *found.warnings(train, held_out, recipe)],
         labels,
         found.truth(train),
         found.truth(held_out),
     )
 
 
-def _rows(rendered: Sequence[Rendered], recipe: Recipe) -> list[Feature]:
-    examples = [(each.token_ids, each.trained) for each in rendered if any(each.trained[1:])]
-    if not recipe.packing:
-        return [[example] for example in examples]
-    packs = pack([len(token_ids) for token_ids, _ in examples], recipe.max_length)
-    return [[examples[i] for i in indices] for indices in packs]
+def _sampled(held_out: np.ndarray, seed: int) -> np.ndarray:
+    """Return the held-out rows that an evaluation reads: all, or `MEASURED` random ones."""
+    if len(held_out) <= MEASURED:
+        return held_out
+    return np.sort(np.random.default_rng(seed).choice(held_out, MEASURED, replace=False))
+
+
+def _rows_needed(recipe: Recipe) -> int:
+    """Return the number of rows, or packs, that the steps of the run read; 0 if it reads all."""
+    return recipe.max_steps * recipe.batch_size * recipe.gradient_accumulation * processes().num_processes
 
 
 def _prompts(recipe: Recipe, examples: Sequence[Example]) -> list[list[dict[str, str]]]:
     if recipe.sample_prompts:
         return [[{"role": "user", "content": prompt}] for prompt in recipe.sample_prompts]
     # The messages before the last answer. A plain text has none, so its beginning is the prompt.
-    asked = [[*each.messages[:-1]] or _beginning(each) for each in examples[:SAMPLES]]
+    asked = [[*each.messages[:-1]] or _beginning(each) for each in examples]
     return [messages for messages in asked if messages[-1]["role"] == "user"]
 
 
 def _beginning(example: Example) -> list[dict[str, str]]:
     return [{"role": "user", "content": example.messages[0]["content"][:200]}]
-
-
-def _warnings(dataset: Dataset, total: Summary, recipe: Recipe) -> list[str]:
-    warnings = [*dataset.notices]
-    if dataset.bad_rows:
-        shown = "; ".join(str(bad) for bad in dataset.bad_rows[:SHOWN_BAD_ROWS])
-        warnings.append(f"{len(dataset.bad_rows):,} bad rows were left out, such as {shown}")
-    if total.cut:
-        warnings.append(f"{total.cut:,} rows are longer than max_length={recipe.max_length} tokens and are cut.")
-    if total.untrained:
-        warnings.append(f"{total.untrained:,} rows are left out: cut before their answer starts. Raise max_length.")
-    if recipe.eval_share and len(dataset.examples) < 2:
-        warnings.append("There is a single row, so nothing is held out to measure the loss on.")
-    return warnings
 
 
 def _load(recipe: Recipe, path: Path, progress: Progress, labels: Labels | None, pad: int) -> tuple[Any, str]:

@@ -121,7 +121,7 @@ class _Page:
                 label="Adapter name", info=UPLOAD_HELP, lines=1, elem_id="adapter-name", min_width=200
             )
             self.upload = gr.UploadButton(
-                "Upload adapter", file_count="multiple", file_types=[".safetensors", ".json", ".zip"],
+                "Upload adapter", file_count="multiple",
                 type="filepath", size="sm", elem_id="adapter-upload", scale=0, min_width=150,
             )  # fmt: skip
             self.delete = gr.Button("Delete adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150)

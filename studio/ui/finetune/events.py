@@ -17,7 +17,7 @@ from studio.ui.finetune import audit_view, data_preview
 from studio.ui.finetune.handlers import FIELDS, Column, FinetuneHandlers
 from studio.ui.finetune.pushing import account_of
 from studio.ui.finetune.recipe_form import NAMES
-from studio.ui.finetune.run_draft import CLASSIFIER, HUB, Draft, from_handed, from_json
+from studio.ui.finetune.run_draft import CLASSIFIER, HUB, TASKS, Draft, from_handed, from_json
 from studio.ui.finetune.runs.runs_panel import opened as show_run
 from studio.ui.server.identity import owner_of
 
@@ -47,8 +47,9 @@ class FinetuneEvents:
         return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
 
     def remembered(self, request: gr.Request, draft: Draft) -> list[Any]:
-        """Return the values for browser storage and the command, and clear the check, which is out of date."""
-        return [draft.to_json(), self.handlers.of(request).command(draft), card.waiting(audit_view.NAME, HINT)]
+        """Return the values for browser storage, command and purpose, and clear the check, which is out of date."""
+        command = self.handlers.of(request).command(draft)
+        return [draft.to_json(), command, draft.purpose, card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
     def remember(self, request: gr.Request, *values: Any) -> list[Any]:
@@ -88,6 +89,15 @@ class FinetuneEvents:
     def look_again(self, request: gr.Request, *values: Any) -> list[Any]:
         draft = replace(_draft(*values), columns={})
         return [*self.remembered(request, draft), *self.looked(request, draft)]
+
+    @shows_errors
+    def use_for(self, request: gr.Request, purpose: str, *values: Any) -> list[Any]:
+        """Use the rows for another purpose, and select the recipe of its task."""
+        draft = _draft(*values)
+        used = draft.used_for(purpose)
+        is_same = used.settings == draft.settings
+        bundled = gr.skip() if is_same else TASKS[used.settings["task"]]
+        return [*_controls(used), *self.remembered(request, used), *self.looked(request, used), bundled]
 
     @shows_errors
     def look_elsewhere(self, request: gr.Request, *values: Any) -> list[Any]:
@@ -181,16 +191,17 @@ def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
     return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
 
 
-def _draft(upload: str, file: str, source: str, format: str, name: str, hub: str, *values: Any) -> Draft:
+def _draft(upload: str, file: str, source: str, format: str, name: str, hub: str, encoding: str, *values: Any) -> Draft:
     columns = dict(zip(FIELDS, values, strict=False))
     settings = dict(zip(NAMES, values[len(FIELDS) :], strict=True))
     chosen = {field: column for field, column in columns.items() if column}
-    return Draft(source or "", upload or "", file or "", format or "auto", chosen, settings, name or "", hub or "")
+    source, upload, file = source or "", upload or "", file or ""
+    return Draft(source, upload, file, format or "auto", chosen, settings, name or "", hub or "", encoding or "auto")
 
 
 def _controls(draft: Draft) -> list[Any]:
     """Return new values for the controls of a draft, except the columns, which come with the data."""
-    texts = [draft.upload, draft.file, draft.source, draft.format, draft.name, draft.hub]
+    texts = [draft.upload, draft.file, draft.source, draft.format, draft.name, draft.hub, draft.encoding]
     return [*texts, *(draft.settings[name] for name in NAMES)]
 
 

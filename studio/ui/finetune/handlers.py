@@ -96,7 +96,9 @@ class FinetuneHandlers(Owned):
     def upload(self, draft: Draft, file: Path) -> Draft:
         """Return the draft with a newly uploaded file."""
         upload = uploads.keep(file, self.owner)
-        return replace(draft, source=OWN_FILE, upload=upload, file=file.name[:80], format="auto", columns={})
+        return replace(
+            draft, source=OWN_FILE, upload=upload, file=file.name[:80], format="auto", columns={}, encoding="auto"
+        )
 
     def look(self, draft: Draft) -> Seen:
         """Return a preview of the training data."""

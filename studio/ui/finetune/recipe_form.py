@@ -19,7 +19,7 @@ from studio.backend.recipe import CHOICES, DEFAULTS, PRESETS, RANGES, Recipe, se
 from studio.backend.settings import field_help
 from studio.errors import StudioError
 
-ELSEWHERE = ("data", "format", "columns")
+ELSEWHERE = ("data", "format", "columns", "encoding")
 NAMES = [name for name in DEFAULTS if name not in ELSEWHERE]
 """Settings in the form, in the order of the recipe."""
 BASIC = ("preset", "r", "learning_rate", "max_steps", "epochs", "batch_size", "max_length", "eval_share")

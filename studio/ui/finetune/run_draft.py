@@ -28,6 +28,9 @@ BUNDLED = "starter/lora_experts"
 """Recipe of a new draft."""
 CLASSIFIER = "starter/classify"
 """Recipe that trains a classifier."""
+TASKS = {"chat": BUNDLED, "classify": CLASSIFIER}
+PURPOSES = {"chat": "chat", "classify": "classify", "text": "chat"}
+"""The task of each use of the rows."""
 MAX_STORED = 200_000
 OF_DATA = ("model", "task", "problem", "class_weights", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
 """Settings that affect the data preview."""
@@ -46,6 +49,8 @@ class Draft:
     name: str = ""
     hub: str = ""
     """OWNER/NAME[/CONFIG][@REVISION][:SPLIT] of a data set of the Hub."""
+    encoding: str = "auto"
+    """Encoding of a text file."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -58,7 +63,8 @@ class Draft:
         """
         settings = {name: value for name, value in read_form(self.settings).items() if name in names}
         recipe = Recipe.from_settings(
-            settings | {"format": self.format, "columns": self.columns, "data": self._data(owner)}
+            settings
+            | {"format": self.format, "columns": self.columns, "encoding": self.encoding, "data": self._data(owner)}
         )
         # On the command line a model may also be a folder; a page must not access arbitrary folders of the server.
         if recipe.model not in models:
@@ -82,7 +88,26 @@ class Draft:
             draft = replace(draft, source=HUB, hub=hub, format="auto", columns={})
         if recipe.format != "auto" or recipe.columns:
             draft = replace(draft, format=recipe.format, columns=recipe.columns)
-        return draft
+        return replace(draft, encoding=recipe.encoding) if recipe.encoding != "auto" else draft
+
+    @property
+    def purpose(self) -> str:
+        """What the rows are used for: chat, classify or text."""
+        return "text" if self.format == "text" else str(self.settings["task"])
+
+    def used_for(self, purpose: str) -> Draft:
+        """Return the draft for another purpose, with the recipe of its task if the task changes.
+
+        Raises:
+            StudioError: there is no such purpose.
+        """
+        if purpose not in PURPOSES:
+            raise StudioError("The rows can't be used for that. Reload the page.")
+        draft, task = replace(self, format="text" if purpose == "text" else "auto", columns={}), PURPOSES[purpose]
+        if task == self.settings["task"]:
+            return draft
+        settings = form_values(Recipe.load(TASKS[task])) | {"model": self.settings["model"]}
+        return replace(draft, settings=settings)
 
     def _data(self, owner: str) -> str:
         if self.source == HUB:
@@ -118,7 +143,7 @@ def from_json(stored: Any) -> Draft:
         draft = Draft(**_parsed(stored))
     except (ValueError, TypeError, RecursionError) as error:
         raise StudioError("The form stored in this browser can't be read.") from error
-    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub]
+    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub, draft.encoding]
     texts += [*draft.columns, *draft.columns.values()]
     if not all(isinstance(text, str) for text in texts) or set(draft.settings) != set(NAMES):
         raise StudioError("The form stored in this browser is from another version of the studio.")

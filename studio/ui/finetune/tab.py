@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.data.dataset import SAMPLES
+from studio.backend.data.encodings import NAMES as ENCODINGS
 from studio.backend.recipe_file import recipes
 from studio.ui.common import browser, card
 from studio.ui.common.handed_draft import handed_draft
@@ -94,10 +95,20 @@ class _NewRun:
             elem_id="hub",
             info="A public data set of the Hugging Face Hub. OWNER/NAME/CONFIG@REVISION:SPLIT[:ROWS] selects a part.",
         )  # fmt: skip
-        self.format = gr.Dropdown(
-            FORMATS, value="auto", label="Format", elem_id="format",
-            info="Format of the rows. “auto” detects it from the columns.",
+        self.purpose = gr.Radio(
+            [("Chat", "chat"), ("Classify", "classify"), ("Plain text", "text")], value="chat",
+            label="Use the rows for", elem_id="purpose",
+            info="Questions with answers, texts with labels, or texts that are trained as a whole.",
         )  # fmt: skip
+        with gr.Row(elem_classes="settings"):
+            self.format = gr.Dropdown(
+                FORMATS, value="auto", label="Format", elem_id="format", min_width=180,
+                info="“auto” detects it from the columns.",
+            )  # fmt: skip
+            self.encoding = gr.Dropdown(
+                [("auto", "auto"), *((title, name) for name, title in ENCODINGS.items())], value="auto",
+                label="Encoding", elem_id="encoding", min_width=180, info="Of a text file. “auto” detects it.",
+            )  # fmt: skip
         with gr.Row(elem_classes="settings"):
             self.columns = {
                 name: gr.Dropdown(
@@ -139,7 +150,7 @@ class _NewRun:
     def draft_inputs(self) -> list[Any]:
         """Return the inputs in the order of `_draft`."""
         return [
-            self.upload, self.file_name, self.source, self.format, self.name, self.hub,
+            self.upload, self.file_name, self.source, self.format, self.name, self.hub, self.encoding,
             *self.columns.values(), *self.form.in_order(),
         ]  # fmt: skip
 
@@ -148,10 +159,14 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     inputs, columns = new.draft_inputs(), list(new.columns.values())
     controls = [component for component in inputs if component not in columns]
     reading: dict[str, Any] = {**QUIET, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
-    memory, seen = [new.stored, new.command, new.audit], [new.preview, *columns]
+    memory, seen = [new.stored, new.command, new.purpose, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
     everything = [*controls, *memory, *seen]
-    typed = [component for component in inputs if component not in (new.upload, new.file_name, new.source, new.format)]
+    typed = [
+        component
+        for component in inputs
+        if component not in (new.upload, new.file_name, new.source, new.format, new.encoding)
+    ]
     # `blur` too, because Gradio fires no `input` for pasted text.
     texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
     gr.on(texts, events.leave, inputs, memory[:2], **AT_ONCE, trigger_mode="always_last")
@@ -160,7 +175,8 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     )
     new.source.input(events.look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
     new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
-    new.format.input(events.look_again, inputs, [*memory, *seen], **reading)
+    gr.on([new.format.input, new.encoding.input], events.look_again, inputs, [*memory, *seen], **reading)
+    new.purpose.input(events.use_for, [new.purpose, *inputs], [*everything, new.bundled], **reading)
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           events.look, inputs, seen, **reading)  # fmt: skip

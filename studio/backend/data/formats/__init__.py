@@ -3,6 +3,8 @@
 for format in discover("studio.backend.data.formats", "FORMAT"):
     columns = format.locate(["Question", "Answer"])          # {"prompt": "Question", "completion": "Answer"}
     format.convert({"Question": "1 + 1?", "Answer": "2"}, columns)
+
+`studio/backend/data/turns.py` reads conversations for all of them.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.backend.data.rows import Problem, parse_json
+from studio.backend.data.row import Problem
 
 Cells = dict[str, Any]
 """The cells of a row, keyed by field."""
-Messages = list[dict[str, str]]
-NEXT_ROLES = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+Messages = list[dict[str, Any]]
+"""Objects with role and content, and `train: False` for an answer that is not trained."""
+SYSTEM = ("system", "system_prompt", "system_message", "system prompt")
+"""Column names of the system message, in all formats."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Format:
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fits: Callable[[Cells], bool] = lambda cells: True
     """Whether a row is of this format, for formats that share column names."""
+    guessed: frozenset[str] = frozenset()
+    """Recognized column names, in lower case, that may also mean something else."""
+    unused_keys: Callable[[Cells], set[str]] = lambda cells: set()
+    """Returns the keys inside of messages that are not read."""
+    notice: str = ""
+    """What a person should know of this reading."""
 
     def locate(self, columns: Sequence[str], chosen: dict[str, str] | None = None) -> dict[str, str] | None:
         """Return the column of each field; `chosen` takes precedence.
@@ -89,65 +99,3 @@ def optional_text(cells: Cells, key: str) -> str:
     if not isinstance(text, str):
         raise Problem(key, f"holds {type(text).__name__} {str(text)[:40]!r} instead of text", "Write it in quotes.")
     return text if text.strip() else ""
-
-
-def answered(system: str, prompt: str, completion: str) -> Messages:
-    """Return the messages of one question and its answer."""
-    turns = [("system", system)] if system else []
-    return [{"role": role, "content": text} for role, text in [*turns, ("user", prompt), ("assistant", completion)]]
-
-
-def turns(cells: Cells, key: str) -> list[Cells]:
-    """Return the message objects of a cell; a string is parsed as JSON.
-
-    Raises:
-        Problem: the cell is not a list of objects.
-    """
-    cell = cells.get(key)
-    try:
-        found = parse_json(cell) if isinstance(cell, str) else cell
-    except Problem as problem:
-        raise Problem(key, problem.reason, problem.remedy) from None
-    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
-        raise Problem(key, "is not a list of messages", "Write a list of objects, one for each message.")
-    return found
-
-
-def has_keys(cells: Cells, key: str, keys: set[str]) -> bool:
-    try:
-        return any(keys <= set(turn) for turn in turns(cells, key))
-    except Problem:
-        return False
-
-
-def conversation(found: list[Cells], key: str, role_key: str, content_key: str, roles: dict[str, str]) -> Messages:
-    """Convert message objects to messages.
-
-    Raises:
-        Problem: an unknown role, roles out of order, an empty content, or no answer at the end.
-    """
-    messages = []
-    previous = None
-    for i, turn in enumerate(found, start=1):
-        role = _role(turn.get(role_key), i, key, roles)
-        if role not in NEXT_ROLES[previous]:
-            reason = f"has roles out of order: message {i} has the role {role} after {previous or 'nothing'}"
-            raise Problem(key, reason, "Start with an optional system message, then alternate user and assistant.")
-        messages.append({"role": role, "content": _content(turn, i, key, content_key)})
-        previous = role
-    if previous != "assistant":
-        raise Problem(key, "does not end with an answer", "Add an assistant message, or delete the last question.")
-    return messages
-
-
-def _role(role: Any, number: int, key: str, roles: dict[str, str]) -> str:
-    if not isinstance(role, str) or role not in roles:
-        raise Problem(key, f"has the role {str(role)[:40]!r} in message {number}", f"Use one of {', '.join(roles)}.")
-    return roles[role]
-
-
-def _content(turn: Cells, number: int, key: str, content_key: str) -> str:
-    try:
-        return needed_text(turn, content_key)
-    except Problem as problem:
-        raise Problem(key, f"has a message {number} whose {content_key} {problem.reason}", problem.remedy) from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from studio.backend.data.formats import Cells, Format, Messages, needed_text
-from studio.backend.data.rows import Problem
+from studio.backend.data.python_text import parse_list
+from studio.backend.data.row import Problem
 from studio.backend.recipe import LABELLED
 
 LONGEST = 200
@@ -19,9 +21,21 @@ def messages(cells: Cells) -> Messages:
 
 def labels(cells: Cells) -> tuple[str, ...]:
     """Return the label, or each label of a list. An empty list means that no label applies."""
-    cell = cells.get("label")
+    cell = _listed(cells.get("label"))
     names = tuple(map(_name, cell)) if isinstance(cell, list) else (_name(cell),)
     return tuple(dict.fromkeys(names))
+
+
+def _listed(cell: Any) -> Any:
+    """Return the list in a text such as `['a', 'b']`, or as NumPy prints it, `[0 3]`; any other cell as it is."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return cell
+    try:
+        found = parse_list(text, "label")
+    except Problem:
+        return cell
+    return found if isinstance(found, list) else cell
 
 
 def _name(cell: Any) -> str:
@@ -33,10 +47,17 @@ def _name(cell: Any) -> str:
         cell = int(cell)  # pandas stores integers as floats if a column has empty cells
     if not isinstance(cell, str | int | float):
         raise Problem("label", f"holds {type(cell).__name__} {str(cell)[:40]!r} instead of a label", "Write a text.")
-    name = " ".join(str(cell).split())
+    name = spelled(" ".join(str(cell).split()))
     if len(name) > LONGEST:
         raise Problem("label", f"has {len(name):,} characters", "A label is a short name. Check the label column.")
     return name
+
+
+def spelled(name: str) -> str:
+    """Return the spelling of a label in all types of files: csv has `True` and `1.0` where json has true and 1."""
+    if name in ("True", "False"):
+        return name.lower()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
 
 
 FORMAT = Format(

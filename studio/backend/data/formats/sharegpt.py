@@ -1,16 +1,16 @@
-"""ShareGPT conversations: a list of objects with from and value. In a csv file, the cell holds the list as JSON."""
+"""ShareGPT conversations: a list of objects with from and value. In a csv file, the cell holds the list as text."""
 
 from __future__ import annotations
 
-from studio.backend.data.formats import Cells, Format, Messages, conversation, has_keys, optional_text, turns
+from studio.backend.data.formats import SYSTEM, Cells, Format, Messages, optional_text
+from studio.backend.data.turns import conversation, has_keys, turns, unused_keys
 
-ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+KEYS = {"from", "value"}
 
 
 def messages(cells: Cells) -> Messages:
-    system = optional_text(cells, "system")
-    first = [{"from": "system", "value": system}] if system else []
-    return conversation(first + turns(cells, "conversations"), "conversations", "from", "value", ROLES)
+    found = turns(cells, "conversations")
+    return conversation(found, "conversations", "from", "value", optional_text(cells, "system"))
 
 
 FORMAT = Format(
@@ -18,7 +18,8 @@ FORMAT = Format(
     order=20,
     help='conversations: a list of {"from", "value"}',
     fields={"conversations": ("conversations", "conversation", "messages")},
-    optional={"system": ("system",)},
+    optional={"system": SYSTEM},
     messages=messages,
-    fits=lambda cells: has_keys(cells, "conversations", {"from", "value"}),
+    fits=lambda cells: has_keys(cells, "conversations", KEYS),
+    unused_keys=lambda cells: unused_keys(cells, "conversations", KEYS),
 )

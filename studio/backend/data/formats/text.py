@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 from studio.backend.data.formats import Cells, Format, Messages, needed_text
+from studio.backend.data.row import Problem
+
+STRUCTURED = re.compile(r"\s*(array\()?[\[{]\s*[\[{]?\s*([\"'])(role|content|from|value|messages|conversations)\2\s*:")
+"""The beginning of a conversation, as JSON or as Python's repr."""
 
 
 def messages(cells: Cells) -> Messages:
-    return [{"role": "text", "content": needed_text(cells, "text")}]
+    text = needed_text(cells, "text")
+    if STRUCTURED.match(text):
+        remedy = "Name its column messages, and write one conversation in each cell as JSON."
+        raise Problem("text", f"holds a conversation, not plain text: {text[:60]!r}", remedy)
+    return [{"role": "text", "content": text}]
+
+
+def fits(cells: Cells) -> bool:
+    return not (isinstance(cells["text"], str) and STRUCTURED.match(cells["text"]))
 
 
 FORMAT = Format(
@@ -15,4 +29,5 @@ FORMAT = Format(
     help="text: one column of plain text",
     fields={"text": ("text", "content", "document")},
     messages=messages,
+    fits=fits,
 )

@@ -99,11 +99,15 @@ function lengths({ edges, counts }) {
   return [section("Tokens per example", table)];
 }
 
-// `spans` are pairs of a text and whether it is trained.
+// `spans` hold a text, whether it is trained, and whether it is a control token.
 function example(spans) {
   if (!Array.isArray(spans) || !spans.length) return [];
-  const nodes = spans.map(([text, isTrained]) => (isTrained ? el("mark", {}, String(text)) : String(text)));
-  return [section("First row, trained text marked", el("pre", { class: "rn-example" }, ...nodes))];
+  const nodes = spans.map(([text, isTrained, isControl]) => {
+    const node = isControl ? el("b", {}, String(text)) : String(text);
+    return isTrained ? el("mark", {}, node) : node;
+  });
+  const title = "First row, trained text marked, control tokens bold";
+  return [section(title, el("pre", { class: "rn-example" }, ...nodes))];
 }
 
 function section(title, ...nodes) {

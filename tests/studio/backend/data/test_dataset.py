@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.backend.data.dataset import SAMPLES, Dataset, DataSettings, Example, read, resolve
+from studio.backend.data.dataset import SAMPLES, Dataset, DataSettings, read, resolve
+from studio.backend.data.examples import Example, Examples
 from studio.errors import StudioError
 
 
@@ -25,7 +26,7 @@ def dataset(*prompts: str) -> Dataset:
         Example(1, [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"answer {i}"}])
         for i, prompt in enumerate(prompts)
     ]
-    return Dataset(SAMPLES["identity"], "", "messages", {}, examples, [], (), 0)
+    return Dataset(SAMPLES["identity"], "x", "messages", {}, Examples.of(examples), [], (), len(examples))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -37,7 +38,7 @@ def test_samples_have_no_bad_row(name):
 
 
 def test_a_file_as_people_have_it(write):
-    path = write("id,Question,Answer\n1,Hi,Hello\n2,hi ,HELLO\n3,Bye,\n4,Why?\n5,How?,NaN\n")
+    path = write("id,Question,Answer\n1,Hi,Hello\n2,hi ,HELLO\n3,Bye,\n4,Why?\n5,How?,   \n")
     found = read(path)
     assert found.format == "prompt_completion" and found.columns == {"prompt": "Question", "completion": "Answer"}
     assert [example.line for example in found.examples] == [2, 3] and found.duplicates == 1
@@ -109,8 +110,8 @@ def test_a_changed_file_has_another_fingerprint(write):
     assert read(write("text\na\n")).fingerprint == before
 
 
-def prompts(examples: list[Example]) -> set[str]:
-    return {" ".join(example.messages[0]["content"].casefold().split()) for example in examples}
+def prompts(data: Dataset, indices) -> set[str]:
+    return {" ".join(data.examples[i].messages[0]["content"].casefold().split()) for i in indices}
 
 
 @settings(deadline=None)
@@ -121,16 +122,16 @@ def prompts(examples: list[Example]) -> set[str]:
 )
 def test_a_split_leaks_nothing_and_loses_nothing(names, share, seed):
     data = dataset(*names)
-    train, held_out = data.split(share, seed)
-    assert not prompts(train) & prompts(held_out)
-    assert sorted(map(id, train + held_out)) == sorted(map(id, data.examples))
-    assert bool(held_out) == (share > 0 and len(prompts(data.examples)) > 1) and train
-    assert (train, held_out) == data.split(share, seed)
+    train, held_out = (each.tolist() for each in data.split(share, seed))
+    assert not prompts(data, train) & prompts(data, held_out)
+    assert sorted(train + held_out) == list(range(len(names)))
+    assert bool(held_out) == (share > 0 and len(prompts(data, range(len(names)))) > 1) and train
+    assert [train, held_out] == [each.tolist() for each in data.split(share, seed)]
 
 
 def test_a_split_has_its_share_and_depends_on_the_seed():
     data = dataset(*map(str, range(100)))
     assert [len(side) for side in data.split(0.2, 0)] == [80, 20]
-    assert data.split(0.2, 0) != data.split(0.2, 1)
+    assert data.split(0.2, 0)[1].tolist() != data.split(0.2, 1)[1].tolist()
     with pytest.raises(StudioError, match="eval_share"):
         data.split(1.0, 0)

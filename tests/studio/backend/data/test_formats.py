@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from studio.backend.data.dataset import formats
+from studio.backend.data.detection import formats
 from studio.backend.data.rows import Problem
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -108,12 +108,12 @@ USER, ASSISTANT, SYSTEM_TURN = ({"role": role, "content": "x"} for role in ("use
         ([USER, USER, ASSISTANT], "message 2 has the role user after user"),
         ([USER, ASSISTANT, ASSISTANT], "assistant after assistant"),
         ([USER, SYSTEM_TURN, ASSISTANT], "system after user"),
-        ([USER, {"role": "tool", "content": "x"}], "role 'tool' in message 2"),
+        ([USER, {"role": "tool", "content": "x"}], "a tool call in message 2"),
         ([USER, {"role": ["assistant"], "content": "x"}], "role"),
         ([USER, {"content": "x"}], "role 'None' in message 2"),
         ([USER, {"role": "assistant", "content": ""}], "message 2 whose content is empty"),
         ([USER, {"role": "assistant", "content": None}], "message 2 whose content is empty"),
-        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "message 2 whose content holds list"),
+        ([USER, {"role": "assistant", "content": [{"type": "text"}]}], "a part without a text in message 2"),
         ([USER, "x"], "not a list of messages"),
         ({"role": "user"}, "not a list of messages"),
         (None, "not a list of messages"),

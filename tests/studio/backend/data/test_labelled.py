@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.backend.data.dataset import Dataset, DataSettings, Example, read
+from studio.backend.data.dataset import Dataset, DataSettings, read
+from studio.backend.data.examples import Example, Examples
 from studio.backend.data.labelled import LabelledRows, Labels, encode, read_labelled, shown
 from studio.backend.data.preview import preview
 from studio.backend.recipe import Recipe
@@ -141,7 +142,7 @@ def made(rows: list[tuple[str, object]], problem: str = "single_label") -> Label
     """Of (text, target)."""
     examples = [Example(i, [{"role": "text", "content": text}]) for i, (text, _) in enumerate(rows)]
     names = tuple("abcdef") if problem != "regression" else ("score",)
-    dataset = Dataset(Path("x"), "", "labelled", {}, examples, [], (), 0)
+    dataset = Dataset(Path("x"), "x", "labelled", {}, Examples.of(examples), [], (), len(rows))
     return LabelledRows(dataset, problem, names, [target for _, target in rows])
 
 
@@ -204,7 +205,11 @@ def test_the_report_counts_what_is_trained():
 def test_a_preview_marks_the_labels(rows_of, tmp_path):
     rows_of([("a", "x"), ("b", "y"), ("c", "x"), ("c", None)])
     seen = preview(recipe(tmp_path / "rows.jsonl", model="jetmoe/jetmoe-8b", eval_share=0.4))
-    assert seen.format == "labelled" and seen.examples[0] == [("a ", False), ("x", True)] and seen.bad_count == 1
+    assert (
+        seen.format == "labelled"
+        and [span[:2] for span in seen.examples[0]] == [("a ", False), ("x", True)]
+        and seen.bad_count == 1
+    )
     assert seen.rows == 3 and seen.train_rows + seen.held_out_rows == 3
     rows_of([("a", "x"), ("b", "y")])
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "x"}')

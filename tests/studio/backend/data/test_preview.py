@@ -26,9 +26,15 @@ def test_rows_with_their_trained_text_counts_and_bad_rows(toy, tmp_path):
     assert (seen.rows, seen.train_rows + seen.held_out_rows, seen.duplicates, seen.bad_count) == (4, 4, 1, 1)
     assert seen.bad_rows[0].line == 4 and seen.bad_rows[0].column == "Antwort"
     assert seen.examples[0] == [
-        ("<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n", False),
-        ("2<|im_end|>", True),
-        ("\n", False),
+        ("<|im_start|>", False, True),
+        ("user\n1+1?", False, False),
+        ("<|im_end|>", False, True),
+        ("\n", False, False),
+        ("<|im_start|>", False, True),
+        ("assistant\n", False, False),
+        ("2", True, False),
+        ("<|im_end|>", True, True),
+        ("\n", False, False),
     ]
     assert seen.tokens.cut == 1 and sum(seen.tokens.counts) == 4
 
@@ -37,13 +43,17 @@ def test_a_file_whose_columns_say_nothing_names_them(toy, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"a": "x", "b": "y"}))
     seen = preview(Recipe(str(toy), data=str(rows)))
-    assert "don't match" in seen.problem and seen.names == ["a", "b"] and not seen.examples
+    assert seen.notices[0] == previews.GUESSED and seen.columns == {"prompt": "a", "completion": "b"}
+    assert seen.raw == [{"a": "x", "b": "y"}]
+    rows.write_text(json.dumps({"a": 1, "b": 2}))
+    seen = preview(Recipe(str(toy), data=str(rows)))
+    assert "don't tell what is trained" in seen.problem and seen.names == ["a", "b"] and not seen.examples
 
 
 def test_rows_that_are_cut_before_their_answer_are_said(toy, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"prompt": "x" * n, "completion": "y"}) for n in (5, 200)))
-    assert "1 rows are left out" in preview(Recipe(str(toy), data=str(rows), max_length=100)).notices[-1]
+    assert "1 rows are left out" in preview(Recipe(str(toy), data=str(rows), max_length=100)).notices[0]
     seen = preview(Recipe(str(toy), data=str(rows), max_length=16))
     assert seen.problem == "Every row is cut before its answer begins: raise max_length, which is 16 tokens."
 
@@ -59,15 +69,22 @@ def test_without_the_model_the_texts_are_shown_and_why_no_tokens(monkeypatch):
     monkeypatch.setattr(previews.catalog, "ready", lambda model: False)
     seen = preview(Recipe(data="identity"))
     assert seen.tokens is None and "Token counts need the model" in seen.notices[-1]
-    assert seen.examples[0][0] == ("hi", False) and seen.examples[0][1][1]
+    assert seen.examples[0][0][:2] == ("hi", False) and seen.examples[0][1][1]
 
 
-def test_tokens_of_a_large_file_are_counted_of_its_beginning(toy, monkeypatch):
-    monkeypatch.setattr(previews, "COUNTED", 10)
-    seen = preview(Recipe(str(toy), data="identity"))
-    assert sum(seen.tokens.counts) == 10 and "first 10 rows" in seen.notices[-1] and seen.rows == 91
+def test_counts_of_a_large_file_are_estimates(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(previews, "FIRST", 500)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"prompt": f"Say {i}", "completion": f"{i}"}) for i in range(4000)))
+    seen = preview(Recipe(str(toy), data=str(rows)))
+    assert sum(seen.tokens.counts) == 500 and seen.is_part
+    assert 3500 < seen.rows < 4500 and seen.held_out_rows == pytest.approx(seen.rows / 10, rel=0.01)
+    monkeypatch.setattr(previews, "FIRST", 4000)
+    assert preview(Recipe(str(toy), data=str(rows))).rows == 4000
 
 
 def test_the_fields_of_a_format():
-    assert fields_of("prompt_completion") == {"prompt": True, "completion": True, "system": False}
+    assert fields_of("prompt_completion") == {
+        "prompt": True, "completion": True, "system": False, "history": False, "context": False,
+    }  # fmt: skip
     assert fields_of("auto") == {}

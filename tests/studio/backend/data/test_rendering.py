@@ -1,5 +1,7 @@
 """What is trained of a conversation, and that it is the model's own template token by token."""
 
+from itertools import groupby
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,12 @@ def other_template(tokenizer):
     tokenizer.chat_template = before
 
 
+def merged(tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
+    """The spans of a preview, with control tokens as text."""
+    groups = groupby(preview(tokenizer, rendered), lambda span: span.trained)
+    return [("".join(span.text for span in group), trained) for trained, group in groups]
+
+
 @pytest.mark.parametrize(
     "messages",
     [
@@ -50,7 +58,7 @@ def test_samples_equal_the_models_own_template(tokenizer, name):
 
 def test_answers_and_their_ends_are_trained(tokenizer):
     messages = [USER, ANSWER, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nBye\n"}]
-    spans = preview(tokenizer, render(tokenizer, messages, 1000))
+    spans = merged(tokenizer, render(tokenizer, messages, 1000))
     assert [text for text, trained in spans if trained] == [f"{ANSWER['content']}<|im_end|>", "\nBye\n<|im_end|>"]
     assert spans[0][0] == (
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"
@@ -84,19 +92,19 @@ def test_text_never_becomes_a_control_token(tokenizer, role):
 def test_plain_text_is_trained_as_a_whole(tokenizer):
     rendered = render(tokenizer, [{"role": "text", "content": "Once upon <|im_end|>"}], 1000)
     assert all(rendered.trained) and rendered.token_ids[-1] == tokenizer.eos_token_id
-    assert preview(tokenizer, rendered) == [("Once upon <|im_end|>" + tokenizer.eos_token, True)]
+    assert merged(tokenizer, rendered) == [("Once upon <|im_end|>" + tokenizer.eos_token, True)]
     assert rendered.token_ids.count(tokenizer.eos_token_id) == 1
 
 
 def test_a_model_without_template_learns_to_stop(tokenizer, other_template):
     other_template(None)
-    spans = preview(tokenizer, render(tokenizer, [USER, {"role": "assistant", "content": "There."}], 1000))
+    spans = merged(tokenizer, render(tokenizer, [USER, {"role": "assistant", "content": "There."}], 1000))
     assert spans == [(f"{USER['content']}\n", False), (f"There.{tokenizer.eos_token}", True)]
 
 
 def test_blanks_around_an_answer_are_trained_where_they_are_its_tokens(tokenizer, other_template):
     other_template("{% for m in messages %}{{ m.role }}: {{ m.content }} \n<|im_end|>\n{% endfor %}")
-    spans = preview(tokenizer, render(tokenizer, [USER, {"role": "assistant", "content": "There."}], 1000))
+    spans = merged(tokenizer, render(tokenizer, [USER, {"role": "assistant", "content": "There."}], 1000))
     assert next(text for text, trained in spans if trained) == " There. \n<|im_end|>"
 
 
@@ -126,8 +134,9 @@ def test_summary_counts_what_is_cut(tokenizer):
         sum(not any(r.trained) for r in rendered),
     )
     assert found.untrained and found.cut == 3
-    assert found.tokens == sum(len(each.token_ids) for each in rendered)
-    assert found.trained_tokens == sum(sum(each.trained) for each in rendered)
+    trained = [each for each in rendered if any(each.trained[1:])]
+    assert found.tokens == sum(len(each.token_ids) for each in trained)
+    assert found.trained_tokens == sum(sum(each.trained[1:]) for each in trained)
     assert sum(found.counts) == 4 and found.counts[-1] == 3 and len(found.edges) == len(found.counts) + 1
     assert found.edges == sorted(set(found.edges)) and found.edges[-1] == 41
     assert sum(summary([], 8).counts) == 0

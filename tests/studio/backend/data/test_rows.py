@@ -132,7 +132,7 @@ def zipped() -> bytes:
         ("x.csv", b"prompt,completion\r\n", "no rows"),
         ("x.jsonl", b"\n\n", "is empty"),
         ("x.json", b"[]", "no rows"),
-        ("x.json", b'{"a": "no list"}', "no lists of rows"),
+        ("x.json", b'{"a": {"b": "no list"}, "c": 1}', "no lists of rows"),
         ("x.json", b'{"a": [{"x": 1}], "b": [{"x": 1}]}', "2 lists of rows"),
         ("x.json", b'[{"a": 1}, {"a": 2}', "line 1 never ends"),
         ("x.json", b"Dear diary", "no lists of rows"),
@@ -221,7 +221,7 @@ def test_nothing_of_a_record_that_is_too_long_is_dropped_unsaid(rows):
 
 def test_nan_and_null_cells(rows):
     good, _, _ = rows("x.csv", "a,b\nNaN,\nnull,x\n")
-    assert [row.cells for row in good] == [{"a": None, "b": ""}, {"a": None, "b": "x"}]
+    assert [row.cells for row in good] == [{"a": "NaN", "b": ""}, {"a": "null", "b": "x"}]
     good, _, _ = rows("x.jsonl", '{"a": NaN}\n{"a": null}\n')
     assert math.isnan(good[0].cells["a"]) and good[1].cells == {"a": None}
     good, _, _ = rows("x.parquet", parquet(pa.table({"a": [float("nan"), None]})))

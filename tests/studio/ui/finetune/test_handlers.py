@@ -10,6 +10,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
+from studio.backend.adapters.find import find
+from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine
 from studio.backend.export import kept
 from studio.backend.recipe import Recipe
@@ -71,11 +73,12 @@ def test_a_file_is_uploaded_looked_at_and_mapped(handlers, home):
     file.write_text("Frage,Antwort\n<img src=x onerror=alert(1)>,${7*7}\n")
     draft = handlers.upload(handlers.fresh(), file)
     seen = handlers.look(draft)
-    assert "The columns of fragen.csv" in seen.html and not any(column.shown for column in seen.columns.values())
+    assert "the columns are a guess" in seen.html and "as they are in the file" in seen.html
+    assert (seen.columns["prompt"].value, seen.columns["completion"].value) == ("Frage", "Antwort")
     chosen = Draft(OWN_FILE, draft.upload, draft.file, "prompt_completion", {}, draft.settings)
     columns = handlers.look(chosen).columns
-    assert {name for name in FIELDS if columns[name].shown} == {"prompt", "completion", "system"}
-    assert columns["prompt"] == (True, True, ["Frage", "Antwort"], None) and not columns["system"].needed
+    assert {name for name in FIELDS if columns[name].shown} == {"prompt", "completion", "system", "history", "context"}
+    assert columns["prompt"] == (True, True, ["Frage", "Antwort"], "Frage") and not columns["system"].needed
     mapped = Draft(OWN_FILE, draft.upload, draft.file, "auto", {"prompt": "Frage", "completion": "Antwort"},
                    draft.settings)  # fmt: skip
     seen = handlers.look(mapped)
@@ -200,7 +203,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(handlers, trained, monkeypa
     assert kept.exported(handlers.jobs.store, trained.id, "adapter") is not None
 
 
-def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, trained):
+def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, trained, tmp_path):
     assert handlers.exportable(trained.id).id == trained.id and handlers.exportable("0") is None
     *_, html = handlers.export(trained.id, "adapter")
     address = downloads.address(trained.id, "adapter")
@@ -215,6 +218,9 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
     }
     weights = (trained.adapter / "adapter_model.safetensors").read_bytes()
     assert archive.read("adapter/adapter_model.safetensors") == weights
+    (tmp_path / "adapter.zip").write_bytes(answer.content)
+    uploaded = find(import_adapter([tmp_path / "adapter.zip"], "", trained.model).id).folder
+    assert (uploaded / "adapter_model.safetensors").read_bytes() == weights
     for other in (
         downloads.address(trained.id, "merged-bf16"), downloads.address(trained.id, "checkpoints"),
         downloads.address(trained.id[:8], "adapter"), downloads.address("0" * 8, "adapter"),

@@ -1,0 +1,83 @@
+"""Keep the examples of large data sets on disk, by the content of their file and the settings of its reading.
+
+    with part() as file:
+        write_examples(examples, file)
+        keep(key, file, {"format": "messages"})
+    find(key)                             # (Examples, {"format": "messages"}), or None
+
+<home>/rows/<key>.arrow holds the examples, and <key>.json the values next to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from studio.backend.data.examples import Examples
+from studio.backend.system.files import atomic_write
+from studio.backend.system.home import home
+from studio.errors import StudioError
+
+LARGE = 32 << 20
+"""Size of a file in bytes above which its examples are stored on disk."""
+KEPT_BYTES = 4 << 30
+"""Size above which the oldest data sets are deleted before another one is stored."""
+VERSION = 1
+"""Increase it when rows are read differently, so that older files are not used."""
+
+
+def find(key: str) -> tuple[Examples, dict[str, Any]] | None:
+    """Return the examples with this key, mapped from their file, and the values stored with them."""
+    file = _file(key)
+    about = file.with_suffix(".json")
+    if not (file.is_file() and about.is_file()):
+        return None
+    file.touch()
+    return Examples.open(file), json.loads(about.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def part() -> Iterator[Path]:
+    """Yield the path of a new file, which is deleted unless `keep` took it.
+
+    Raises:
+        StudioError: the disk is full.
+    """
+    file = _folder() / f".{uuid.uuid4().hex}.part"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(file.parent)
+        yield file
+    except OSError as error:
+        raise StudioError(f"{file.parent} can't be written ({error.strerror}). Free some disk space.") from error
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def keep(key: str, file: Path, about: dict[str, Any]) -> None:
+    file.rename(_file(key))
+    atomic_write(_file(key).with_suffix(".json"), json.dumps(about))
+
+
+def _make_room(folder: Path) -> None:
+    files = sorted(folder.glob("*.arrow"), key=lambda file: file.stat().st_mtime)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= KEPT_BYTES:
+            return
+        total -= file.stat().st_size
+        file.with_suffix(".json").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+
+def _file(key: str) -> Path:
+    return _folder() / f"{hashlib.sha256(f'{VERSION} {key}'.encode()).hexdigest()[:32]}.arrow"
+
+
+def _folder() -> Path:
+    return home() / "rows"
