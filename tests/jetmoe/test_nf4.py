@@ -280,6 +280,13 @@ def test_products_in_bf16(layout, tokens):
 
 
 @tiles_only
+@pytest.mark.usefixtures("two_threads")
+def test_tiles_are_dequantized_like_rows():
+    tiles = quantize(weights(torch.bfloat16)).parts.tile()
+    assert torch.equal(nf4_cpu.dequantize(tiles), tiles.untile().dequantize(torch.bfloat16))
+
+
+@tiles_only
 def test_products_without_a_c_compiler(monkeypatch):
     """bitsandbytes' kernel in the place of ours, which are then compared to each other."""
     assert nf4_cpu.kernel() is not None
@@ -322,7 +329,7 @@ def test_strided_rows():
 @pytest.fixture
 def fresh():
     """What was compiled is forgotten, before and after."""
-    cached = (c_library.built, nf4_cpu.kernel, nf4_cpu.quantizer)
+    cached = (c_library.built, nf4_cpu.kernel, nf4_cpu.dequantizer, nf4_cpu.quantizer)
     for function in cached:
         function.cache_clear()
     yield
