@@ -337,7 +337,7 @@ def fresh():
         function.cache_clear()
 
 
-@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old"])
+@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old", "has no place to write"])
 def bad_compiler(request, fresh, tmp_path, monkeypatch):
     """A C compiler that does not help, and what is said of it."""
     scripts = {
@@ -348,6 +348,9 @@ def bad_compiler(request, fresh, tmp_path, monkeypatch):
     if request.param == "is not there":
         monkeypatch.setattr(c_library, "c_compiler", lambda: None)
         return "install gcc"
+    if request.param == "has no place to write":
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        return "set CC .* and TMPDIR"
     compiler = tmp_path / "fake-cc"
     compiler.write_text(f"#!/bin/sh\n{scripts[request.param]}\n")
     compiler.chmod(0o755)
