@@ -32,19 +32,23 @@ def built(source: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = c_compiler()
     if compiler is None:
         return None, _announced("No C compiler was found; install gcc for faster generation on this CPU.")
+    try:
+        return _compiled(compiler, source), ""
+    except (OSError, subprocess.CalledProcessError) as error:
+        logger.warning("%s of %s failed: %s", compiler, source, getattr(error, "stderr", "") or error)
+    return None, _announced(
+        f"The C compiler {compiler} can't build {source.name} (see the log), so generation is slower. "
+        "Install gcc with OpenMP, or set CC to a working compiler and TMPDIR to a folder for programs."
+    )
+
+
+def _compiled(compiler: str, source: Path) -> ctypes.CDLL:
     # A private folder, deleted once the library is loaded, so that the file can't be replaced.
     with tempfile.TemporaryDirectory(prefix="jetmoe-") as folder:
         library = Path(folder) / source.with_suffix(".so").name
         command = [compiler, *FLAGS, str(source), "-lm", "-o", str(library)]
-        try:
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            return ctypes.CDLL(str(library)), ""
-        except (OSError, subprocess.CalledProcessError) as error:
-            logger.warning("%s failed: %s", " ".join(command), getattr(error, "stderr", "") or error)
-    return None, _announced(
-        f"The C compiler {compiler} can't build {source.name} (see the log), so generation is slower. "
-        "Install gcc with OpenMP, or set CC to a working compiler."
-    )
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        return ctypes.CDLL(str(library))
 
 
 def function(source: Path, name: str, arguments: list) -> tuple[Callable[..., None] | None, str]:

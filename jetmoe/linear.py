@@ -44,6 +44,16 @@ def project_in_fp32(linear: Any, rows: Tensor) -> Tensor:
         return functional_call(linear, narrow, (rows,)) if narrow else linear(rows)
 
 
+def padded_size(count: int) -> int:
+    """Return the number of rows to multiply on a CPU in bf16, `count` and padding.
+
+    oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes). Padding
+    leaves 8 sizes for each power of two.
+    """
+    step = max(16, 2 ** (count.bit_length() - 4))
+    return count // -step * -step
+
+
 def wide(rows: Tensor) -> Tensor:
     """Return the rows in fp32, or unchanged if they are in fp64."""
     return rows.to(wide_dtype(rows))

@@ -12,6 +12,7 @@ from torch import Tensor
 from jetmoe import device
 from jetmoe.autograd import require_first_order
 from jetmoe.experts.assignments import SortedAssignments, sum_by_token
+from jetmoe.linear import padded_size
 from jetmoe.nf4.parts import Parts
 
 Before = Callable[[Tensor, Tensor], Tensor]
@@ -159,16 +160,12 @@ class _Span(NamedTuple):
 
 
 def padded_spans(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
-    """Return a span for each expert with assignments. On a CPU in bf16, spans are padded to a few different sizes.
-
-    oneDNN compiles a kernel for each shape (a quarter of a millisecond, more than a small product takes), and the
-    number of rows varies by expert and layer. Padding leaves 8 sizes for each power of two.
-    """
+    """Return a span for each expert with assignments. On a CPU in bf16, spans are padded (`padded_size`)."""
     spans, start = [], 0
     for e, count in enumerate(assignments.sizes()):
         if count:
-            step = max(16, 2 ** (count.bit_length() - 4)) if _compiles_shapes(rows) else 1
-            spans.append(_Span(e, start, start - count // -step * step, count))
+            size = padded_size(count) if _compiles_shapes(rows) else count
+            spans.append(_Span(e, start, start + size, count))
         start += count
     return spans
 

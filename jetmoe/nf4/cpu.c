@@ -2,6 +2,7 @@
  *
  * jetmoe_nf4_chosen:   multiplies each row by its own expert, stored in tiles (see Parts.tile in parts.py), with
  *                      AVX512-BF16.
+ * jetmoe_nf4_dequantize: dequantizes tiles to rows of bf16.
  * jetmoe_nf4_quantize: quantizes weights to codes and scales, bit for bit like bitsandbytes. */
 
 #include "tile.h"
@@ -22,6 +23,65 @@ void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t 
         for (int row = 0; row < TILE; row++)
             y[a * rows + tile * TILE + row] = narrow(sums[row]);
     }
+}
+
+#endif
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+
+/* Transposes sixteen rows of sixteen numbers by swapping blocks of 8, 4, 2 and 1. */
+static inline void transpose(__m512i *rows)
+{
+#pragma GCC unroll 4
+    for (int size = 8; size; size /= 2) {
+        int32_t low[16], high[16];
+        for (int j = 0; j < 16; j++) {
+            low[j] = j & size ? 16 + j - size : j;
+            high[j] = j & size ? 16 + j : j + size;
+        }
+        __m512i from_low = _mm512_loadu_si512(low), from_high = _mm512_loadu_si512(high);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            if (!(i & size)) {
+                __m512i first = rows[i], second = rows[i + size];
+                rows[i] = _mm512_permutex2var_epi32(first, from_low, second);
+                rows[i + size] = _mm512_permutex2var_epi32(first, from_high, second);
+            }
+    }
+}
+
+/* Dequantizes a tile [columns / 2, 32] to rows of bf16 [32, columns], rounded once, like bitsandbytes. */
+static void dequantize_tile(const uint8_t *codes, const uint16_t *scales, long stride, long columns, uint16_t *weights)
+{
+    const __m512 values = _mm512_loadu_ps(NF4_VALUES);
+    uint16_t order[32];
+    for (int i = 0; i < 32; i++)
+        order[i] = (uint16_t)(i / 2 + (i & 1 ? 16 : 0));
+    const __m512i interleave = _mm512_loadu_si512(order);
+    for (long column = 0; column < columns; column += TILE, codes += TILE * TILE / 2)
+        for (int half = 0; half < 2; half++) {
+            const __m512 scale = widen_16(scales + column / BLOCK * stride + half * TILE / 2);
+            __m512i rows[TILE / 2];
+#pragma GCC unroll 16
+            for (int pair = 0; pair < TILE / 2; pair++) {
+                __m512i both = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(codes + pair * TILE)));
+                __m512i first = _mm512_srli_epi32(both, half * 4), second = _mm512_srli_epi32(both, half * 4 + 8);
+                __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_permutexvar_ps(second, values), scale),
+                                                       _mm512_mul_ps(_mm512_permutexvar_ps(first, values), scale));
+                rows[pair] = _mm512_permutexvar_epi16(interleave, (__m512i)rounded);
+            }
+            transpose(rows);
+            for (int row = 0; row < TILE / 2; row++)
+                _mm512_storeu_si512(weights + (half * TILE / 2 + row) * columns + column, rows[row]);
+        }
+}
+
+/* Dequantizes an expert from tiles to rows of bf16 [rows, columns]. */
+void jetmoe_nf4_dequantize(const uint8_t *codes, const uint16_t *absmax, uint16_t *weights, long rows, long columns)
+{
+#pragma omp parallel for schedule(static)
+    for (long tile = 0; tile < rows; tile += TILE)
+        dequantize_tile(codes + tile * (columns / 2), absmax + tile, rows, columns, weights + tile * columns);
 }
 
 #endif

@@ -42,7 +42,6 @@ NEWS = {
 def chat(page: Page, url: str) -> None:
     studio = StudioPage(page, url).open()
     studio.set_length(160)
-    expect(page.locator("#status")).to_contain_text("Compiled", timeout=5 * SLOW)
     studio.ask_and_wait(QUESTION)
     page.locator("#advanced").get_by_role("button").first.click()
     page.evaluate("scrollTo(0, 0)")

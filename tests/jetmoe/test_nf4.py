@@ -280,6 +280,13 @@ def test_products_in_bf16(layout, tokens):
 
 
 @tiles_only
+@pytest.mark.usefixtures("two_threads")
+def test_tiles_are_dequantized_like_rows():
+    tiles = quantize(weights(torch.bfloat16)).parts.tile()
+    assert torch.equal(nf4_cpu.dequantize(tiles), tiles.untile().dequantize(torch.bfloat16))
+
+
+@tiles_only
 def test_products_without_a_c_compiler(monkeypatch):
     """bitsandbytes' kernel in the place of ours, which are then compared to each other."""
     assert nf4_cpu.kernel() is not None
@@ -322,7 +329,7 @@ def test_strided_rows():
 @pytest.fixture
 def fresh():
     """What was compiled is forgotten, before and after."""
-    cached = (c_library.built, nf4_cpu.kernel, nf4_cpu.quantizer)
+    cached = (c_library.built, nf4_cpu.kernel, nf4_cpu.dequantizer, nf4_cpu.quantizer)
     for function in cached:
         function.cache_clear()
     yield
@@ -330,7 +337,7 @@ def fresh():
         function.cache_clear()
 
 
-@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old"])
+@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old", "has no place to write"])
 def bad_compiler(request, fresh, tmp_path, monkeypatch):
     """A C compiler that does not help, and what is said of it."""
     scripts = {
@@ -341,6 +348,9 @@ def bad_compiler(request, fresh, tmp_path, monkeypatch):
     if request.param == "is not there":
         monkeypatch.setattr(c_library, "c_compiler", lambda: None)
         return "install gcc"
+    if request.param == "has no place to write":
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        return "set CC .* and TMPDIR"
     compiler = tmp_path / "fake-cc"
     compiler.write_text(f"#!/bin/sh\n{scripts[request.param]}\n")
     compiler.chmod(0o755)

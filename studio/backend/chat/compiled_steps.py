@@ -36,7 +36,8 @@ class CompiledSteps(Steps):
         self.paused = True
 
     def run(self, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
-        compiled = self._step if cache.layers[0].get_max_length() in self.ready else None
+        is_ready = cache.layers[0].max_cache_len in self.ready  # type: ignore[union-attr]
+        compiled = self._step if is_ready else None
         return self._run(compiled or partial(step, self.model), token_id, cache, recorder)
 
     def enable(self) -> None:
