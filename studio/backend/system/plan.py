@@ -101,13 +101,13 @@ def _memory_limit() -> int | None:
 
 def _used_memory() -> int:
     """Return the memory that counts against the limit, without cached files, which are dropped when it is needed."""
-    for used, statistics, cached in (
-        ("memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    for used, statistics, prefix in (
+        ("memory.current", "memory.stat", ""),
+        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
     ):
         if _text(used).isdecimal():
-            dropped = re.search(rf"^{cached} (\d+)$", _text(statistics), re.MULTILINE)
-            return int(_text(used)) - (int(dropped[1]) if dropped else 0)
+            cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", _text(statistics), re.MULTILINE)
+            return int(_text(used)) - sum(map(int, cached))
     known = [process.info["memory_info"] for process in psutil.process_iter(["memory_info"])]
     return sum(memory.rss for memory in known if memory is not None)
 

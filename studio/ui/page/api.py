@@ -11,6 +11,7 @@ The same limits apply as on the page. Gradio makes the documentation of each end
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -39,6 +40,10 @@ SHARED: dict[str, dict[str, Any]] = {
 """The limits of the page's own events, which the API shares."""
 
 
+# Clients print the text of an error; nothing inserts it as HTML.
+_raises_errors = partial(shows_errors, written=str)
+
+
 def add_api(engine: Engine) -> None:
     """Add the three endpoints to the page that is being built."""
     api = Api(engine)
@@ -52,7 +57,7 @@ class Api:
         self.engine = engine
         self.zero_shot = ZeroShot(engine)
 
-    @shows_errors
+    @_raises_errors
     def chat(
         self,
         message: str,
@@ -88,7 +93,7 @@ class Api:
             "notices": [event.text for event in events if event.kind == "notice"],
         }
 
-    @shows_errors
+    @_raises_errors
     def classify(self, text: str, labels: list[str], template: str = "topic") -> dict[str, Any]:
         """Classify a text by labels, without training.
 
@@ -105,7 +110,7 @@ class Api:
         (prediction,) = self.zero_shot.predict([checked], task)
         return prediction.row()
 
-    @shows_errors
+    @_raises_errors
     def routing(self, text: str) -> dict[str, Any]:
         """Route a text through the experts of the loaded model, without answering it.
 

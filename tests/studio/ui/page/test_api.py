@@ -70,8 +70,9 @@ def test_the_limits_of_the_page_hold(client):
     assert "at most 4,000" in refused(client, "x" * 4001, api_name="/chat")
     assert "at most 256 tokens" in refused(client, TEXT, max_new_tokens=257, api_name="/chat")
     assert "Keep it under 4,000" in refused(client, "x" * 4001, ["a", "b"], api_name="/classify")
-    assert "only label" in refused(client, TEXT, ["a"], api_name="/classify")
+    assert "'a' is the only label" in refused(client, TEXT, ["a"], api_name="/classify"), "not escaped for HTML"
     assert "at most 4,000" in refused(client, "x" * 4001, api_name="/routing")
+    assert refused(client, "", ["a", "b"], api_name="/classify").startswith("There is no text to classify")
     assert "is empty" in refused(client, " ", api_name="/routing")
 
 
