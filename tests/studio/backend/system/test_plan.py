@@ -55,7 +55,7 @@ def write(folder: Path, **files: str) -> None:
 
 
 def test_without_limits_it_is_the_machine(host, tmp_path):
-    write(host, memory_dot_max="max\n", cpu_dot_max="max 100000\n", memory_dot_current="5")
+    write(host, memory_dot_max="max\n", cpu_dot_max="max 100000\n", memory_dot_current=str(250 * GIB))
     assert (plan.total_memory(), plan.available_memory(), plan.cores()) == (256 * GIB, 200 * GIB, 64)
     assert plan.free_disk(tmp_path / "not" / "yet") == 4096 * GIB
     assert plan.thread_limits() == {}
@@ -74,7 +74,9 @@ def test_an_older_container_has_its_limits_too(host):
     assert (plan.total_memory(), plan.available_memory(), plan.cores()) == (8 * GIB, 6 * GIB, 64)
 
 
-def test_a_space_has_what_its_plan_gives(space, monkeypatch):
+def test_a_space_has_what_its_plan_gives(host, space, monkeypatch):
+    """What its control group says may be about the whole host."""
+    write(host / "memory", memory_dot_limit_in_bytes=str(2**63 - 4096), memory_dot_usage_in_bytes=str(250 * GIB))
     assert (plan.total_memory(), plan.available_memory(), plan.cores()) == (16 * GIB, 15 * GIB, 2)
     assert plan.free_disk(space) == plan.SPACE_DISK_GIB * GIB - 2**20
     assert plan.thread_limits() == {"OMP_NUM_THREADS": "2"}
