@@ -55,6 +55,8 @@ def test_the_three_endpoints_give_what_the_engine_gives(client, engine):
     events = list(engine.generate(messages, Sampling(max_new_tokens=8, temperature=0.7, seed=5)))
     assert answer["text"] == "".join(event.text for event in events if event.kind in ("token", "done")) != ""
     assert (answer["finish"], answer["new_tokens"]) == ("length", 8)
+    parts = list(client.submit(TEXT, max_new_tokens=200, api_name="/chat"))
+    assert len(parts) > 1 and parts[-1]["text"].startswith(parts[0]["text"])
 
     sorted_ = client.predict(TEXT, ["odd", "even"], api_name="/classify")
     assert sorted_["label"] == max(sorted_["scores"], key=sorted_["scores"].get) and sorted_["text"] == TEXT
