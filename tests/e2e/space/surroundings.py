@@ -100,7 +100,8 @@ def surroundings(folder: Path, model: Path, **variables: str) -> Iterator[Space]
         os.chown(home, USER, USER)
     app, proxy, log = free_port(), free_port(), folder / "log.txt"
     environment = {
-        "PATH": os.environ["PATH"], "HOME": str(home), "STUDIO_HOME": str(data), "USER": "user", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1",
+        "PATH": os.environ["PATH"], "HOME": str(home), "STUDIO_HOME": str(data),
+        "USER": "user", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1",
         "SPACE_ID": ID, "SPACE_HOST": HOST, "SPACE_AUTHOR_NAME": "me", "SYSTEM": "spaces", "MEMORY": "16Gi",
         "CPU_CORES": "2", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(app),
         "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "CXX": "none", "STUDIO_MODEL": str(model), **variables,
