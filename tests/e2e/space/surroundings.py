@@ -138,6 +138,7 @@ def _proxy(port: int, app: int, folder: Path) -> Iterator[None]:
             port=port,
             log_level="warning",
             lifespan="off",
+            timeout_keep_alive=600,
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
