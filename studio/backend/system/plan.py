@@ -4,8 +4,8 @@
     available_memory()                      # bytes
     free_disk(home())                       # bytes
 
-A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, and
-the disk of every plan has 50 GB; `STUDIO_DISK_GIB` names another size.
+A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, but
+not the disk: the smallest plan has 50 GB, and `STUDIO_DISK_GIB` names another size.
 """
 
 from __future__ import annotations
