@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,6 @@ import psutil
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.builders.ports import free_port
 from tests.e2e.studio_page import ROOT
 
 SPACE = {"SPACE_ID": "me/studio", "SYSTEM": "spaces", "MEMORY": "16Gi", "CPU_CORES": "2", "HF_HUB_OFFLINE": "1",
@@ -41,7 +41,9 @@ def main() -> None:
 
 def started(home: Path) -> list[str]:
     """Start the app and return the times to its page and to an answer."""
-    port, begun_at = free_port(), time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    begun_at = time.monotonic()
     environment = os.environ | SPACE | {"STUDIO_HOME": str(home), "GRADIO_SERVER_PORT": str(port)}
     with (home / "log.txt").open("ab") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
