@@ -4,8 +4,8 @@
     available_memory()                      # bytes
     free_disk(home())                       # bytes
 
-A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, and
-the disk of every plan has 50 GB; `STUDIO_DISK_GIB` names another size.
+A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, but
+not the disk: the smallest plan has 50 GB, and `STUDIO_DISK_GIB` names another size.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,20 +28,22 @@ GIB = 2**30
 SPACE_DISK_GIB = 46.0
 """50 GB."""
 CGROUP = Path("/sys/fs/cgroup")
+# Limit, use and statistics of a control group, and how names begin there; the first of version 2, the second of 1.
+CONTROL_FILES = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def total_memory() -> int:
     """Return the bytes of memory that this process and its children may use."""
-    limit = _memory_limit()
-    total = psutil.virtual_memory().total
-    return total if limit is None else min(total, limit)
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def available_memory() -> int:
     """Return the bytes of memory that are still free."""
-    free, limit = psutil.virtual_memory().available, _memory_limit()
-    return free if limit is None else max(0, min(free, limit - _used_memory()))
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]))
 
 
 def cores() -> int:
@@ -92,24 +95,17 @@ def is_space() -> bool:
     return bool(os.environ.get("SPACE_ID"))
 
 
-def _memory_limit() -> int | None:
-    """Return the smallest limit of the container and the plan, or None without any."""
-    texts = [_text("memory.max"), _text("memory/memory.limit_in_bytes"), os.environ.get("MEMORY", "") * is_space()]
-    limits = [limit for text in texts if (limit := _bytes(text)) is not None]
-    return min(limits, default=None)
-
-
-def _used_memory() -> int:
-    """Return the memory that counts against the limit, without cached files, which are dropped when it is needed."""
-    for used, statistics, cached in (
-        ("memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        if _text(used).isdecimal():
-            dropped = re.search(rf"^{cached} (\d+)$", _text(statistics), re.MULTILINE)
-            return int(_text(used)) - (int(dropped[1]) if dropped else 0)
-    known = [process.info["memory_info"] for process in psutil.process_iter(["memory_info"])]
-    return sum(memory.rss for memory in known if memory is not None)
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield the memory limits of the container and of the plan, each with the bytes that count against it."""
+    for most, used, statistics, prefix in CONTROL_FILES:
+        limit, spent = _bytes(_text(most)), _bytes(_text(used))
+        # Without a limit of its own, the group may be that of the whole host.
+        if limit is not None and spent is not None and limit < psutil.virtual_memory().total:
+            cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", _text(statistics), re.MULTILINE)
+            yield limit, spent - sum(map(int, cached))
+    if is_space() and (limit := _bytes(os.environ.get("MEMORY", ""))):
+        known = [process.info["memory_info"] for process in psutil.process_iter(["memory_info"])]
+        yield limit, sum(memory.rss for memory in known if memory is not None)
 
 
 def _cpu_quota() -> float | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -31,7 +32,8 @@ from studio.backend.runs.run import Ending, Run, recorded_outcome
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
-from studio.backend.system.files import require_space
+from studio.backend.system.files import atomic_write, require_space
+from studio.backend.system.home import is_mounted
 from studio.backend.system.plan import size
 from studio.errors import StudioError
 
@@ -220,7 +222,19 @@ class Jobs:
     def _keep_copy(self) -> None:
         if time.monotonic() - self._copied_at >= COPY_S:
             self._copied_at = time.monotonic()
+            if is_mounted(self.store.home):
+                self._require_alone()
             self.store.keep_copy()
+
+    def _require_alone(self) -> None:
+        """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses."""
+        file, name = self.store.home / "server.txt", socket.gethostname()
+        if file.exists() and file.read_text() != name and time.time() - file.stat().st_mtime < 3 * COPY_S:
+            raise StudioError(
+                "Another server uses the same storage, so this one does not save its list of runs there. Stop one of "
+                "them, or give it another STUDIO_HOME."
+            )
+        atomic_write(file, name)
 
     def _supervises(self) -> bool:
         if self._lock.is_locked:

@@ -11,6 +11,9 @@ The same limits apply as on the page. Gradio makes the documentation of each end
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -30,13 +33,20 @@ from studio.ui.common.shown_errors import shows_errors
 if TYPE_CHECKING:
     from jetmoe import RoutingTrace
     from studio.backend.chat.engine import Engine
+    from studio.backend.chat.events import TokenEvent
 
 NEW_TOKENS = 256
+INTERVAL_S = 0.1
+"""Seconds between two parts of a streamed answer."""
 SHARED: dict[str, dict[str, Any]] = {
     "chat": {"concurrency_id": "chat", "concurrency_limit": 8},
     "classify": {"concurrency_id": "classify", "concurrency_limit": 8},
 }
 """The limits of the page's own events, which the API shares."""
+
+
+# Clients print the text of an error; nothing inserts it as HTML.
+_raises_errors = partial(shows_errors, written=str)
 
 
 def add_api(engine: Engine) -> None:
@@ -52,7 +62,7 @@ class Api:
         self.engine = engine
         self.zero_shot = ZeroShot(engine)
 
-    @shows_errors
+    @_raises_errors
     def chat(
         self,
         message: str,
@@ -61,8 +71,8 @@ class Api:
         max_new_tokens: int = NEW_TOKENS,
         temperature: float = 0.7,
         seed: int | None = None,
-    ) -> dict[str, Any]:
-        """Answer a message with the loaded model.
+    ) -> Iterator[dict[str, Any]]:
+        """Answer a message with the loaded model. The answer streams, and stops when the client leaves.
 
         Args:
             message: the message to answer.
@@ -73,22 +83,25 @@ class Api:
             seed: the same seed gives the same answer.
 
         Returns:
-            The text, why it ended ("stop" or "length"), the number of new tokens, the model and the notices.
+            The text so far, why it ended ("stop" or "length"; "" before that), the number of new tokens, how many
+            answers are ahead in the queue, the model and the notices.
         """
         conversation = append_user(_conversation(history or [], checked_text(system, "system prompt")), message)
         values = {**defaults(Sampling), "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         sampling = read_sampling(*({**values, "stop": ""}).values())
-        model = self.engine.status().model_id
-        events = list(self.engine.generate(conversation.messages(), sampling))
-        return {
-            "text": "".join(event.text for event in events if event.kind in ("token", "done")),
-            "finish": events[-1].finish,
-            "new_tokens": events[-1].timing.new_tokens if events[-1].timing else 0,
-            "model": model,
-            "notices": [event.text for event in events if event.kind == "notice"],
-        }
+        answer: dict[str, Any] = {"text": "", "finish": "", "new_tokens": 0, "ahead": 0, "notices": []}
+        answer["model"] = self.engine.status().model_id
+        events, due_at = self.engine.generate(conversation.messages(), sampling), 0.0
+        try:
+            for event in events:
+                _add(event, answer)
+                if event.kind in ("queued", "done") or time.monotonic() >= due_at:
+                    yield dict(answer)
+                    due_at = time.monotonic() + INTERVAL_S
+        finally:
+            events.close()  # type: ignore[attr-defined]
 
-    @shows_errors
+    @_raises_errors
     def classify(self, text: str, labels: list[str], template: str = "topic") -> dict[str, Any]:
         """Classify a text by labels, without training.
 
@@ -105,7 +118,7 @@ class Api:
         (prediction,) = self.zero_shot.predict([checked], task)
         return prediction.row()
 
-    @shows_errors
+    @_raises_errors
     def routing(self, text: str) -> dict[str, Any]:
         """Route a text through the experts of the loaded model, without answering it.
 
@@ -135,6 +148,17 @@ class Api:
             turn.decoder.prefill(ids, room=0)
             texts = token_texts(turn.tokenizer, ids)
             return turn.decoder.trace(texts, prompt_tokens=len(ids)), texts
+
+
+def _add(event: TokenEvent, answer: dict[str, Any]) -> None:
+    answer["ahead"] = event.place
+    if event.kind == "notice":
+        answer["notices"] = [*answer["notices"], event.text]
+        return
+    answer["text"] += event.text
+    answer["finish"] = event.finish
+    if event.timing is not None:
+        answer["new_tokens"] = event.timing.new_tokens
 
 
 def _conversation(history: Any, system: str) -> Conversation:

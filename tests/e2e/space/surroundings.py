@@ -29,6 +29,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from studio.backend.recipe import Recipe
+from studio.backend.runs.store import RunStore
+from tests.builders.adapters import make_adapter
 from tests.builders.ports import free_port
 from tests.builders.waiting import until
 
@@ -66,6 +69,19 @@ class Space:
     """Of the proxy, on which browsers must look for both hosts."""
     log: Path
     home: Path
+    """The studio's."""
+    model: Path
+
+    def trained(self, owner: str) -> str:
+        """Add a run that has trained an adapter, and return its id."""
+        store = RunStore(self.home)
+        run = store.create(Recipe.from_settings({"model": str(self.model)}), "pirate", owner=owner)
+        make_adapter(self.model, run.adapter, seed=1)
+        store.finish(run.id, "done")
+        if os.geteuid() == 0:
+            for path in (run.folder, *run.folder.rglob("*")):
+                os.chown(path, USER, USER)
+        return run.id
 
 
 @contextmanager
@@ -76,7 +92,7 @@ def surroundings(folder: Path, model: Path, **variables: str) -> Iterator[Space]
         model: a folder that the Space's user can't write.
         variables: of the Space.
     """
-    files, home = exported(folder / "app"), folder / "user"
+    files, home, data = exported(folder / "app"), folder / "user", folder / "user" / "studio"
     home.mkdir()
     is_root = os.geteuid() == 0
     if is_root:
@@ -84,7 +100,8 @@ def surroundings(folder: Path, model: Path, **variables: str) -> Iterator[Space]
         os.chown(home, USER, USER)
     app, proxy, log = free_port(), free_port(), folder / "log.txt"
     environment = {
-        "PATH": os.environ["PATH"], "HOME": str(home), "USER": "user", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1",
+        "PATH": os.environ["PATH"], "HOME": str(home), "STUDIO_HOME": str(data),
+        "USER": "user", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1",
         "SPACE_ID": ID, "SPACE_HOST": HOST, "SPACE_AUTHOR_NAME": "me", "SYSTEM": "spaces", "MEMORY": "16Gi",
         "CPU_CORES": "2", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(app),
         "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "STUDIO_MODEL": str(model), **variables,
@@ -97,7 +114,7 @@ def surroundings(folder: Path, model: Path, **variables: str) -> Iterator[Space]
     try:
         with _proxy(proxy, app, folder):
             until(lambda: _answers(app, process, log), 120)
-            yield Space(f"https://{HUB}/spaces/{ID}", f"https://{HOST}/", proxy, log, home)
+            yield Space(f"https://{HUB}/spaces/{ID}", f"https://{HOST}/", proxy, log, data, model)
     finally:
         process.terminate()
         process.wait(30)
@@ -121,6 +138,7 @@ def _proxy(port: int, app: int, folder: Path) -> Iterator[None]:
             port=port,
             log_level="warning",
             lifespan="off",
+            timeout_keep_alive=600,
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )

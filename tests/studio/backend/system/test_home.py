@@ -102,3 +102,20 @@ def test_a_copy_that_can_not_be_written_is_said(mount, monkeypatch):
     monkeypatch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     jobs._guarded(jobs._keep_copy)
     assert "can't be written (No space left on device)" in jobs.status()
+
+
+def test_two_machines_with_one_mounted_home_are_told_and_do_not_overwrite_the_list(mount, monkeypatch, tmp_path):
+    first = Jobs(RunStore(mount / "home"), begins=False)
+    first.store.create(RECIPE)
+    first._guarded(first._keep_copy)
+    before = first.store.database.copy.read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr("socket.gethostname", lambda: "other")
+    second = Jobs(RunStore(mount / "home"), begins=False)
+    second.store.create(RECIPE)
+    second._guarded(second._keep_copy)
+    assert "Another server uses the same storage" in second.status()
+    assert first.store.database.copy.read_bytes() == before and first.status() == ""
+    monkeypatch.setattr("studio.backend.training.queue.COPY_S", 0.0)  # the first one is gone
+    second._guarded(second._keep_copy)
+    assert first.store.database.copy.read_bytes() != before

@@ -55,6 +55,8 @@ def test_the_three_endpoints_give_what_the_engine_gives(client, engine):
     events = list(engine.generate(messages, Sampling(max_new_tokens=8, temperature=0.7, seed=5)))
     assert answer["text"] == "".join(event.text for event in events if event.kind in ("token", "done")) != ""
     assert (answer["finish"], answer["new_tokens"]) == ("length", 8)
+    parts = list(client.submit(TEXT, max_new_tokens=200, api_name="/chat"))
+    assert len(parts) > 1 and parts[-1]["text"].startswith(parts[0]["text"])
 
     sorted_ = client.predict(TEXT, ["odd", "even"], api_name="/classify")
     assert sorted_["label"] == max(sorted_["scores"], key=sorted_["scores"].get) and sorted_["text"] == TEXT
@@ -70,8 +72,9 @@ def test_the_limits_of_the_page_hold(client):
     assert "at most 4,000" in refused(client, "x" * 4001, api_name="/chat")
     assert "at most 256 tokens" in refused(client, TEXT, max_new_tokens=257, api_name="/chat")
     assert "Keep it under 4,000" in refused(client, "x" * 4001, ["a", "b"], api_name="/classify")
-    assert "only label" in refused(client, TEXT, ["a"], api_name="/classify")
+    assert "'a' is the only label" in refused(client, TEXT, ["a"], api_name="/classify"), "not escaped for HTML"
     assert "at most 4,000" in refused(client, "x" * 4001, api_name="/routing")
+    assert refused(client, "", ["a", "b"], api_name="/classify").startswith("There is no text to classify")
     assert "is empty" in refused(client, " ", api_name="/routing")
 
 
