@@ -43,7 +43,7 @@ class Example:
 
 
 class Examples(Sequence[Example]):
-    """Immutable examples."""
+    """Immutable examples. A slice has no step."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -67,7 +67,8 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Examples: ...
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
-            return self.take(range(len(self))[index])
+            rows = range(len(self))[index]
+            return Examples(self.table.slice(rows.start, len(rows)))
         row = range(len(self))[index]
         columns = ("line", "messages", "labels")
         line, messages, labels = (self.table.column(name)[row].as_py() for name in columns)
@@ -83,9 +84,9 @@ class Examples(Sequence[Example]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def take(self, rows: Iterable[int]) -> Examples:
-        """Return the examples with these indices, in memory."""
-        return Examples(self.table.take(pa.array([*rows], pa.int64())))
+    def where(self, is_kept: Sequence[bool]) -> Examples:
+        """Return the examples that are kept, by a value for each of them."""
+        return Examples(self.table.filter(pa.array(is_kept, pa.bool_())))
 
     @property
     def contents(self) -> np.ndarray:

@@ -47,7 +47,7 @@ def features_of(
     tokens = rows = 0
     most_tokens = needed * recipe.max_length
     for batch in _batches(_order(chosen, recipe.seed, needed)):
-        conversations = (example.messages for example in examples.take(batch))
+        conversations = (examples[i].messages for i in batch)
         for i, each in zip(batch, render_all(tokenizer, conversations, recipe.max_length), strict=True):
             found[i] = _compact(each)
             if each.trained_tokens:

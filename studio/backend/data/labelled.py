@@ -175,18 +175,19 @@ def read_labelled(recipe: Recipe, first: int = 0) -> LabelledRows:
     dataset = read(recipe.data, settings_of(recipe), first)
     column = dataset.columns["label"]
     dataset = _split_at_commas(dataset, column) if recipe.problem == "multi_label" else dataset
-    good, values = [], []
+    is_good, values = [], []
     bad_rows = [*dataset.bad_rows]
-    for i, example in enumerate(dataset.examples):
+    for example in dataset.examples:
         try:
             values.append(_value(example.labels, recipe.problem, column))
-            good.append(i)
+            is_good.append(True)
         except Problem as problem:
             bad_rows.append(BadRow(example.line, *problem.args))
+            is_good.append(False)
     bad_rows.sort(key=lambda bad: bad.line)
-    check_rows(dataset.path, len(good), bad_rows, recipe.on_bad_rows)
-    if len(good) < len(dataset.examples):
-        dataset = replace(dataset, examples=dataset.examples.take(good), bad_rows=bad_rows)
+    check_rows(dataset.path, len(values), bad_rows, recipe.on_bad_rows)
+    if not all(is_good):
+        dataset = replace(dataset, examples=dataset.examples.where(is_good), bad_rows=bad_rows)
     if recipe.problem == "regression":
         _check_numbers(values, column, dataset.is_part)
         return LabelledRows(dataset, recipe.problem, (column,), [float(value) for value in values])

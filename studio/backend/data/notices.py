@@ -14,32 +14,45 @@ SHOWN_BAD_ROWS = 5
 
 
 def notices(dataset: Dataset, tokens: Summary | None, held_out: int, recipe: Recipe) -> list[str]:
-    """Return sentences about the rows that are read, left out, cut or held out."""
-    found = [*_of_tokens(tokens, recipe)] if tokens else []
-    found.append(split_notice(recipe.eval_share, held_out, len(dataset.examples)))
-    found += [*_of_bad_rows(dataset.bad_rows), *dataset.notices]
+    """Return sentences about the rows that are read, left out, cut or held out.
+
+    Args:
+        tokens: None if the rows are not tokenized, because the model is not downloaded.
+        held_out: number of held-out rows.
+    """
+    found = [
+        *(_of_control_tokens(tokens) if tokens and recipe.task == "chat" else []),
+        _of_untrained(tokens.untrained, recipe.max_length) if tokens else "",
+        _of_bad_rows(dataset.bad_rows),
+        _of_cut(tokens.cut, recipe.max_length) if tokens else "",
+        split_notice(recipe.eval_share, held_out, len(dataset.examples)),
+        *dataset.notices,
+    ]
     return [sentence for sentence in found if sentence]
 
 
-def _of_tokens(tokens: Summary, recipe: Recipe) -> list[str]:
-    found = [
+def _of_control_tokens(tokens: Summary) -> list[str]:
+    return [
         f"Rows that hold the control token {token} as text: {count:,}. Its characters are trained like any others. If "
         "the rows already hold a chat template, remove it: the studio adds the model's own."
         for token, count in tokens.controls.items()
-        if recipe.task == "chat"
     ]
-    if tokens.untrained:
-        found.append(
-            f"{tokens.untrained:,} rows are left out: cut before their answer starts. Raise max_length, which is "
-            f"{recipe.max_length} tokens."
-        )
-    if tokens.cut:
-        found.append(f"{tokens.cut:,} rows are longer than max_length={recipe.max_length} tokens and are cut.")
-    return found
 
 
-def _of_bad_rows(bad_rows: list[BadRow]) -> list[str]:
+def _of_untrained(count: int, max_length: int) -> str:
+    if not count:
+        return ""
+    return (
+        f"{count:,} rows are left out: cut before their answer starts. Raise max_length, which is {max_length} tokens."
+    )
+
+
+def _of_bad_rows(bad_rows: list[BadRow]) -> str:
     if not bad_rows:
-        return []
+        return ""
     shown = "; ".join(str(bad) for bad in bad_rows[:SHOWN_BAD_ROWS])
-    return [f"{len(bad_rows):,} bad rows were left out, such as {shown}"]
+    return f"{len(bad_rows):,} bad rows were left out, such as {shown}"
+
+
+def _of_cut(count: int, max_length: int) -> str:
+    return f"{count:,} rows are longer than max_length={max_length} tokens and are cut." if count else ""

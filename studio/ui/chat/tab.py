@@ -46,6 +46,11 @@ TO_BOX = (
 )
 CONFIRM_DELETE = """(picked) =>
   [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
+STORAGE = "jetmoe-studio-conversation"
+ELSEWHERE = (
+    "Another tab has stored a conversation. The latest message of either tab replaces what the other one stored: "
+    "export the conversation that you want to keep."
+)
 UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
 
 
@@ -57,7 +62,7 @@ class Tab:
 
     def keep(self) -> list[gr.BrowserState]:
         """Create the browser storage for the conversation and the selected adapter."""
-        return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+        return [browser.kept("", STORAGE), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         _wire(_Page(engine, *kept), ChatEvents(engine))
@@ -82,6 +87,7 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
+        browser.elsewhere(ELSEWHERE, STORAGE, "conversation-elsewhere")
         with gr.Row(elem_id="sides", equal_height=False):
             with gr.Column(min_width=240, elem_id="own-side"):
                 self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)

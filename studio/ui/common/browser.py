@@ -8,6 +8,7 @@ button.click(export, None, hidden).success(None, hidden, hidden, js=saving("json
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,16 @@ STORAGE_SECRET = "kept in the browser, not secret"  # noqa: S105  fixed, so that
 
 def kept(default: Any, key: str) -> gr.BrowserState:
     return gr.BrowserState(default, storage_key=key, secret=STORAGE_SECRET)
+
+
+def elsewhere(text: str, key: str, elem_id: str) -> gr.HTML:
+    """Return a note that appears when another tab of the browser stores a value under the same key."""
+    watch = f"""
+window.addEventListener("storage", (event) => {{
+  if (event.key === {json.dumps(key)}) element.querySelector("p").hidden = false;
+}});"""
+    note = f'<p class="dp-note" role="status" hidden>{escape(text)}</p>'
+    return gr.HTML(html_template=note, js_on_load=watch, elem_id=elem_id)
 
 
 def saving(kind: str, name: str) -> str:

@@ -32,13 +32,9 @@ SOURCES = [
 ]
 STORAGE = "jetmoe-studio-run-draft"
 ELSEWHERE = (
-    '<p class="dp-note" role="status" hidden>This form is also open in another tab. “Start run” uses the values of '
-    "this tab. Reloading the page restores the latest input of either tab.</p>"
+    "This form is also open in another tab. “Start run” uses the values of this tab. Reloading the page restores the "
+    "latest input of either tab."
 )
-WATCH_STORAGE = f"""
-window.addEventListener("storage", (event) => {{
-  if (event.key === {STORAGE!r}) element.querySelector("p").hidden = false;
-}});"""
 SAVE = browser.saving("yaml", '"recipe.yaml"')
 
 
@@ -73,7 +69,7 @@ class _NewRun:
         self.stored = stored
         # Hidden text boxes, because gr.State is lost when the server restarts.
         self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
-        gr.HTML(html_template=ELSEWHERE, js_on_load=WATCH_STORAGE, elem_id="draft-elsewhere")
+        browser.elsewhere(ELSEWHERE, STORAGE, "draft-elsewhere")
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._data()
