@@ -110,14 +110,12 @@ def run_all(steps: tuple[Step, ...], file: Path, environment: dict[str, str], to
 
 def _run(step: Step, file: Path, environment: dict[str, str], toy: bool, seconds: float) -> str:
     """Run a step; return what went wrong, with the errors of all rows, or ""."""
-    command = [sys.executable, "-m", "tests.gpu.check", "--step", step.function, *["--toy"][: int(toy)]]
     start = time.monotonic()
     with file.open("a") as report, tempfile.TemporaryFile("w+") as errors:
+        options = {"cwd": ROOT, "env": environment, "stdout": report, "stderr": errors}
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=report, stderr=errors, timeout=seconds, check=False
-            ).returncode
-            ending = f"exit code {code}" if code else ""
+            done = subprocess.run(command_of(step, toy), timeout=seconds, check=False, **options)
+            ending = f"exit code {done.returncode}" if done.returncode else ""
         except subprocess.TimeoutExpired:
             ending = f"stopped after {seconds:.0f} s"
         report.write(f"\n{time.monotonic() - start:.0f} s\n")
@@ -126,6 +124,10 @@ def _run(step: Step, file: Path, environment: dict[str, str], toy: bool, seconds
     if not ending and "Traceback" not in said:
         return ""
     return f"{ending or 'errors'}:\n\n```\n{said[-20000:]}\n```"
+
+
+def command_of(step: Step, toy: bool) -> list[str]:
+    return [sys.executable, "-m", "tests.gpu.check", "--step", step.function, *["--toy"][: int(toy)]]
 
 
 def run_step(name: str, device: str) -> None:

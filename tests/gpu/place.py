@@ -57,15 +57,14 @@ class Place:
         return shapes.ours("jetmoe-8b", quantization, torch.bfloat16, self.device, **changes)
 
     def ms(self, call: Callable[[], Any], repeats: int = 10) -> float:
-        """Median milliseconds of a call, after two to warm up."""
+        """Median milliseconds of a call, after two to warm up; of a single call for a toy."""
         seconds = []
-        for i in range(3 if self.is_toy else repeats + 2):
+        for _ in range(1 if self.is_toy else repeats + 2):
             start = time.perf_counter()
             call()
             self.synchronize()
-            if i >= 2:
-                seconds.append(time.perf_counter() - start)
-        return 1000 * statistics.median(seconds)
+            seconds.append(time.perf_counter() - start)
+        return 1000 * statistics.median(seconds[2:] or seconds)
 
     def synchronize(self) -> None:
         if not self.is_toy:

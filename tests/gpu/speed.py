@@ -94,9 +94,10 @@ def _four_bit_products(place: Place, weight: Tensor) -> list[tuple[str, Callable
     tokens = torch.randn(2, weight.shape[2], dtype=torch.bfloat16, device=place.device)
     prompt, ends = _prompt(place, weight)
     size = weight.numel() * BYTES_PER_WEIGHT
+    triton = [("4 bits, one token, Triton", lambda: chosen_linear(tokens, experts, parts()), size / 4)]
     return [
         ("4 bits, one token, gathered", lambda: gathered_nf4_linear(tokens, experts, parts()), size / 4),
-        ("4 bits, one token, Triton", lambda: chosen_linear(tokens, experts, parts()), size / 4),
+        *(triton if not place.is_toy else []),
         ("4 bits, dequantize all", lambda: parts().dequantize(torch.bfloat16), size + weight.nbytes),
         ("4 bits, prompt", lambda: products._GroupedNF4Linear.apply(prompt, ends, *parts()), size),
         ("4 bits, prompt, expert by expert", lambda: _expert_by_expert(prompt, parts()), size),

@@ -91,16 +91,28 @@ def test_equals_dequantized_weights(interpreted, name):
 @pytest.mark.parametrize("double", [False, True])
 def test_compiles_for_a_gpu(monkeypatch, tmp_path, output_size, input_size, double):
     """The compiler needs no GPU; the interpreter takes code that it refuses."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compiled_for(90, "*bf16", output_size, input_size, double)
+    # Codes are fetched ahead, 16 at a time: otherwise the kernel would wait for memory at every step.
+    assert re.search("async_copy_global_to_local.*contiguity = 16", compiled.asm["ttgir"])
+
+
+@pytest.mark.parametrize("capability,rows", [(75, "*fp16"), (80, "*bf16"), (100, "*bf16")])
+def test_compiles_for_other_gpus(monkeypatch, tmp_path, capability, rows):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled_for(capability, rows, 2048, 2048, double=True)
+
+
+def compiled_for(capability: int, rows: str, output_size: int, input_size: int, double: bool):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from jetmoe.nf4 import triton as nf4_triton
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = nf4_triton._chosen_linear
     constants = nf4_triton._constants(empty((EXPERTS, output_size, input_size), double, "meta"))
-    types = {"rows": "*bf16", "experts": "*i64", "codes": "*u8", "result": "*bf16", "repeat": "i32"}
+    types = {"rows": rows, "experts": "*i64", "codes": "*u8", "result": rows, "repeat": "i32"}
     types |= {"absmax": "*u8" if double else "*fp32", "values": "*fp32"}
     nested = ("nested_absmax", "nested_offset", "nested_values")
     if double:
@@ -114,10 +126,9 @@ def test_compiles_for_a_gpu(monkeypatch, tmp_path, output_size, input_size, doub
         {(names.index(name),): value for name, value in constants.items()},
         {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types.get(name, "").startswith("*")},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": nf4_triton.WARPS})
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": nf4_triton.WARPS})
     assert compiled.asm["cubin"]
-    # Codes are fetched ahead, 16 at a time: otherwise the kernel would wait for memory at every step.
-    assert re.search("async_copy_global_to_local.*contiguity = 16", compiled.asm["ttgir"])
+    return compiled
 
 
 @pytest.mark.parametrize(

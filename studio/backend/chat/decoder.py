@@ -25,6 +25,8 @@ from studio.errors import StudioError
 
 # Prefill runs in chunks, so that a cancellation takes effect between two of them.
 PREFILL_TOKENS = 512
+# A GPU reads them in a fraction of a second, and needs many tokens for each expert to be busy.
+GPU_PREFILL_TOKENS = 2048
 
 
 class Decoder:
@@ -69,9 +71,10 @@ class Decoder:
             )
         self._fit_cache(min(len(token_ids) + room, self.context_size))
         self._keep(min(_common_length(self.token_ids, token_ids), len(token_ids) - 1) if reuse else 0)
+        piece = GPU_PREFILL_TOKENS if self.model.device.type == "cuda" else PREFILL_TOKENS
         logits = None
         while len(self.token_ids) < len(token_ids) and not (logits is not None and cancelled()):
-            logits = self._read(token_ids[len(self.token_ids) : len(self.token_ids) + PREFILL_TOKENS])
+            logits = self._read(token_ids[len(self.token_ids) : len(self.token_ids) + piece])
         assert logits is not None
         return logits
 

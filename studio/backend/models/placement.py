@@ -105,6 +105,9 @@ def load_model(
         StudioError: the files can't be loaded, or memory ran out. For memory, the message suggests closing other
             programs, or `remedy`.
     """
+    if place.device != "cpu":
+        # cuDNN's attention makes a plan for every length of a prompt. Flash attention needs none.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with shortage(f"while loading: close other programs, or {remedy}"):
             return load(

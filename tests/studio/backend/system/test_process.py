@@ -31,3 +31,11 @@ def test_it_leaves_the_processor_to_answers(waiting):
 def test_its_output_goes_to_the_log_and_it_has_a_group_of_its_own(waiting, tmp_path):
     until(lambda: (tmp_path / "log").read_text() == "here\n")
     assert os.getpgid(waiting.pid) == waiting.pid != os.getpgid(0)
+
+
+def test_it_keeps_the_choice_of_compilers_and_libraries(monkeypatch):
+    kept = {"CC": "gcc-12", "CXX": "g++-12", "BNB_CUDA_VERSION": "130", "CUDA_VISIBLE_DEVICES": "1"}
+    for name, value in {**kept, "HF_TOKEN": "hf_secret"}.items():
+        monkeypatch.setenv(name, value)
+    environment = child.environment()
+    assert kept.items() <= environment.items() and "HF_TOKEN" not in environment
