@@ -6,9 +6,11 @@ import itertools
 import os
 import socket
 
-# Below those that Linux gives to whoever asks for any (32768 on); a thousand for each worker.
+# Below those that Linux gives to whoever asks for any (32768 on); a thousand for each worker. Tests of another checkout
+# that run at the same time begin elsewhere.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_PORTS = itertools.cycle(range(20_000 + 1000 * _WORKER, 21_000 + 1000 * _WORKER))
+_FIRST = 20_000 + 1000 * _WORKER
+_PORTS = itertools.cycle([_FIRST + (os.getpid() + i) % 1000 for i in range(1000)])
 
 
 def free_port() -> int:
