@@ -1,4 +1,4 @@
-"""The structures of `products.h` and `step.c`, field by field."""
+"""The structures of `products.h` and `model.h`, field by field."""
 
 import ctypes
 
