@@ -40,16 +40,16 @@ class Step(NamedTuple):
 
 # What is worth most comes first.
 STEPS = (
-    Step("Versions and the card", "speed.facts", 40),
-    Step("Toys on the card and on the CPU", "correctness.toys", 120),
+    Step("Versions and the card", "speed.facts", 70),
+    Step("Toys on the card and on the CPU", "correctness.toys", 140),
     Step("Waits, idle experts, Triton", "correctness.details", 60),
-    Step("Products with experts", "speed.kernels", 60),
-    Step("Decoding, four layers", "model_speed.four_layers", 90),
-    Step("Attention", "model_speed.attention", 30),
-    Step("Decoding, 24 layers", "model_speed.decoding", 120),
+    Step("Products with experts", "speed.kernels", 70),
+    Step("Decoding, four layers", "model_speed.four_layers", 100),
+    Step("Attention", "model_speed.attention", 40),
+    Step("Decoding, 24 layers", "model_speed.decoding", 130),
     Step("Prompts, 24 layers", "model_speed.prompts", 60),
-    Step("Training, 24 layers", "model_speed.training", 60),
-    Step("Several cards", "model_speed.several", 40),
+    Step("Training, 24 layers", "model_speed.training", 70),
+    Step("Several cards", "model_speed.several", 60),
 )
 
 
@@ -95,11 +95,12 @@ def installed(wheels: Path, folder: Path) -> dict[str, str]:
 
 def run_all(steps: tuple[Step, ...], file: Path, environment: dict[str, str], toy: bool) -> list[str]:
     """Run the steps one after the other; return the titles of those that failed."""
-    failed, until = [], time.monotonic() + MOST_S
+    failed, until = [], time.monotonic() + MOST_S * (10 if toy else 1)
     for step in steps:
         with file.open("a") as report:
             report.write(f"\n## {step.title}\n")
-        limit = min(step.seconds, until - time.monotonic())
+        # The first step also reads torch from the disk. A toy may take its time, on whatever machine it is.
+        limit = min(step.seconds * (10 if toy else 1), until - time.monotonic())
         problem = "left out: ten minutes are over" if limit < 5 else _run(step, file, environment, toy, limit)
         if problem:
             failed.append(step.title)
