@@ -302,7 +302,6 @@ def test_row_31_nothing_is_monitored_or_recorded(client: httpx.Client):
 
 
 def test_row_46_the_tools_are_the_api(client: httpx.Client):
-    pytest.importorskip("mcp", reason="requirements.txt has it: run `make setup`")
     assert [tool["name"] for tool in client.get("/gradio_api/mcp/schema").json()] == [*API]
 
 

@@ -88,7 +88,6 @@ def test_a_history_of_another_form_is_refused_with_a_sentence(client, history):
 
 
 def test_an_mcp_client_calls_the_same_three(demo):
-    pytest.importorskip("mcp", reason="requirements.txt has it: run `make setup`")
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
