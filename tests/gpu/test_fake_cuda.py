@@ -140,6 +140,7 @@ def test_the_kernel_is_one_operation_of_a_graph(hopper, double):
 @pytest.mark.parametrize("triton", [False, True])
 @torch.no_grad()
 def test_a_decoding_step_compiles(hopper, monkeypatch, family, weights, triton):
+    torch.compiler.reset()  # as an engine does for another model; Dynamo compiles a function for eight at most
     monkeypatch.setattr(products, "USE_TRITON", triton)
     model = made(family, weights, num_hidden_layers=2)
     cache = StaticCache(config=model.config, max_cache_len=64)
