@@ -7,6 +7,7 @@ examine(Exposure("0.0.0.0"), deep=True)      # also answers and trains a little,
 from __future__ import annotations
 
 import os
+import shutil
 import re
 import sys
 from collections.abc import Callable
