@@ -7,8 +7,8 @@ examine(Exposure("0.0.0.0"), deep=True)      # also answers and trains a little,
 from __future__ import annotations
 
 import os
-import shutil
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
