@@ -221,7 +221,9 @@ class RoutingRecorder:
         routers = len(self.kinds) * config.num_hidden_layers
         self.groups = np.asarray(config.groups, dtype=np.uint8)
         self.capacity = capacity
-        self.logits = torch.zeros(capacity, routers, config.num_local_experts, device=device)  # [T, L * N, E]
+        self.logits = torch.zeros(
+            capacity, routers, config.num_local_experts, dtype=torch.float32, device=device
+        )  # [T, L * N, E]
         self.experts = torch.zeros(
             capacity, routers, config.num_experts_per_tok, dtype=torch.uint8, device=device
         )  # [T, L * N, K]

@@ -20,6 +20,7 @@ from jetmoe.native import structs
 from jetmoe.native.parts import LayerParts, Part
 from jetmoe.nf4.parts import Parts
 from jetmoe.norm import RMSNorm
+from jetmoe.routing import RoutingRecorder
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 NF4 = 2
@@ -76,6 +77,16 @@ class Description:
             layer.length = stored.cumulative_length.data_ptr()
         self.model.cache_size = cache.layers[0].keys.shape[2]  # type: ignore[union-attr]
         self._cache = cache  # holds the tensors
+
+    def require_fitting(self, recorder: RoutingRecorder) -> None:
+        """Raise ValueError if the recorder was made for a model with other routers or on another device."""
+        E, K = self.model.E, self.model.K
+        rows = [*recorder.logits.shape[1:], *recorder.experts.shape[1:]]
+        if rows != [self.routers, E, self.routers, K] or recorder.logits.device.type != "cpu":
+            raise ValueError(
+                f"The recorder is for another model: it has rows {rows}, and {self.routers} routers of {E} "
+                f"experts write {[self.routers, E, self.routers, K]}."
+            )
 
     def use_position(self, position: int) -> None:
         """Set the rotary frequencies of a position, where they depend on it."""
@@ -165,7 +176,7 @@ class Description:
         return self._kept[-1]
 
     def _reserve(self) -> None:
-        """Allocate scratch memory."""
+        """Allocate scratch memory. C writes fp32, whatever torch's default dtype is while another model is made."""
         model = self.model
         model.inner_size = model.K * self._largest_rank
         heads = model.H * model.C
@@ -174,9 +185,9 @@ class Description:
             "logits": model.E, "experts": model.K, "gates": model.K,
         }  # fmt: skip
         for name, size in sizes.items():
-            setattr(model, name, self._keep(torch.empty(size)).data_ptr())
+            setattr(model, name, self._keep(torch.empty(size, dtype=torch.float32)).data_ptr())
         for name, size in {"normed": model.D, "attended": model.G * heads, "active": model.K * model.I}.items():
-            wide, narrow = self._keep(torch.empty(size)), self._keep(torch.empty(size, dtype=torch.bfloat16))
+            wide, narrow = (self._keep(torch.empty(size, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
             setattr(model, name, structs.Vector(wide.data_ptr(), narrow.data_ptr()))
 
 
@@ -186,7 +197,7 @@ def _stored(layer: Any, name: str) -> Tensor | Parts:
         raise NotNativeError(f"C code can't compute a {type(layer).__name__}")
     weight: Any = layer.stored(name) if isinstance(layer, Experts) else getattr(layer, "tiles", getattr(layer, name))
     if weight is None or (isinstance(weight, Parts) and not weight.tiled):
-        raise NotNativeError("this processor has no AVX512-BF16, which C code for 4-bit weights needs")
+        raise NotNativeError("C code needs 4-bit weights in tiles, which are for bf16 and AVX512-BF16")
     if isinstance(weight, Tensor) and weight.dtype not in KINDS:
         raise NotNativeError(f"C code can't compute weights in {weight.dtype}")
     return weight

@@ -50,9 +50,12 @@ class NativeStep:
             recorder: records the token's routing.
 
         Raises:
-            ValueError: the token is not in the vocabulary, or the cache or the recorder is full.
+            ValueError: the token is not in the vocabulary, the cache or the recorder is full, or the recorder is for
+                another model.
         """
         described, recorder = self._described, recorder or self._model.recorder
+        if recorder is not None:
+            described.require_fitting(recorder)
         described.use_cache(cache)
         position = int(cache.layers[0].cumulative_length)  # type: ignore[union-attr]
         if not 0 <= token < self._model.embed_tokens.num_embeddings:
@@ -60,7 +63,7 @@ class NativeStep:
         if position >= described.model.cache_size:
             raise ValueError(f"The cache is full with {position} tokens; use a longer one.")
         described.use_position(position)
-        logits = torch.empty(1, described.model.head.rows)
+        logits = torch.empty(1, described.model.head.rows, dtype=torch.float32)
         rows = (None, None) if recorder is None else [row.data_ptr() for row in recorder.next_row()]
         threads, lock = _threads(os.getpid(), torch.get_num_threads())
         with lock:

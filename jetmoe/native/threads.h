@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     _Alignas(64) atomic_uint_fast64_t ticket; /* number of the stage in the high half, next unit in the low half */
     _Alignas(64) atomic_long done;            /* units of the stage that have ended */
-    _Alignas(64) atomic_long units;           /* units of the stage */
+    _Alignas(64) atomic_long units[2];        /* units of the stages with even and with odd numbers */
     atomic_int sleeping;
     Work work;
     int threads;
@@ -42,6 +42,11 @@ typedef struct {
 static inline uint32_t stage_of(uint64_t ticket)
 {
     return (uint32_t)(ticket >> 32);
+}
+
+static inline atomic_long *units_of_stage(Threads *t, uint64_t ticket)
+{
+    return t->units + stage_of(ticket) % 2;
 }
 
 static inline void relax(void)
@@ -84,10 +89,10 @@ static void wait_for_stage_after(Threads *t, uint64_t seen)
 static void start_stage(Threads *t)
 {
     long units = t->work.next(t->work.data);
-    atomic_store(&t->done, 0);
-    atomic_store(&t->units, units);
-    /* Last, because it releases the other threads, and the caller of `run_work` at the end. */
     uint64_t stage = (uint64_t)(stage_of(atomic_load(&t->ticket)) + 1) << 32;
+    atomic_store(&t->done, 0);
+    atomic_store(units_of_stage(t, stage), units);
+    /* Last, because it releases the other threads, and the caller of `run_work` at the end. */
     atomic_store(&t->ticket, units ? stage : stage | NO_WORK);
     if (atomic_load(&t->sleeping)) {
         pthread_mutex_lock(&t->lock);
@@ -102,13 +107,14 @@ static long claim(Threads *t, uint64_t *ticket, long *first)
 {
     *ticket = atomic_load(&t->ticket);
     for (;;) {
-        long units = atomic_load(&t->units), count;
+        long units = atomic_load(units_of_stage(t, *ticket)), count;
         *first = (long)(uint32_t)*ticket;
         if (*first >= units)
             return 0;
         count = (units - *first) / (2 * t->threads);
         count = count ? count : 1;
-        /* Fails if the stage has changed since the ticket was read, in which case `units` may be of another stage. */
+        /* Fails if the stage has changed since the ticket was read. Until then, `units` is of this stage: the next one
+         * has a place of its own. */
         if (atomic_compare_exchange_weak(&t->ticket, ticket, *ticket + (uint64_t)count))
             return count;
     }
@@ -125,7 +131,7 @@ static void compute(Threads *t)
                 wait_for_stage_after(t, ticket);
             continue;
         }
-        long units = atomic_load(&t->units); /* of this stage, which lasts until the claimed units are done */
+        long units = atomic_load(units_of_stage(t, ticket)); /* of this stage, which lasts until the claimed units are done */
         for (long unit = first; unit < first + count; unit++)
             t->work.unit(t->work.data, unit);
         if (atomic_fetch_add(&t->done, count) + count == units)

@@ -1,6 +1,6 @@
-"""Products with 4-bit tiles on a CPU with AVX512-BF16: `chosen_linear` to decode, `sorted_linear` for many rows.
+"""Products with 4-bit tiles on a CPU with AVX512-BF16: `chosen_linear` for a few rows, `sorted_linear` for many.
 
-Decoding runs `cpu.c`: one call for all experts of a token takes a tenth of the time of one call per expert. Many rows
+A few rows run `cpu.c`: one call for all experts of a token takes a tenth of the time of one call per expert. Many rows
 are multiplied with dequantized weights, one expert at a time; for 128 rows, bitsandbytes' kernel takes 10 to 20 times
 as long. If the file can't be compiled, `c_library.py` warns, and that kernel is the fallback. Both are custom ops that
 a compiled graph can contain.

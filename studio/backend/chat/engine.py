@@ -62,7 +62,7 @@ class EngineStatus:
     """"native", "eager", "compiling", "compiled", or "eager: " with the reason."""
     context_size: int = 0
     precision: str = ""
-    """"nf4", "bf16" or "fp32"."""
+    """"nf4", "bf16", "fp16" or "fp32"."""
     memory: str = ""
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
     title: str = ""

@@ -65,7 +65,8 @@ class ZeroEngine(Engine):
         status = super().status()
         if status.state != "ready":
             return status
-        return replace(status, text=f"{status.text} {WHERE}")
+        # Answers are not written by this process, so its kind of step says nothing about them.
+        return replace(status, speed="eager", text=f"{status.text} {WHERE}")
 
     def _write(
         self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
