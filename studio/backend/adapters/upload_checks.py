@@ -83,7 +83,8 @@ def _adapter(files: Mapping[PurePosixPath, File]) -> dict[str, File]:
         StudioError: no folder holds both, or several on the same level do.
     """
     folders = [path.parent for path in files if path.name == CONFIG and path.with_name(WEIGHTS) in files]
-    top = [folder for folder in folders if len(folder.parts) == min(len(each.parts) for each in folders)]
+    depth = min((len(folder.parts) for folder in folders), default=0)
+    top = [folder for folder in folders if len(folder.parts) == depth]
     if len(top) > 1:
         listed = ", ".join(str(folder)[:60] for folder in top[:4])
         raise StudioError(f"The .zip holds several adapters, in {listed}. Zip one of these folders.")

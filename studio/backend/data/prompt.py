@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,16 +51,16 @@ def fit_prompt(
     room = context_size - min(max_new_tokens, context_size // 2)
     token_ids = encode_chat(tokenizer, kept)
     dropped = 0
-    while len(token_ids) > room:
-        shorter = _without_oldest_turn(kept)
-        if shorter is None:
-            raise StudioError(
-                f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
-                f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
-            )
-        dropped += len(kept) - len(shorter)
-        kept = shorter
-        token_ids = encode_chat(tokenizer, kept)
+    if len(token_ids) > room and (shorter := _shorter(kept)):
+        # Each try encodes all that is left, so bisect the number of turns to drop.
+        fewest = bisect_left(shorter, True, key=lambda some: len(encode_chat(tokenizer, some)) <= room)
+        remaining = shorter[min(fewest, len(shorter) - 1)]
+        token_ids, dropped = encode_chat(tokenizer, remaining), len(kept) - len(remaining)
+    if len(token_ids) > room:
+        raise StudioError(
+            f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
+            f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
+        )
     if dropped:
         notices.append(
             f"The conversation is longer than the model's context of {context_size:,} tokens: the oldest "
@@ -209,10 +210,13 @@ def _checked(messages: Messages) -> list[dict[str, str]]:
     return [dict(message) for message in messages]
 
 
-def _without_oldest_turn(messages: list[dict[str, str]]) -> list[dict[str, str]] | None:
-    """Drop the oldest question and its answer; keep system messages. Return None if only one question is left."""
+def _shorter(messages: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """Return the messages without the oldest question and its answer, without the two oldest, and so on.
+
+    System messages stay, and so does the last question.
+    """
     turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if len(turns) < 2:
-        return None
-    system = [message for message in messages[: turns[1]] if message["role"] == "system"]
-    return system + messages[turns[1] :]
+    return [
+        [message for message in messages[:start] if message["role"] == "system"] + messages[start:]
+        for start in turns[1:]
+    ]

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 
-REMEDY = "This is a public demo. Run the studio yourself for more"
+REMEDY = (
+    "This studio has the limits of a public demo. Run it yourself, or set STUDIO_DEMO=0 in your own Space, for more"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Limits:
     step_tokens: int = 8192
     """Tokens per training step: the rows of a batch times the tokens of the longest row."""
     rank: int = 32
+    evaluations: int = 6
+    """Evaluations of a run, which all compute the held-out rows and answer the sample prompts."""
+    eval_share: float = 0.2
+    sample_tokens: int = 1024
+    """Tokens of all sample answers of an evaluation."""
     queued: int = 4
     """Runs in the queue."""
     quota_gib: float = 10.0
@@ -69,6 +76,11 @@ class Limits:
                 recipe.batch_size * recipe.gradient_accumulation * recipe.max_length > self.step_tokens
             ),
             f"r up to {self.rank}": recipe.r > self.rank,
+            f"max_steps / eval_steps up to {self.evaluations}": recipe.max_steps > self.evaluations * recipe.eval_steps,
+            f"eval_share up to {self.eval_share}": recipe.eval_share > self.eval_share,
+            f"sample_tokens up to {self.sample_tokens:,} for all sample prompts": (
+                recipe.sample_tokens * max(1, len(recipe.sample_prompts)) > self.sample_tokens
+            ),
         }
         if wrong := [what for what, is_too_much in asked.items() if is_too_much]:
             raise StudioError(f"{REMEDY}; here a run is limited to {', '.join(wrong)}. Change that under Recipe.")

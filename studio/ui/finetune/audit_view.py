@@ -40,7 +40,7 @@ def lent(seen: Preview, recipe: Recipe) -> str:
 
     quota_s = (SLICE_S + RESERVE_S) * zero_gpu.DEAREST
     batch = recipe.batch_size * recipe.gradient_accumulation
-    steps = recipe.max_steps or math.ceil(math.ceil(seen.train_rows / batch) * recipe.epochs)
+    steps = recipe.max_steps or math.ceil(math.ceil(_inputs(seen, recipe) / batch) * recipe.epochs)
     known = [
         (f"{seen.train_rows:,}", "rows to train on"),
         (f"{steps:,}", f"steps of up to {batch:,} rows"),
@@ -48,6 +48,14 @@ def lent(seen: Preview, recipe: Recipe) -> str:
         (f"{quota_s:.0f} s", f"of your GPU quota, at most, for {SLICE_S:.0f} s of training"),
     ]
     return card(NAME, figures(known) + note(LENT))
+
+
+def _inputs(seen: Preview, recipe: Recipe) -> int:
+    """Return the number of rows, or an estimate of the packs that hold them."""
+    if not recipe.packing or seen.tokens is None or recipe.task == "classify":
+        return seen.train_rows
+    read = max(1, sum(seen.tokens.counts) - seen.tokens.untrained)
+    return math.ceil(seen.train_rows * seen.tokens.tokens / read / recipe.max_length)
 
 
 def _head() -> str:

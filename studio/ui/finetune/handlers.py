@@ -118,7 +118,8 @@ class FinetuneHandlers(Owned):
     def saved(self, draft: Draft) -> str:
         """Return the recipe as YAML, without columns that are recognised by their names."""
         recipe = self._recipe(draft)
-        if preview(replace(recipe, columns={})).columns == recipe.columns:
+        recognised = preview(replace(recipe, columns={}))
+        if recognised.columns == recipe.columns and not recognised.raw:  # a guess is only made on the page
             recipe = replace(recipe, columns={})
         return draft.shared(recipe).to_yaml()
 

@@ -64,7 +64,9 @@ class Draft:
         settings = {name: value for name, value in read_form(self.settings).items() if name in names}
         recipe = Recipe.from_settings(
             settings
-            | {"format": self.format, "columns": self.columns, "encoding": self.encoding, "data": self._data(owner)}
+            | {"format": self.format, "columns": self.columns, "data": self._data(owner)}
+            # The encoding that was chosen for a file says nothing about a sample or a data set of the Hub.
+            | {"encoding": self.encoding if self.source == OWN_FILE else "auto"}
         )
         # On the command line a model may also be a folder; a page must not access arbitrary folders of the server.
         if recipe.model not in models:

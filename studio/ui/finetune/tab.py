@@ -10,6 +10,7 @@ import gradio as gr
 from studio.backend.data.dataset import SAMPLES
 from studio.backend.data.encodings import NAMES as ENCODINGS
 from studio.backend.recipe_file import recipes
+from studio.backend.system import zero_gpu
 from studio.ui.common import browser, card
 from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.listeners import AT_ONCE, QUIET
@@ -30,6 +31,14 @@ SOURCES = [
     ("Uploaded file", OWN_FILE),
     ("Hub data set", HUB),
 ]
+BEGIN = (
+    "**Check** loads the model, shows the trained parts, and measures memory and time in three steps. **Start run** "
+    "puts the run in the queue; it continues if you close the page."
+)
+BEGIN_ON_ZERO_GPU = (
+    "**Check** counts rows, steps and the GPU quota that the run asks for. **Start run** puts the run in the queue; it "
+    "runs while this page stays open."
+)
 STORAGE = "jetmoe-studio-run-draft"
 ELSEWHERE = (
     "This form is also open in another tab. “Start run” uses the values of this tab. Reloading the page restores the "
@@ -138,10 +147,7 @@ class _NewRun:
         with gr.Row(elem_classes="buttons"):
             self.check = gr.Button("Check", elem_id="check")
             self.start = gr.Button("Start run", variant="primary", elem_id="start")
-        gr.Markdown(
-            "**Check** loads the model, shows the trained parts, and measures memory and time in three steps. "
-            "**Start run** puts the run in the queue; it continues if you close the page.", elem_classes="hint"
-        )  # fmt: skip
+        gr.Markdown(BEGIN_ON_ZERO_GPU if zero_gpu.ACTIVE else BEGIN, elem_classes="hint")
 
     def draft_inputs(self) -> list[Any]:
         """Return the inputs in the order of `_draft`."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from studio.backend.chat.events import TokenEvent
 
 NEW_TOKENS = 256
+ROUTED_TOKENS = 2048
+"""A text is read as a whole, also if its client leaves meanwhile."""
 INTERVAL_S = 0.1
 """Seconds between two parts of a streamed answer."""
 SHARED: dict[str, dict[str, Any]] = {
@@ -145,6 +147,10 @@ class Api:
         with self.engine.turn() as turn:
             assert turn is not None
             ids = encode_plain(turn.tokenizer, text)
+            if len(ids) > ROUTED_TOKENS:
+                raise StudioError(
+                    f"The text has {len(ids):,} tokens. At most {ROUTED_TOKENS:,} are routed: shorten it."
+                )
             turn.decoder.prefill(ids, room=0)
             texts = token_texts(turn.tokenizer, ids)
             return turn.decoder.trace(texts, prompt_tokens=len(ids)), texts

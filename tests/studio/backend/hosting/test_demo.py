@@ -60,6 +60,12 @@ def test_runs_are_small_and_the_model_is_everybodys(on):
         limits.check_recipe(
             Recipe(model="jetmoe/jetmoe-8b", data="identity", max_steps=9, precision="bf16"), ["starter", "a/b"]
         )
+    for costly in ({"eval_steps": 1, "save_steps": 1}, {"eval_steps": 0}):
+        with pytest.raises(StudioError, match="max_steps / eval_steps up to 6"):
+            limits.check_recipe(Recipe(data="identity", max_steps=60, **costly), ["starter"])
+    costly = {"sample_prompts": ("Hi",) * 8, "sample_tokens": 512, "eval_share": 0.5}
+    with pytest.raises(StudioError, match=r"eval_share up to 0\.2, sample_tokens up to 1,024"):
+        limits.check_recipe(Recipe(data="identity", max_steps=60, **costly), ["starter"])
     with pytest.raises(StudioError, match="this one has 2,001"):
         limits.check_rows(2001)
 
