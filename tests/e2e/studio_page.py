@@ -16,6 +16,7 @@ from typing import Any
 
 from playwright.sync_api import Error, Locator, Page, expect
 
+from tests.builders.gate import Gate
 from tests.builders.served import Steps
 from tests.builders.waiting import until
 
@@ -173,6 +174,15 @@ class StudioPage:
                 return shown
             steps.allow(1)
         raise AssertionError(f"the page never shows {tokens} tokens")
+
+    def wait_until_stopped(self, steps: Gate) -> str:
+        """Lets held steps happen one by one, so that the answer doesn't end before the server is told to stop."""
+        for _ in range(1000):
+            if self.send.is_visible():
+                break
+            steps.allow(1)
+        steps.allow()
+        return self.wait()
 
     def shown_tokens(self) -> int:
         return int(self.page.locator(".rp-root").get_attribute("data-tokens") or 0)

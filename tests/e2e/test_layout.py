@@ -49,8 +49,7 @@ def test_an_answer_is_stopped_by_keyboard_alone(studio: StudioPage, steps: Steps
     page.keyboard.press("Tab")
     expect(studio.stop).to_be_focused()
     page.keyboard.press("Enter")
-    steps.allow()
-    studio.wait()
+    studio.wait_until_stopped(steps)
     expect(page.locator("#stats")).to_contain_text("stopped")
     expect(studio.box).to_be_focused()
 

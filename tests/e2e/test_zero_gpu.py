@@ -95,8 +95,7 @@ def test_stop_gives_the_gpu_back(chat: StudioPage, space: Space):
     chat.ask("Say 7")
     expect(chat.tokens.nth(3)).to_be_visible(timeout=SLOW)
     chat.stop.dispatch_event("click")
-    space.gpu.steps.allow()
-    partial = chat.wait()
+    partial = chat.wait_until_stopped(space.gpu.steps)
     expect(chat.page.locator("#stats")).to_contain_text("stopped")
     assert space.lent_since(before) == ["/schedule", "/allow", "/release"]
     longest = int(space.gpu.asked[before][1]["durationSeconds"])
