@@ -14,7 +14,8 @@ from typing import Any
 from studio.backend.data.json_rows import parse_json
 from studio.backend.data.row import DEPTH, Problem, too_deep
 
-QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
+QUOTED = r"""'(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?"""
+"""A text with its quotes; one that is never closed goes to the end, so that no later quote starts the search again."""
 BRACKETS = re.compile(rf"{QUOTED}|[\[\]{{}}()]", re.S)
 GAP = re.compile(rf"({QUOTED})|(?<=[}}\]'\"\w])\s+(?=[{{\['\"\w])", re.S)
 """A quoted text, or the blanks between the items of an array, which NumPy prints without commas."""

@@ -1,11 +1,13 @@
 """Columns to messages: every format finds itself, and says what is wrong with a row."""
 
 import json
+import time
 
 import pytest
 
 from studio.backend.data.detection import formats
 from studio.backend.data.rows import Problem
+from studio.backend.data.turns import has_keys
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -91,6 +93,34 @@ def test_bad_cells(row, column, reason):
     with pytest.raises(Problem) as problem:
         found(row)
     assert problem.value.args[0] == column and reason in problem.value.args[1] and problem.value.args[2]
+
+
+BLANKS = " " * 90_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[INST]" + BLANKS,
+        f"[INST]a[/INST]x{BLANKS}y",
+        "[INST]<<SYS>>" + "<</SYS>>" * 10_000,
+        "[" + BLANKS,
+        "['" + "\\'" * 45_000,
+        "[array(" + '"' + '\\"' * 45_000,
+    ],
+    ids=["blanks", "blanks in an answer", "ends of a system message", "blanks in a list", "quotes", "double quotes"],
+)
+def test_a_hostile_cell_takes_no_time(text):
+    before = time.process_time()
+    found({"text": text})
+    has_keys({"messages": text}, "messages", {"role"})
+    assert time.process_time() - before < 0.4
+
+
+def test_blanks_around_the_texts_of_a_template_are_dropped():
+    text = "<s>[INST]  <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi  [/INST] Hello  </s><s> [INST]Bye[/INST] See you </s>"
+    turns = [*SYSTEM, *TURNS, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
+    assert found({"text": text}) == ("templated", turns)
 
 
 USER, ASSISTANT, SYSTEM_TURN = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
