@@ -63,6 +63,19 @@ def test_plain_text(row):
     assert found(row) == ("text", [{"role": "text", "content": "Once"}])
 
 
+@pytest.mark.parametrize("text", ['[{"entity": "Paris"}]', "[ ] Buy milk", "[\n1, 2]", '[{"role": "admin"}]', "[{"])
+def test_a_completion_that_is_another_list_is_text(text):
+    assert found({"prompt": text, "completion": text})[1] == [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": text},
+    ]
+
+
+def test_a_prompt_or_a_completion_may_be_the_text_of_messages():
+    assert found({"prompt": json.dumps(TURNS[:1]), "completion": str(TURNS[1:])}) == ("prompt_completion", TURNS)
+    assert found({"prompt": "Hi", "completion": f"[ {TURNS[1]}]"}) == ("prompt_completion", TURNS)
+
+
 def test_nothing_fits():
     assert found({"a": "x", "b": "y"}) is None
 
