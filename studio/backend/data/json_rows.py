@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, TextIO
 
 from studio.backend.data.file_type import FileType
@@ -71,7 +70,7 @@ def _joined(rows: Read, notices: list[str]) -> Read:
     """Yield the rows; messages that are the items of the whole file become one conversation."""
     first = next(rows, None)
     if isinstance(first, Row) and is_turn(first.cells):
-        turns = [row for row in chain([first], rows) if isinstance(row, BadRow) or is_turn(row.cells)]
+        turns = [first, *rows]  # also an item that is no message, so that the conversation is refused with its number
         yield from (row for row in turns if isinstance(row, BadRow))
         notices.append("The file is a list of messages. It was read as one conversation.")
         yield Row(1, {"messages": [row.cells for row in turns if isinstance(row, Row)]})
