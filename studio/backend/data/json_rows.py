@@ -83,7 +83,7 @@ def _json_row(line: int, text: str, limits: Limits) -> Row | BadRow:
         if len(text) > limits.line_characters:
             raise too_long(limits)
         cells = parse_json(text, limits.depth)
-        if isinstance(cells, list) and cells and all(map(is_turn, cells)):
+        if isinstance(cells, list) and cells and is_turn(cells[0]):
             cells = {"messages": cells}
         if not isinstance(cells, dict):
             raise Problem("", "is not a JSON object", 'Write it as {"column": "text", ...}.')
@@ -140,7 +140,7 @@ def _document_rows(document: Any, notices: list[str]) -> list[Row]:
     if not isinstance(document, dict):
         raise _no_rows("no")
     lists = [value for value in document.values() if _holds_objects(value)]
-    if len(lists) == 1 and all(map(is_turn, lists[0])):
+    if len(lists) == 1 and is_turn(lists[0][0]):
         notices.append("The file is one conversation.")
         found = [document]
     elif lists:
