@@ -156,7 +156,7 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None, first: 
     fingerprint = sha256(path)
     if path.stat().st_size <= stored.LARGE:
         return _read(path, settings, 0, fingerprint)
-    key = f"{fingerprint} {settings!r}"
+    key = f"{fingerprint} {path.name!r} {settings!r}"  # the type depends on the extension, and notices on the name
     if found := stored.find(key):
         examples, about = found
         bad_rows = [BadRow(*bad) for bad in about["bad_rows"]]

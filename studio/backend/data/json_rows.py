@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any, TextIO
 
 from studio.backend.data.file_type import FileType
@@ -34,18 +33,17 @@ def json_lines(file: TextIO, limits: Limits, file_type: FileType, notices: list[
             yield _json_row(lines.number, text, limits)
 
 
-def json_file(file: TextIO, limits: Limits, file_type: FileType, notices: list[str]) -> Read:
-    """Yield the rows of a .json file. Raise StudioError if it holds none."""
+def json_file(file: TextIO, limits: Limits, file_type: FileType, notices: list[str]) -> Read | list[Row]:
+    """Return the rows of a .json file, as a list if it is parsed as a whole. Raise StudioError if it holds none."""
     head = file.read(BLOCK)
     file.seek(0)
     listed = LISTED.match(head)
     if _holds_several(head):
         notices.append("The file holds JSON objects one after another. Each was read as a row.")
-        yield from _parsed(json_values(file, limits.line_characters), limits)
-    elif listed and listed[1] not in TURNS:
-        yield from _joined(_parsed(json_items(file, limits.line_characters), limits), notices)
-    else:
-        yield from _document_rows(_document(file, limits), notices)
+        return _parsed(json_values(file, limits.line_characters), limits)
+    if listed and listed[1] not in TURNS:
+        return _joined(_parsed(json_items(file, limits.line_characters), limits), notices)
+    return _document_rows(_document(file, limits), notices)
 
 
 def is_turn(value: Any) -> bool:
@@ -71,7 +69,7 @@ def _joined(rows: Read, notices: list[str]) -> Read:
     """Yield the rows; messages that are the items of the whole file become one conversation."""
     first = next(rows, None)
     if isinstance(first, Row) and is_turn(first.cells):
-        turns = [row for row in chain([first], rows) if isinstance(row, BadRow) or is_turn(row.cells)]
+        turns = [first, *rows]  # also an item that is no message, so that the conversation is refused with its number
         yield from (row for row in turns if isinstance(row, BadRow))
         notices.append("The file is a list of messages. It was read as one conversation.")
         yield Row(1, {"messages": [row.cells for row in turns if isinstance(row, Row)]})
@@ -85,7 +83,7 @@ def _json_row(line: int, text: str, limits: Limits) -> Row | BadRow:
         if len(text) > limits.line_characters:
             raise too_long(limits)
         cells = parse_json(text, limits.depth)
-        if isinstance(cells, list) and cells and all(map(is_turn, cells)):
+        if isinstance(cells, list) and cells and is_turn(cells[0]):
             cells = {"messages": cells}
         if not isinstance(cells, dict):
             raise Problem("", "is not a JSON object", 'Write it as {"column": "text", ...}.')
@@ -137,12 +135,12 @@ def _document(file: TextIO, limits: Limits) -> Any:
         raise StudioError(f"The JSON file holds no lists of rows that can be read: it {problem}") from problem
 
 
-def _document_rows(document: Any, notices: list[str]) -> Iterator[Row]:
-    """Yield the rows of a conversation, of columns, or of the only list of objects in an object."""
+def _document_rows(document: Any, notices: list[str]) -> list[Row]:
+    """Return the rows of a conversation, of columns, or of the only list of objects in an object."""
     if not isinstance(document, dict):
         raise _no_rows("no")
     lists = [value for value in document.values() if _holds_objects(value)]
-    if len(lists) == 1 and all(map(is_turn, lists[0])):
+    if len(lists) == 1 and is_turn(lists[0][0]):
         notices.append("The file is one conversation.")
         found = [document]
     elif lists:
@@ -155,7 +153,7 @@ def _document_rows(document: Any, notices: list[str]) -> Iterator[Row]:
     else:
         found = _from_columns(document)
         notices.append(f"The file holds columns. {len(found):,} rows were made of them.")
-    yield from (Row(number, cells) for number, cells in enumerate(found, start=1))
+    return [Row(number, cells) for number, cells in enumerate(found, start=1)]
 
 
 def _holds_objects(value: Any) -> bool:

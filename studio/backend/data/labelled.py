@@ -206,10 +206,14 @@ def _split_at_commas(dataset: Dataset, column: str) -> Dataset:
     labels = set(chain.from_iterable(cells))
     if any(len(each) > 1 for each in cells) or any(map(SEPARATOR.search, labels)) or not any("," in x for x in labels):
         return dataset
-    split = (replace(each, labels=tuple(",".join(each.labels).split(","))) for each in dataset.examples)
+    split = (replace(each, labels=_at_commas(each.labels)) for each in dataset.examples)
     examples = Examples.of(split)
     notice = f"Cells of {column!r} were split at commas into several labels. Use ; if a label has a comma."
     return replace(dataset, examples=examples, notices=(notice, *dataset.notices))
+
+
+def _at_commas(labels: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(",".join(labels).split(","))
 
 
 def read_texts(
@@ -264,7 +268,7 @@ def shown(labels: Labels, target: Target) -> str:
 
 
 def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], column: str) -> Target | str:
-    """Return the target, or the first name that is not in `names`.
+    """Return the target, or the first name that is not in `names`. A cell of several labels may have commas.
 
     Raises:
         Problem: the cell holds no valid target.
@@ -273,6 +277,8 @@ def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], colum
     if problem == "regression":
         return float(value)
     known = {spelled(name): place for place, name in enumerate(names)}  # an older classifier may have `True`
+    if problem == "multi_label" and not all(spelled(name) in known for name in value):
+        value = _value(_at_commas(labels), problem, column)
     if unknown := [name for name in value if spelled(name) not in known]:
         return str(unknown[0])
     places = tuple(sorted(known[spelled(name)] for name in value))

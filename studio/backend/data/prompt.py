@@ -166,7 +166,10 @@ def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]
     for candidate in (contents, [text.strip() for text in contents]):
         if "".join(chain.from_iterable(zip_longest(parts[::2], candidate, fillvalue=""))) == real:
             return candidate
-    pattern = "".join(re.escape(part) if i % 2 == 0 else "(.*?)" for i, part in enumerate(parts))
+    around = [re.escape(part) for part in parts[::2]]
+    around[-1] += r"\Z"
+    # Each part is taken where it first occurs: to try the later places, too, would take a power of the length.
+    pattern = around[0] + "".join(f"(?>(.*?){part})" for part in around[1:])
     found = re.fullmatch(pattern, real, re.S)
     # A content with text of the template in it could match at a wrong place, as another role.
     if found is None or not all(text in content for text, content in zip(found.groups(), contents, strict=True)):

@@ -12,13 +12,15 @@ import re
 from typing import Any
 
 from studio.backend.data.json_rows import parse_json
-from studio.backend.data.row import DEPTH, Problem, too_deep
+from studio.backend.data.row import DEPTH, Limits, Problem, check_cell, too_deep
 
-QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
+QUOTED = r"""'(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?"""
+"""A text with its quotes; one that is never closed goes to the end, so that no later quote starts the search again."""
 BRACKETS = re.compile(rf"{QUOTED}|[\[\]{{}}()]", re.S)
 GAP = re.compile(rf"({QUOTED})|(?<=[}}\]'\"\w])\s+(?=[{{\['\"\w])", re.S)
 """A quoted text, or the blanks between the items of an array, which NumPy prints without commas."""
 ARRAY = re.compile(r"array\(|(?:,\s*)?dtype=\w+\)")
+LIMITS = Limits()
 REMEDY = "Save the file as JSON lines: df.to_json(path, orient='records', lines=True)."
 
 
@@ -26,8 +28,15 @@ def parse_list(text: str, key: str) -> Any:
     """Return the list in a text.
 
     Raises:
-        Problem: the text is neither JSON nor a Python list, or is nested too deeply.
+        Problem: the text is neither JSON nor a Python list, or holds what no cell may hold, such as half an emoji that
+            was escaped.
     """
+    found = _parsed(text, key)
+    check_cell(key, found, LIMITS)
+    return found
+
+
+def _parsed(text: str, key: str) -> Any:
     try:
         return parse_json(text)
     except Problem as problem:

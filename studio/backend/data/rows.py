@@ -39,6 +39,7 @@ class Rows:
         self.type: FileType = identify(path, self.limits.file_bytes, encoding)
         self.notices = list(self.type.notices)
         self._file: TextIO | ParquetRows | None = None
+        self._count: int | None = None  # of a document that is parsed as a whole
 
     def __iter__(self) -> Read:
         """Yield the rows. Raise StudioError if the file is damaged or has no rows."""
@@ -60,9 +61,11 @@ class Rows:
             raise StudioError(f"{self.path.name} has no rows apart from a header. Add one row for each example.")
 
     def total(self, read: int) -> int:
-        """Return an estimate of all rows after the first `read` ones; exact for parquet."""
+        """Return an estimate of all rows after the first `read` ones; exact for parquet and for a document."""
         if isinstance(self._file, ParquetRows):
             return min(self._file.rows, self.limits.rows)
+        if self._count is not None:
+            return min(self._count, self.limits.rows)
         # A text file is at the end of its last block, which is more than the rows take.
         position = self._file.buffer.tell() if self._file is not None else 0  # type: ignore[attr-defined]
         return min(max(read, round(read * self.path.stat().st_size / max(position, 1))), self.limits.rows)
@@ -74,7 +77,9 @@ class Rows:
             return
         with self.type.open(self.path) as file:
             self._file = file
-            yield from TEXT_READERS[self.type.kind](file, self.limits, self.type, self.notices)
+            rows = TEXT_READERS[self.type.kind](file, self.limits, self.type, self.notices)
+            self._count = len(rows) if isinstance(rows, list) else None
+            yield from rows
 
     def _checked(self, row: Row) -> Row | BadRow:
         try:
@@ -114,7 +119,7 @@ def _parquet(file: ParquetRows, limits: Limits, notices: list[str]) -> Read:
             yield BadRow(number, "", found["reason"], "Export the file again in UTF-8.")
 
 
-TEXT_READERS: dict[str, Callable[[TextIO, Limits, FileType, list[str]], Read]] = {
+TEXT_READERS: dict[str, Callable[[TextIO, Limits, FileType, list[str]], Read | list[Row]]] = {
     "csv": table_rows,
     "tsv": table_rows,
     "json": json_file,

@@ -13,16 +13,23 @@ from studio.errors import StudioError
 
 # The csv module's limit of 131,072 characters is process-wide; `Limits` applies to one file.
 csv.field_size_limit(2**31 - 1)
+REREAD = 4
+"""Most characters that are reread because of stray quotes, as a multiple of those of the file."""
 
 
 class RecordLines(Lines):
-    """Lines for csv.reader. A record may span several lines; `give_back` rereads those after its first."""
+    """Lines for csv.reader. A record may span several lines; `give_back` rereads those after its first.
+
+    Quotes can be written so that each line begins a record as long as the limit. So the characters that are reread are
+    limited too.
+    """
 
     def __init__(self, file: TextIO, limits: Limits) -> None:
         super().__init__(file, limits)
         self.record: list[str] = []
         self.size = 0
         self.again: list[str] = []
+        self.fresh = self.reread = 0
 
     def begin(self) -> int:
         """Begin the next record and return the number of its first line."""
@@ -30,7 +37,11 @@ class RecordLines(Lines):
         return self.number + 1
 
     def give_back(self) -> None:
-        """Read the lines after the record's first again, as separate rows."""
+        """Read the lines after the record's first again, as separate rows; no-op if too much was reread."""
+        size = sum(map(len, self.record[1:]))
+        if self.reread + size > REREAD * (self.fresh + self.longest):
+            return
+        self.reread += size
         self.again += reversed(self.record[1:])
         self.number -= len(self.record) - 1
 
@@ -41,6 +52,7 @@ class RecordLines(Lines):
         else:
             line = super().__next__()
             line = line.lstrip("\ufeff") if self.number == 1 else line
+            self.fresh += len(line)
         self.record.append(line)
         self.size += len(line)
         if self.size > self.longest:
@@ -61,10 +73,8 @@ def table_rows(file: TextIO, limits: Limits, file_type: FileType, notices: list[
             cells = next(records)
         except StopIteration:
             break
-        except Problem as problem:
-            yield BadRow(line, *problem.args)
-        except csv.Error as error:
-            yield BadRow(line, *_stray_quote(error).args)
+        except (Problem, csv.Error) as error:
+            yield BadRow(line, *_unread(error, len(lines.record)).args)
             lines.give_back()
         else:
             if _is_header(cells, header):
@@ -97,7 +107,7 @@ def _header(records: Iterator[list[str]], lines: RecordLines, limits: Limits) ->
     except StopIteration:
         return []
     except csv.Error as error:
-        raise StudioError(f"The first line can't be read as column names: it {_stray_quote(error)}") from error
+        raise StudioError(f"The first line can't be read as column names: it {_stray_quote(str(error))}") from error
     except Problem as problem:
         raise StudioError(f"The first line can't be read as column names: it {problem}") from problem
     names = [_unmarked(name).strip() or f"column {i}" for i, name in enumerate(cells, start=1)]
@@ -143,7 +153,14 @@ def _table_row(line: int, header: list[str], cells: list[str]) -> Row | BadRow:
     return Row(line, dict(zip(header, cells, strict=True)))
 
 
-def _stray_quote(error: csv.Error) -> Problem:
+def _unread(error: Problem | csv.Error, lines: int) -> Problem:
+    """Return why a record of so many lines can't be read. A long record has several only if a quote joins them."""
+    if not isinstance(error, Problem):
+        return _stray_quote(str(error))
+    return error if lines == 1 else _stray_quote(f"the record of {lines:,} lines {error.reason}")
+
+
+def _stray_quote(error: str) -> Problem:
     remedy = 'Close the cell with a quote, and double each quote inside it: "".'
     return Problem("", f"has a quote that is not closed or not doubled ({error})", remedy)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from studio.backend.data.formats import SYSTEM, Cells, Format, Messages, needed_text, optional_text
 from studio.backend.data.python_text import parse_list
 from studio.backend.data.row import Problem
-from studio.backend.data.turns import conversation, turns
+from studio.backend.data.turns import conversation, has_keys, turns
 
 # Columns that may also mean something else.
 SOURCES = ("document", "article", "dialogue", "text")
@@ -16,7 +14,7 @@ CONTEXT = ("context", "passage")
 
 
 def messages(cells: Cells) -> Messages:
-    if _is_list(cells["prompt"]) or _is_list(cells["completion"]):
+    if _is_list(cells, "prompt") or _is_list(cells, "completion"):
         return _conversation(cells)
     prompt = "\n\n".join(filter(None, (optional_text(cells, "context"), needed_text(cells, "prompt"))))
     return answered(cells, prompt, needed_text(cells, "completion"))
@@ -38,15 +36,19 @@ def _history(cells: Cells) -> list[list[str]]:
     return found
 
 
-def _is_list(cell: Any) -> bool:
-    return isinstance(cell, list) or (isinstance(cell, str) and cell.lstrip()[:2] in ("[{", "[ ", "[\n"))
+def _is_list(cells: Cells, key: str) -> bool:
+    """Return whether a cell is a list, or the text of a list of messages: other lists are texts, such as JSON."""
+    cell = cells[key]
+    if not isinstance(cell, str):
+        return isinstance(cell, list)
+    return cell.lstrip()[:2] in ("[{", "[ ", "[\n") and has_keys(cells, key, {"role", "content"})
 
 
 def _conversation(cells: Cells) -> Messages:
     """Return the messages of a prompt and a completion that are lists of messages, or one of them a text."""
     roles = (("prompt", "user"), ("completion", "assistant"))
     found = [
-        turns(cells, key) if _is_list(cells[key]) else [{"role": role, "content": needed_text(cells, key)}]
+        turns(cells, key) if _is_list(cells, key) else [{"role": role, "content": needed_text(cells, key)}]
         for key, role in roles
     ]
     return conversation([*found[0], *found[1]], "completion", system=optional_text(cells, "system"))

@@ -8,7 +8,7 @@ from studio.backend.data.formats import Cells, Format, Messages, needed_text
 from studio.backend.data.row import Problem
 from studio.backend.data.turns import conversation
 
-EDGE = r"(?:<s>|</s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|\s)*"
+EDGE = r"(?:<s>|</s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>|\s)*+"
 TEMPLATES = [
     re.compile(rf"{EDGE}{template}", re.S)
     for template in (
@@ -16,10 +16,10 @@ TEMPLATES = [
         r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n*(?P<content>.*?)(?:<\|eot_id\|>|\Z)",
         r"<start_of_turn>(?P<role>\w+)\n(?P<content>.*?)(?:<end_of_turn>|\Z)",
         r"<\|(?P<role>system|user|assistant)\|>\n?(?P<content>.*?)(?:</s>|<\|end\|>|(?=<\|(?:user|assistant)\|>)|\Z)",
-        r"\[INST\]\s*(?:<<SYS>>\s*(?P<system>.*?)\s*<</SYS>>\s*)?(?P<user>.*?)\s*\[/INST\]\s*(?P<answer>.*?)"
-        r"(?=\s*</s>|\s*<s>|\Z)",
+        r"\[INST\](?:\s*<<SYS>>(?P<system>.*?)<</SYS>>)?+(?P<user>.*?)\[/INST\](?P<answer>.*?)(?=</s>|<s>|\Z)",
     )
 ]
+"""Blanks beside a lazy group are part of it and stripped later: `\\s*.*?` would try each way to divide them."""
 
 
 def messages(cells: Cells) -> Messages:
@@ -47,7 +47,7 @@ def _of(groups: dict[str, str | None]) -> list[Cells]:
         content = (groups["content"] or "").strip()
         return [{"role": groups["role"], "content": content}] if content or groups["role"] != "assistant" else []
     turns = zip(("system", "user", "assistant"), (groups["system"], groups["user"], groups["answer"]), strict=True)
-    return [{"role": role, "content": text} for role, text in turns if text]
+    return [{"role": role, "content": text.strip()} for role, text in turns if text and text.strip()]
 
 
 FORMAT = Format(

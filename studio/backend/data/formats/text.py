@@ -7,7 +7,9 @@ import re
 from studio.backend.data.formats import Cells, Format, Messages, needed_text
 from studio.backend.data.row import Problem
 
-STRUCTURED = re.compile(r"\s*(array\()?[\[{]\s*[\[{]?\s*([\"'])(role|content|from|value|messages|conversations)\2\s*:")
+STRUCTURED = re.compile(
+    r"\s*(array\()?[\[{]\s*(?:[\[{]\s*)?([\"'])(role|content|from|value|messages|conversations)\2\s*:"
+)
 """The beginning of a conversation, as JSON or as Python's repr."""
 
 

@@ -134,6 +134,14 @@ def test_numbers_as_labels_are_compared_as_they_were_learned():
     assert by_name(test.report("f"))[OURS]["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_labels_joined_by_commas_are_split_unless_the_classifier_has_them():
+    names = ("a", "b", "c, d")
+    test = FileTest("multi_label", names, "kind")
+    for line, cell in enumerate(("a,b", "c, d", "b; a", ["a, b"], "a,x"), start=2):
+        test.add(LabelledRow(line, {"kind": cell}, Prediction("x", "a", 0.8, dict.fromkeys(names, 0.2))))
+    assert test.targets == [(0, 1), (2,), (0, 1), (0, 1)] and test.unknown == {"x": 1}
+
+
 @pytest.mark.parametrize(("cells", "words"), [
     (["eggs", "eggs", "toast"], "no row of 'kind' has a label of the classifier; 2 have 'eggs'.*'ham'"),
     ([None], "no row has a true label in 'kind'; line 2 is empty"),

@@ -1,11 +1,13 @@
 """Columns to messages: every format finds itself, and says what is wrong with a row."""
 
 import json
+import time
 
 import pytest
 
 from studio.backend.data.detection import formats
 from studio.backend.data.rows import Problem
+from studio.backend.data.turns import has_keys
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -61,6 +63,19 @@ def test_plain_text(row):
     assert found(row) == ("text", [{"role": "text", "content": "Once"}])
 
 
+@pytest.mark.parametrize("text", ['[{"entity": "Paris"}]', "[ ] Buy milk", "[\n1, 2]", '[{"role": "admin"}]', "[{"])
+def test_a_completion_that_is_another_list_is_text(text):
+    assert found({"prompt": text, "completion": text})[1] == [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": text},
+    ]
+
+
+def test_a_prompt_or_a_completion_may_be_the_text_of_messages():
+    assert found({"prompt": json.dumps(TURNS[:1]), "completion": str(TURNS[1:])}) == ("prompt_completion", TURNS)
+    assert found({"prompt": "Hi", "completion": f"[ {TURNS[1]}]"}) == ("prompt_completion", TURNS)
+
+
 def test_nothing_fits():
     assert found({"a": "x", "b": "y"}) is None
 
@@ -91,6 +106,34 @@ def test_bad_cells(row, column, reason):
     with pytest.raises(Problem) as problem:
         found(row)
     assert problem.value.args[0] == column and reason in problem.value.args[1] and problem.value.args[2]
+
+
+BLANKS = " " * 90_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[INST]" + BLANKS,
+        f"[INST]a[/INST]x{BLANKS}y",
+        "[INST]<<SYS>>" + "<</SYS>>" * 10_000,
+        "[" + BLANKS,
+        "['" + "\\'" * 45_000,
+        "[array(" + '"' + '\\"' * 45_000,
+    ],
+    ids=["blanks", "blanks in an answer", "ends of a system message", "blanks in a list", "quotes", "double quotes"],
+)
+def test_a_hostile_cell_takes_no_time(text):
+    before = time.process_time()
+    found({"text": text})
+    has_keys({"messages": text}, "messages", {"role"})
+    assert time.process_time() - before < 0.4
+
+
+def test_blanks_around_the_texts_of_a_template_are_dropped():
+    text = "<s>[INST]  <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi  [/INST] Hello  </s><s> [INST]Bye[/INST] See you </s>"
+    turns = [*SYSTEM, *TURNS, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "See you"}]
+    assert found({"text": text}) == ("templated", turns)
 
 
 USER, ASSISTANT, SYSTEM_TURN = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -217,6 +218,27 @@ def test_nothing_of_a_record_that_is_too_long_is_dropped_unsaid(rows):
     good, bad, _ = rows("x.csv", 'a,b\n1,2\n3,"' + "x\n" * 600 + '"\n4,5\n', line_characters=1000)
     assert [row.cells["a"] for row in good] == ["1", "4"]
     assert "longer than 1,000" in bad[0].reason and bad[-1].line == 603
+
+
+def test_rows_after_a_quote_that_is_never_closed_are_read(rows):
+    good, bad, _ = rows("x.csv", 'a,b\n1,2\n"3,4\n' + "5,6\n" * 1000, line_characters=1000)
+    assert len(good) == 1001 and [(row.line, row.column) for row in bad] == [(3, "")]
+    assert "a quote that is not closed" in bad[0].reason and "lines is longer than 1,000" in bad[0].reason
+
+
+def test_quotes_that_swallow_from_each_line_take_little_time(rows):
+    before = time.process_time()
+    _, bad, _ = rows("x.csv", "a,b\n1,2\n" + 'x","\n' * 5000, line_characters=20_000)
+    assert bad and time.process_time() - before < 0.4
+
+
+def test_the_rows_of_a_document_are_counted(tmp_path):
+    """It is read as a whole, so its place in the file says nothing."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({name: {str(i): "x" for i in range(5000)} for name in ("prompt", "completion")}))
+    reader = Rows(path)
+    next(iter(reader))
+    assert reader.total(1) == 5000
 
 
 def test_nan_and_null_cells(rows):

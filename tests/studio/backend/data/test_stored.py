@@ -65,6 +65,12 @@ def test_changed_files_and_settings_are_read_again(file):
     assert len(read(file).examples) == 1
 
 
+def test_the_same_content_under_another_name_is_read_again(file):
+    notices = read(file).notices
+    renamed = file.rename(file.with_name("other.csv"))
+    assert read(renamed).notices == (*notices[:-1], "other.csv was read as jsonl, based on its content.", notices[-1])
+
+
 def test_the_oldest_are_deleted_and_nothing_is_left_of_a_failure(file, monkeypatch):
     read(file)
     folder = stored._folder()
