@@ -47,7 +47,7 @@ def build(source: Path, out: Path, *flags: str) -> Path:
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_threads_compute_every_unit_once(sanitizer, tmp_path):
     program = build(HERE / "threads_check.c", tmp_path / "check", "-O1", "-pthread", f"-fsanitize={sanitizer}")
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4 threads, 0 faults\n", "")
 
 
