@@ -36,8 +36,15 @@ class Steps(Gate):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
-        assert engine._decoder is not None
-        self._plain, engine._decoder.step = engine._decoder.step, self._step  # type: ignore[method-assign]
+        self._engine = engine
+
+    def hold(self) -> None:
+        """Of the model that is loaded now, which may be another one than before."""
+        decoder = self._engine._decoder
+        assert decoder is not None
+        if decoder.step != self._step:
+            self._plain, decoder.step = decoder.step, self._step  # type: ignore[method-assign]
+        super().hold()
 
     def _step(self, token_id: int):
         self.wait()
