@@ -4,6 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.builders.served import Steps, ToyStudio
+from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.studio_page import StudioPage
 
 
@@ -60,6 +61,34 @@ def _tab_to(page: Page, selector: str) -> None:
         if page.evaluate("selector => document.activeElement.matches('#routing ' + selector)", selector):
             return
     raise AssertionError(f"the keyboard does not reach {selector}")
+
+
+def test_who_passes_a_list_by_keyboard_changes_nothing(studio: StudioPage, toy: ToyStudio):
+    """Gradio sends the value of a list that loses the focus as if it had been chosen."""
+    page, model = studio.page, toy.engine._decoder
+    studio.set_length(4)
+    pass_lists(page, "#model, #precision")
+    show(page, "Classify")
+    page.locator("#classify-labels textarea").fill("mine, yours")
+    pass_lists(page, "#classify-preset, #classify-template")
+    expect(page.locator("#classify-labels textarea")).to_have_value("mine, yours")
+    show(page, "Fine-tune")
+    tuning = FinetunePage(page, toy.url)
+    expect(tuning.preview.locator("h3")).to_be_visible()
+    tuning.set("r", 5)
+    expect(page.locator("#command textarea")).not_to_have_value("")
+    pass_lists(page, "#format, #bundled")
+    show(page, "Chat")
+    studio.ask_and_wait("Hi")  # after all events before it
+    show(page, "Fine-tune")
+    expect(page.locator("#recipe-r input").first).to_have_value("5")
+    assert toy.engine._decoder is model and toy.engine.status().change is None
+
+
+def pass_lists(page: Page, selector: str) -> None:
+    for element in page.locator(selector).locator("input").all():
+        element.focus()
+        page.keyboard.press("Tab")
 
 
 def test_the_controls_have_names(studio: StudioPage):

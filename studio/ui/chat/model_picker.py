@@ -60,9 +60,10 @@ class ModelPicker:
     def wire(self, on_change: Callable[[Any], None]) -> None:
         panel = [self.asked, self.panel, self.facts, self.load]
         choosing: dict[str, Any] = {"outputs": panel, "trigger_mode": "always_last", **QUIET}
-        self.model.input(self.events.choose, [self.model, self.precision], **choosing)
+        self.model.input(self.events.choose_model, [self.model, self.precision], **choosing)
         self.other.submit(self.events.look_up, [self.other, self.precision], **choosing)
-        self.precision.input(self.events.choose_precision, [self.asked, self.precision], **choosing)
+        # `input` also fires when a list loses the focus, and would load the model again.
+        self.precision.change(self.events.choose_precision, [self.asked, self.precision], **choosing)
         self.load.click(self.events.load, [self.asked, self.precision], panel, **QUIET)
         self.cancel.click(self.events.cancel, None, [*panel, self.model, self.other], **AT_ONCE)
         # The status line of every open page changes when a model is loaded, whoever asked for it.
@@ -76,6 +77,13 @@ class ModelPicker:
 class PickerEvents:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    @shows_errors
+    def choose_model(self, request: gr.Request, model_id: Any, precision: Any) -> tuple[Any, ...]:
+        """As `choose`, except for the model that answers: Gradio also sends it when the list loses the focus."""
+        if model_id == self.engine.status().model_id:
+            return "", *_closed()
+        return self.choose(request, model_id, precision)
 
     @shows_errors
     def choose(self, request: gr.Request, model_id: Any, precision: Any) -> tuple[Any, ...]:

@@ -167,8 +167,9 @@ def _wire_form(page: _Page, events: ClassifyEvents) -> None:
         trigger_mode="multiple", **QUIET,
     )  # fmt: skip
     page.template_text.change(None, page.template_text, page.template, js=TEMPLATE_NAME, **QUIET)
-    page.preset.input(events.start_from, page.preset, [page.labels, page.template_text], preprocess=False, **AT_ONCE)
-    page.template.input(events.choose_template, page.template, page.template_text, **AT_ONCE)
+    # `input` also fires when a list loses the focus, and would replace what was typed.
+    page.preset.change(events.start_from, page.preset, [page.labels, page.template_text], preprocess=False, **AT_ONCE)
+    page.template.change(events.choose_template, page.template, page.template_text, **AT_ONCE)
     page.by.input(events.arrange, page.by, [page.asked, page.learned, page.quality], preprocess=False, **AT_ONCE)
     page.by.focus(events.open_list, page.listed, [page.by, page.listed], **AT_ONCE)
     opened = [

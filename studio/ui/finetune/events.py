@@ -52,8 +52,10 @@ class FinetuneEvents:
         return [draft.to_json(), command, draft.purpose, card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
-    def remember(self, request: gr.Request, *values: Any) -> list[Any]:
-        return self.remembered(request, _draft(*values))
+    def remember(self, request: gr.Request, stored: str, *values: Any) -> Any:
+        """Store the draft, unless nothing has changed: Gradio's `input` also fires when a list loses the focus."""
+        draft = _draft(*values)
+        return gr.skip() if draft.to_json() == stored else self.remembered(request, draft)
 
     @shows_errors
     def leave(self, request: gr.Request, *values: Any) -> list[Any]:
@@ -86,8 +88,12 @@ class FinetuneEvents:
         return self.looked(request, draft, draft.columns)
 
     @shows_errors
-    def look_again(self, request: gr.Request, *values: Any) -> list[Any]:
-        draft = replace(_draft(*values), columns={})
+    def look_again(self, request: gr.Request, stored: str, *values: Any) -> Any:
+        """Preview the rows in another format or encoding, unless nothing has changed, as in `remember`."""
+        draft = _draft(*values)
+        if draft.to_json() == stored:
+            return gr.skip()
+        draft = replace(draft, columns={})
         return [*self.remembered(request, draft), *self.looked(request, draft)]
 
     @shows_errors
@@ -97,7 +103,7 @@ class FinetuneEvents:
         used = draft.used_for(purpose)
         is_same = used.settings == draft.settings
         bundled = gr.skip() if is_same else TASKS[used.settings["task"]]
-        return [*_controls(used), *self.remembered(request, used), *self.looked(request, used), bundled]
+        return [*_controls(used), *self.remembered(request, used), *self.looked(request, used), bundled, bundled]
 
     @shows_errors
     def look_elsewhere(self, request: gr.Request, *values: Any) -> list[Any]:
@@ -122,11 +128,16 @@ class FinetuneEvents:
         return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft)]
 
     @shows_errors
+    def load_bundled(self, request: gr.Request, applied: str, name: str, *values: Any) -> Any:
+        """As `load`, unless the recipe is the one that was loaded last, as in `remember`."""
+        return gr.skip() if name == applied else [*self.load(request, name, *values), name]
+
+    @shows_errors
     def open_handed(self, request: gr.Request, handed: Any) -> list[Any]:
         """Open training data from another tab, with the loaded model selected."""
         draft = from_handed(handed)
         draft = replace(draft, settings=draft.settings | {"model": self.handlers.of(request).fresh().settings["model"]})
-        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER]
+        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER, CLASSIFIER]
         return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft), *shown]
 
     @shows_errors

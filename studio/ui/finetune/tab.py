@@ -132,6 +132,7 @@ class _NewRun:
         self.bundled = gr.Dropdown(
             list(recipes()), value=BUNDLED, label="Bundled recipe", info="Sets all settings below.", elem_id="bundled"
         )
+        self.applied = gr.State(BUNDLED)
         self.form = RecipeForm(models)
         with gr.Row(elem_classes="buttons"):
             self.save = gr.Button("Save as YAML", size="sm", elem_id="save-recipe")
@@ -163,7 +164,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     reading: dict[str, Any] = {**QUIET, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
     memory, seen = [new.stored, new.command, new.purpose, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
-    everything = [*controls, *memory, *seen]
+    everything, recipe = [*controls, *memory, *seen], [new.bundled, new.applied]
     typed = [
         component
         for component in inputs
@@ -173,20 +174,26 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
     gr.on(texts, events.leave, inputs, memory[:2], **AT_ONCE, trigger_mode="always_last")
     gr.on(
-        [component.input for component in typed], events.remember, inputs, memory, **AT_ONCE, trigger_mode="always_last"
+        [component.input for component in typed],
+        events.remember,
+        [new.stored, *inputs],
+        memory,
+        **AT_ONCE,
+        trigger_mode="always_last",
     )
     new.source.input(events.look_elsewhere, inputs, [new.format, *memory, *seen], **reading)
     new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
-    gr.on([new.format.input, new.encoding.input], events.look_again, inputs, [*memory, *seen], **reading)
-    new.purpose.input(events.use_for, [new.purpose, *inputs], [*everything, new.bundled], **reading)
+    again = [new.format.input, new.encoding.input]
+    gr.on(again, events.look_again, [new.stored, *inputs], [*memory, *seen], **reading)
+    new.purpose.input(events.use_for, [new.purpose, *inputs], [*everything, *recipe], **reading)
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           events.look, inputs, seen, **reading)  # fmt: skip
     new.file.upload(events.take, [new.file, *inputs], everything, **QUIET)
     new.load.upload(events.load, [new.load, *inputs], everything, **QUIET)
-    new.bundled.input(events.load, [new.bundled, *inputs], everything, **QUIET)
+    new.bundled.input(events.load_bundled, [new.applied, new.bundled, *inputs], [*everything, new.applied], **QUIET)
     handed = handed_draft()
-    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts, new.bundled], **QUIET)
+    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts, *recipe], **QUIET)
     new.save.click(events.save, inputs, new.saved, **QUIET).success(None, new.saved, new.saved, js=SAVE, **QUIET)
     new.check.click(events.check, inputs, new.audit, **QUIET, concurrency_limit=1, concurrency_id="check")
     new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **QUIET, trigger_mode="once",
