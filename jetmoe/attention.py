@@ -185,8 +185,8 @@ class _Rotate(torch.autograd.Function):
 def _repeats_keys(query: Tensor, mask: Tensor | None) -> bool:
     """Return whether the keys and values are repeated for each query of a head.
 
-    Of PyTorch's kernels for GPUs, only flash attention knows grouped queries, and it takes no mask. Without it, PyTorch
-    would compute all scores in fp32, 2 GB a layer at 4,096 tokens of JetMoE-8B.
+    Of PyTorch's kernels for GPUs, only flash attention supports grouped queries, and not with a mask. Without it,
+    PyTorch would compute all scores in fp32, 2 GB a layer at 4,096 tokens of JetMoE-8B.
     """
     return device.on_gpu(query) and not (mask is None and device.has_flash_attention(query))
 

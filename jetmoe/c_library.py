@@ -51,17 +51,18 @@ def _compiled(compiler: str, source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
 
 
-def function(source: Path, name: str, arguments: list) -> tuple[Callable[..., None] | None, str]:
-    """Return a C function without a result, given the ctypes of its arguments, and the problem as in `built`."""
-    library, problem = built(source)
+def function(source: Path, name: str, arguments: list) -> Callable[..., None] | None:
+    """Return a C function without a result, or None if there is none; `arguments` are its ctypes."""
+    library, _ = built(source)
     if library is None:
-        return None, problem
+        return None
     # If the compiler does not support this processor, functions that need its instructions are left out.
     found = getattr(library, name, None)
     if found is None:
-        return None, _announced("The C compiler is too old for this CPU; install a newer gcc for faster generation.")
+        _announced("The C compiler is too old for this CPU; install a newer gcc for faster generation.")
+        return None
     found.argtypes, found.restype = arguments, None
-    return found, ""
+    return found
 
 
 def _announced(problem: str) -> str:

@@ -1,4 +1,4 @@
-"""What a device computes fast. It decides between paths with the same result; nothing else asks for a device's kind.
+"""What a device computes fast, for choosing between code paths with the same result.
 
 Tests replace these functions to run the paths of a GPU on a CPU.
 """

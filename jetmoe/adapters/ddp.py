@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def leave_frozen(model: nn.Module) -> None:
-    """Exclude the frozen weights from DDP, which can't send 4-bit weights. All processes must load the same ones.
+def exclude_frozen(model: nn.Module) -> None:
+    """Exclude the frozen weights from DDP, which can't send 4-bit weights.
 
-    Call it before `DistributedDataParallel(model)`.
+    All processes must load the same frozen weights. Call it before `DistributedDataParallel(model)`.
     """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)

@@ -117,7 +117,7 @@ def _chosen_linear(weight: Weight, rows: Tensor, routing: Routing) -> Tensor:
 
 
 def _gathered_linear(weight: Tensor, rows: Tensor) -> Tensor:
-    """Multiply each row by a weight of its own: `[A, out, in]` and `[A, in]` -> `[A, out]`."""
+    """Multiply each row by its own weight: `[A, out, in]` and `[A, in]` -> `[A, out]`."""
     if device.on_cpu(rows) or is_traced():
         # Inductor fuses gather, product and sum into one loop, so the gathered weights never exist in memory.
         return (weight.float() * rows.float().unsqueeze(1)).sum(-1)

@@ -36,7 +36,7 @@ class Description:
     It holds the tensors, so that the pointers stay valid, and contiguous copies of adapters that are not packed.
 
     Raises:
-        NotNativeError: see there.
+        NotNativeError: the native step can't compute this model.
     """
 
     def __init__(self, model: MoeForCausalLM) -> None:
@@ -89,7 +89,7 @@ class Description:
             )
 
     def use_position(self, position: int) -> None:
-        """Set the rotary frequencies of a position, where they depend on it."""
+        """Set the rotary frequencies of a position if the rope type is dynamic."""
         if self.config.check_rope_type() == "dynamic":
             self._set_frequencies(position)
 
@@ -181,7 +181,8 @@ class Description:
         model.inner_size = model.K * self._largest_rank
         heads = model.H * model.C
         sizes = {
-            "hidden": model.D, "rotary": model.C, "projected": (model.G + 2) * heads, "inner": 4 * model.inner_size,
+            "hidden": model.D, "rotary": model.C, "projected": (model.G + 2) * heads,
+            "inner": structs.MAX_PRODUCTS * model.inner_size,
             "logits": model.E, "experts": model.K, "gates": model.K,
         }  # fmt: skip
         for name, size in sizes.items():

@@ -5,7 +5,7 @@
 
 #include "products.h"
 
-enum { MAX_PROJECTIONS = 3 };
+enum { MAX_PROJECTIONS = 3, MAX_PRODUCTS = 4 }; /* of a layer; of a stage */
 
 typedef struct {
     const float *attention_norm, *feed_forward_norm; /* [D] */
@@ -31,7 +31,7 @@ typedef struct {
     /* Scratch memory. */
     float *hidden, *rotary;            /* [D]; cosine and sine [2, C / 2] */
     Vector normed, attended, active;   /* [D]; [G * H * C]; [K, I] */
-    float *projected, *inner, *logits; /* [(G + 2) * H * C], queries first; [4, K, R]; [E] */
+    float *projected, *inner, *logits; /* [(G + 2) * H * C], queries first; [MAX_PRODUCTS, K, R]; [E] */
     int32_t *experts;                  /* [K] */
     float *gates;                      /* [K] */
     long inner_size;                   /* K * R of the largest rank R */

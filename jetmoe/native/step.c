@@ -12,8 +12,6 @@
 #include "model.h"
 #include "threads.h"
 
-enum { MAX_PRODUCTS = 4 };
-
 typedef struct Stage Stage;
 
 typedef struct {
@@ -325,7 +323,7 @@ enum { STAGES = sizeof LAYER_STAGES / sizeof *LAYER_STAGES };
 static long next_stage(void *run)
 {
     Run *r = run;
-    for (long units = 0;;) {
+    for (;;) {
         long stage = ++r->turn / 2;
         if (stage > r->model->layers * STAGES)
             return 0;
@@ -336,7 +334,7 @@ static long next_stage(void *run)
             r->count = 0;
             r->stage->prepare(r);
         }
-        units = r->inner ? product_units(r) : r->stage->units(r);
+        long units = r->inner ? product_units(r) : r->stage->units(r);
         if (units)
             return units;
     }

@@ -1,7 +1,8 @@
 """One decoding step on a CPU as one call of a C function: `step = NativeStep(model); logits = step(token, cache)`.
 
 It computes what `jetmoe.decode.step` does for one sequence, without a pass through Python for each layer, and its
-result does not depend on the number of threads. Without a C compiler there is no native step, and `problem` says why.
+result does not depend on the number of threads. Without a C compiler, `NativeStep` raises NotNativeError
+with the reason.
 """
 
 from __future__ import annotations
@@ -24,11 +25,6 @@ from jetmoe.routing import RoutingRecorder
 SOURCE = Path(__file__).with_suffix(".c")
 
 
-def problem() -> str:
-    """Return a message if the C file can't be compiled on this machine, else ""."""
-    return c_library.built(SOURCE)[1]
-
-
 class NativeStep:
     """The decoding step of a model and its active adapters. Make a new one after any change of either; it is cheap.
 
@@ -37,8 +33,9 @@ class NativeStep:
     """
 
     def __init__(self, model: MoeForCausalLM) -> None:
-        if problem():
-            raise NotNativeError(problem())
+        _, problem = c_library.built(SOURCE)
+        if problem:
+            raise NotNativeError(problem)
         self._model = model.model
         self._described = Description(model)
 
@@ -85,7 +82,7 @@ def _library() -> ctypes.CDLL:
 
 @cache
 def _threads(process: int, count: int) -> tuple[int, threading.Lock]:
-    """Return threads for this process, which a fork does not copy, and the lock of whoever uses them."""
+    """Return threads for this process (a fork does not copy them) and the lock to hold while using them."""
     threads = _library().jetmoe_threads_new(count)
     if not threads:
         raise MemoryError("There is no memory for threads.")

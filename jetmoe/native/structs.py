@@ -3,7 +3,7 @@
 import ctypes
 
 LONG, DOUBLE, POINTER = ctypes.c_long, ctypes.c_double, ctypes.c_void_p
-MAX_PROJECTIONS = 3
+MAX_PROJECTIONS, MAX_PRODUCTS = 3, 4
 
 
 class Linear(ctypes.Structure):

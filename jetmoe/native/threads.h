@@ -131,7 +131,8 @@ static void compute(Threads *t)
                 wait_for_stage_after(t, ticket);
             continue;
         }
-        long units = atomic_load(units_of_stage(t, ticket)); /* of this stage, which lasts until the claimed units are done */
+        /* The stage lasts until the claimed units are done. */
+        long units = atomic_load(units_of_stage(t, ticket));
         for (long unit = first; unit < first + count; unit++)
             t->work.unit(t->work.data, unit);
         if (atomic_fetch_add(&t->done, count) + count == units)

@@ -7,7 +7,8 @@
 
 #include "tile.h"
 
-#ifdef __AVX512BF16__
+/* As in tile.h, for the product that reads bf16. */
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 
 /* y[a] = W[experts[a]] x[a / repeat] for all assignments: x [assignments / repeat, columns], y [assignments, rows] */
 void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t *codes, const uint16_t *absmax,
@@ -24,10 +25,6 @@ void jetmoe_nf4_chosen(const uint16_t *x, const int64_t *experts, const uint8_t 
             y[a * rows + tile * TILE + row] = narrow(sums[row]);
     }
 }
-
-#endif
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 
 /* Transposes sixteen rows of sixteen numbers by swapping blocks of 8, 4, 2 and 1. */
 static inline void transpose(__m512i *rows)

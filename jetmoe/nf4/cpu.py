@@ -78,19 +78,19 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def kernel() -> Callable[..., None] | None:
     """Return `jetmoe_nf4_chosen` of cpu.c, or None if it can't be compiled."""
-    return c_library.function(SOURCE, "jetmoe_nf4_chosen", [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4)[0]
+    return c_library.function(SOURCE, "jetmoe_nf4_chosen", [ctypes.c_void_p] * 5 + [ctypes.c_long] * 4)
 
 
 @cache
 def dequantizer() -> Callable[..., None] | None:
     """Return `jetmoe_nf4_dequantize` of cpu.c, or None if it can't be compiled."""
-    return c_library.function(SOURCE, "jetmoe_nf4_dequantize", [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2)[0]
+    return c_library.function(SOURCE, "jetmoe_nf4_dequantize", [ctypes.c_void_p] * 3 + [ctypes.c_long] * 2)
 
 
 @cache
 def quantizer() -> Callable[..., None] | None:
     """Return `jetmoe_nf4_quantize` of cpu.c, or None if it can't be compiled."""
-    return c_library.function(SOURCE, "jetmoe_nf4_quantize", [ctypes.c_void_p] * 4 + [ctypes.c_long])[0]
+    return c_library.function(SOURCE, "jetmoe_nf4_quantize", [ctypes.c_void_p] * 4 + [ctypes.c_long])
 
 
 _library = torch.library.Library("jetmoe", "FRAGMENT")
@@ -116,12 +116,12 @@ def _chosen_linear(rows: Tensor, experts: Tensor, codes: Tensor, absmax: Tensor)
 
 @torch.library.impl(_library, "nf4_sorted_linear", "CPU")
 def _sorted_linear(rows: Tensor, ends: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
-    count, start = len(rows), 0
+    tiles, count, start = Parts(codes, absmax), len(rows), 0
     rows = F.pad(rows, (0, 0, 0, padded_size(count) - count))
     result = rows.new_empty(len(rows), codes.shape[1] * TILE_ROWS)
     for e, end in enumerate(ends.tolist()):
         if end > start:
-            _multiply(rows[start:], end - start, Parts(codes[e : e + 1], absmax[e : e + 1]), result[start:])
+            _multiply(rows[start:], end - start, tiles.expert(e), result[start:])
         start = end
     return result[:count]
 

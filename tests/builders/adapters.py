@@ -23,8 +23,11 @@ def make_adapter(base: Path, folder: Path, seed: int, preset: str = "all", std: 
     return folder
 
 
-def finished_run(base: Path, seed: int = 1, **settings) -> Run:
-    store = RunStore()
-    run = store.create(Recipe.from_settings({"model": str(base), **settings}))
+def finished_run(
+    base: Path, seed: int = 1, *, store: RunStore | None = None, name: str = "", owner: str = "", **settings
+) -> Run:
+    """What a run leaves that has learned something. It is never queued, where a server would start it."""
+    store = store or RunStore()
+    run = store.create(Recipe.from_settings({"model": str(base), **settings}), name, begin=True, owner=owner)
     make_adapter(base, run.adapter, seed)
     return store.finish(run.id, "done")

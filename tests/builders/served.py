@@ -39,7 +39,7 @@ class Steps(Gate):
         self._engine = engine
 
     def hold(self) -> None:
-        """Of the model that is loaded now, which may be another one than before."""
+        """Hold the steps of the loaded model, which may have changed."""
         decoder = self._engine._decoder
         assert decoder is not None
         if decoder.step != self._step:

@@ -89,9 +89,8 @@ class ToyRun:
 def toy_run(
     store: RunStore, name: str, steps: int = 80, speed: float = 1.0, begin: bool = True, owner: str = "", **settings
 ) -> ToyRun:
-    run = store.create(Recipe(**{"data": "devils-dictionary", "max_steps": steps} | settings), name, owner=owner)
-    if begin:
-        store.mark_running(run.id)
+    recipe = Recipe(**{"data": "devils-dictionary", "max_steps": steps} | settings)
+    run = store.create(recipe, name, begin=begin, owner=owner)
     return ToyRun(store, run, steps, speed)
 
 

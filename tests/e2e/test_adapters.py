@@ -10,9 +10,8 @@ from playwright.sync_api import Page, expect
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flip_shares, flips
 from studio.analysis.load import Unit, strongest
-from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run, make_adapter
 from tests.builders.decimals import to_fixed
 from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
@@ -28,15 +27,8 @@ class Tuned:
     def __init__(self, toy: ToyStudio, folder: Path) -> None:
         self.url, self.engine, self.model = toy.url, toy.engine, toy.model
         self.files = make_adapter(self.model, folder / "files", seed=3)
-        self.lawyer, self.pirate = self.train("Lawyer", 1), self.train(HOSTILE, 2)
-
-    def train(self, name: str, seed: int) -> str:
-        """Leaves what a run leaves that has learned something."""
-        store = RunStore()
-        run = store.create(Recipe.from_settings({"model": str(self.model)}), name)
-        make_adapter(self.model, run.adapter, seed)
-        store.finish(run.id, "done")
-        return run.id
+        self.lawyer = finished_run(self.model, 1, name="Lawyer").id
+        self.pirate = finished_run(self.model, 2, name=HOSTILE).id
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +94,7 @@ def test_the_picker_offers_what_fits_and_the_answer_remembers_it(chat: AdapterPa
 
 def test_an_adapter_that_is_trained_meanwhile_is_offered_at_once(chat: AdapterPage, tuned: Tuned):
     chat.pick("Lawyer")
-    late = tuned.train("Late", 4)
+    late = finished_run(tuned.model, 4, name="Late").id
     chat.page.locator("#box textarea").click()
     chat.picker.click()
     expect(chat.page.get_by_role("option", name="Late")).to_be_visible()

@@ -21,7 +21,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.run import is_alive
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run
 from tests.builders.fake_datasets import FakeDatasets, serving, use
 from tests.builders.fake_hub import REPO, FakeHub, serving_hub
 from tests.builders.ports import free_port
@@ -63,7 +63,7 @@ class Place:
     def close(self) -> None:
         self.kill()
         for run in self.store.list():
-            if is_alive(run):
+            if run.state == "running" and is_alive(run):
                 os.kill(run.pid, signal.SIGKILL)
 
 
@@ -224,9 +224,7 @@ def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, br
 
 
 def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_path):
-    run = place.store.create(Recipe.from_settings({"model": place.model}), "pirate")
-    make_adapter(Path(place.model), run.adapter, 1)
-    place.store.finish(run.id, "done")
+    run = finished_run(Path(place.model), store=place.store, name="pirate")
     tuning.open(f"?run={run.id}")
     with zipfile.ZipFile(tuning.export("Merged model, 16-bit", tmp_path)) as archive:
         names = {Path(name).name for name in archive.namelist()}
@@ -254,7 +252,7 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
 
 def test_a_hundred_pages_watch_a_run_and_all_are_answered(place, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(place.home))
-    run = place.store.create(Recipe.from_settings({"model": place.model}))
+    run = place.store.create(Recipe.from_settings({"model": place.model}), begin=True)
     place.store.finish(run.id, "done")
     with ThreadPoolExecutor(1) as pool:  # Playwright's own event loop is in this thread
         row = pool.submit(viewers, place.server.url, 100, 2).result()["rows"][0]

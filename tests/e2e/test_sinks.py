@@ -53,11 +53,11 @@ def _adapter(folder: Path, owner: str) -> None:
 def _classifier(folder: Path, studio: Studio, owner: str) -> None:
     data = labelled_file(folder / "hostile.jsonl", lambda name, i: LABELS[i % 2])
     settings = classifier_settings(folder / "classifier") | {"model": str(folder / "toy"), "data": str(data)}
-    train.carry_out(studio.jobs.store.create(Recipe.from_settings(settings), NAME, owner=owner).id)
+    train.carry_out(studio.jobs.store.create(Recipe.from_settings(settings), NAME, begin=True, owner=owner).id)
 
 
 def _run(studio: Studio, owner: str) -> None:
-    toy = toy_run(studio.jobs.store, NAME, begin=False, owner=owner, sample_prompts=(ALL,), probe_text=ALL)
+    toy = toy_run(studio.jobs.store, NAME, owner=owner, sample_prompts=(ALL,), probe_text=ALL)
     toy.audit(*LABELS, ALL).train(20)
     toy.evaluate(21, (ALL, ALL))
     toy.save_adapter().finish("failed", ALL)

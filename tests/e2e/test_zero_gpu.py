@@ -9,10 +9,9 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.backend.system import zero_gpu
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import spelling_toy
 from tests.builders.waiting import until
@@ -41,9 +40,7 @@ class Space:
         self.model = spelling_toy(folder / "toy", max_position_embeddings=4096)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STUDIO_HOME", str(self.store.home))
-            lawyer = self.store.create(Recipe.from_settings({"model": str(self.model)}), "Lawyer")
-            make_adapter(self.model, lawyer.adapter, seed=1)
-            self.store.finish(lawyer.id, "done")
+            finished_run(self.model, name="Lawyer")
         environment = self.gpu.environment | {"STUDIO_HOME": str(self.store.home)}
         self.server = ZeroServer(free_port(), folder / "log.txt", "--model", str(self.model), **environment)
 

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from jetmoe.adapters.ddp import leave_frozen
+from jetmoe.adapters.ddp import exclude_frozen
 from jetmoe.lora import lora_config
 from tests.gpu.correctness import toy
 
@@ -26,7 +26,7 @@ def main(device: str) -> None:
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     torch.manual_seed(0)
     adapted = peft.get_peft_model(toy("jetmoe", "nf4").to(device), lora_config("all", r=8, family="jetmoe"))
-    leave_frozen(adapted)
+    exclude_frozen(adapted)
     copies = DistributedDataParallel(adapted, device_ids=[rank] if device == "cuda" else None)
     ids = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(rank)).to(device)
     copies(input_ids=ids, labels=ids, use_cache=False).loss.backward()

@@ -7,14 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from jetmoe import RoutingRecorder
-from jetmoe.decode import Step, compiled_step, step
+from jetmoe.decode import Step, compiled_step
 from jetmoe.modeling import MoeForCausalLM
 from studio.backend.chat.cache import cache_size, new_cache
 from studio.backend.chat.steps import Steps, keep_all
@@ -36,9 +35,9 @@ class CompiledSteps(Steps):
         self.paused = True
 
     def run(self, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
-        is_ready = cache.layers[0].max_cache_len in self.ready  # type: ignore[union-attr]
-        compiled = self._step if is_ready else None
-        return self._run(compiled or partial(step, self.model), token_id, cache, recorder)
+        if self._step is not None and cache.layers[0].max_cache_len in self.ready:  # type: ignore[union-attr]
+            return self._run(self._step, token_id, cache, recorder)
+        return super().run(token_id, cache, recorder)
 
     def enable(self) -> None:
         """Start compiling. The results are cached on the local disk."""

@@ -343,7 +343,7 @@ class Engine:
         self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
         self._ensured = {}
         keep_all()
-        _empty_device_cache()
+        torch.cuda.empty_cache()
         if self.compile_steps:
             decoder.steps.enable()
         return self._status.text
@@ -371,12 +371,7 @@ class Engine:
             self._ensured = {}
             gc.unfreeze()
             gc.collect()
-            _empty_device_cache()
-
-
-def _empty_device_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
 
 
 def memory_text(decoder: Decoder) -> str:

@@ -35,10 +35,10 @@ class Steps:
         """Add a token to a static cache and return the logits `[1, vocabulary]` after it."""
         return self._run(partial(step, self.model), token_id, cache, recorder)
 
-    def _run(self, step: Step, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
+    def _run(self, run: Step, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
         token = torch.tensor([[token_id]], device=self.model.device)
         position = cache.layers[0].cumulative_length.view(1, 1).clone()  # type: ignore[union-attr]
-        return step(token, position, cache, recorder=recorder)
+        return run(token, position, cache, recorder=recorder)
 
     def enable(self) -> None:
         """Prepare faster steps, if that takes time."""
@@ -47,13 +47,13 @@ class Steps:
         """Prepare for a cache of this length."""
 
     def pause(self) -> None:
-        """Call it before the weights change, for example to another adapter."""
+        """Discard what depends on the weights; call it before they change, for example for another adapter."""
 
     def resume(self) -> None:
-        """Call it when the same adapter answers again."""
+        """Prepare again; call it when the same adapter answers again."""
 
     def close(self) -> None:
-        """Call it before another model is loaded."""
+        """Free what was prepared; call it before another model is loaded."""
 
 
 class NativeSteps(Steps):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,9 @@ def features_of(
     found: dict[int, Rendered] = {}
     tokens = rows = 0
     most_tokens = needed * recipe.max_length
-    for batch in _batches(_order(chosen, recipe.seed, needed)):
+    order = _order(chosen, recipe.seed, needed)
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
         conversations = (examples[i].messages for i in batch)
         for i, each in zip(batch, render_all(tokenizer, conversations, recipe.max_length), strict=True):
             found[i] = _compact(each)
@@ -66,16 +68,9 @@ def _order(chosen: np.ndarray, seed: int, needed: int) -> Sequence[int]:
     return order
 
 
-def _batches(order: Sequence[int]) -> Iterator[list[int]]:
-    rest = iter(order)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
-
-
 def _compact(rendered: Rendered) -> Rendered:
     """Return the same values in 5 bytes a token."""
-    token_ids, trained = array("i", rendered.token_ids), bytes(rendered.trained)
-    return Rendered(token_ids, trained, rendered.cut, rendered.controls)
+    return replace(rendered, token_ids=array("i", rendered.token_ids), trained=bytes(rendered.trained))
 
 
 def _rows(rendered: Sequence[Rendered], max_length: int, packing: bool) -> list[Feature]:

@@ -16,7 +16,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -276,13 +276,18 @@ def target_of(labels: tuple[str, ...], problem: str, names: Sequence[str], colum
     value = _value(labels, problem, column)
     if problem == "regression":
         return float(value)
-    known = {spelled(name): place for place, name in enumerate(names)}  # an older classifier may have `True`
+    known = _places(tuple(names))
     if problem == "multi_label" and not all(spelled(name) in known for name in value):
         value = _value(_at_commas(labels), problem, column)
     if unknown := [name for name in value if spelled(name) not in known]:
         return str(unknown[0])
     places = tuple(sorted(known[spelled(name)] for name in value))
     return places[0] if problem == "single_label" else places
+
+
+@lru_cache(maxsize=4)
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    return {spelled(name): place for place, name in enumerate(names)}  # an older classifier may have `True`
 
 
 def _value(labels: tuple[str, ...], problem: str, column: str) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio.backend.hosting.accounts import Accounts
+from studio.backend.system import plan
 from studio.errors import StudioError
 
 HOST, PUBLIC, AUTH, PROXY = "GRADIO_SERVER_NAME", "STUDIO_PUBLIC", "STUDIO_AUTH", "STUDIO_PROXY"
@@ -44,7 +45,7 @@ class Exposure:
             public=public or _on(PUBLIC),
             auth=file.expanduser() if file else None,
             proxy=proxy or _on(PROXY),
-            space=bool(os.environ.get("SPACE_ID")),
+            space=plan.is_space(),
         )
 
     @property

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from jetmoe import RoutingRecorder
-from jetmoe.adapters.ddp import leave_frozen
+from jetmoe.adapters.ddp import exclude_frozen
 from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
@@ -141,7 +141,7 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     if fsdp.is_fsdp():
         fsdp.shard_model(model, base.model.layers, processes().device)
     else:
-        leave_frozen(model)
+        exclude_frozen(model)
     return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
 
 

@@ -12,7 +12,7 @@ from studio.ui.chat.messages import heading
 from studio.ui.chat.model_picker import ModelPicker
 from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
-from studio.ui.common.listeners import AT_ONCE, QUIET
+from studio.ui.common.listeners import ANSWERING, AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE, Picked
 from studio.ui.routing.routing_panel import routing_panel
 
@@ -150,7 +150,7 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     shown = page.outputs()
     asking = [page.stored, page.system, page.picked, *page.sampling]
     picking = [page.adapter, page.beside, page.picked, page.listed]
-    writing: dict[str, Any] = {**QUIET, "concurrency_limit": 8, "concurrency_id": "chat"}
+    writing: dict[str, Any] = {**QUIET, **ANSWERING}
     page.box.submit(events.send, [page.box, *asking], shown, **writing)
     page.chat.example_select(events.send_example, asking, shown, **writing)
     page.chat.retry(events.retry, asking, shown, **writing)

@@ -15,7 +15,7 @@ from studio.ui.classify.events import ClassifyEvents
 from studio.ui.classify.form import EXAMPLES, NAMES, NO_COLUMN, OWN, PRESETS, Form, template_name
 from studio.ui.common import browser
 from studio.ui.common.handed_draft import handed_draft
-from studio.ui.common.listeners import AT_ONCE, QUIET
+from studio.ui.common.listeners import AT_ONCE, CLASSIFYING, QUIET
 from studio.ui.common.picked_adapter import NONE
 from studio.ui.routing.routing_panel import nothing, routing_panel
 from studio.ui.server.scripts import mounting
@@ -189,7 +189,7 @@ def _wire_texts(page: _Page, events: ClassifyEvents) -> None:
     # while texts are classified gets an error, which Gradio would drop silently.
     working: dict[str, Any] = {
         "fn": events.classify, "inputs": [page.box, *page.form()], "outputs": shown, "preprocess": False,
-        "concurrency_limit": 8, "concurrency_id": "classify", "trigger_mode": "multiple", **QUIET,
+        **CLASSIFYING, "trigger_mode": "multiple", **QUIET,
     }  # fmt: skip
     idle: dict[str, Any] = {"fn": lambda: gr.update(interactive=False), "inputs": None, "outputs": page.stop, **AT_ONCE}
     gr.on([page.box.submit, page.go.click], **working).then(**idle)

@@ -28,6 +28,7 @@ from studio.errors import StudioError
 from studio.ui.chat.conversation import Answer, Conversation, append_assistant, append_user, checked_text
 from studio.ui.chat.sampling_form import read_sampling
 from studio.ui.classify.form import split_texts
+from studio.ui.common.listeners import ANSWERING, CLASSIFYING
 from studio.ui.common.shown_errors import shows_errors
 
 if TYPE_CHECKING:
@@ -37,14 +38,9 @@ if TYPE_CHECKING:
 
 NEW_TOKENS = 256
 ROUTED_TOKENS = 2048
-"""A text is read as a whole, also if its client leaves meanwhile."""
+"""Longest text for /routing: it is read in one piece, which a disconnect does not stop."""
 INTERVAL_S = 0.1
 """Seconds between two parts of a streamed answer."""
-SHARED: dict[str, dict[str, Any]] = {
-    "chat": {"concurrency_id": "chat", "concurrency_limit": 8},
-    "classify": {"concurrency_id": "classify", "concurrency_limit": 8},
-}
-"""The limits of the page's own events, which the API shares."""
 
 
 # Clients print the text of an error; nothing inserts it as HTML.
@@ -54,9 +50,9 @@ _raises_errors = partial(shows_errors, written=str)
 def add_api(engine: Engine) -> None:
     """Add the three endpoints to the page that is being built."""
     api = Api(engine)
-    gr.api(api.chat, api_name="chat", **SHARED["chat"])
-    gr.api(api.classify, api_name="classify", **SHARED["classify"])
-    gr.api(api.routing, api_name="routing", **SHARED["classify"])
+    gr.api(api.chat, api_name="chat", **ANSWERING)
+    gr.api(api.classify, api_name="classify", **CLASSIFYING)
+    gr.api(api.routing, api_name="routing", **CLASSIFYING)
 
 
 class Api:
@@ -89,8 +85,8 @@ class Api:
             answers are ahead in the queue, the model and the notices.
         """
         conversation = append_user(_conversation(history or [], checked_text(system, "system prompt")), message)
-        values = {**defaults(Sampling), "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        sampling = read_sampling(*({**values, "stop": ""}).values())
+        changed = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        sampling = read_sampling(*(defaults(Sampling) | changed).values())
         answer: dict[str, Any] = {"text": "", "finish": "", "new_tokens": 0, "ahead": 0, "notices": []}
         answer["model"] = self.engine.status().model_id
         events, due_at = self.engine.generate(conversation.messages(), sampling), 0.0
@@ -176,13 +172,11 @@ def _conversation(history: Any, system: str) -> Conversation:
     conversation = Conversation(system)
     if not isinstance(history, list) or len(history) % 2:
         raise StudioError("history must be a list of messages that ends with an answer of the assistant.")
-    for number, message in enumerate(history):
-        role, content = ("user", "assistant")[number % 2], message.get("content") if isinstance(message, dict) else None
+    for number, message in enumerate(history, start=1):
+        role = ("assistant", "user")[number % 2]
         if not isinstance(message, dict) or message.get("role") != role:
-            raise StudioError(f"Message {number + 1} of history must have the role {role!r}: they alternate.")
-        if role == "user":
-            conversation = append_user(conversation, checked_text(content, f"message {number + 1} of history"))
-        else:
-            text = checked_text(content, f"message {number + 1} of history")
-            conversation = append_assistant(conversation, text, Answer())
+            raise StudioError(f"Message {number} of history must have the role {role!r}: they alternate.")
+        text = checked_text(message.get("content"), f"message {number} of history")
+        is_user = role == "user"
+        conversation = append_user(conversation, text) if is_user else append_assistant(conversation, text, Answer())
     return conversation

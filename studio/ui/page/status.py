@@ -37,7 +37,7 @@ class StatusLine:
     """The components. `actions` belongs below the masthead: it is shown while there is something to do."""
 
     def __init__(self, engine: Engine) -> None:
-        # What is built here is the same for every visitor, however old, so it says nothing about the model.
+        # Built once for all visitors, so it must not show the state of the model.
         self.line = gr.HTML(banner(CONNECTING), elem_id="status", js_on_load=None)
 
     def add_actions(self, engine: Engine, jobs: Jobs) -> None:
@@ -59,7 +59,7 @@ class StatusLine:
             return [now, gr.update(visible=any(offered)), *(gr.update(visible=visible) for visible in offered)]
 
         shown = [self.line, row, cancel, retry, back]
-        # The timer rests in a hidden tab, which would otherwise keep a Space with a GPU awake, and its bill growing.
+        # Gradio stops the timer in a hidden tab; otherwise an open page would keep a paid Space awake.
         gr.on([page().load, gr.Timer(1.5).tick], poll, self.line, shown, **AT_ONCE)
         for button, act in (
             (cancel, engine.loader.cancel),

@@ -29,9 +29,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run
 from tests.builders.ports import free_port
 from tests.builders.waiting import until
 
@@ -74,10 +73,7 @@ class Space:
 
     def trained(self, owner: str) -> str:
         """Add a run that has trained an adapter, and return its id."""
-        store = RunStore(self.home)
-        run = store.create(Recipe.from_settings({"model": str(self.model)}), "pirate", owner=owner)
-        make_adapter(self.model, run.adapter, seed=1)
-        store.finish(run.id, "done")
+        run = finished_run(self.model, store=RunStore(self.home), name="pirate", owner=owner)
         if os.geteuid() == 0:
             for path in (run.folder, *run.folder.rglob("*")):
                 os.chown(path, USER, USER)
@@ -191,7 +187,7 @@ class _Front:
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate of its own signature, and its key."""
+    """Write a self-signed certificate, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)])
     now = datetime.datetime.now(datetime.UTC)

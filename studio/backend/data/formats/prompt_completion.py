@@ -11,11 +11,13 @@ from studio.backend.data.turns import conversation, has_keys, turns
 SOURCES = ("document", "article", "dialogue", "text")
 SUMMARIES = ("summary", "highlights")
 CONTEXT = ("context", "passage")
+ROLES = {"prompt": "user", "completion": "assistant"}
 
 
 def messages(cells: Cells) -> Messages:
-    if _is_list(cells, "prompt") or _is_list(cells, "completion"):
-        return _conversation(cells)
+    lists = {key: _is_list(cells, key) for key in ROLES}
+    if any(lists.values()):
+        return _conversation(cells, lists)
     prompt = "\n\n".join(filter(None, (optional_text(cells, "context"), needed_text(cells, "prompt"))))
     return answered(cells, prompt, needed_text(cells, "completion"))
 
@@ -44,12 +46,11 @@ def _is_list(cells: Cells, key: str) -> bool:
     return cell.lstrip()[:2] in ("[{", "[ ", "[\n") and has_keys(cells, key, {"role", "content"})
 
 
-def _conversation(cells: Cells) -> Messages:
+def _conversation(cells: Cells, lists: dict[str, bool]) -> Messages:
     """Return the messages of a prompt and a completion that are lists of messages, or one of them a text."""
-    roles = (("prompt", "user"), ("completion", "assistant"))
     found = [
-        turns(cells, key) if _is_list(cells, key) else [{"role": role, "content": needed_text(cells, key)}]
-        for key, role in roles
+        turns(cells, key) if lists[key] else [{"role": role, "content": needed_text(cells, key)}]
+        for key, role in ROLES.items()
     ]
     return conversation([*found[0], *found[1]], "completion", system=optional_text(cells, "system"))
 

@@ -10,7 +10,6 @@ import typer
 from huggingface_hub import constants
 
 from studio.backend.chat.engine import Engine
-from studio.backend.recipe import Recipe
 from studio.backend.system import process
 from studio.backend.training.queue import Jobs
 from studio.cli import main as cli
@@ -21,7 +20,7 @@ from studio.ui.finetune.handlers import FinetuneHandlers
 from studio.ui.finetune.pushing import Account, account_of
 from studio.ui.page.layout import build
 from studio.ui.server import sign_in
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run
 from tests.builders.fake_hub import REPO, FakeHub, hub_here
 from tests.builders.toy_folder import toy_folder
 
@@ -45,10 +44,7 @@ def handlers(tmp_path, monkeypatch) -> FinetuneHandlers:
 
 @pytest.fixture
 def run(handlers, tmp_path):
-    store, base = handlers.jobs.store, toy_folder(tmp_path / "toy")
-    made = store.create(Recipe.from_settings({"model": str(base)}), "pirate")
-    make_adapter(base, made.adapter, 1)
-    return store.finish(made.id, "done")
+    return finished_run(toy_folder(tmp_path / "toy"), store=handlers.jobs.store, name="pirate")
 
 
 def pushed(handlers: FinetuneHandlers, run, repo: str = "pirate", public: bool = False) -> str:

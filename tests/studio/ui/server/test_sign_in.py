@@ -31,7 +31,7 @@ from studio.ui.page.layout import build, launch_settings
 from studio.ui.server import sign_in
 from studio.ui.server.cookies import Visitors
 from studio.ui.server.identity import secret
-from tests.builders.adapters import make_adapter
+from tests.builders.adapters import finished_run
 from tests.builders.fake_hub import FakeHub, hub_here
 from tests.builders.ports import free_port
 from tests.builders.toy_folder import toy_folder
@@ -111,10 +111,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def exported(store: RunStore, base: Path, owner: str) -> Run:
-    run = store.create(Recipe.from_settings({"model": str(base)}), "pirate", owner=owner)
-    make_adapter(base, run.adapter, 1)
+    run = finished_run(base, store=store, name="pirate", owner=owner)
     kept.make(store, run.id, "adapter")
-    return store.finish(run.id, "done")
+    return run
 
 
 @pytest.fixture
