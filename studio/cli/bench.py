@@ -25,12 +25,13 @@ def bench_generate(
     new_tokens: int = 128,
     threads: int = 2,
     repeats: int = 3,
+    busy: Annotated[int, typer.Option(help="Other processes that keep a core busy meanwhile.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Benchmark prefill and decode of the studio, transformers and, if installed, llama.cpp."""
+    """Benchmark prefill and decode of the studio, transformers and, if installed, llama.cpp and OpenVINO GenAI."""
     from studio.backend.bench.report import generate, table
 
-    report = generate(model, weights or ["bf16", "nf4"], prompt_tokens, new_tokens, threads, repeats, shape)
+    report = generate(model, weights or ["bf16", "nf4"], prompt_tokens, new_tokens, threads, repeats, shape, busy)
     print(json.dumps(report) if as_json else table(report))
 
 

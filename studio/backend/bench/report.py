@@ -11,7 +11,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from studio.backend.bench import shapes
+from studio.backend.bench import peers, shapes
 from studio.backend.models import catalog, starter
 from studio.errors import StudioError
 
@@ -36,6 +37,7 @@ COLUMNS = {
     "weights": "weights",
     "prefill_tok_s": "prefill tok/s",
     "decode_tok_s": "decode tok/s",
+    "first_tok_s": "first run tok/s",
     "ttft_s": "first token s",
     "train_tok_s": "train tok/s",
     "rows_s": "texts/s",
@@ -62,11 +64,13 @@ def generate(
     threads: int,
     repeats: int,
     shape: str | None = None,
+    busy: int = 0,
 ) -> Report:
     """Benchmark one prompt and greedy decoding, one sequence at a time, on a GPU if there is one.
 
     Args:
         shape: use random weights of a released model's shape (`shapes.SHAPES`) instead of a model.
+        busy: number of other processes that keep a core busy meanwhile.
 
     Raises:
         StudioError: weights, model or shape are unknown, or a system did not finish.
@@ -78,12 +82,14 @@ def generate(
         "new_tokens": new_tokens,
         "threads": threads,
         "repeats": repeats,
+        "busy": busy,
     }
     systems = PEERS if shape else [*STUDIO, "transformers"]
     runs = [(system, kind) for kind in _known(weights) for system in systems]
-    if find_spec("llama_cpp") and shape is None and model_id == "starter":
-        runs.append(("llama.cpp", "q4_1"))
-    return _report(work, runs, model_id, shape)
+    if shape is None and model_id == "starter":
+        runs += [(system, "q4_1") for system, (package, _) in peers.PEERS.items() if find_spec(package)]
+    with _busy_cores(busy):
+        return _report(work, runs, model_id, shape)
 
 
 def load(model_id: str, weights: list[str], threads: int, repeats: int, shape: str | None = None) -> Report:
@@ -152,8 +158,8 @@ def _report(work: dict[str, Any], runs: list[tuple[str, str]], model_id: str, sh
         rows = [_run(system, kind, Path(), {**work, "shape": shape}) for system, kind in runs]
         return {"machine": machine(), "work": work, "rows": rows}
     path = catalog.prepare(model_id, _silent)
-    gguf = starter.dense_gguf(path.parent, _silent) if any(system == "llama.cpp" for system, _ in runs) else path
-    rows = [_run(system, kind, gguf if system == "llama.cpp" else path, work) for system, kind in runs]
+    gguf = starter.dense_gguf(path.parent, _silent) if any(system in peers.PEERS for system, _ in runs) else path
+    rows = [_run(system, kind, gguf if system in peers.PEERS else path, work) for system, kind in runs]
     return {"machine": machine(), "work": work, "rows": rows}
 
 
@@ -177,6 +183,17 @@ def _run(system: str, dtype: str, path: Path, work: dict[str, Any]) -> Row:
             raise StudioError(f"{system} in {dtype} {why}")
         return {"system": system, "weights": dtype, "note": why}
     return {"system": system, "weights": dtype, **json.loads(process.stdout.splitlines()[-1])}
+
+
+@contextmanager
+def _busy_cores(count: int) -> Iterator[None]:
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def machine() -> dict[str, Any]:

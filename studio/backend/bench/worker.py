@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studio.backend.bench import shapes, training
+from studio.backend.bench import peers, shapes, training
+from studio.backend.bench.peers import Timed
+from studio.backend.models import starter
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "nf4": torch.bfloat16}
 Work = dict[str, Any]
-# Seconds of the prefill and of each decode step. The first step may still capture a graph or allocate a buffer.
-Timed = tuple[float, list[float]]
 
 
 def main(work: Work) -> dict[str, Any]:
@@ -35,13 +35,11 @@ def main(work: Work) -> dict[str, Any]:
 
         speeds = classifying.classify(work, DTYPES[work["weights"]], device(), synchronize)
         return {**speeds, "peak_gib": peak_gib()}
-    if work["system"] == "llama.cpp":
-        return bench_llama_cpp(work)
+    if work["system"] in peers.PEERS:
+        return bench_peer(work)
     model, _ = load_model(work)
     once, note = {"transformers": stock}.get(work["system"], ours)(model, work)
-    once()  # warm-up: compiles, allocates buffers
-    runs = [once() for _ in range(work["repeats"])]
-    speeds, peak = figures(runs, work), peak_gib()
+    speeds, peak = speeds_of(once, work), peak_gib()
     floor_s = bytes_per_token(model.config, work) / copy_bandwidth()
     return {**speeds, "bandwidth": round(floor_s * speeds["decode_tok_s"], 2), "peak_gib": peak, "note": note()}
 
@@ -188,24 +186,11 @@ def compile_now(decoder: Any, length: int) -> str:
     return f"compiled in {time.perf_counter() - started:.0f} s"
 
 
-def bench_llama_cpp(work: Work) -> dict[str, Any]:
-    """Benchmark the dense twin in llama.cpp, with the 4-bit weights that the starter was made from."""
-    from llama_cpp import Llama
-
-    model = Llama(work["path"], n_ctx=2048, n_threads=work["threads"], n_threads_batch=work["threads"], verbose=False)
-    prompt = prompt_ids(model.n_vocab(), work)
-
-    def read(ids: list[int]) -> Tensor:
-        model.eval(ids)
-        return torch.from_numpy(model.scores[model.n_tokens - 1 : model.n_tokens])
-
-    def once() -> Timed:
-        model.reset()
-        return timed(lambda ids: read(ids[0].tolist()), lambda token: read([token]), prompt, work["new_tokens"])
-
-    once()
-    runs = [once() for _ in range(work["repeats"])]
-    return {**figures(runs, work), "peak_gib": peak_gib(), "note": "the dense twin"}
+def bench_peer(work: Work) -> dict[str, Any]:
+    _, prepare = peers.PEERS[work["system"]]
+    vocab_size = json.loads((starter.path() / "config.json").read_text())["vocab_size"]  # as the dense twin's
+    once = prepare(work["path"], prompt_ids(vocab_size, work)[0].tolist(), work["new_tokens"], work["threads"])
+    return {**speeds_of(once, work), "peak_gib": peak_gib(), "note": "the dense twin"}
 
 
 @torch.no_grad()
@@ -221,6 +206,13 @@ def timed(prefill: Callable[[Tensor], Tensor], step: Callable[[int], Tensor], pr
         logits = step(int(logits.argmax()))
         steps.append(time.perf_counter() - start)
     return prefill_s, steps
+
+
+def speeds_of(once: Callable[[], Timed], work: Work) -> dict[str, float]:
+    """Return the median figures, and the decoding speed of the first run, which allocates, captures or compiles."""
+    first = once()
+    runs = [once() for _ in range(work["repeats"])]
+    return {**figures(runs, work), "first_tok_s": figures([first], work)["decode_tok_s"]}
 
 
 def figures(runs: list[Timed], work: Work) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -41,6 +42,31 @@ def test_a_row_says_its_share_of_the_bandwidth(work, monkeypatch, weights):
     model, _ = worker.load_model({**work, "weights": weights})
     limit = 1e6 / worker.bytes_per_token(model.config, {**work, "weights": weights})
     assert row["bandwidth"] == pytest.approx(row["decode_tok_s"] / limit, abs=0.01)
+
+
+def test_a_row_of_a_peer(work, tmp_path, monkeypatch):
+    """Its first run is told apart: 2 tokens in 4 s, then in 1 s."""
+    asked, runs = [], iter([(3.0, [2.0, 2.0]), (3.0, [0.5, 0.5]), (3.0, [0.5, 0.5])])
+
+    def prepare(*arguments):
+        asked.append(arguments)
+        return lambda: next(runs)
+
+    monkeypatch.setattr(worker.starter, "path", lambda: toy_folder(tmp_path / "toy"))
+    monkeypatch.setitem(worker.peers.PEERS, "OpenVINO", ("openvino_genai", prepare))
+    row = worker.main({**work, "system": "OpenVINO", "path": "x.gguf", "new_tokens": 2, "repeats": 2})
+    assert (row["prefill_tok_s"], row["decode_tok_s"], row["first_tok_s"], row["ttft_s"]) == (2.0, 2.0, 0.5, 3.5)
+    ((path, prompt, *rest),) = asked
+    assert path == "x.gguf" and len(prompt) == 6 and rest == [2, 1]
+
+
+def test_busy_cores_are_busy_meanwhile(work, monkeypatch):
+    here = psutil.Process()
+    monkeypatch.setattr(bench, "_run", lambda *arguments: {"children": len(here.children())})
+    before = len(here.children())
+    report = bench.generate("starter", ["bf16"], 6, 4, 1, 1, shape="toy", busy=2)
+    assert [row["children"] - before for row in report["rows"]] == [2, 2] and report["work"]["busy"] == 2
+    assert len(here.children()) == before
 
 
 @pytest.mark.parametrize("weights", ["bf16", "nf4"])
