@@ -278,11 +278,14 @@ def resolve(name_or_path: str | Path) -> Path:
         return SAMPLES[str(name_or_path)]
     if hub_dataset.is_reference(name_or_path):
         return hub_dataset.fetch(str(name_or_path))
-    path = Path(name_or_path)
+    given, problem = str(name_or_path), "There is no file"
     with suppress(OSError):  # the name is too long for the file system
-        if path.is_file():
-            return path
-    raise StudioError(f"There is no file {str(path)[:200]!r}. Give its path, or a sample: {', '.join(SAMPLES)}.")
+        if Path(given).is_file():
+            return Path(given)
+        if Path(given).is_dir():
+            problem = "A folder can't be read:"
+    problem = f"{problem} {given[:200]!r}." if given else "No data is given."
+    raise StudioError(f"{problem} Give the path of a file, or a sample: {', '.join(SAMPLES)}.")
 
 
 def settings_of(recipe: Recipe) -> DataSettings:

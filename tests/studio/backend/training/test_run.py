@@ -391,7 +391,9 @@ def test_rows_that_are_all_too_long_are_refused_before_a_model_is_loaded(setting
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"data": "nowhere.csv"}, "There is no file"),
+        ({"data": "nowhere.csv"}, "There is no file 'nowhere.csv'"),
+        ({"data": "recipes"}, "A folder can't be read: 'recipes'"),
+        ({"data": ""}, "No data is given. Give the path of a file, or a sample: devils-dictionary, identity"),
         ({"model": "nothing"}, "There is no model"),
         ({"format": "odd"}, "format must be one of"),
     ],
