@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from jetmoe.interventions import Intervention
 from jetmoe.models.jetmoe import (
     JetMoeForCausalLM,
     JetMoeForSequenceClassification,
@@ -35,6 +36,7 @@ _register(JetMoeConfig, JetMoeModel, JetMoeForCausalLM, JetMoeForSequenceClassif
 _register(OlmoeConfig, OlmoeModel, OlmoeForCausalLM, OlmoeForSequenceClassification)
 
 __all__ = [
+    "Intervention",
     "JetMoeConfig",
     "JetMoeForCausalLM",
     "JetMoeForSequenceClassification",

@@ -48,6 +48,12 @@ def is_wrapped(module: nn.Module) -> bool:
     return "base_layer" in module._modules
 
 
+def unwrapped(module: nn.Module) -> Any:
+    while is_wrapped(module):
+        module = module.base_layer  # type: ignore[assignment]
+    return module
+
+
 def why_not_split(module: nn.Module) -> str:
     """Return why only PEFT's own forward computes the wrapped module, or "" if it is plain LoRA without hooks."""
     layer: Any = module

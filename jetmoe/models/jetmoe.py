@@ -20,6 +20,7 @@ from jetmoe.classification import MoeForSequenceClassification
 from jetmoe.experts.assignments import Routing, collect, combine, few_tokens, permute, repeat_tokens
 from jetmoe.experts.experts import LinearExperts, call_experts, feed_forward
 from jetmoe.experts.products import Product, chosen_product, dispatched_product, sorted_product
+from jetmoe.experts.router import Router
 from jetmoe.linear import project, project_in_fp32
 from jetmoe.modeling import MoeForCausalLM, MoeModel, MoePreTrainedModel
 from jetmoe.models.jetmoe_config import JetMoeConfig
@@ -57,6 +58,9 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
         transformed, moe = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + transformed, attentions, moa.logits, moa.experts, moe.logits, moe.experts
 
+    def routers(self) -> tuple[Router, ...]:
+        return self.self_attention.experts.router, self.mlp.router
+
     def parts(self) -> LayerParts:
         attention, mlp = self.self_attention, self.mlp
         moa = attention.experts
@@ -64,6 +68,7 @@ class JetMoeDecoderLayer(GradientCheckpointingLayer):
             attention=attention,
             activation=self.config.activation_function,
             attention_norm=self.input_layernorm,
+            changes=tuple(router.change for router in self.routers()),
             attention_router=Part(moa.router.layer),
             query=Part(moa.input_linear),
             projections=(Part(attention.kv_proj),),
@@ -169,7 +174,7 @@ class RouterOutput(NamedTuple):
     gates: Tensor  # [T, K], in the dtype of the tokens
 
 
-class JetMoeRouter(nn.Module):
+class JetMoeRouter(Router):
     """Select K of E experts. The gates are a softmax over the selected logits only.
 
     Logits are in fp32: those of bf16 would break the ties between the slots of an upcycled model.
@@ -181,9 +186,9 @@ class JetMoeRouter(nn.Module):
         self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
 
     def forward(self, tokens: Tensor) -> RouterOutput:
-        logits = project_in_fp32(self.layer, tokens)  # [T, E]
-        picked, experts = logits.topk(self.top_k, dim=-1)  # [T, K]
-        return RouterOutput(logits, experts, picked.softmax(dim=-1).to(tokens.dtype))
+        logits = self.biased(project_in_fp32(self.layer, tokens))  # [T, E]
+        picked, experts = self.select(logits)  # [T, K]
+        return RouterOutput(logits, experts, self.scaled(picked.softmax(dim=-1), experts).to(tokens.dtype))
 
 
 class JetMoePreTrainedModel(MoePreTrainedModel):

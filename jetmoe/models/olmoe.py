@@ -21,9 +21,10 @@ from jetmoe.classification import MoeForSequenceClassification
 from jetmoe.config import MoeConfig
 from jetmoe.experts.assignments import Routing
 from jetmoe.experts.experts import NO_LOW_RANKS, GatedExperts, LowRanks, call_experts
+from jetmoe.experts.router import Router
 from jetmoe.families import Family, Targets, register
 from jetmoe.linear import add_low_rank, product, project, wide, wide_dtype
-from jetmoe.low_rank import is_wrapped, split_adapters, why_not_split
+from jetmoe.low_rank import is_wrapped, split_adapters, unwrapped, why_not_split
 from jetmoe.modeling import MoeForCausalLM, MoeModel, MoePreTrainedModel
 from jetmoe.native.parts import LayerParts, Part
 from jetmoe.norm import RMSNorm
@@ -171,11 +172,15 @@ class OlmoeDecoderLayer(GradientCheckpointingLayer):
         transformed, routing = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + transformed, attentions, routing.logits, routing.experts
 
+    def routers(self) -> tuple[Router, ...]:
+        return (unwrapped(self.mlp.gate),)
+
     def parts(self) -> LayerParts:
         attention, experts = self.self_attn, self.mlp.experts
         return LayerParts(
             attention=attention,
             activation=self.config.hidden_act,
+            changes=tuple(router.change for router in self.routers()),
             attention_norm=self.input_layernorm,
             projections=(Part(attention.q_proj), Part(attention.k_proj), Part(attention.v_proj)),
             query_norm=attention.q_norm,
@@ -243,7 +248,7 @@ class OlmoeMoE(nn.Module):
         return call_experts(self.experts, tokens, routing).view_as(hidden), routing
 
 
-class OlmoeRouter(nn.Module):
+class OlmoeRouter(Router):
     """Select K of E experts. The gates are their probabilities, which sum to less than 1 unless `norm_topk_prob`."""
 
     def __init__(self, config: OlmoeConfig) -> None:
@@ -257,10 +262,11 @@ class OlmoeRouter(nn.Module):
         with no_autocast(tokens):
             rows = wide(tokens)
             logits = add_low_rank(product(self.weight.to(rows.dtype), rows), low_ranks.get("weight"), rows)
-        picked, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)  # [T, K]
+        logits = self.biased(logits)  # [T, E]
+        picked, experts = self.select(logits.softmax(dim=-1))  # [T, K]
         if self.norm_topk_prob:
             picked = picked / picked.sum(dim=-1, keepdim=True)
-        return logits, experts, picked.to(tokens.dtype)
+        return logits, experts, self.scaled(picked, experts).to(tokens.dtype)
 
 
 def _call_router(router: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from jetmoe.attention import frequencies
 from jetmoe.experts.experts import Experts
+from jetmoe.experts.router import RouterChange
 from jetmoe.low_rank import LowRank, is_hooked, is_wrapped, split_adapters, why_not_split
 from jetmoe.modeling import MoeForCausalLM
 from jetmoe.native import structs
@@ -134,6 +135,10 @@ class Description:
             gate_up=self._linear(parts.gate_up),
             down=self._linear(parts.down),
         )
+        if (change := parts.changes[-1]) is not None:
+            layer.change = self._change(change)
+        if parts.attention_router is not None and (change := parts.changes[0]) is not None:
+            layer.attention_change = self._change(change)
         for i, part in enumerate(parts.projections):
             layer.projections[i] = self._linear(part)
         return layer
@@ -163,6 +168,10 @@ class Description:
         linear.low_rank_kind, linear.rank, linear.scaling = KINDS[A.dtype], A.shape[1], low_rank.scaling
         linear.A, linear.B = A.data_ptr(), B.data_ptr()
         self._largest_rank = max(self._largest_rank, linear.rank)
+
+    def _change(self, change: RouterChange) -> structs.Change:
+        rows = (self._keep(row).data_ptr() for row in (change.bias, change.scale, change.forced))
+        return structs.Change(*rows)
 
     def _norm(self, norm: RMSNorm | None) -> int:
         return 0 if norm is None else self._numbers(norm.weight)

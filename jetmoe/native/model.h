@@ -7,12 +7,19 @@
 
 enum { MAX_PROJECTIONS = 3, MAX_PRODUCTS = 4 }; /* of a layer; of a stage */
 
+/* What an intervention changes in a router. */
+typedef struct {
+    const float *biases, *scales; /* [E], of logits and gates; or NULL */
+    const uint8_t *forced;        /* [E] */
+} Change;
+
 typedef struct {
     const float *attention_norm, *feed_forward_norm; /* [D] */
     const float *query_norm, *key_norm;              /* [H * G * C], [H * C], or NULL */
     Linear projections[MAX_PROJECTIONS];             /* of queries (unless experts have them), keys and values */
     Linear attention_router, query, output;          /* without attention experts: no rows in the first two */
     Linear router, gate_up, down;
+    Change attention_change, change;
     void *keys, *values; /* [H, cache_size, C] */
     int64_t *length;     /* filled positions of the cache */
 } Layer;

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from jetmoe.attention import GroupedAttention
+from jetmoe.experts.router import RouterChange
 from jetmoe.norm import RMSNorm
 
 
@@ -31,6 +32,8 @@ class LayerParts(NamedTuple):
     router: Part
     gate_up: Part
     down: Part
+    changes: tuple[RouterChange | None, ...]
+    """Of the routers, in the order of their kinds."""
     attention_router: Part | None = None
     query: Part | None = None
     """Query projections of attention experts; their output projections are `output`."""

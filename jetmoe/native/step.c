@@ -69,23 +69,38 @@ static void add_expert_product(Run *r, const Linear *linear, Vector input, bool 
     r->products[r->count++] = (Product){linear, m->experts, m->K, input, shared, m->inner, result};
 }
 
+static void exchange(int32_t *first, int32_t *second)
+{
+    int32_t kept = *first;
+    *first = *second;
+    *second = kept;
+}
+
 /* Selects the K largest logits, the first of equal ones, and records them. */
-static void select_experts(Run *r)
+static void select_experts(Run *r, const Change *change)
 {
     const Model *m = r->model;
-    const float *logits = r->present_logits;
-    float sum = 0.0f;
+    float *logits = r->present_logits, sum = 0.0f;
+    const uint8_t *forced = change->biases ? change->forced : NULL;
+    for (long e = 0; e < m->E && change->biases; e++)
+        logits[e] += change->biases[e];
     for (long k = 0; k < m->K; k++) {
         long best = -1;
         for (long e = 0; e < m->E; e++) {
             bool is_taken = false;
             for (long j = 0; j < k; j++)
                 is_taken |= m->experts[j] == e;
-            if (!is_taken && (best < 0 || logits[e] > logits[best]))
+            bool is_larger = best < 0 || logits[e] > logits[best];
+            if (forced && best >= 0 && forced[e] != forced[best])
+                is_larger = forced[e];
+            if (!is_taken && is_larger)
                 best = e;
         }
         m->experts[k] = (int32_t)best;
     }
+    for (long i = 1; i < m->K && forced; i++) /* the largest first */
+        for (long j = i; j > 0 && logits[m->experts[j]] > logits[m->experts[j - 1]]; j--)
+            exchange(m->experts + j, m->experts + j - 1);
     for (long k = 0; k < m->K; k++)
         sum += m->gates[k] = expf(logits[m->experts[k]] - logits[m->experts[0]]);
     if (!m->gates_sum_to_one) {
@@ -95,6 +110,8 @@ static void select_experts(Run *r)
     }
     for (long k = 0; k < m->K; k++)
         m->gates[k] /= sum;
+    for (long k = 0; k < m->K && change->scales; k++)
+        m->gates[k] *= change->scales[m->experts[k]];
     if (r->router_logits) {
         for (long k = 0; k < m->K; k++)
             r->router_experts[k] = (uint8_t)m->experts[k];
@@ -125,7 +142,7 @@ static void prepare_inputs(Run *r)
 static void prepare_queries(Run *r)
 {
     if (r->layer->attention_router.rows) {
-        select_experts(r);
+        select_experts(r, &r->layer->attention_change);
         add_expert_product(r, &r->layer->query, r->model->normed, true, r->model->projected);
     }
 }
@@ -251,7 +268,7 @@ static void prepare_router(Run *r)
 
 static void prepare_gate_up(Run *r)
 {
-    select_experts(r);
+    select_experts(r, &r->layer->change);
     add_expert_product(r, &r->layer->gate_up, r->model->normed, true, NULL);
 }
 

@@ -20,11 +20,16 @@ class Vector(ctypes.Structure):
     _fields_ = [("wide", POINTER), ("narrow", POINTER)]
 
 
+class Change(ctypes.Structure):
+    _fields_ = [(name, POINTER) for name in ("biases", "scales", "forced")]
+
+
 class Layer(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("attention_norm", "feed_forward_norm", "query_norm", "key_norm")),
         ("projections", Linear * MAX_PROJECTIONS),
         *((name, Linear) for name in ("attention_router", "query", "output", "router", "gate_up", "down")),
+        *((name, Change) for name in ("attention_change", "change")),
         *((name, POINTER) for name in ("keys", "values", "length")),
     ]
 

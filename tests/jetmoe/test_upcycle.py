@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from jetmoe import JetMoeConfig, JetMoeForCausalLM, RoutingRecorder
+from jetmoe import Intervention, JetMoeConfig, JetMoeForCausalLM, RoutingRecorder
 from jetmoe import upcycle as upcycling
 from jetmoe.gguf_tokenizer import tokenizer_from_metadata
 from jetmoe.loading.checkpoint import CheckpointError
@@ -163,6 +163,22 @@ def test_every_token_takes_all_slots_of_one_replica():
     groups = trace.groups[trace.experts]  # [L, N, T, K]
     assert (groups == groups[..., :1]).all() and len(set(groups.flatten())) > 1
     assert abs(trace.gates.astype(float) - 1 / 3).max() < 1e-3
+
+
+def test_a_masked_replica_changes_nothing_and_a_masked_slot_does():
+    dense = toy()
+    weights, config = dense_to_jetmoe(dense.state_dict(), dense.config, random_rows(dense.config, 4))
+    model = JetMoeForCausalLM(JetMoeConfig(**config)).eval()
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    ids, change = torch.randint(1, 97, (1, 60)), Intervention(model.config)
+    replica = [expert for expert, group in enumerate(model.config.groups) if group == 0]
+    with torch.no_grad():
+        before = model(ids).logits
+        with change.mask(replica).on(model):
+            assert relative_error(model(ids).logits, before) < 1e-5
+        with change.mask(replica[:1]).on(model):
+            assert relative_error(model(ids).logits, before) > 1e-2
 
 
 def test_router_inputs_are_those_of_the_twin():
