@@ -218,9 +218,9 @@ class FinetuneHandlers(Owned):
             case "resume":
                 if limits := demo.limits():  # the run may be from before, or from another model's days
                     limits.check_recipe(run.recipe(), self._model_ids())
-                self.jobs.resume(run.id)
+                step = self.jobs.resume(run.id).step
                 stay = "" if self.jobs.begins else f" {STAY}"
-                return f"“{run.name}” is in the queue and resumes from its last checkpoint.{stay}"
+                return f"“{run.name}” is in the queue and resumes from {f'step {step}' if step else 'its start'}.{stay}"
             case "delete":
                 self.jobs.delete(run.id)
                 return f"“{run.name}” and its files were deleted."
