@@ -237,7 +237,7 @@ class ChatHandlers(Owned):
         """Stream the answer. If there is none, restore `before`, and put `sent` back into the text box."""
         with self.running.answer(session) as run:
             box = busy("" if sent is not None else None)
-            yield asked.sides()._replace(stored=talk.to_json(asked.conversation), box=box, stats=None, base_stats=None)
+            yield asked.sides()._replace(stored=talk.to_json(asked.conversation), box=box)
             try:
                 for asked, shown in self._drafts(asked, run):  # noqa: B007, B020
                     yield shown

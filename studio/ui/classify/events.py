@@ -82,7 +82,9 @@ class ClassifyEvents:
             yield _texts(now)
 
     @shows_errors
-    def fill(self, number: Any) -> tuple[Any, ...]:
+    def fill(self, request: gr.Request, number: Any) -> tuple[Any, ...]:
+        """Fill in an example, which is then classified instead of what is being classified now."""
+        self.handlers.of(request).stop(browser.session(request), discard=True)
         if type(number) is not int or not 0 <= number < len(EXAMPLES):
             raise StudioError("There is no such example. Reload the page.")
         example = EXAMPLES[number]
@@ -91,6 +93,10 @@ class ClassifyEvents:
     @shows_errors
     def stop(self, request: gr.Request) -> None:
         self.handlers.of(request).stop(browser.session(request))
+
+    @shows_errors
+    def idle(self, request: gr.Request) -> Any:
+        return gr.update(interactive=self.handlers.of(request).is_busy(browser.session(request)))
 
     @shows_errors
     def classify_file(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:

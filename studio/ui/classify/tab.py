@@ -191,7 +191,7 @@ def _wire_texts(page: _Page, events: ClassifyEvents) -> None:
         "fn": events.classify, "inputs": [page.box, *page.form()], "outputs": shown, "preprocess": False,
         **CLASSIFYING, "trigger_mode": "multiple", **QUIET,
     }  # fmt: skip
-    idle: dict[str, Any] = {"fn": lambda: gr.update(interactive=False), "inputs": None, "outputs": page.stop, **AT_ONCE}
+    idle: dict[str, Any] = {"fn": events.idle, "inputs": None, "outputs": page.stop, **AT_ONCE}
     gr.on([page.box.submit, page.go.click], **working).then(**idle)
     filled = [page.box, page.labels, page.template_text, page.one_a_line]
     page.examples.click(events.fill, page.examples, filled, **QUIET).success(**working).then(**idle)
