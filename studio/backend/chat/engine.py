@@ -33,7 +33,7 @@ from studio.backend.chat.answer import Answer
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.loading import Change, Loader, silent
-from studio.backend.chat.model_defaults import ModelDefaults, model_defaults
+from studio.backend.chat.model_defaults import NO_DEFAULTS, ModelDefaults, model_defaults
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
 from studio.backend.chat.steps import keep_all
@@ -68,7 +68,7 @@ class EngineStatus:
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
     title: str = ""
     """Name of the model that answers."""
-    defaults: ModelDefaults = ModelDefaults()
+    defaults: ModelDefaults = NO_DEFAULTS
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""
 

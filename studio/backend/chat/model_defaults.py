@@ -31,6 +31,9 @@ class ModelDefaults(NamedTuple):
     """The system prompt that the chat template writes if there is none; empty if it writes none."""
 
 
+NO_DEFAULTS = ModelDefaults()
+
+
 def model_defaults(
     entry: ModelEntry, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> ModelDefaults:

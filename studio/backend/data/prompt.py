@@ -64,7 +64,7 @@ def fit_prompt(
     if len(token_ids) > room:
         raise StudioError(
             f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
-            f"{context_size - room:,} are used by or reserved for the answer. Shorten the message or lower max_new_tokens."
+            f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
         )
     if dropped:
         notices.append(
