@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine, Sampling
 from studio.cli.output import Adapter, Precision, progress_bar
 
+OWN = "Default: the model's own value."
+
 
 def chat(
     model: Annotated[
@@ -27,11 +29,11 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="Answer this message and exit; omit it to chat.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_new_tokens: int = 512,
-    temperature: float = 0.7,
-    top_p: float = 0.9,
-    top_k: int = 50,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.1,
+    temperature: Annotated[float | None, typer.Option(help=f"0 is greedy decoding. {OWN}")] = None,
+    top_p: Annotated[float | None, typer.Option(help=OWN)] = None,
+    top_k: Annotated[int | None, typer.Option(help=OWN)] = None,
+    min_p: Annotated[float | None, typer.Option(help=OWN)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help=OWN)] = None,
     seed: int | None = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
     as_json: Json = False,
@@ -40,7 +42,13 @@ def chat(
     from studio.backend.adapters.find import find
     from studio.backend.chat.engine import Engine, Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, tuple(stop or ()))
+    asked = {
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    given |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ())}
+    Sampling(**given)  # refuses bad values before a model is loaded
     if as_json and prompt is None:
         raise StudioError("--json only works for one message. Pass the message with --prompt.")
     trained = None if adapter is None else find(adapter).model
@@ -51,6 +59,7 @@ def chat(
     if adapter is not None:
         engine.load_adapter(adapter, adapter)
         engine.compile_steps = prompt is None
+    sampling = Sampling(**(engine.status().defaults.sampling | given))
     messages = [{"role": "system", "content": system}] if system else []
     if prompt is None:
         converse(engine, messages, sampling, adapter)

@@ -2,6 +2,7 @@
 
 from playwright.sync_api import Browser, expect
 
+from studio.ui.chat.conversation_file import FORMAT
 from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
 from tests.e2e.studio_page import SLOW, StudioPage, shown_token
@@ -55,6 +56,63 @@ def test_retry_undo_and_edit(studio: StudioPage, steps: Steps):
     studio.page.get_by_label("undo").first.click()
     expect(studio.answers).to_have_count(0)
     expect(studio.box).to_have_value("What is the capital of <b>Italy</b>?")
+
+
+def test_a_cut_answer_goes_on_and_its_variants_are_kept(studio: StudioPage, steps: Steps):
+    steps.allow()
+    studio.set_length(8)
+    options = studio.page.locator("#chat .options")
+    cut = studio.ask_and_wait(QUESTION).partition("\n")[0]
+    studio.retry(steps)
+    options.get_by_role("button", name="‹ Answer 1 of 2").click()
+    expect(studio.answers.last).to_contain_text(cut)
+    steps.hold()
+    options.get_by_role("button", name="Continue").click()
+    expect(studio.stop).to_be_visible()
+    steps.allow()
+    longer = studio.wait().partition("\n")[0]
+    assert longer.startswith(cut) and studio.tokens.count() == 16
+    expect(options.get_by_role("button", name="Answer 2 of 2 ›")).to_be_visible()
+    studio.page.get_by_label("edit").last.click()
+    studio.page.locator("#chat textarea").fill("No, <b>Rome</b>")
+    studio.page.get_by_label("submit").first.click()
+    expect(studio.answers.last).to_contain_text("<b>Rome</b>")
+    expect(studio.page.locator("#stats")).to_contain_text("edited")
+
+
+def test_keys_stop_send_and_edit_and_list_themselves(studio: StudioPage, steps: Steps):
+    page = studio.page
+    studio.set_length(3000)
+    studio.box.fill(LONG)
+    studio.box.press("Control+Enter")
+    studio.let_through(steps, 3)
+    page.keyboard.press("Escape")
+    studio.wait_until_stopped(steps)
+    expect(page.locator("#stats")).to_contain_text("stopped")
+    studio.box.press("?")
+    expect(studio.box).to_have_value("?")
+    studio.box.fill("")
+    studio.box.press("ArrowUp")
+    expect(page.locator("#chat textarea")).to_have_value(LONG)
+    page.get_by_role("tab", name="Chat").focus()
+    page.keyboard.press("?")
+    shown = page.get_by_role("dialog", name="Keyboard shortcuts")
+    expect(shown).to_contain_text("Stop the answer")
+    page.keyboard.press("Escape")
+    expect(shown).to_be_hidden()
+
+
+def test_the_theme_is_remembered_and_formulas_are_drawn(studio: StudioPage):
+    studio.page.get_by_role("button", name="Dark theme").click()
+    studio.open()
+    expect(studio.page.locator("body")).to_have_class("dark")
+    turns = [
+        {"role": "user", "content": r"\(x^2\)"},
+        {"role": "assistant", "content": r"$$\href{javascript:window.__p=1}{y}$$"},
+    ]
+    studio.load({"format": FORMAT, "system": "", "turns": turns})
+    expect(studio.page.locator("#chat .katex")).to_have_count(2)
+    assert studio.page.locator("#chat .katex a").count() == 0
 
 
 def test_no_seed_is_sent_unless_one_is_typed(studio: StudioPage, steps: Steps):

@@ -266,6 +266,8 @@ def test_a_finished_run_leads_to_its_classifier(classify):
     page.locator(".rn-actions").get_by_role("button", name="Classify with it").click()
     expect(page.locator("#classify-by input")).to_have_value(re.compile(TRAINED), timeout=SLOW)
     expect(classify.result).to_be_visible()
+    expect(page.locator("#classify-learned")).to_contain_text("set when it was trained")
+    expect(classify.labels).to_be_hidden()
     classify.show_quality()
     expect(classify.quality.locator("h3").first).to_contain_text(TRAINED)
     expect(page).not_to_have_url(re.compile("classifier="))

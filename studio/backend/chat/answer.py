@@ -46,11 +46,13 @@ class Answer:
             yield TokenEvent("notice", notice)
         # With a seed the logits must be reproducible to the last bit, so the cache of an earlier prompt is not reused.
         logits = self.decoder.prefill(self.prompt.token_ids, self.limit, self.cancelled, reuse=not self.seeded)
-        prompt_tokens = len(self.prompt.token_ids)
+        prompt_tokens = self._prompt_tokens
         texts = token_texts(self.tokenizer, self.decoder.token_ids)
         yield TokenEvent("prompt", trace=self.decoder.trace(texts, prompt_tokens), timing=self._timing())
         finish: Literal["stop", "length", "cancelled"] = "cancelled"
         texts_of_answer = TokenTexts(self.tokenizer)
+        for token_id in self.prompt.token_ids[prompt_tokens:]:
+            texts_of_answer.push(token_id)
         while not self.cancelled():
             if self.count >= self.limit:
                 finish = "length"
@@ -69,8 +71,14 @@ class Answer:
                 finish = "stop"
                 break
         if finish == "length":
-            yield TokenEvent("notice", f"The answer was cut at {self.count} tokens; raise max_new_tokens for more.")
+            yield TokenEvent(
+                "notice", f"The answer was cut at {self.count} tokens; continue it, or raise max_new_tokens."
+            )
         yield TokenEvent("done", self.stop_texts.rest(), timing=self._timing(), finish=finish)
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return len(self.prompt.token_ids) - self.prompt.started
 
     def _count_token(self) -> None:
         self.count += 1
@@ -80,7 +88,7 @@ class Answer:
     def _timing(self) -> Timing:
         since_first = time.perf_counter() - self.first_at
         return Timing(
-            prompt_tokens=len(self.prompt.token_ids),
+            prompt_tokens=self._prompt_tokens,
             new_tokens=self.count,
             context_size=self.decoder.context_size,
             ttft_s=self.first_at - self.started if self.count else 0.0,

@@ -33,6 +33,7 @@ from studio.backend.chat.answer import Answer
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.loading import Change, Loader, silent
+from studio.backend.chat.model_defaults import NO_DEFAULTS, ModelDefaults, model_defaults
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
 from studio.backend.chat.steps import keep_all
@@ -67,6 +68,7 @@ class EngineStatus:
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
     title: str = ""
     """Name of the model that answers."""
+    defaults: ModelDefaults = NO_DEFAULTS
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""
 
@@ -185,6 +187,7 @@ class Engine:
         """Generate an answer as `TokenEvent`s. Closing the iterator or setting `cancel` stops it.
 
         Args:
+            messages: they end with the user's message, or with the beginning of an answer, which is continued.
             adapter: the name of a loaded adapter, or an id as of `ensure_adapter`; None is the base model.
 
         Raises:
@@ -339,7 +342,7 @@ class Engine:
         if self._decoder is not None:
             self._decoder.steps.close()
             gc.unfreeze()  # so that `keep_all` frees the replaced model
-        self._status = self._ready_status(model_id, place, decoder)
+        self._status = self._ready_status(model_id, place, decoder, tokenizer)
         self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
         self._ensured = {}
         keep_all()
@@ -348,11 +351,13 @@ class Engine:
             decoder.steps.enable()
         return self._status.text
 
-    def _ready_status(self, model_id: str, place: Placement, decoder: Decoder) -> EngineStatus:
+    def _ready_status(
+        self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast
+    ) -> EngineStatus:
         # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
         precision = "nf4" if decoder.quantized_share else place.precision
-        title = catalog.entry(model_id).title
-        text = f"{title} in {precision} on the {place.device.upper()}."
+        entry = catalog.entry(model_id)
+        text = f"{entry.title} in {precision} on the {place.device.upper()}."
         return EngineStatus(
             "ready",
             model_id,
@@ -360,7 +365,8 @@ class Engine:
             1.0,
             context_size=decoder.context_size,
             precision=precision,
-            title=title,
+            title=entry.title,
+            defaults=model_defaults(entry, decoder.model.generation_config, tokenizer),
         )
 
     def unload(self) -> None:

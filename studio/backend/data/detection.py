@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from studio.backend.data.formats import Format
 from studio.backend.data.row import BadRow, Problem, Row
@@ -147,14 +147,9 @@ def guess(names: list[str], rows: list[Row], task: str) -> tuple[str, dict[str, 
 
     The columns are empty if there are fewer than two columns of text.
     """
-    lengths: dict[str, float] = {}
-    distinct: dict[str, int] = {}
-    for name in names:
-        cells = [row.cells.get(name) for row in rows]
-        texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
-        distinct[name] = len({str(cell) for cell in cells if cell not in (None, "")})
-        if texts and not all(text.strip().lstrip("-").replace(".", "", 1).isdigit() for text in texts):
-            lengths[name] = sum(map(len, texts)) / len(texts)
+    cells = [row.cells for row in rows]
+    distinct = {name: len({str(row[name]) for row in cells if row.get(name) not in (None, "")}) for name in names}
+    lengths = text_lengths(names, cells)
     if not lengths or len(names) < 2:
         return ("labelled" if task == "classify" else "prompt_completion"), {}
     longest = max(lengths, key=lambda name: lengths[name])
@@ -170,6 +165,16 @@ def guess(names: list[str], rows: list[Row], task: str) -> tuple[str, dict[str, 
     prompt = max(others, key=lambda name: lengths[name])
     pair = sorted((prompt, longest), key=names.index)  # a question usually stands before its answer
     return "prompt_completion", {"prompt": pair[0], "completion": pair[1]}
+
+
+def text_lengths(names: list[str], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean length of the texts of each column, without empty columns and those of numbers."""
+    lengths: dict[str, float] = {}
+    for name in names:
+        texts = [cell for row in rows if isinstance(cell := row.get(name), str) and cell.strip()]
+        if texts and not all(text.strip().lstrip("-").replace(".", "", 1).isdigit() for text in texts):
+            lengths[name] = sum(map(len, texts)) / len(texts)
+    return lengths
 
 
 def _listed(names: list[str]) -> str:

@@ -26,6 +26,8 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endf
 class Prompt:
     token_ids: list[int]
     notices: tuple[str, ...] = ()
+    started: int = 0
+    """How many of the last tokens are the beginning of the answer, which is continued."""
 
 
 def check_text(text: object, what: str) -> None:
@@ -43,12 +45,15 @@ def fit_prompt(
 ) -> Prompt:
     """Return the prompt for an answer, without the oldest turns if they don't fit.
 
+    If the last message is the assistant's, the answer continues it.
+
     Raises:
         StudioError: there is nothing to answer, or the last message alone is too long.
     """
     kept = _checked(messages)
+    start = encode_plain(tokenizer, kept.pop()["content"]) if kept[-1]["role"] == "assistant" else []
     notices = [] if tokenizer.chat_template else ["This model has no chat template: it continues your text."]
-    room = context_size - min(max_new_tokens, context_size // 2)
+    room = context_size - min(max_new_tokens, context_size // 2) - len(start)
     token_ids = encode_chat(tokenizer, kept)
     dropped = 0
     if len(token_ids) > room and (shorter := _shorter(kept)):
@@ -66,7 +71,7 @@ def fit_prompt(
             f"The conversation is longer than the model's context of {context_size:,} tokens: the oldest "
             f"{dropped} message{'s were' if dropped > 1 else ' was'} left out of this answer."
         )
-    return Prompt(token_ids, tuple(notices))
+    return Prompt(token_ids + start, tuple(notices), len(start))
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -78,6 +83,21 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[
         StudioError: the chat template rejects the messages.
     """
     return encode_pieces(tokenizer, chat_pieces(tokenizer, messages, add_generation_prompt=True))
+
+
+def default_system_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the system prompt that the chat template writes if a chat has none; empty if it writes none."""
+    if not tokenizer.chat_template:
+        return ""
+    system, user = {"role": "system", "content": "\ue001"}, {"role": "user", "content": "\ue000"}
+    try:
+        without = _templated(tokenizer, [user], [user["content"]], False).partition("\ue000")[0]
+        given = _templated(tokenizer, [system, user], [system["content"], user["content"]], False)
+    except StudioError:  # the template rejects system messages
+        return ""
+    before, _, after = given.partition("\ue000")[0].partition("\ue001")
+    is_same = without.startswith(before) and without[len(before) :].endswith(after)
+    return without[len(before) : len(without) - len(after)] if is_same else ""
 
 
 def encode_pieces(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[Piece]) -> list[int]:
@@ -199,7 +219,7 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[dict[s
 
 
 def _checked(messages: Messages) -> list[dict[str, str]]:
-    if not messages or messages[-1].get("role") != "user":
+    if not any(message.get("role") == "user" for message in messages[-2:]) or messages[-1].get("role") == "system":
         raise StudioError("Write a message first: there is nothing to answer.")
     for message in messages:
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):

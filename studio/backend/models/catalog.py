@@ -8,7 +8,7 @@ prepare("allenai/OLMoE-1B-7B-0924")       # any JetMoE or OLMoE model of the Hub
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class ModelEntry:
     revision: str | None = None
     cpu_precision: str = "nf4"
     chat_template: bool | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Settings for answers that the model card recommends."""
 
     @property
     def reference(self) -> hub.Reference:
@@ -66,6 +68,7 @@ STARTER = ModelEntry(
     # In 4 bits, a model this small loses more quality than it saves memory; the README has both figures.
     cpu_precision="bf16",
     chat_template=True,
+    sampling={"temperature": 0.2, "top_p": 0.9},
 )
 # The weights in that precision, the keys and values of a full context, and working memory; tests compute them.
 SIZES: dict[str, dict[str, Any]] = {

@@ -33,7 +33,8 @@ class TrainEvent:
         sample: a sample prompt and its answer.
         audit: which parameters are trained, or which of them had a gradient.
         warning: a sentence for the user; training continues.
-        resumed: the run was queued again, to be resumed.
+        resumed: the run was queued again, to be resumed; `ran_s` has the seconds that it ran since it was started or
+            resumed before.
         done, failed, cancelled: the outcome; the last event, unless the run is resumed.
     """
 

@@ -16,7 +16,7 @@ from studio.errors import StudioError
 
 Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
-CANCELLED = "Cancelled. It can be resumed from its last checkpoint."
+CANCELLED = "Cancelled. It can be resumed from its last checkpoint, or else from its first step."
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from typing import Any
 from studio.backend.recipe import Recipe
 from studio.backend.runs import recovery
 from studio.backend.runs.database import BUSY_S, Database, make_folder
-from studio.backend.runs.events import TrainKind
 from studio.backend.runs.recovery import RECORD, RECORDED
 from studio.backend.runs.run import (
     CANCELLED,
@@ -185,7 +184,7 @@ class RunStore:
         run.recipe()
         with self._open() as db:
             changed = db.execute(
-                "UPDATE runs SET state = 'queued', ended = NULL, message = '', cancel_requested = 0 "
+                "UPDATE runs SET state = 'queued', started = NULL, ended = NULL, message = '', cancel_requested = 0 "
                 "WHERE id = ? AND state IN ('failed', 'cancelled', 'interrupted')",
                 (run_id,),
             ).rowcount
@@ -193,12 +192,11 @@ class RunStore:
                 db.execute(TO_THE_END, (run_id,))
             if changed and begin:
                 _begin(db, run_id, os.getpid())
-        run = self._recorded(run_id)
-        if changed:
-            _tell(run, "resumed")
-        else:
-            raise StudioError(f"Run {run_id[:8]} is {run.state}: only runs that ended early can be resumed.")
-        return run
+        again = self._recorded(run_id)
+        if not changed:
+            raise StudioError(f"Run {run_id[:8]} is {again.state}: only runs that ended early can be resumed.")
+        _tell_resumed(again, run)
+        return again
 
     def requeue(self, run_id: str) -> Run:
         """Put a running run back into the queue, so that its process makes room for others.
@@ -208,18 +206,20 @@ class RunStore:
         Raises:
             StudioError: the run no longer exists.
         """
-        run_id = self.get(run_id).id
+        run = self.get(run_id)
+        run_id = run.id
         with self._open() as db:
             changed = db.execute(
-                "UPDATE runs SET state = 'queued' WHERE id = ? AND state = 'running' AND NOT cancel_requested",
+                "UPDATE runs SET state = 'queued', started = NULL "
+                "WHERE id = ? AND state = 'running' AND NOT cancel_requested",
                 (run_id,),
             ).rowcount
             db.execute(TO_THE_END, (run_id,))
         if not changed:
             return self.finish(run_id, "cancelled", CANCELLED)
-        run = self._recorded(run_id)
-        _tell(run, "resumed")
-        return run
+        again = self._recorded(run_id)
+        _tell_resumed(again, run)
+        return again
 
     def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
         """Store the outcome of runs that are marked as running but have no process, and return them.
@@ -341,9 +341,11 @@ def _begin(db: sqlite3.Connection, run_id: str, pid: int) -> int:
     ).rowcount
 
 
-def _tell(run: Run, kind: TrainKind) -> None:
+def _tell_resumed(run: Run, before: Run) -> None:
+    """Log that the run is queued again, and how long it ran the last time: `before` is the run until then."""
+    ran_s = 0.0 if before.started is None else (before.ended or time.time()) - before.started
     try:
-        run.events.append(kind, run.step, {})
+        run.events.append("resumed", run.step, {"ran_s": round(ran_s, 1)})
     except OSError as error:
         raise StudioError(f"{run.folder} can't be written ({error.strerror}). Free some disk space.") from error
 

@@ -62,6 +62,8 @@ class RunCallback(TrainerCallback):
         self.best_loss = run.best_eval_loss
         self.first_loss = self.smooth_loss = math.nan
         self.seen: dict[str, bool] = {}
+        self.is_updating = False
+        """Whether the optimizer may have changed some of the weights of an unfinished step."""
         self.started = self.asked_at = time.monotonic()
         self.start_step = 0
         self.tokens = 0
@@ -114,7 +116,12 @@ class RunCallback(TrainerCallback):
         self.best = state.best_metric
         self.started = time.monotonic()
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        # A step with gradient accumulation takes long. Its batches so far are lost, and the steps before it are saved.
+        return self._stop(control) if self._cancelled() else control
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.is_updating = True
         done = state.global_step - self.start_step
         if done >= GRADIENT_STEPS:
             return
@@ -125,11 +132,9 @@ class RunCallback(TrainerCallback):
             self._check_gradients()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        self.step = state.global_step
+        self.step, self.is_updating = state.global_step, False
         self.out_of_time = self.step < state.max_steps and time.monotonic() > self.until
-        if self._cancelled() or self.out_of_time:
-            control.should_training_stop = control.should_save = True
-        return control
+        return self._stop(control) if self._cancelled() or self.out_of_time else control
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.step = state.global_step
@@ -151,6 +156,10 @@ class RunCallback(TrainerCallback):
         self.evaluate_samples()
 
     # --- helpers
+
+    def _stop(self, control: Any) -> Any:
+        control.should_training_stop = control.should_save = True
+        return control
 
     def _write_down(self, **values: Any) -> None:
         """Store values for the list of runs. The events have them too, so training continues if the write fails."""
@@ -199,6 +208,7 @@ class RunCallback(TrainerCallback):
             "tok_s": round(self.tokens / self.step_s, 1) if self.step_s else 0.0,
             "progress": self.step / max(self.steps, 1),
             "elapsed_s": round(elapsed, 1),
+            "step_s": round(elapsed / max(done, 1), 2),
             "left_s": round((self.steps - self.step) * elapsed / max(done, 1), 1),
         }
 

@@ -27,7 +27,13 @@ FORMERLY = ("input_layernorm", "self_attention", "post_attention_layernorm", "ml
 def last_checkpoint(run: Run) -> Path | None:
     """Return the newest complete checkpoint."""
     whole = [file.parent for file in run.checkpoints.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def last_step(run: Run) -> int:
+    """Return the step of the newest complete checkpoint, 0 if there is none."""
+    folder = last_checkpoint(run)
+    return 0 if folder is None else _step(folder)
 
 
 def complete(folder: Path, names: Sequence[str]) -> None:
@@ -56,6 +62,10 @@ def reordered(folder: Path, state: dict[str, Any], names: Sequence[str]) -> dict
         groups.append({**group, "params": list(range(start, start + len(group["params"])))})
         start += len(group["params"])
     return {"state": {i: values for i, values in found.items() if values is not None}, "param_groups": groups}
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def _formerly(names: Sequence[str]) -> list[str]:

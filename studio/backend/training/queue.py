@@ -28,6 +28,7 @@ from studio.backend.data.uploads import clean
 from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
 from studio.backend.runs.database import DamagedStore
+from studio.backend.runs.events import figures
 from studio.backend.runs.run import Ending, Run, recorded_outcome
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
@@ -35,15 +36,18 @@ from studio.backend.system import zero_gpu
 from studio.backend.system.files import atomic_write, require_space
 from studio.backend.system.home import is_mounted
 from studio.backend.system.plan import size
+from studio.backend.training.checkpoint import last_step
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
 POLL_S = 1.0
 # Between two copies of the list of runs into a mounted home.
 COPY_S = 20.0
-# How long a cancelled run may take to finish its step, and then to exit.
+# How long a cancelled run may take to finish its step, at least, and then to save a checkpoint and exit.
 STEP_S = 30.0
-END_S = 10.0
+END_S = 60.0
+# Its steps so far are the measure: a cancelled run may take this many times their mean.
+STEPS_WAITED = 2.0
 # How long the page shows a problem with the list of runs after it is solved.
 NOTICE_S = 60.0
 GIB = 2**30
@@ -58,7 +62,7 @@ class Jobs:
 
     Args:
         command: the command that carries out a run; the id of the run is appended.
-        step_s, end_s: seconds from a cancel to SIGTERM, and from there to SIGKILL.
+        step_s, end_s: seconds from a cancel to SIGTERM, or more if steps take long, and from there to SIGKILL.
         begins: whether the supervisor starts queued runs. On ZeroGPU `slices` does, with the GPU time of a visitor.
     """
 
@@ -76,7 +80,8 @@ class Jobs:
         self._command, self._step_s, self._end_s, self.begins = command, step_s, end_s, begins
         self._lock = FileLock(self.store.path.with_name("supervisor.lock"), thread_local=False)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._asked_at: dict[str, float] = {}
+        self._term_at: dict[str, float] = {}
+        """When to send SIGTERM to a cancelled run."""
         self._changing = threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -122,8 +127,9 @@ class Jobs:
         """
         self._require_room()
         run = self.store.resume(run_id)
+        self.store.update(run.id, step=last_step(run))
         self._wake.set()
-        return run
+        return self.store.get(run.id)
 
     def cancel(self, run_id: str) -> Run:
         """Stop a run after its current step, or take it out of the queue.
@@ -279,13 +285,20 @@ class Jobs:
     def _escalate_cancel(self, run: Run) -> None:
         """Let a cancelled run finish its step, then send SIGTERM, then SIGKILL."""
         if not run.cancel_requested or run.pid is None:
-            self._asked_at.pop(run.id, None)
+            self._term_at.pop(run.id, None)
             return
-        waited = time.monotonic() - self._asked_at.setdefault(run.id, time.monotonic())
-        if waited > self._step_s + self._end_s:
+        if run.id not in self._term_at:
+            self._term_at[run.id] = time.monotonic() + max(self._step_s, STEPS_WAITED * _seconds_per_step(run))
+        late = time.monotonic() - self._term_at[run.id]
+        if late > self._end_s:
             child.end_group(run.pid, signal.SIGKILL)
-        elif waited > self._step_s:
+        elif late > 0:
             child.end_group(run.pid, signal.SIGTERM)
+
+
+def _seconds_per_step(run: Run) -> float:
+    """Return the mean time of a step, with evaluations; 0 before the first one is logged."""
+    return figures(run.events.read()).get("step_s") or 0.0
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

@@ -40,7 +40,7 @@ from studio.backend.system.progress import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback
-from studio.backend.training.checkpoint import last_checkpoint
+from studio.backend.training.checkpoint import last_checkpoint, last_step
 from studio.backend.training.head_trainer import HeadTrainer, save_labels, trainer_class
 from studio.backend.training.prepare import Prepared, prepare, processes
 from studio.backend.training.trainer import load_adapter
@@ -102,6 +102,8 @@ def carry_out(
     until = time.monotonic() + seconds
     store, is_main = RunStore(), processes().is_main_process
     run = store.mark_running(run_id) if is_main else store.get(run_id)
+    if is_main:
+        store.update(run.id, step=last_step(run))
     events = run.events if is_main else None
     try:
         with placement.shortage(OUT_OF_MEMORY):
@@ -127,10 +129,13 @@ def carry_out(
 
 def _stopped(store: RunStore, run: Run) -> None:
     """Store the outcome of a run that was stopped by Ctrl+C, or by a signal because its step took too long."""
+    step = last_step(run)
+    store.update(run.id, step=step)
+    rest = f"It can be resumed from step {step}." if step else "No step was finished: resuming starts from the first."
     if store.cancel_requested(run.id):
-        store.finish(run.id, "cancelled", "Cancelled before a step ended. It can be resumed from its last checkpoint.")
+        store.finish(run.id, "cancelled", f"Cancelled. {rest}")
     else:
-        store.finish(run.id, "interrupted", "Stopped by Ctrl+C or a signal. It can be resumed.")
+        store.finish(run.id, "interrupted", f"Stopped by Ctrl+C or a signal. {rest}")
 
 
 class _Training:
@@ -150,7 +155,7 @@ class _Training:
         if self.checkpoint is None:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
-            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            self._train()
         stopped = self._stopped_early()
         is_whole = not (stopped or self.reporter.out_of_time)
         if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and is_whole:
@@ -159,6 +164,20 @@ class _Training:
         if not self.is_main:
             return "done", ""
         return ("queued", "") if not (stopped or is_whole) else self.reporter.ended(stopped)
+
+    def _train(self) -> None:
+        try:
+            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        except KeyboardInterrupt:
+            if self._can_save():
+                self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            raise
+
+    def _can_save(self) -> bool:
+        """Return whether an interrupted training is at a new step, and its weights are those of that step."""
+        is_new = self.trainer.state.global_step > last_step(self.run)
+        # Several processes are interrupted at different places, and would wait for each other.
+        return is_new and processes().num_processes == 1 and not self.reporter.is_updating
 
     def _stopped_early(self) -> bool:
         """Return whether the run was cancelled; the first process decides for all."""
@@ -260,10 +279,16 @@ def _agree(make: Callable[[], str]) -> str:
     return broadcast_object_list(made)[0]
 
 
+def _interrupt(number: int, frame: object) -> None:
+    """Raise KeyboardInterrupt, like Ctrl+C. Later signals are ignored, because saving takes a moment."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Carry out the queued run that the page started this process for; return the exit code."""
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, like Ctrl+C
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         carry_out(sys.argv[1])
     except KeyboardInterrupt:

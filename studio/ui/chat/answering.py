@@ -67,12 +67,14 @@ def write_answer(
     cancel: threading.Event,
     adapter: Choice | None = None,
     owner: str = "",
+    start: str = "",
 ) -> Iterator[Draft]:
     """Yield drafts of the answer; the last one is finished. Closing the generator stops the engine.
 
     Args:
         adapter: adapter to use; None for the base model.
         owner: owner of the trace.
+        start: beginning of the answer, which is continued.
 
     Raises:
         StudioError: the engine rejects the conversation or the adapter, or is not ready.
@@ -80,8 +82,8 @@ def write_answer(
     answer = Answer(model_id=engine.status().model_id or "", trace_id=traces.open(owner=owner))
     if adapter is not None:
         answer = replace(answer, adapter=adapter.id, adapter_title=adapter.title)
-    draft = Draft(answer=answer)
-    events = engine.generate(conversation.messages(), sampling, cancel, adapter=adapter.id if adapter else None)
+    draft, messages = Draft(start, answer=answer), conversation.messages(start)
+    events = engine.generate(messages, sampling, cancel, adapter=adapter.id if adapter else None)
     due_at = 0.0
     try:
         for event in events:

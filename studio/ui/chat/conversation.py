@@ -21,8 +21,11 @@ from studio.errors import StudioError
 from studio.ui.common.longest_text import longest_text
 
 MAX_TURNS = 400
+MAX_VARIANTS = 20
 MAX_STORED = 1_500_000
 """Characters of JSON; browser storage holds about 5 MB, and the value is encrypted there."""
+EDITED = "edited"
+"""How an answer ended that the user has changed."""
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -58,6 +61,14 @@ class Turn:
     content: str
     answer: Answer | None = None
     base: Reply | None = None
+    others: tuple[Turn, ...] = ()
+    """The other variants of the answer."""
+    number: int = 0
+    """Place of this answer among all its variants."""
+
+    def variants(self) -> tuple[Turn, ...]:
+        """Return all variants of the answer, without references to each other."""
+        return (*self.others[: self.number], replace(self, others=(), number=0), *self.others[self.number :])
 
     def on_base_side(self) -> Turn:
         """Return the turn for the base model's side, with a notice if the base model was not asked."""
@@ -74,10 +85,11 @@ class Conversation:
     system: str = ""
     turns: tuple[Turn, ...] = field(default=())
 
-    def messages(self) -> list[dict[str, str]]:
-        """Return the messages for the engine."""
+    def messages(self, start: str = "") -> list[dict[str, str]]:
+        """Return the messages for the engine; `start` is the beginning of the answer, if there is one."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
-        return system + [{"role": turn.role, "content": turn.content} for turn in self.turns]
+        begun = [{"role": "assistant", "content": start}] if start else []
+        return system + [{"role": turn.role, "content": turn.content} for turn in self.turns] + begun
 
     def answers(self) -> list[int]:
         """Return the indexes of the assistant turns."""
@@ -117,8 +129,18 @@ def append_user(conversation: Conversation, text: str) -> Conversation:
     return replace(conversation, turns=(*conversation.turns, Turn("user", text)))
 
 
-def append_assistant(conversation: Conversation, text: str, answer: Answer, base: Reply | None = None) -> Conversation:
-    return replace(conversation, turns=(*conversation.turns, Turn("assistant", text, answer, base)))
+def append_assistant(
+    conversation: Conversation,
+    text: str,
+    answer: Answer,
+    base: Reply | None = None,
+    others: tuple[Turn, ...] = (),
+    number: int | None = None,
+) -> Conversation:
+    """Append an answer; `others` are its other variants, and `number` is its place among them, by default the last."""
+    others = others[1 - MAX_VARIANTS :]
+    turn = Turn("assistant", text, answer, base, others, len(others) if number is None else number)
+    return replace(conversation, turns=(*conversation.turns, turn))
 
 
 def with_answer(conversation: Conversation, index: int, answer: Answer, on_base_side: bool = False) -> Conversation:
@@ -139,6 +161,34 @@ def retry(conversation: Conversation) -> Conversation:
     return replace(conversation, turns=turns)
 
 
+def last_answer(conversation: Conversation) -> Turn:
+    if not _ends_with_answer(conversation):
+        raise StudioError("There is no answer to change. Send a message first.")
+    return conversation.turns[-1]
+
+
+def switch(conversation: Conversation, step: int) -> Conversation:
+    """Show another variant of the last answer: the next one, or with a step of -1 the one before."""
+    turn = last_answer(conversation)
+    variants, number = turn.variants(), turn.number + step
+    if not 0 <= number < len(variants):
+        raise StudioError("There is no such variant of the answer. Reload the page.")
+    others = variants[:number] + variants[number + 1 :]
+    shown = replace(variants[number], others=others, number=number)
+    return replace(conversation, turns=(*conversation.turns[:-1], shown))
+
+
+def edit_answer(conversation: Conversation, index: int, text: str) -> Conversation:
+    """Replace the text of the answer in turn `index`. Its tokens, and with them its routing, no longer apply."""
+    turn, text = conversation.turns[index], checked_text(text, "answer")
+    if not text.strip():
+        raise StudioError("The answer is empty. Write its beginning, or ask again.")
+    before = turn.answer or Answer()
+    answer = Answer(before.model_id, adapter=before.adapter, adapter_title=before.adapter_title, finish=EDITED)
+    turns = (*conversation.turns[:index], replace(turn, content=text, answer=answer), *conversation.turns[index + 1 :])
+    return replace(conversation, turns=turns)
+
+
 def undo(conversation: Conversation) -> tuple[Conversation, str]:
     """Remove the last question and its answer; return the question too, for the text box."""
     asked = retry(conversation).turns
@@ -148,7 +198,7 @@ def undo(conversation: Conversation) -> tuple[Conversation, str]:
 def edit(conversation: Conversation, index: int, text: str) -> Conversation:
     """Replace user message `index` with `text`, and remove everything after it."""
     if not 0 <= index < len(conversation.turns) or conversation.turns[index].role != "user":
-        raise StudioError("Only your own messages can be edited. Select one of them.")
+        raise StudioError("There is no such message. Reload the page.")
     return append_user(replace(conversation, turns=conversation.turns[:index]), text)
 
 
@@ -159,7 +209,7 @@ def to_json(conversation: Conversation) -> str:
         stored = json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False)
         if len(stored) <= MAX_STORED or turn is None:
             break
-        for part in (turn, turn["base"]):
+        for part in (turn, turn["base"], *turn["others"]):
             if part and part["answer"]:
                 part["answer"]["token_ids"] = ()
     if len(stored) > MAX_STORED:
@@ -198,7 +248,17 @@ def _turn(data: Any, number: int) -> Turn:
     content = checked_text(data.get("content"), f"content of message {number}")
     if expected == "user":
         return Turn(expected, content)
-    return Turn(expected, content, _answer(data.get("answer"), number), _reply(data.get("base"), number))
+    others = _typed(data, "others", list, [], number)[:MAX_VARIANTS]
+    variants = tuple(_turn({**_object(other, number), "others": []}, number) for other in others)
+    place = _typed(data, "number", int, len(variants), number)
+    answer, base = _answer(data.get("answer"), number), _reply(data.get("base"), number)
+    return Turn(expected, content, answer, base, variants, min(max(place, 0), len(variants)))
+
+
+def _object(data: Any, number: int) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise StudioError(f"The variants of message {number} of the conversation must be objects.")
+    return data
 
 
 def _reply(data: Any, number: int) -> Reply | None:

@@ -38,6 +38,9 @@ def _exported_turn(turn: Turn, find_trace: Callable[[Answer], RoutingTrace | Non
         exported["answer"] = _exported_answer(turn.answer, find_trace)
     if turn.base is not None:
         exported["base"] = {"content": turn.base.content, "answer": _exported_answer(turn.base.answer, find_trace)}
+    if turn.others:
+        # Without routing, which is computed again when a variant is shown.
+        exported |= {"number": turn.number, "others": [_exported_turn(each, lambda _: None) for each in turn.others]}
     return exported
 
 

@@ -12,14 +12,19 @@ import gradio as gr
 from studio.backend.adapters.uploads import import_adapter
 from studio.errors import StudioError
 from studio.ui.chat.handlers import ChatHandlers
+from studio.ui.chat.messages import welcome
+from studio.ui.chat.sampling_form import recommendation, recommended
 from studio.ui.common import browser
-from studio.ui.common.markdown import as_text
 from studio.ui.common.picked_adapter import Picked, keep_listed, offered, read_picked
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server.identity import owner_of
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
+
+
+STEPS = {"previous": -1, "next": 1}
+"""The options of an answer that show another variant."""
 
 
 class ChatEvents:
@@ -58,10 +63,33 @@ class ChatEvents:
     def edit(
         self, request: gr.Request, edited: gr.EditData, stored: str, system: str, picked: Any, *settings: Any
     ) -> Iterator[tuple[Any, ...]]:
-        text = as_text(edited.value) if isinstance(edited.value, str) else ""
+        text = edited.value if isinstance(edited.value, str) else ""
         handlers, session = self.handlers.of(request), browser.session(request)
         for values in handlers.edit(_index(edited.index), text, stored, system, session, list(settings), picked):
             yield values.values()
+
+    @shows_errors
+    def choose_option(
+        self, request: gr.Request, option: gr.SelectData, stored: str, system: str, picked: Any, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """Continue the last answer, or show another variant of it."""
+        handlers, session = self.handlers.of(request), browser.session(request)
+        if option.value in STEPS:
+            yield handlers.switch(STEPS[option.value], stored, session, picked).values()
+            return
+        for values in handlers.continue_answer(stored, system, session, list(settings)):
+            yield values.values()
+
+    @shows_errors
+    def describe_model(self) -> tuple[Any, ...]:
+        """Show what the loaded model brings along: its system prompt, its settings, and what it is for."""
+        status = self.engine.status()
+        defaults, title = status.defaults, status.title or "The model"
+        none = "Sent at the start of every conversation. Empty: none is sent."
+        default = "Sent at the start of every conversation. Empty: the chat template's own is sent, shown in grey."
+        system = gr.update(placeholder=defaults.system, info=default if defaults.system else none)
+        placeholder = gr.update(placeholder=welcome(status.model_id))
+        return system, recommendation(title, defaults), placeholder, *recommended(defaults)
 
     @shows_errors
     def undo(self, request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:

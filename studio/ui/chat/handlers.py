@@ -12,67 +12,33 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from jetmoe.routing import RoutingTrace
-from studio.analysis.flips import flips
 from studio.backend.adapters.uploads import Choice, delete_upload
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
-from studio.ui.chat.conversation import Answer, Conversation, Reply
+from studio.ui.chat.conversation import Conversation, Reply, Turn
 from studio.ui.chat.conversation_file import export_conversation, import_conversation
-from studio.ui.chat.messages import chat_messages, heading, pending_message, statistics
+from studio.ui.chat.messages import chat_messages, edited_text, heading, pending_message, statistics, with_options
+from studio.ui.chat.routing_handlers import RoutingHandlers
 from studio.ui.chat.sampling_form import read_sampling
-from studio.ui.common.picked_adapter import Picked, fitting, offered, read_picked
+from studio.ui.chat.shown import Shown, busy, idle
+from studio.ui.common.picked_adapter import Picked, fitting, read_picked
 from studio.ui.common.running import Run, Running
 from studio.ui.common.trace_store import traces
 from studio.ui.routing.routing_panel import message as routing_message
 from studio.ui.routing.routing_panel import nothing
-from studio.ui.server.identity import Owned
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine, Sampling
 
 STORE_EVERY = 20
 """Drafts between two writes to browser storage, about two seconds."""
-
-
-class Shown(NamedTuple):
-    """New values of the tab's outputs, in their order; None leaves an output unchanged."""
-
-    chat: Any = None
-    stored: Any = None
-    box: Any = None
-    routing: Any = None
-    stats: Any = None
-    system: Any = None
-    base_chat: Any = None
-    base_stats: Any = None
-    title: Any = None
-    """Heading of the conversation when two are side by side."""
-    base_side: Any = None
-    """Column of the base model's conversation."""
-    notice: Any = None
-    """Warning to show once the page is open."""
-
-    def values(self) -> tuple[Any, ...]:
-        return tuple(gr.skip() if value is None else value for value in self)
-
-
-def idle(text: str | None = None) -> Any:
-    """Return the text box ready to send; `text` replaces its content."""
-    return _box(text, submit_btn="Send", stop_btn=False)
-
-
-def busy(text: str | None = None) -> Any:
-    return _box(text, submit_btn=False, stop_btn="Stop")
-
-
-def _box(text: str | None, **changes: Any) -> Any:
-    return gr.update(**(changes if text is None else changes | {"value": text}))
+EMPTY = "The answer is empty: the model stopped at once. Try again, or rephrase the question."
+NOTHING_TO_ADD = "The model adds nothing: for it, the answer is complete."
 
 
 @dataclass(frozen=True)
@@ -88,12 +54,19 @@ class Asked:
     adapter: Choice | None = None
     beside: bool = False
     """Whether the base model answers too."""
+    start: str = ""
+    """Beginning of the answer, which is continued."""
+    others: tuple[Turn, ...] = ()
+    """The other variants of the answer, and its place among them."""
+    number: int | None = None
     own: Draft = field(default_factory=Draft)
     base: Draft = field(default_factory=lambda: Draft(waiting="Waiting for the adapter's answer …"))
 
     def answered(self) -> Conversation:
         """Return the conversation with the text so far."""
-        return talk.append_assistant(self.conversation, self.own.text, self.own.answer, self._base_reply())
+        return talk.append_assistant(
+            self.conversation, self.own.text, self.own.answer, self._base_reply(), self.others, self.number
+        )
 
     def _base_reply(self) -> Reply | None:
         answer = self.base.answer
@@ -110,7 +83,7 @@ class Asked:
         return shown._replace(base_chat=base_chat, base_stats=statistics(self.base.answer))
 
 
-class ChatHandlers(Owned):
+class ChatHandlers(RoutingHandlers):
     """Handlers for one owner. `picked` is a value for `picked_adapter.read_picked`."""
 
     def __init__(self, engine: Engine) -> None:
@@ -126,16 +99,41 @@ class ChatHandlers(Owned):
 
     def retry(self, stored: str, system: str, session: str, settings: list[Any], picked: Any = None) -> Iterator[Shown]:
         before = self._opened(stored, system)
-        yield from self._answer(before, self._asked(before, talk.retry(before), settings, picked), session)
+        asked = self._asked(before, talk.retry(before), settings, picked)
+        turn = before.turns[-1]
+        variants = turn.variants() if turn.role == "assistant" else ()
+        yield from self._answer(before, replace(asked, others=variants), session)
+
+    def continue_answer(self, stored: str, system: str, session: str, settings: list[Any]) -> Iterator[Shown]:
+        """Continue the last answer with the adapter that wrote it."""
+        before = self._opened(stored, system)
+        turn = talk.last_answer(before)
+        picked = Picked(turn.answer.adapter if turn.answer else "").kept()
+        asked = self._asked(before, talk.retry(before), settings, picked)
+        base = asked.base if turn.base is None else Draft(turn.base.content, "", turn.base.answer)
+        asked = replace(asked, start=turn.content, own=Draft(turn.content, ""), base=base)
+        yield from self._answer(before, replace(asked, others=turn.others, number=turn.number), session)
+
+    def switch(self, step: int, stored: str, session: str, picked: Any = None) -> Shown:
+        """Show the next variant of the last answer, or the one before."""
+        self.running.check_idle(session)
+        return self._restored(talk.switch(talk.from_json(stored), step), None, picked)
 
     def edit(
         self, index: int, text: str, stored: str, system: str, session: str, settings: list[Any], picked: Any = None
     ) -> Iterator[Shown]:
+        """Answer an edited question again, or keep an edited answer as it is."""
         before = self._opened(stored, system)
         try:
+            if 0 <= index < len(before.turns):
+                text = edited_text(text, before.turns[index])
+            if index in before.answers():
+                self.running.check_idle(session)
+                yield self._restored(talk.edit_answer(before, index, text), None, picked)
+                return
             asked = self._asked(before, talk.edit(before, index, text), settings, picked)
         except StudioError:
-            yield Shown(chat=chat_messages(before))  # undoes the edit that the page already shows
+            yield Shown(chat=with_options(before))  # undoes the edit that the page already shows
             raise
         yield from self._answer(before, asked, session)
 
@@ -197,28 +195,6 @@ class ChatHandlers(Owned):
         conversation = import_conversation(data, lambda trace: traces.open(trace, self.owner))
         return self._restored(conversation, None, picked)
 
-    def show_routing(self, stored: str, number: int, on_base_side: bool = False) -> Shown:
-        """Show the routing of answer `number`; recompute it if its trace was dropped."""
-        conversation, turn = self._turn(stored, number)
-        on_base_side = on_base_side and turn.base is not None
-        return self._shown_routing(conversation, number, on_base_side)
-
-    def compare(self, stored: str, number: int) -> Shown:
-        """Show the routing of answer `number`, and where the base model routes its tokens differently."""
-        conversation, turn = self._turn(stored, number)
-        if not turn.answer or not turn.answer.adapter:
-            raise StudioError("The base model itself wrote this answer. Select an answer by an adapter.")
-        return self._shown_routing(conversation, number, compared=True)
-
-    def show_message(self, stored: str, index: int, on_base_side: bool = False) -> Shown:
-        """Show the routing of the answer at message `index`, or of the answer to that message."""
-        places = talk.from_json(stored).answers()
-        after = [number for number, place in enumerate(places) if place >= index]
-        return self.show_routing(stored, after[0], on_base_side) if after else Shown()
-
-    def _offered(self) -> list[tuple[str, str]]:
-        return offered(self.engine.status().model_id, self.owner)
-
     def _opened(self, stored: str, system: str) -> Conversation:
         return replace(talk.from_json(stored), system=talk.checked_text(system or "", "system prompt"))
 
@@ -237,7 +213,9 @@ class ChatHandlers(Owned):
         """Stream the answer. If there is none, restore `before`, and put `sent` back into the text box."""
         with self.running.answer(session) as run:
             box = busy("" if sent is not None else None)
-            yield asked.sides()._replace(stored=talk.to_json(asked.conversation), box=box, stats=None, base_stats=None)
+            # Until there is text, a refresh brings back the answer that is continued or asked for again.
+            kept = before if asked.others or asked.start else asked.conversation
+            yield asked.sides()._replace(stored=talk.to_json(kept), box=box)
             try:
                 for asked, shown in self._drafts(asked, run):  # noqa: B007, B020
                     yield shown
@@ -251,7 +229,7 @@ class ChatHandlers(Owned):
         """Generate the adapter's answer first, so that a conversation that is stopped early continues with it."""
         shown, number, sent_rows = 0, len(asked.conversation.answers()), [0, 0]
         for draft in write_answer(
-            self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner
+            self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner, asked.start
         ):
             if run.discarded:
                 continue
@@ -278,9 +256,9 @@ class ChatHandlers(Owned):
             self._compare(asked.own.answer)
 
     def _ended(self, before: Conversation, asked: Asked, sent: str | None) -> Shown:
-        if not asked.own.text:
+        if asked.own.text == asked.start:
             if asked.own.answer.finish == "stop":
-                gr.Info("The answer is empty: the model stopped at once. Try again, or rephrase the question.")
+                gr.Info(NOTHING_TO_ADD if asked.start else EMPTY)
             return self._shown(before, asked)._replace(
                 stored=talk.to_json(before), box=idle(sent), stats=None, base_stats=None
             )
@@ -304,7 +282,7 @@ class ChatHandlers(Owned):
             last, adapted = len(places) - 1, bool(answer.adapter)
             routing = routing_message(answer.trace_id, trace, len(trace), last, last, picked=True, adapted=adapted)
         return self._sides(conversation, picked)._replace(
-            chat=chat_messages(conversation),
+            chat=with_options(conversation),
             stored=talk.to_json(conversation),
             box=idle(text),
             routing=routing,
@@ -325,80 +303,16 @@ class ChatHandlers(Owned):
         return self._both(conversation)._replace(chat=None, title=title, base_side=gr.update(visible=True))
 
     def _shown(self, conversation: Conversation, asked: Asked) -> Shown:
-        return Shown(chat_messages(conversation)) if asked.base_messages is None else self._both(conversation)
+        return Shown(with_options(conversation)) if asked.base_messages is None else self._both(conversation)
 
     def _both(self, conversation: Conversation) -> Shown:
         base_side = conversation.base_side()
         places = conversation.answers()
         answer = base_side.turns[places[-1]].answer if places else None
         stats = statistics(answer) if answer else ""
-        return Shown(chat_messages(conversation), base_chat=chat_messages(base_side), base_stats=stats)
-
-    def _turn(self, stored: str, number: int) -> tuple[Conversation, talk.Turn]:
-        conversation = talk.from_json(stored)
-        places = conversation.answers()
-        if type(number) is not int or not 0 <= number < len(places):
-            raise StudioError("This conversation has no such answer. Reload the page.")
-        return conversation, conversation.turns[places[number]]
-
-    def _shown_routing(
-        self, conversation: Conversation, number: int, on_base_side: bool = False, compared: bool = False
-    ) -> Shown:
-        places = conversation.answers()
-        turn = conversation.turns[places[number]]
-        answer = (turn.base.answer if on_base_side and turn.base else turn.answer) or Answer()
-        trace, recomputed = self._trace(answer)
-        if trace is None:
-            raise StudioError(_why_lost(answer, self.engine.status().model_id))
-        if recomputed:
-            answer = replace(answer, trace_id=traces.open(trace, self.owner))
-            conversation = talk.with_answer(conversation, places[number], answer, on_base_side)
-        if compared:
-            self._compare(answer)
-        note = f"answer {number + 1}{' of the base model' * on_base_side}{' · recomputed' * recomputed}"
-        last, adapted = len(places) - 1, bool(answer.adapter)
-        shown = routing_message(
-            answer.trace_id, trace, len(trace), number, last, picked=not compared, note=note, adapted=adapted
-        )
-        stats = {"base_stats" if on_base_side else "stats": statistics(answer)}
-        return Shown(stored=talk.to_json(conversation) if recomputed else None, routing=shown, **stats)
-
-    def _compare(self, answer: Answer) -> None:
-        """Route the tokens of an adapter's answer with the base model, so that the panel can show the differences."""
-        trace = traces.get(answer.trace_id, self.owner)
-        if trace is None or traces.base(answer.trace_id) is not None:
-            return
-        if answer.model_id != self.engine.status().model_id:
-            raise StudioError(_why_lost(answer, self.engine.status().model_id))
-        base = self.engine.replay(answer.token_ids, answer.prompt_tokens)
-        try:
-            flips(base, trace, "expert")
-        except ValueError as error:  # an imported file may name the wrong model
-            raise StudioError("The routing of this answer is from another model. Ask again to compare it.") from error
-        traces.compare(answer.trace_id, base)
-
-    def _trace(self, answer: Answer) -> tuple[RoutingTrace | None, bool]:
-        """Return the trace of an answer, and whether it was recomputed; None if that is impossible."""
-        trace, model_id = traces.get(answer.trace_id, self.owner), self.engine.status().model_id
-        if trace is not None or not answer.token_ids or answer.model_id != model_id:
-            return trace, False
-        if answer.adapter and answer.adapter not in [adapter for _, adapter in self._offered()]:
-            return None, False
-        return self.engine.replay(answer.token_ids, answer.prompt_tokens, adapter=answer.adapter or None), True
+        return Shown(with_options(conversation), base_chat=chat_messages(base_side), base_stats=stats)
 
 
 def _kept(asked: Asked, shown: int) -> str | None:
     """Return the value for browser storage every `STORE_EVERY` drafts, otherwise None."""
     return talk.to_json(asked.answered()) if asked.own.text and shown % STORE_EVERY == 0 else None
-
-
-def _why_lost(answer: Answer, model_id: str | None) -> str:
-    if not answer.token_ids:
-        return "The routing of this answer was not stored, because the conversation is too long. Ask again to see it."
-    if answer.model_id != model_id:
-        wrote = answer.model_id or "another model"
-        return f"This answer was written by {wrote}, not by {model_id}. Load that model first."
-    return (
-        f"This answer was written by the adapter {answer.adapter_title!r}, which no longer exists, so its routing "
-        "can't be recomputed. Ask again with another adapter."
-    )

@@ -5,16 +5,44 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from studio.backend.models.catalog import STARTER
 from studio.ui.chat.answering import Draft
-from studio.ui.chat.conversation import Answer, Conversation, Turn
-from studio.ui.common.markdown import as_markdown, closed
+from studio.ui.chat.conversation import EDITED, Answer, Conversation, Turn
+from studio.ui.common.markdown import as_markdown, as_text, closed
 
-FINISHES = {"cancelled": "stopped"}
+FINISHES = {"cancelled": "stopped", EDITED: "edited"}
+WELCOME = "### Ask a question\nThe answer appears here, and the experts behind each token in the routing panel."
+SMALL = (
+    "The starter is a small model, for trying and tuning: it makes mistakes that large models don't make. Tune it "
+    "under “Fine-tune”, or load another model under “Advanced”."
+)
+UNFINISHED = ("length", *FINISHES)
+
+
+def welcome(model_id: str | None) -> str:
+    """Return what an empty chat shows, as markdown."""
+    return f"{WELCOME}\n\n{SMALL}" if model_id == STARTER.id else WELCOME
 
 
 def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
     """Return one message per turn, so that message and turn indexes match."""
     return [_message(turn) for turn in conversation.turns]
+
+
+def with_options(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return `chat_messages`, with what can be done with the last answer: continue it, or show another variant."""
+    messages = chat_messages(conversation)
+    if messages and messages[-1]["role"] == "assistant" and (options := _options(conversation.turns[-1])):
+        messages[-1]["options"] = options
+    return messages
+
+
+def _options(turn: Turn) -> list[dict[str, str]]:
+    number, count = turn.number + 1, len(turn.others) + 1
+    before = [{"value": "previous", "label": f"‹ Answer {number - 1} of {count}"}] if number > 1 else []
+    after = [{"value": "next", "label": f"Answer {number + 1} of {count} ›"}] if number < count else []
+    is_unfinished = turn.answer is not None and turn.answer.finish in UNFINISHED
+    return [*([{"value": "continue", "label": "Continue"}] if is_unfinished else []), *before, *after]
 
 
 def pending_message(draft: Draft) -> dict[str, Any]:
@@ -32,7 +60,7 @@ def heading(title: str) -> str:
 def statistics(answer: Answer) -> str:
     """Return HTML with the engine's measurements."""
     if not answer.context_size:
-        return ""
+        return f'<div class="figures"><span>{FINISHES[EDITED]}</span></div>' if answer.finish == EDITED else ""
     used = len(answer.token_ids)
     figures = [
         (f"{answer.decode_tok_s:.1f} tokens/s", "decode speed after the first token"),
@@ -53,6 +81,15 @@ def statistics(answer: Answer) -> str:
 def _message(turn: Turn) -> dict[str, Any]:
     text = as_markdown(turn.content)
     if turn.answer and turn.answer.notices:
-        text = "\n\n".join([closed(text), *(f"*Note: {as_markdown(notice)}*" for notice in turn.answer.notices)])
+        text = closed(text) + _notes(turn.answer)
     # A dict, because Gradio strips the indentation of plain strings.
     return {"role": turn.role, "content": [{"type": "text", "text": text}]}
+
+
+def edited_text(markdown: str, turn: Turn) -> str:
+    """Return the text of a message that was edited on the page, without the notes below the answer."""
+    return as_text(markdown.removesuffix(_notes(turn.answer)) if turn.answer else markdown)
+
+
+def _notes(answer: Answer) -> str:
+    return "".join(f"\n\n*Note: {as_markdown(notice)}*" for notice in answer.notices)

@@ -6,14 +6,18 @@ sampling = read_sampling(*values)         # in a handler, in the same order
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from studio.backend.chat.engine import Sampling
+from studio.backend.chat.model_defaults import NAMES as RECOMMENDED
+from studio.backend.chat.model_defaults import ModelDefaults
 from studio.backend.hosting import demo
-from studio.backend.settings import defaults, field_help
+from studio.backend.settings import defaults as studio_defaults
+from studio.backend.settings import field_help
 from studio.errors import StudioError
 
 # Slider settings that the fields don't define: minimum, maximum, step, unit. All other fields become text boxes.
@@ -27,10 +31,24 @@ SLIDERS: dict[str, tuple[float, float, float, str]] = {
 }
 
 
-def sampling_controls() -> list[Component]:
+def sampling_controls() -> dict[str, Component]:
     """Return one control per field, in field order."""
     helps = field_help(Sampling)
-    return [_control(name, default, helps[name]) for name, default in defaults(Sampling).items()]
+    return {name: _control(name, default, helps[name]) for name, default in studio_defaults(Sampling).items()}
+
+
+def recommended(defaults: ModelDefaults) -> list[Any]:
+    """Return updates for `RECOMMENDED`: the values that the model recommends, else the studio's."""
+    own = studio_defaults(Sampling)
+    return [gr.update(value=defaults.sampling.get(name, own[name])) for name in RECOMMENDED]
+
+
+def recommendation(title: str, defaults: ModelDefaults) -> str:
+    """Return HTML that says where the values of the form come from."""
+    if not defaults.sampling:
+        return f"<p>{escape(title)} recommends no values: these are the studio's.</p>"
+    values = ", ".join(f"{_label(name).lower()} {value:g}" for name, value in defaults.sampling.items())
+    return f"<p>{escape(title)} recommends {values} ({defaults.source}). The other values are the studio's.</p>"
 
 
 def read_sampling(*values: Any) -> Sampling:
@@ -39,7 +57,7 @@ def read_sampling(*values: Any) -> Sampling:
     Raises:
         StudioError: values are invalid (`Sampling` names all of them) or exceed a demo's limits.
     """
-    names = list(defaults(Sampling))
+    names = list(studio_defaults(Sampling))
     if len(values) != len(names):
         raise StudioError(f"Sampling has {len(names)} settings, not {len(values)}. Reload the page.")
     sampling = Sampling(**{name: _value(name, value) for name, value in zip(names, values, strict=True)})
@@ -49,7 +67,7 @@ def read_sampling(*values: Any) -> Sampling:
 
 
 def _control(name: str, default: Any, info: str) -> Component:
-    label = name.replace("_", " ").capitalize()
+    label = _label(name)
     if name in SLIDERS:
         lowest, highest, step, unit = SLIDERS[name]
         if name == "max_new_tokens" and (limits := demo.limits()):
@@ -61,6 +79,10 @@ def _control(name: str, default: Any, info: str) -> Component:
         return gr.Textbox("", label=f"{label} (one per line)", info=info, lines=2, elem_id=f"set-{name}")
     # A text box, because an empty gr.Number sends 0, and a seed of 0 gives the same answer every time.
     return gr.Textbox("", label=label, info=info, lines=1, placeholder="Random if empty", elem_id=f"set-{name}")
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def _value(name: str, value: Any) -> Any:

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
 
 
+LEARNED = '<p class="hint">The labels of this classifier were set when it was trained.</p>'
+
+
 class ClassifyEvents:
     """Event listeners of the Classify tab; each uses the owner and session of its request."""
 
     def __init__(self, engine: Engine) -> None:
         self.handlers = ClassifyHandlers(engine)
 
-    def arranged(self, request: gr.Request, by: str) -> tuple[Any, Any]:
-        """Return updates that show the labels and template, or the hint for a trained classifier."""
-        trained = self.handlers.of(request).is_trained(by)
-        return gr.update(visible="hidden" if trained else True), gr.update(visible=True if trained else "hidden")
+    def learned(self, request: gr.Request, by: str) -> str:
+        """Return HTML that stands in place of the labels and template for a trained classifier, else ""."""
+        return LEARNED if self.handlers.of(request).is_trained(by) else ""
 
     @shows_errors
     def start_from(self, number: Any) -> tuple[Any, ...]:
@@ -45,7 +47,7 @@ class ClassifyEvents:
 
     @shows_errors
     def arrange(self, request: gr.Request, by: str) -> tuple[Any, ...]:
-        return *self.arranged(request, by), self.handlers.of(request).quality(by)
+        return self.learned(request, by), self.handlers.of(request).quality(by)
 
     @shows_errors
     def open_list(self, request: gr.Request, listed: list[tuple[str, str]]) -> Any:
@@ -72,7 +74,7 @@ class ClassifyEvents:
         earlier, hint = handlers.earlier(result), view.waiting(view.READY if taken else view.FILE_HINT)
         return [
             form.labels, form.template, template_name(form.template), form.calibrate, form.one_a_line,
-            gr.update(choices=choices, value=by), choices, *self.arranged(request, by), handlers.quality(by), *file,
+            gr.update(choices=choices, value=by), choices, self.learned(request, by), handlers.quality(by), *file,
             earlier or hint,
         ]  # fmt: skip
 
@@ -82,7 +84,9 @@ class ClassifyEvents:
             yield _texts(now)
 
     @shows_errors
-    def fill(self, number: Any) -> tuple[Any, ...]:
+    def fill(self, request: gr.Request, number: Any) -> tuple[Any, ...]:
+        """Fill in an example, which is then classified instead of what is being classified now."""
+        self.handlers.of(request).stop(browser.session(request), discard=True)
         if type(number) is not int or not 0 <= number < len(EXAMPLES):
             raise StudioError("There is no such example. Reload the page.")
         example = EXAMPLES[number]
@@ -91,6 +95,10 @@ class ClassifyEvents:
     @shows_errors
     def stop(self, request: gr.Request) -> None:
         self.handlers.of(request).stop(browser.session(request))
+
+    @shows_errors
+    def idle(self, request: gr.Request) -> Any:
+        return gr.update(interactive=self.handlers.of(request).is_busy(browser.session(request)))
 
     @shows_errors
     def classify_file(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:

@@ -17,8 +17,9 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from studio.backend.adapters.find import choices as adapter_choices
 from studio.backend.adapters.uploads import Choice
@@ -30,7 +31,8 @@ from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
 from studio.backend.classification.zero_shot import ZeroShot
 from studio.backend.data import uploads
-from studio.backend.data.dataset import column_names
+from studio.backend.data.dataset import first_rows
+from studio.backend.data.detection import text_lengths
 from studio.backend.data.formats.labelled import FORMAT as LABELLED
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
@@ -153,18 +155,30 @@ class ClassifyHandlers(Owned):
             try:
                 for prediction in classifier.predict(texts, run.cancel, with_trace=single):
                     done.append(prediction)
+                    if run.discarded:
+                        continue
                     if time.monotonic() - told > TICK_S and len(done) < len(texts):
                         yield Shown(view.shown(done, f"{len(done)} of {len(texts)} texts …"))
                         told = time.monotonic()
             except Exception:
                 yield Shown(view.shown(done) if done else view.waiting())
                 raise
+        if run.discarded:
+            return
         # Outside of `with`, so that the next request may start before the page has received this.
         stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts classified."
         yield Shown(view.shown(done, stopped), _routing(done, self.owner) if single else None)
 
-    def stop(self, session: str) -> None:
-        self._texts.stop(session)
+    def stop(self, session: str, discard: bool = False) -> None:
+        """Stop classifying texts.
+
+        Args:
+            discard: other texts are classified instead, so the page must not get the results.
+        """
+        self._texts.stop(session, discard)
+
+    def is_busy(self, session: str) -> bool:
+        return self._texts.is_busy(session)
 
     # --- a file
 
@@ -189,9 +203,9 @@ class ClassifyHandlers(Owned):
         return taken._replace(true_column=form.true_column if form.true_column in taken.label_columns else "")
 
     def _taken(self, upload: str, name: str) -> Taken:
-        columns = column_names(uploads.find(upload, self.owner))
-        column = _named_like("text", columns) or (columns[0] if len(columns) == 1 else None)
-        taken = Taken(upload, name, columns, column)
+        rows = first_rows(uploads.find(upload, self.owner))
+        columns = list(dict.fromkeys(chain(*rows)))
+        taken = Taken(upload, name, columns, _text_column(columns, rows))
         return taken._replace(true_column=_named_like("label", taken.label_columns) or "")
 
     def classify_file(self, form: Form, session: str) -> Iterator[FileShown]:
@@ -255,6 +269,18 @@ def _named_like(field: str, columns: Sequence[str]) -> str | None:
     """Return the column whose name matches a field of the labelled format."""
     known = {column.strip().casefold(): column for column in columns}
     return next((known[name] for name in LABELLED.fields[field] if name in known), None)
+
+
+def _text_column(columns: list[str], rows: list[dict[str, Any]]) -> str | None:
+    """Return the column of the texts: by its name, or because its texts are much longer than those of the others."""
+    if named := _named_like("text", columns):
+        return named
+    if len(columns) == 1:
+        return columns[0]
+    lengths = text_lengths([name for name in columns if name != _named_like("label", columns)], rows)
+    longest = max(lengths, key=lambda name: lengths[name], default="")
+    others = [length for name, length in lengths.items() if name != longest]
+    return longest if longest and all(lengths[longest] > 2 * length for length in others) else None
 
 
 def _test(classifier: _Labels | TrainedHead, column: str) -> FileTest | None:

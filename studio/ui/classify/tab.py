@@ -66,7 +66,7 @@ class _Page:
         # Hidden text boxes, because gr.State is lost when the server restarts.
         self.upload, self.file = (gr.Textbox(visible="hidden") for _ in range(2))
         with gr.Row(elem_classes="columns", equal_height=False):
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=320, elem_id="classify-settings"):
                 self._asked()
             with gr.Column(scale=6, min_width=320), gr.Tabs(elem_id="classify-parts"):
                 with gr.Tab("Texts", id="texts"):
@@ -84,10 +84,9 @@ class _Page:
             [(NONE.title, NONE.id)], value=NONE.id, label="Classifier", filterable=False, elem_id="classify-by",
             info="The base model needs no training. Train a classifier under “Fine-tune”.",
         )  # fmt: skip
-        self.learned = gr.Markdown(
-            "The labels of this classifier were set when it was trained.", visible="hidden", elem_classes="hint",
-        )  # fmt: skip
-        with gr.Column(elem_id="classify-asked") as self.asked:
+        # Its value hides what is below, by CSS: Gradio loses a change of visibility in a tab that is just opening.
+        self.learned = gr.HTML("", elem_id="classify-learned", js_on_load=None)
+        with gr.Column(elem_id="classify-asked"):
             self.preset = gr.Dropdown(
                 [(f"{preset.title}: {preset.labels}", i) for i, preset in enumerate(PRESETS)], value=None,
                 label="Preset", info="Sets the labels and the template.", filterable=False,
@@ -170,11 +169,11 @@ def _wire_form(page: _Page, events: ClassifyEvents) -> None:
     # `input` also fires when a list loses the focus, and would replace what was typed.
     page.preset.change(events.start_from, page.preset, [page.labels, page.template_text], preprocess=False, **AT_ONCE)
     page.template.change(events.choose_template, page.template, page.template_text, **AT_ONCE)
-    page.by.input(events.arrange, page.by, [page.asked, page.learned, page.quality], preprocess=False, **AT_ONCE)
+    page.by.input(events.arrange, page.by, [page.learned, page.quality], preprocess=False, **AT_ONCE)
     page.by.focus(events.open_list, page.listed, [page.by, page.listed], **AT_ONCE)
     opened = [
         page.labels, page.template_text, page.template, page.calibrate, page.one_a_line, page.by, page.listed,
-        page.asked, page.learned, page.quality, *page.file_controls(), page.file_result,
+        page.learned, page.quality, *page.file_controls(), page.file_result,
     ]  # fmt: skip
     # The classifier from the URL is selected by now; a refresh must not override a later selection.
     browser.page().load(events.open_page, list(page.kept), opened, **AT_ONCE).then(
@@ -191,7 +190,7 @@ def _wire_texts(page: _Page, events: ClassifyEvents) -> None:
         "fn": events.classify, "inputs": [page.box, *page.form()], "outputs": shown, "preprocess": False,
         **CLASSIFYING, "trigger_mode": "multiple", **QUIET,
     }  # fmt: skip
-    idle: dict[str, Any] = {"fn": lambda: gr.update(interactive=False), "inputs": None, "outputs": page.stop, **AT_ONCE}
+    idle: dict[str, Any] = {"fn": events.idle, "inputs": None, "outputs": page.stop, **AT_ONCE}
     gr.on([page.box.submit, page.go.click], **working).then(**idle)
     filled = [page.box, page.labels, page.template_text, page.one_a_line]
     page.examples.click(events.fill, page.examples, filled, **QUIET).success(**working).then(**idle)

@@ -45,9 +45,12 @@ class Running:
                     del self._runs[session]
 
     def check_idle(self, session: str) -> None:
-        run = self._runs.get(session)
-        if run is not None and not run.cancel.is_set():
+        if self.is_busy(session):
             raise StudioError(self.busy)
+
+    def is_busy(self, session: str) -> bool:
+        run = self._runs.get(session)
+        return run is not None and not run.cancel.is_set()
 
     def stop(self, session: str, discard: bool = False) -> None:
         run = self._runs.get(session)

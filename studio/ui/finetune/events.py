@@ -17,7 +17,7 @@ from studio.ui.finetune import audit_view, data_preview
 from studio.ui.finetune.handlers import FIELDS, Column, FinetuneHandlers
 from studio.ui.finetune.pushing import account_of
 from studio.ui.finetune.recipe_form import NAMES
-from studio.ui.finetune.run_draft import CLASSIFIER, HUB, TASKS, Draft, from_handed, from_json
+from studio.ui.finetune.run_draft import HUB, Draft, from_handed, from_json
 from studio.ui.finetune.runs.runs_panel import opened as show_run
 from studio.ui.server.identity import owner_of
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
+TEXTS = 8
+"""Values of a draft before its columns and settings."""
 HINT = "Click “Check” to see the trained parts, the memory and the time of the run here."
 
 
@@ -47,9 +49,9 @@ class FinetuneEvents:
         return [seen.html, *(_column(seen.columns[field], field, sent) for field in FIELDS)]
 
     def remembered(self, request: gr.Request, draft: Draft) -> list[Any]:
-        """Return the values for browser storage, command and purpose, and clear the check, which is out of date."""
+        """Return the values for browser storage, command, purpose and recipe, and clear the outdated check."""
         command = self.handlers.of(request).command(draft)
-        return [draft.to_json(), command, draft.purpose, card.waiting(audit_view.NAME, HINT)]
+        return [draft.to_json(), command, draft.purpose, _bundled(draft), card.waiting(audit_view.NAME, HINT)]
 
     @shows_errors
     def remember(self, request: gr.Request, stored: str, *values: Any) -> Any:
@@ -101,9 +103,7 @@ class FinetuneEvents:
         """Use the rows for another purpose, and select the recipe of its task."""
         draft = _draft(*values)
         used = draft.used_for(purpose)
-        is_same = used.settings == draft.settings
-        bundled = gr.skip() if is_same else TASKS[used.settings["task"]]
-        return [*_controls(used), *self.remembered(request, used), *self.looked(request, used), bundled, bundled]
+        return [*_controls(used), *self.remembered(request, used), *self.looked(request, used)]
 
     @shows_errors
     def look_elsewhere(self, request: gr.Request, *values: Any) -> list[Any]:
@@ -128,16 +128,16 @@ class FinetuneEvents:
         return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft)]
 
     @shows_errors
-    def load_bundled(self, request: gr.Request, applied: str, name: str, *values: Any) -> Any:
+    def load_bundled(self, request: gr.Request, name: str, *values: Any) -> Any:
         """As `load`, unless the recipe is the one that was loaded last, as in `remember`."""
-        return gr.skip() if name == applied else [*self.load(request, name, *values), name]
+        return gr.skip() if name == _draft(*values).bundled else self.load(request, name, *values)
 
     @shows_errors
     def open_handed(self, request: gr.Request, handed: Any) -> list[Any]:
         """Open training data from another tab, with the loaded model selected."""
         draft = from_handed(handed)
         draft = replace(draft, settings=draft.settings | {"model": self.handlers.of(request).fresh().settings["model"]})
-        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new"), CLASSIFIER, CLASSIFIER]
+        shown = [gr.Tabs(selected="finetune"), gr.Tabs(selected="new")]
         return [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft), *shown]
 
     @shows_errors
@@ -202,17 +202,25 @@ def _column(column: Column, field: str, sent: dict[str, str] | None) -> Any:
     return gr.update(visible=column.shown, choices=choices, label=f"Column for {field} ({needed})", **value)
 
 
-def _draft(upload: str, file: str, source: str, format: str, name: str, hub: str, encoding: str, *values: Any) -> Draft:
-    columns = dict(zip(FIELDS, values, strict=False))
-    settings = dict(zip(NAMES, values[len(FIELDS) :], strict=True))
+def _bundled(draft: Draft) -> Any:
+    """Return the update of the dropdown of recipes."""
+    info = "Sets all settings below." if draft.bundled else "The settings below are from a file."
+    edited = "Edited: settings below differ from this recipe."
+    return gr.update(value=draft.bundled or None, info=edited if draft.is_edited else info)
+
+
+def _draft(*values: Any) -> Draft:
+    """Return the draft from the values of `_controls`, with the columns before the settings."""
+    upload, file, source, format, name, hub, encoding, bundled = (value or "" for value in values[:TEXTS])
+    columns = dict(zip(FIELDS, values[TEXTS:], strict=False))
+    settings = dict(zip(NAMES, values[TEXTS + len(FIELDS) :], strict=True))
     chosen = {field: column for field, column in columns.items() if column}
-    source, upload, file = source or "", upload or "", file or ""
-    return Draft(source, upload, file, format or "auto", chosen, settings, name or "", hub or "", encoding or "auto")
+    return Draft(source, upload, file, format or "auto", chosen, settings, name, hub, encoding or "auto", bundled)
 
 
 def _controls(draft: Draft) -> list[Any]:
     """Return new values for the controls of a draft, except the columns, which come with the data."""
-    texts = [draft.upload, draft.file, draft.source, draft.format, draft.name, draft.hub, draft.encoding]
+    texts = [draft.upload, draft.file, draft.source, draft.format, draft.name, draft.hub, draft.encoding, draft.bundled]
     return [*texts, *(draft.settings[name] for name in NAMES)]
 
 

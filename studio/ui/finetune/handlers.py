@@ -28,6 +28,7 @@ from studio.backend.export import hub, kept
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
+from studio.backend.recipe_file import recipes
 from studio.backend.runs.run import Run
 from studio.backend.system.process import run_json
 from studio.backend.training.queue import name_for
@@ -133,7 +134,7 @@ class FinetuneHandlers(Owned):
         if recipe.model not in self._model_ids():
             notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
             recipe = replace(recipe, model=catalog.STARTER.id)
-        return draft.loaded(recipe), notice
+        return draft.loaded(recipe, str(file) if file in recipes() else ""), notice
 
     def check(self, draft: Draft) -> Iterator[str]:
         """Yield the progress and result of a dry run in a separate process; closing the iterator ends the process."""
@@ -218,9 +219,9 @@ class FinetuneHandlers(Owned):
             case "resume":
                 if limits := demo.limits():  # the run may be from before, or from another model's days
                     limits.check_recipe(run.recipe(), self._model_ids())
-                self.jobs.resume(run.id)
+                step = self.jobs.resume(run.id).step
                 stay = "" if self.jobs.begins else f" {STAY}"
-                return f"“{run.name}” is in the queue and resumes from its last checkpoint.{stay}"
+                return f"“{run.name}” is in the queue and resumes from {f'step {step}' if step else 'its start'}.{stay}"
             case "delete":
                 self.jobs.delete(run.id)
                 return f"“{run.name}” and its files were deleted."

@@ -75,6 +75,8 @@ class RecipeForm:
             "label": _label(name), "info": HELPS.get(name, self._helps.get(name, "")),
             "elem_id": f"recipe-{name}", "min_width": 220,
         }  # fmt: skip
+        if name == "task":  # chosen by what the rows are used for
+            return gr.Textbox(default, visible="hidden", elem_id=common["elem_id"])
         if name == "model":
             return gr.Dropdown(self._models, value=default, **common)
         if name == "preset":

@@ -17,6 +17,7 @@ from typing import Any
 from studio.backend.data import hub_dataset, uploads
 from studio.backend.data.dataset import SAMPLES
 from studio.backend.recipe import HUB_PREFIX, LABELLED, Recipe
+from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import NAMES, form_values, read_form
 
@@ -51,6 +52,8 @@ class Draft:
     """OWNER/NAME[/CONFIG][@REVISION][:SPLIT] of a data set of the Hub."""
     encoding: str = "auto"
     """Encoding of a text file."""
+    bundled: str = BUNDLED
+    """Bundled recipe that the settings were taken from; empty if they are from a file."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -77,12 +80,15 @@ class Draft:
         """Return the recipe for another machine, with the name of an uploaded file instead of its path."""
         return replace(recipe, data=self.file or "FILE") if self.source == OWN_FILE else recipe
 
-    def loaded(self, recipe: Recipe) -> Draft:
+    def loaded(self, recipe: Recipe, bundled: str = "") -> Draft:
         """Return the draft with a recipe's settings.
 
         The data changes only if the recipe names a sample, its format and columns only if the recipe sets them.
+
+        Args:
+            bundled: name of the recipe, if it is bundled.
         """
-        draft = replace(self, settings=form_values(recipe))
+        draft = replace(self, settings=form_values(recipe), bundled=bundled)
         if recipe.data in SAMPLES and recipe.data != self.source:
             draft = replace(draft, source=recipe.data, format="auto", columns={})
         if hub_dataset.is_reference(recipe.data):
@@ -109,7 +115,14 @@ class Draft:
         if task == self.settings["task"]:
             return draft
         settings = form_values(Recipe.load(TASKS[task])) | {"model": self.settings["model"]}
-        return replace(draft, settings=settings)
+        return replace(draft, settings=settings, bundled=TASKS[task])
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether settings other than the model differ from the bundled recipe."""
+        if not self.bundled:
+            return False
+        return self.settings != form_values(Recipe.load(self.bundled)) | {"model": self.settings["model"]}
 
     def _data(self, owner: str) -> str:
         if self.source == HUB:
@@ -132,7 +145,7 @@ def from_handed(handed: Any) -> Draft:
         StudioError: see `from_json`.
     """
     draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"])
-    return from_json(draft.loaded(Recipe.load(CLASSIFIER)).to_json())
+    return from_json(draft.loaded(Recipe.load(CLASSIFIER), CLASSIFIER).to_json())
 
 
 def from_json(stored: Any) -> Draft:
@@ -145,12 +158,14 @@ def from_json(stored: Any) -> Draft:
         draft = Draft(**_parsed(stored))
     except (ValueError, TypeError, RecursionError) as error:
         raise StudioError("The form stored in this browser can't be read.") from error
-    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub, draft.encoding]
+    texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub, draft.encoding, draft.bundled]
     texts += [*draft.columns, *draft.columns.values()]
     if not all(isinstance(text, str) for text in texts) or set(draft.settings) != set(NAMES):
         raise StudioError("The form stored in this browser is from another version of the studio.")
     if draft.source not in (*SAMPLES, OWN_FILE, HUB):
         raise StudioError(f"There is no sample {draft.source[:40]!r}.")
+    if draft.bundled and draft.bundled not in recipes():
+        raise StudioError(f"There is no recipe {draft.bundled[:40]!r}.")
     return draft
 
 

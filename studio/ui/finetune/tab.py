@@ -77,7 +77,9 @@ class _NewRun:
     def __init__(self, models: list[tuple[str, str]], stored: gr.BrowserState) -> None:
         self.stored = stored
         # Hidden text boxes, because gr.State is lost when the server restarts.
-        self.ticket, self.upload, self.file_name, self.saved = (gr.Textbox(visible="hidden") for _ in range(4))
+        self.ticket, self.upload, self.file_name, self.saved, self.applied = (
+            gr.Textbox(visible="hidden") for _ in range(5)
+        )
         browser.elsewhere(ELSEWHERE, STORAGE, "draft-elsewhere")
         with gr.Row(elem_classes="columns", equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -93,17 +95,17 @@ class _NewRun:
 
     def _data(self) -> None:
         gr.Markdown("### 1 · Data")
+        self.purpose = gr.Radio(
+            [("Chat", "chat"), ("Classify", "classify"), ("Plain text", "text")], value="chat",
+            label="Use the rows for", elem_id="purpose",
+            info="Questions with answers, texts with labels, or texts that are trained as a whole.",
+        )  # fmt: skip
         self.source = gr.Radio(SOURCES, value=Draft().source, label="Training data", elem_id="source")
         self.file = browser.upload_button("upload")
         self.hub = gr.Textbox(
             label="Data set of the Hub", placeholder="OWNER/NAME:train[:1000]", max_length=300, submit_btn="Use",
             elem_id="hub",
             info="A public data set of the Hugging Face Hub. OWNER/NAME/CONFIG@REVISION:SPLIT[:ROWS] selects a part.",
-        )  # fmt: skip
-        self.purpose = gr.Radio(
-            [("Chat", "chat"), ("Classify", "classify"), ("Plain text", "text")], value="chat",
-            label="Use the rows for", elem_id="purpose",
-            info="Questions with answers, texts with labels, or texts that are trained as a whole.",
         )  # fmt: skip
         with gr.Row(elem_classes="settings"):
             self.format = gr.Dropdown(
@@ -132,7 +134,6 @@ class _NewRun:
         self.bundled = gr.Dropdown(
             list(recipes()), value=BUNDLED, label="Bundled recipe", info="Sets all settings below.", elem_id="bundled"
         )
-        self.applied = gr.State(BUNDLED)
         self.form = RecipeForm(models)
         with gr.Row(elem_classes="buttons"):
             self.save = gr.Button("Save as YAML", size="sm", elem_id="save-recipe")
@@ -153,7 +154,7 @@ class _NewRun:
     def draft_inputs(self) -> list[Any]:
         """Return the inputs in the order of `_draft`."""
         return [
-            self.upload, self.file_name, self.source, self.format, self.name, self.hub, self.encoding,
+            self.upload, self.file_name, self.source, self.format, self.name, self.hub, self.encoding, self.applied,
             *self.columns.values(), *self.form.in_order(),
         ]  # fmt: skip
 
@@ -162,13 +163,13 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     inputs, columns = new.draft_inputs(), list(new.columns.values())
     controls = [component for component in inputs if component not in columns]
     reading: dict[str, Any] = {**QUIET, "concurrency_limit": 2, "concurrency_id": "data", "trigger_mode": "always_last"}
-    memory, seen = [new.stored, new.command, new.purpose, new.audit], [new.preview, *columns]
+    memory, seen = [new.stored, new.command, new.purpose, new.bundled, new.audit], [new.preview, *columns]
     form: dict[str, Any] = new.form.controls
-    everything, recipe = [*controls, *memory, *seen], [new.bundled, new.applied]
+    everything = [*controls, *memory, *seen]
     typed = [
         component
         for component in inputs
-        if component not in (new.upload, new.file_name, new.source, new.format, new.encoding)
+        if component not in (new.upload, new.file_name, new.source, new.format, new.encoding, new.applied)
     ]
     # `blur` too, because Gradio fires no `input` for pasted text.
     texts = [component.blur for component in typed if isinstance(component, gr.Textbox)]
@@ -185,15 +186,15 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     new.hub.submit(events.look_on_hub, inputs, [new.source, new.format, *memory, *seen], **reading)
     again = [new.format.input, new.encoding.input]
     gr.on(again, events.look_again, [new.stored, *inputs], [*memory, *seen], **reading)
-    new.purpose.input(events.use_for, [new.purpose, *inputs], [*everything, *recipe], **reading)
+    new.purpose.input(events.use_for, [new.purpose, *inputs], everything, **reading)
     gr.on([column.input for column in columns], events.look, inputs, seen, **reading)
     gr.on([form["model"].input, form["on_bad_rows"].input, *(form[name].blur for name in ("max_length", "eval_share"))],
           events.look, inputs, seen, **reading)  # fmt: skip
     new.file.upload(events.take, [new.file, *inputs], everything, **QUIET)
     new.load.upload(events.load, [new.load, *inputs], everything, **QUIET)
-    new.bundled.input(events.load_bundled, [new.applied, new.bundled, *inputs], [*everything, new.applied], **QUIET)
+    new.bundled.input(events.load_bundled, [new.bundled, *inputs], everything, **QUIET)
     handed = handed_draft()
-    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts, *recipe], **QUIET)
+    handed.change(events.open_handed, handed, [*everything, browser.component("tabs"), parts], **QUIET)
     new.save.click(events.save, inputs, new.saved, **QUIET).success(None, new.saved, new.saved, js=SAVE, **QUIET)
     new.check.click(events.check, inputs, new.audit, **QUIET, concurrency_limit=1, concurrency_id="check")
     new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **QUIET, trigger_mode="once",

@@ -67,7 +67,7 @@ class Api:
         history: list[dict[str, str]] | None = None,
         system: str = "",
         max_new_tokens: int = NEW_TOKENS,
-        temperature: float = 0.7,
+        temperature: float | None = None,
         seed: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Answer a message with the loaded model. The answer streams, and stops when the client leaves.
@@ -77,7 +77,7 @@ class Api:
             history: earlier messages, as [{"role": "user", "content": "..."}, {"role": "assistant", ...}].
             system: the system prompt.
             max_new_tokens: the most tokens to write.
-            temperature: 0 always takes the likeliest token.
+            temperature: 0 always takes the likeliest token; null is the model's default.
             seed: the same seed gives the same answer.
 
         Returns:
@@ -85,8 +85,10 @@ class Api:
             answers are ahead in the queue, the model and the notices.
         """
         conversation = append_user(_conversation(history or [], checked_text(system, "system prompt")), message)
-        changed = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        sampling = read_sampling(*(defaults(Sampling) | changed).values())
+        changed: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+        changed |= {} if temperature is None else {"temperature": temperature}
+        model = self.engine.status().defaults.sampling
+        sampling = read_sampling(*(defaults(Sampling) | model | changed).values())
         answer: dict[str, Any] = {"text": "", "finish": "", "new_tokens": 0, "ahead": 0, "notices": []}
         answer["model"] = self.engine.status().model_id
         events, due_at = self.engine.generate(conversation.messages(), sampling), 0.0

@@ -100,16 +100,23 @@ def banner(status: EngineStatus, training: str = "", is_host: bool = False) -> s
     state, text, progress = (change or status).state, (change or status).text, (change or status).progress
     if change is not None and change.state == "failed":
         text = _failure(change, is_host)
+    details = ""
     if change is None and state == "ready":
-        text = _ready(status)
+        text, details = f"{status.title} is ready.", _details(status)
     elif change is not None and status.state == "ready":
         text = f"{text} {status.title} still answers."
     is_busy = state in ("preparing", "loading")
     bar = _bar(progress) if is_busy and progress is not None else ""
     return (
         f'<div class="status status-{"busy" if is_busy else state}" data-state="{state}"><span class="dot"></span>'
-        f"<span>{escape(f'{text} {training}'.strip())}</span>{bar}</div>"
+        f"{_line(f'{text} {training}'.strip(), details)}{bar}</div>"
     )
+
+
+def _line(text: str, details: str) -> str:
+    if not details:
+        return f"<span>{escape(text)}</span>"
+    return f"<details><summary>{escape(text)}</summary><p>{escape(details)}</p></details>"
 
 
 def _failure(change: Change, is_host: bool) -> str:
@@ -136,8 +143,9 @@ def demo_note() -> str:
     return f'<p class="demo-note">{escape(limits.sentence())} {forgets} {own}</p>'
 
 
-def _ready(status: EngineStatus) -> str:
-    return f"{status.text} {_sentence(status.memory)} {SPEEDS.get(status.speed, _sentence(status.speed))}".strip()
+def _details(status: EngineStatus) -> str:
+    parts = [status.text, _sentence(status.memory), SPEEDS.get(status.speed, _sentence(status.speed))]
+    return " ".join(part for part in parts if part)
 
 
 def _sentence(speed: str) -> str:

@@ -10,6 +10,12 @@
     }
   }
 
+  // Before the page is drawn; `theme_toggle.js` does it again, because Gradio sets the theme of the system.
+  document.addEventListener("DOMContentLoaded", () => {
+    const theme = localStorage.getItem("jetmoe-studio-theme");
+    if (theme && !location.search.includes("__theme=")) document.body.classList.toggle("dark", theme === "dark");
+  });
+
   function inMemory() {
     const kept = new Map();
     return {

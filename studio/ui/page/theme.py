@@ -78,6 +78,12 @@ def css() -> str:
     tints = f":root {{ {colours}--tint: {TINT['light']:.0%}; }} .dark {{ --tint: {TINT['dark']:.0%}; }}"
     units = "".join(f".rp-u{index} {{ --unit: var(--u{index}); }} " for index in range(len(EXPERT_COLOURS)))
     ui = Path(__file__).parents[1]
-    names = ("page/style.css", "common/charts/charts.css", "finetune/finetune.css", "classify/classify.css")
+    names = (
+        "page/style.css",
+        "chat/chat.css",
+        "common/charts/charts.css",
+        "finetune/finetune.css",
+        "classify/classify.css",
+    )
     sheets = [(ui / name).read_text(encoding="utf-8") for name in names]
     return "\n".join([tints, units, *sheets, evaluation_style(), panel_style(), runs_style()])

@@ -11,6 +11,7 @@ const ADD = {
   sample: (data, step, values) => data.addSample(step, values),
   audit: (data, step, values) => data.addAudit(values),
   warning: (data, step, values) => data.addWarning(values.message),
+  resumed: (data, step, values) => (data.ranBefore += values.ran_s ?? 0),
 };
 
 export class RunData {
@@ -26,6 +27,7 @@ export class RunData {
     this.sampledSteps = [];
     this.audit = this.gradients = this.logged = null;
     this.warnings = [];
+    this.ranBefore = 0; // seconds, until the run was resumed
   }
 
   add(events) {
@@ -34,6 +36,13 @@ export class RunData {
       this.lastSeq = seq;
       if (Object.hasOwn(ADD, kind)) ADD[kind](this, step, values ?? {});
     }
+  }
+
+  // Returns the seconds that the run has run: the time in the queue does not count.
+  get ran() {
+    const { started, ended } = this.row;
+    if (started === null) return this.ranBefore;
+    return this.ranBefore + (ended ?? (this.now || Date.now() / 1000)) - started;
   }
 
   addLog(step, values) {

@@ -90,13 +90,12 @@ function messageOf(run) {
   return run.step ? "" : "Preparing: loading and measuring the model before the first step.";
 }
 
-function figuresOf(run, { logged, now }) {
+function figuresOf(run, { logged, ran }) {
   const { left_s: left, memory_gib: memory, tok_s: speed } = logged ?? {};
-  const end = run.ended ?? (now || Date.now() / 1000);
   const step = formatNumber(run.step);
   return [
     ["Step", run.steps ? `${step} / ${formatNumber(run.steps)}` : step],
-    ["Elapsed", run.started === null ? "–" : duration(end - run.started)],
+    ["Elapsed", ran ? duration(ran) : "–"],
     ...(run.state === "running" ? [["Remaining", duration(left)]] : []),
     ["Tokens/s", formatNumber(speed)],
     ["Memory", memory === undefined ? "–" : `${formatNumber(memory)} GiB`],

@@ -32,10 +32,17 @@ export class Controls {
     const { trace, settings } = this.panel;
     this.layers = trace.L;
     this.layer.max = String(trace.L - 1);
-    this.single.hidden = !trace.tied;
+    this.offerSingle();
     this.kinds.root.hidden = trace.N === 1;
     this.kinds.value = String(settings.kind);
     this.kinds.offer(trace.kinds.map((name, kind) => [String(kind), name]));
+  }
+
+  // Returns whether this has changed.
+  offerSingle() {
+    const wasHidden = this.single.hidden;
+    this.single.hidden = !this.panel.hasSingle;
+    return wasHidden !== this.single.hidden;
   }
 
   show() {

@@ -54,7 +54,12 @@ export class Panel {
 
   // Whether units are single experts.
   get single() {
-    return this.settings.single || !this.trace.tied;
+    return !this.trace.tied || (this.settings.single && this.hasSingle);
+  }
+
+  // Whether the experts of a copy differ in the shown answer; otherwise they would only repeat the copy.
+  get hasSingle() {
+    return this.trace.tied && this.trace.isMixed;
   }
 
   get units() {
@@ -153,6 +158,7 @@ export class Panel {
   }
 
   showRows(message) {
+    if (this.controls.offerSingle() && this.settings.single) this.setSingle(true);
     if (message) {
       this.controls.showAnswers(message);
       this.comparison.root.hidden = !message.flips;

@@ -12,6 +12,7 @@ export class Trace {
     this.compared = 0; // tokens whose routing in the base model is known
     this.flips = null; // shares of differences to the base model
     this.largestGate = 0; // of one expert
+    this.isMixed = false; // whether a router selected experts of several groups for one token
     this.texts = [];
     this.sums = new Float64Array(256); // gates by unit, reused by every call of `gatesOf`
   }
@@ -20,7 +21,8 @@ export class Trace {
   // tokens (`prompt`), whether experts are tied into groups (`tied`), and whether the gates of a router sum to 1
   // (`gatesSumToOne`); otherwise they are probabilities.
   reset(id, head) {
-    Object.assign(this, head, { id, count: 0, total: 0, texts: [], compared: 0, flips: null, largestGate: 0 });
+    const empty = { count: 0, total: 0, texts: [], compared: 0, flips: null, largestGate: 0, isMixed: false };
+    Object.assign(this, head, { id }, empty);
     this.groupCount = Math.max(...head.groups) + 1;
     this.experts = new Uint8Array(0);
     this.gates = new Uint16Array(0);
@@ -49,13 +51,16 @@ export class Trace {
   add(t) {
     const counts = this.assignments[this.part(t)], sums = this.gateSums[this.part(t)];
     let slot = this.slot(t, 0, 0);
-    for (let router = 0; router < this.L * this.N; router++)
+    for (let router = 0; router < this.L * this.N; router++) {
+      const group = this.groups[this.experts[slot]];
       for (let k = 0; k < this.K; k++, slot++) {
+        if (this.groups[this.experts[slot]] !== group) this.isMixed = true;
         const gate = this.gates[slot] / FULL;
         counts[router * this.E + this.experts[slot]]++;
         sums[router] += gate;
         if (gate > this.largestGate) this.largestGate = gate;
       }
+    }
   }
 
   // Adds the base model's units, which follow those that are known.

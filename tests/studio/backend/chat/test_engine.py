@@ -58,6 +58,17 @@ def test_replay_finds_the_same_routing(engine):
     assert (groups[again.experts[..., 0]] == groups[whole.experts[..., 0]]).mean() > 0.98
 
 
+def test_a_cut_answer_is_continued_as_if_it_had_not_been_cut(engine):
+    whole = answer(engine)
+    cut = answer(engine, sampling=Sampling(max_new_tokens=3, temperature=0.0, repetition_penalty=1.0))
+    start = {"role": "assistant", "content": text_of(cut)}
+    rest = answer(engine, [*QUESTION, start])
+    assert text_of(cut) + text_of(rest) == text_of(whole) and rest[-1].finish == "stop"
+    traces = [[event.trace for event in events if event.trace is not None] for events in (whole, rest)]
+    one, other = map(RoutingTrace.concatenate, traces)
+    assert one.texts == other.texts and np.array_equal(one.is_prompt, other.is_prompt)
+
+
 def test_a_prompt_that_begins_alike_is_not_read_again(engine):
     first = answer(engine)
     conversation = [

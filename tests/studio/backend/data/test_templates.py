@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from studio.backend.data.prompt import encode_chat
+from studio.backend.data.prompt import default_system_prompt, encode_chat, fit_prompt
 from studio.backend.data.rendering import preview, render
 from studio.errors import StudioError
 from tests.builders.toy_folder import TEMPLATE, toy_tokenizer
@@ -66,6 +66,25 @@ def test_named_templates_need_a_default():
         encode_chat(tokenizer_with(named), [USER])
     with_default = tokenizer_with({**named, "default": TRIMS})
     assert encode_chat(with_default, [USER]) == encode_chat(tokenizer_with(TRIMS), [USER])
+
+
+def test_the_system_prompt_of_a_template_is_what_it_writes_without_one():
+    adds = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + TEMPLATE
+    rejects = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+    expected = {TEMPLATE: "", adds: "Be kind.", rejects: "", None: ""}
+    assert {each: default_system_prompt(tokenizer_with(each)) for each in expected} == expected
+
+
+def test_the_beginning_of_an_answer_is_continued():
+    tokenizer = tokenizer_with(TEMPLATE)
+    start = {"role": "assistant", "content": "Once <|im_end|>"}
+    prompt, asked = fit_prompt(tokenizer, [USER, start], 1000, 100), encode_chat(tokenizer, [USER])
+    assert prompt.token_ids[: -prompt.started] == asked
+    assert tokenizer.decode(prompt.token_ids[-prompt.started :]) == start["content"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") not in prompt.token_ids[-prompt.started :]
+    for messages in ([start], [USER, start, {"role": "system", "content": "x"}], []):
+        with pytest.raises(StudioError, match="nothing to answer"):
+            fit_prompt(tokenizer, messages, 1000, 100)
 
 
 def test_an_answer_without_weight_is_not_trained():

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from contextlib import suppress
 
 import psutil
@@ -108,6 +109,16 @@ def test_a_run_that_is_deaf_is_ended_in_the_end_and_leaves_no_process(store, sup
     queue.cancel(run.id)
     cancelled = until_state(store, run.id, "cancelled")
     assert "can be resumed" in cancelled.message and not psutil.pid_exists(running.pid)
+
+
+def test_a_cancelled_run_gets_time_in_proportion_to_its_steps(store, supervise):
+    queue = supervise(step_s=0.2, end_s=0.2)
+    run = queue.start(Recipe(preset="hot"))
+    running = until(lambda: (now := store.get(run.id)).step > 1 and now)
+    run.events.append("log", 1, {"step_s": 600.0})
+    queue.cancel(run.id)
+    due = until(lambda: queue._term_at.get(run.id))
+    assert due - time.monotonic() > 1100 and is_alive(running)
 
 
 def test_a_killed_trainer_is_interrupted_and_can_be_resumed(store, supervise):

@@ -30,8 +30,9 @@ from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
-from studio.backend.training.checkpoint import WHOLE, last_checkpoint
+from studio.backend.training.checkpoint import WHOLE, last_checkpoint, last_step
 from studio.backend.training.prepare import prepare
+from studio.backend.training.queue import Jobs
 from studio.backend.training.trainer import Patience
 from studio.cli.main import app
 from studio.errors import StudioError
@@ -296,6 +297,51 @@ def test_cancelling_keeps_a_checkpoint(settings, monkeypatch):
     assert run.state == "cancelled" and run.step < 10
     assert last_checkpoint(run) is not None
     assert RunStore().resume(run.id).state == "queued"
+
+
+def test_a_signal_within_a_step_keeps_the_steps_before_it(settings):
+    """The supervisor repeats SIGTERM, so only the first one may interrupt: saving takes a moment."""
+    store = RunStore()
+    run = store.create(Recipe.from_settings({**settings, "eval_steps": 50, "save_steps": 50}))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupt(event) -> None:
+        if event.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, train._interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.carry_out(run.id, show=interrupt)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    stopped = store.get(run.id)
+    assert stopped.message == "Stopped by Ctrl+C or a signal. It can be resumed from step 3."
+    assert stopped.state == "interrupted" and stopped.step == last_step(run) == 3
+    assert train.resume(run.id).state == "done" and len(losses(run)) == 6
+
+
+def test_cancel_is_seen_between_the_batches_of_a_step(settings, monkeypatch):
+    """Without an accumulated step, so there is only the state before the first one."""
+    monkeypatch.setattr("studio.backend.training.callback.CANCEL_POLL_S", 0.0)
+    store = RunStore()
+    run = store.create(Recipe.from_settings({**settings, "gradient_accumulation": 8}))
+
+    def ask(event) -> None:
+        if event.kind == "routing":
+            store.request_cancel(run.id)
+
+    cancelled = train.carry_out(run.id, show=ask)
+    assert cancelled.state == "cancelled" and not losses(run) and last_step(run) == 0
+    assert train.resume(run.id).state == "done" and len(losses(run)) == 6
+
+
+def test_what_is_shown_starts_again_where_the_run_does(settings):
+    store = RunStore()
+    run = store.create(Recipe.from_settings(settings), begin=True)
+    store.update(run.id, step=5)
+    store.finish(run.id, "interrupted")
+    assert Jobs(store).resume(run.id).step == 0
 
 
 def test_a_run_whose_end_alone_is_missing_is_only_ended(settings):

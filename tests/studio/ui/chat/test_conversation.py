@@ -50,6 +50,18 @@ def test_both_sides_come_back_and_both_lose_their_token_ids_when_too_long():
     assert not kept.turns[5].base.answer.token_ids and kept.turns[5].base.content == "base 3"
 
 
+def test_variants_come_back_and_broken_ones_get_a_sentence():
+    variants = compared().turns[5].variants() * 3
+    conversation = talk.append_assistant(spoken("1"), "last", Answer(), others=variants)
+    assert talk.from_json(talk.to_json(talk.switch(conversation, -1))) == talk.switch(conversation, -1)
+    many = talk.append_assistant(spoken("1"), "last", Answer(), others=variants * 20)
+    assert len(many.turns[1].variants()) == talk.MAX_VARIANTS and many.turns[1].variants()[-1].content == "last"
+    for others in ("x", [7], [{"role": "user", "content": "x"}], [{"role": "assistant", "content": 7}]):
+        turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "others": others}]
+        with pytest.raises(StudioError):
+            talk.from_json(json.dumps({"turns": turns}))
+
+
 def test_an_answer_is_replaced_on_its_side_alone():
     other = Answer("other")
     own = talk.with_answer(compared(), 5, other)

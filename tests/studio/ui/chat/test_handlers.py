@@ -23,7 +23,8 @@ from studio.errors import StudioError
 from studio.ui.chat import answering
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
-from studio.ui.chat.handlers import ChatHandlers, Shown
+from studio.ui.chat.handlers import ChatHandlers
+from studio.ui.chat.shown import Shown
 from studio.ui.common.trace_store import traces
 from tests.builders.adapters import make_adapter
 from tests.builders.toy_folder import spelling_toy, toy_folder
@@ -86,6 +87,50 @@ def test_retry_asks_the_same_again(handlers, asked):
     one, two = talk.from_json(asked["stored"]), talk.from_json(again["stored"])
     assert [turn.content for turn in one.turns] == [turn.content for turn in two.turns]
     assert one.turns[1].answer.trace_id != two.turns[1].answer.trace_id
+
+
+def test_a_cut_answer_is_continued_and_keeps_its_variants(handlers, asked):
+    again = last(list(handlers.retry(asked["stored"], "", "session", SHORT)))
+    assert [option["value"] for option in again["chat"][-1]["options"]] == ["continue", "previous"]
+    working = handlers.continue_answer(again["stored"], "", "session", SHORT)
+    first = next(working)
+    assert first.stored == again["stored"], "a refresh brings the cut answer back"
+    longer = last([first, *working])
+    turns = [talk.from_json(each["stored"]).turns for each in (again, longer)]
+    assert turns[1][1].content.startswith(turns[0][1].content) and turns[1][1].others == turns[0][1].others
+    before, after = (turn[1].answer for turn in turns)
+    assert after.token_ids[: len(before.token_ids)] == before.token_ids and after.prompt_tokens == before.prompt_tokens
+    assert len(after.token_ids) == len(before.token_ids) + 6 == len(traces.get(after.trace_id))
+    assert "12 tokens" in longer["stats"] and "Note" in longer["chat"][-1]["content"][0]["text"]
+
+
+def test_variants_of_an_answer_are_switched_and_what_follows_goes_on_from_the_shown_one(handlers, asked):
+    again = last(list(handlers.retry(asked["stored"], "", "session", settings(max_new_tokens=9, temperature=0))))
+    first = handlers.switch(-1, again["stored"], "session")
+    assert [option["label"] for option in first.chat[-1]["options"]] == ["Continue", "Answer 2 of 2 ›"]
+    assert first.chat[-1]["content"] == asked["chat"][-1]["content"] and first.stats == asked["stats"]
+    assert talk.from_json(handlers.switch(1, first.stored, "session").stored) == talk.from_json(again["stored"])
+    for step, stored in ((-1, first.stored), (1, again["stored"]), (1, "")):
+        with pytest.raises(StudioError, match="no"):
+            handlers.switch(step, stored, "session")
+    sent = last(list(handlers.send("And now?", first.stored, "", "session", SHORT)))
+    assert talk.from_json(sent["stored"]).turns[:2] == talk.from_json(first.stored).turns
+
+
+def test_an_edited_answer_is_the_beginning_of_the_next(handlers, asked):
+    shown = asked["chat"][-1]["content"][0]["text"]
+    assert "*Note: The answer was cut at 6 tokens" in shown
+    edited = last(list(handlers.edit(1, f"a {shown}", asked["stored"], "", "session", SHORT)))
+    answer = talk.from_json(asked["stored"]).turns[1].content
+    turn = talk.from_json(edited["stored"]).turns[1]
+    assert turn.content == f"a {answer}" and not turn.answer.token_ids and "edited" in edited["stats"]
+    longer = last(list(handlers.continue_answer(edited["stored"], "", "session", SHORT)))
+    assert talk.from_json(longer["stored"]).turns[1].content.startswith(f"a {answer}")
+    with pytest.raises(StudioError, match="answer is empty"):
+        list(handlers.edit(1, " ", asked["stored"], "", "session", SHORT))
+    for work in (handlers.continue_answer("", "", "session", SHORT), handlers.edit(9, "x", "", "", "session", SHORT)):
+        with pytest.raises(StudioError, match="There is no"):
+            list(work)
 
 
 def test_edit_and_undo(handlers, asked):

@@ -145,6 +145,17 @@ def test_stop_keeps_what_is_classified(handlers):
     assert "sport" in last(handlers.classify("three", FORM, "me")).result, "the next one is not stopped"
 
 
+def test_an_example_replaces_the_texts_that_are_being_classified(handlers):
+    form = Form("sport, science", TEMPLATES["topic"], one_a_line=True)
+    working = handlers.classify("one\ntwo", form, "me")
+    next(working)
+    handlers.stop("me", discard=True)
+    example = handlers.classify("three", FORM, "me")
+    next(example)
+    assert list(working) == [] and handlers.is_busy("me"), "the first ones end without a word"
+    assert "sport" in last(example).result and not handlers.is_busy("me")
+
+
 def test_what_fails_leaves_no_text_that_says_it_goes_on(handlers):
     shown = []
     with pytest.raises(StudioError, match="leaves no room"):
@@ -318,6 +329,15 @@ def test_the_column_of_the_true_labels_is_found_or_none(handlers, tmp_path):
         for kept in (found, "", "gone"):
             form = Form(upload=taken.upload, file=taken.name, true_column=kept)
             assert handlers.taken(form).true_column == (found if kept == found else "")
+
+
+def test_an_obvious_column_of_texts_is_found_without_its_name(handlers, tmp_path):
+    rows = [("The printer is on fire again", "hardware", "7"), ("I can't sign in since this morning", "access", "8")]
+    for header, found in [("ticket,category,id", "ticket"), ("ticket,team,id", "ticket"), ("team,category,id", "team")]:
+        file = tmp_path / "tickets.csv"
+        file.write_text("\n".join([header, *map(",".join, rows)]))
+        taken = handlers.take(file)
+        assert (taken.column, taken.true_column) == (found, "category" if "category" in header else "")
 
 
 def test_a_file_is_handed_over_to_be_trained_on(labelled):

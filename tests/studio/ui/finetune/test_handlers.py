@@ -161,7 +161,7 @@ def test_actions_are_those_of_the_queue_and_no_others(handlers):
     assert "removed from the queue" in handlers.act("cancel", run.id)
     with pytest.raises(StudioError, match="nothing left to cancel"):
         handlers.act("cancel", run.id)
-    assert "resumes from its last checkpoint" in handlers.act("resume", run.id)
+    assert "resumes from its start" in handlers.act("resume", run.id)
     handlers.act("cancel", run.id)
     assert "deleted" in handlers.act("delete", run.id) and not handlers.jobs.store.list()
     for action, run_id in (("delete", run.id), ("delete", "../x"), ("shell", run.id), ("delete", "")):

@@ -10,7 +10,7 @@ from studio.backend.recipe import DEFAULTS, Recipe
 from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import ELSEWHERE, NAMES, form_values, read_form
-from studio.ui.finetune.run_draft import HUB, OWN_FILE, Draft, from_json
+from studio.ui.finetune.run_draft import BUNDLED, CLASSIFIER, HUB, OWN_FILE, Draft, from_json
 
 MODELS = ["starter", "jetmoe/jetmoe-8b"]
 
@@ -95,12 +95,25 @@ def test_a_loaded_recipe_keeps_the_data_unless_it_names_a_sample():
     assert (loaded.source, loaded.format, loaded.settings["r"]) == ("identity", "alpaca", 3)
 
 
+def test_the_recipe_is_stored_with_the_values_that_it_gave():
+    draft = Draft()
+    assert draft.bundled == BUNDLED and not draft.is_edited
+    classifier = from_json(draft.used_for("classify").to_json())
+    assert classifier.bundled == CLASSIFIER and not classifier.is_edited
+    other = replace(classifier, settings=classifier.settings | {"model": "jetmoe/jetmoe-8b"})
+    assert not other.is_edited and replace(other, settings=other.settings | {"r": 3}).is_edited
+    loaded = draft.loaded(Recipe(r=3, data="else.csv"))
+    assert not loaded.bundled and not loaded.is_edited
+    with pytest.raises(StudioError, match="no recipe"):
+        from_json(replace(draft, bundled="../../etc/passwd").to_json())
+
+
 def test_a_data_set_of_the_hub_is_named_and_never_a_path():
     draft = from_json(Draft(source=HUB, hub=" me/rows:train[:10] ").to_json())
     recipe = draft.recipe(MODELS)
     assert recipe.data == "hub:me/rows:train[:10]" == draft.shared(recipe).data
     assert Draft().loaded(recipe) == replace(
-        Draft(), source=HUB, hub="me/rows:train[:10]", settings=form_values(recipe)
+        Draft(), source=HUB, hub="me/rows:train[:10]", settings=form_values(recipe), bundled=""
     )
     for name in ("", " "):
         with pytest.raises(StudioError, match="Enter the name of a data set"):

@@ -69,8 +69,11 @@ def test_the_name_of_an_adapter_is_text():
 def test_the_status_line_escapes_and_shows_progress():
     shown = banner(EngineStatus("preparing", "starter", "Building <b>", 0.43, "", 0))
     assert "Building &lt;b&gt;" in shown and 'aria-valuenow="43"' in shown
-    assert "Compiled" in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
-    assert "progressbar" not in banner(EngineStatus("ready", "starter", "Ready.", 1.0, "compiled", 8192))
+    ready = banner(
+        EngineStatus("ready", "starter", "In bf16.", 1.0, "compiled", 8192, title="<b>Starter"), "One trains."
+    )
+    assert "<summary>&lt;b&gt;Starter is ready. One trains.</summary><p>In bf16. Compiled" in ready
+    assert "progressbar" not in ready
 
 
 def test_the_status_line_says_that_the_present_model_still_answers():

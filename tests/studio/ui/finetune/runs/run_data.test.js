@@ -36,6 +36,16 @@ test("a resumed run overwrites what came after its checkpoint", () => {
   assert.deepEqual(routed.series.js.x, [0, 20]);
 });
 
+test("only time that the run ran is counted", () => {
+  const data = dataOf([["resumed", 3, { ran_s: 40 }], ["resumed", 5, { ran_s: 20 }], ["resumed", 5, {}]]);
+  data.row = { started: null, ended: null };
+  assert.equal(data.ran, 60);
+  Object.assign(data, { row: { started: 1000, ended: null }, now: 1007 });
+  assert.equal(data.ran, 67);
+  data.row.ended = 1003;
+  assert.equal(data.ran, 63);
+});
+
 test("values that are no numbers are gaps, and missing ones are no points", () => {
   const values = [{ loss: null }, { loss: "<img>" }, {}, undefined];
   const data = dataOf(values.map((each, i) => ["log", i + 1, each]));

@@ -52,6 +52,16 @@ test("loads are counted again, for the prompt and the answer", () => {
   });
 });
 
+test("a trace is mixed once a router selects experts of several groups", () => {
+  const together = TOKENS.map((token) => ({ ...token, experts: token.experts.map((row) => row.map(() => [4, 5])) }));
+  const trace = traceOf(together);
+  assert.equal(trace.isMixed, false);
+  trace.append(50, encode(TOKENS));
+  assert.equal(trace.isMixed, true);
+  trace.reset("b", HEAD);
+  assert.equal(trace.isMixed, false);
+});
+
 for (const [E, K] of [[8, 1], [16, 2], [64, 8], [256, 8]])
   test(`one kind of router with top-${K} of ${E} experts, whose gates are probabilities`, () => {
     const head = headOf(E, K), tokens = randomTokens(30, 1, head), trace = traceOf(tokens, head);
