@@ -25,7 +25,7 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.upload_checks import collect, require_finite
 from studio.backend.models import catalog
 from studio.backend.runs.run import checked_name
-from studio.backend.system.files import atomic_write, sha256
+from studio.backend.system.files import atomic_write, publish, sha256, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -88,11 +88,11 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         config.save_pretrained(str(work))  # replaces the uploaded file, which may contain anything
         upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
         (work / ABOUT).write_text(_about(upload))
-        work.rename(upload.folder)
+        publish(work, upload.folder)
     except AdapterError as error:
         raise StudioError(str(error)) from error
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(_uploads(), error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Choice(upload_id, name)
@@ -109,7 +109,7 @@ def transfer_owner(before: str, after: str) -> None:
             if upload.owner == before:
                 atomic_write(upload.folder / ABOUT, _about(replace(upload, owner=after)))
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(_uploads(), error) from error
 
 
 def delete_upload(upload_id: str, owner: str = "") -> Upload:
@@ -140,10 +140,6 @@ def _blank(model_id: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(read_model_config(folder))
     except CheckpointError as error:
         raise StudioError(str(error)) from error
-
-
-def _unwritable(error: OSError) -> StudioError:
-    return StudioError(f"{_uploads()} can't be written ({error.strerror}). Check the disk and try again.")
 
 
 def _about(upload: Upload) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, require_space
+from studio.backend.system.files import atomic_write, require_space, sync, sync_all, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -47,9 +47,11 @@ def keep(file: Path, owner: str = "") -> str:
     try:
         require_space(folder, size)
         shutil.copyfile(file, folder / _clean_name(file.name))
+        sync_all(folder)
+        sync(folder.parent)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
     except StudioError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -69,7 +71,7 @@ def new_folder(owner: str = "") -> Path:
             (folder / OWNER).write_text(owner, encoding="utf-8")
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
     return folder
 
 
@@ -102,7 +104,7 @@ def transfer_owner(before: str, after: str) -> None:
             if _owner_of(folder) == before:
                 atomic_write(folder / OWNER, after)
     except OSError as error:
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
 
 
 def clean(store: RunStore) -> None:
@@ -118,10 +120,6 @@ def clean(store: RunStore) -> None:
 def _owner_of(folder: Path) -> str:
     file = folder / OWNER
     return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _full(error: OSError) -> StudioError:
-    return StudioError(f"{_folder()} can't be written ({error.strerror}). Free some disk space.")
 
 
 def _folder() -> Path:

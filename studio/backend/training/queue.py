@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -188,15 +189,20 @@ class Jobs:
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do the work and report errors, so that the supervisor survives and the next tick tries again."""
         try:
-            work()
+            self._repairing(work)
             if time.monotonic() > self._notice_until:
                 self.notice = ""
-        except DamagedStore:
-            self._notify(self.store.repair())
         except StudioError as error:
             self._notify(str(error))
         except Exception:
             logger.exception("a tick of the supervisor failed; the next one tries again")
+
+    def _repairing(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except DamagedStore:
+            if notice := self.store.repair():
+                self._notify(notice)
 
     def _notify(self, notice: str) -> None:
         logger.warning("%s", notice)
@@ -244,6 +250,7 @@ class Jobs:
         except Timeout:
             return False
         clean(self.store)
+        _delete_leftovers(self.store.home)
         return True
 
     def _begin(self, run: Run) -> None:
@@ -286,6 +293,12 @@ class Jobs:
             child.end_group(run.pid, signal.SIGKILL)
         elif waited > self._step_s:
             child.end_group(run.pid, signal.SIGTERM)
+
+
+def _delete_leftovers(home: Path) -> None:
+    """Delete what exports and imports of a killed server left; none is written before the supervisor runs."""
+    for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

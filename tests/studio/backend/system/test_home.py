@@ -101,7 +101,7 @@ def test_a_copy_that_can_not_be_written_is_said(mount, monkeypatch):
     jobs.store.create(RECIPE)
     monkeypatch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     jobs._guarded(jobs._keep_copy)
-    assert "can't be written (No space left on device)" in jobs.status()
+    assert "The disk is full" in jobs.status()
 
 
 def test_two_machines_with_one_mounted_home_are_told_and_do_not_overwrite_the_list(mount, monkeypatch, tmp_path):

@@ -256,7 +256,7 @@ def test_a_child_sees_no_secret(monkeypatch):
 def test_how_a_command_ended_is_told():
     with pytest.raises(StudioError, match=r"^Lower it\.$"):
         child.run_json(["-c", "import sys; print('a traceback'); print('Lower it.', file=sys.stderr); sys.exit(2)"])
-    with pytest.raises(StudioError, match="Internal error: ValueError: odd"):
+    with pytest.raises(StudioError, match="internal error ended the process with exit code 1"):
         child.run_json(["-c", "raise ValueError('odd')"])
     with pytest.raises(StudioError, match="memory ran out"):
         child.run_json(["-c", "import os; os.kill(os.getpid(), 9)"])
