@@ -30,7 +30,7 @@ def require_undamaged(folder: Path) -> None:
     try:
         digests = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise StudioError(f"The adapter is damaged: {file} can't be read. {REMEDY}") from error
+        raise StudioError(f"The adapter is damaged: {file.name} can't be read. {REMEDY}") from error
     for name, digest in digests.items():
         require_digest(folder / str(name), digest)
 
@@ -40,9 +40,9 @@ def require_digest(file: Path, digest: str) -> None:
     try:
         stat = file.stat()
     except OSError as error:
-        raise StudioError(f"The adapter is damaged: {file} can't be read. {REMEDY}") from error
+        raise StudioError(f"The adapter is damaged: {file.name} can't be read. {REMEDY}") from error
     if _sha256(file, stat.st_size, stat.st_mtime_ns, stat.st_ino) != digest:
-        raise StudioError(f"The adapter is damaged: {file} has changed since it was saved. {REMEDY}")
+        raise StudioError(f"The adapter is damaged: {file.name} has changed since it was saved. {REMEDY}")
 
 
 @lru_cache(maxsize=256)

@@ -101,7 +101,9 @@ def _marker(folder: Path) -> Marker:
     if not text.startswith("{"):
         return Marker(text.splitlines(), {})
     values = json.loads(text)
-    return Marker(values["parameters"], {name: (size, digest) for name, (size, digest) in dict(values["files"]).items()})
+    return Marker(
+        values["parameters"], {name: (size, digest) for name, (size, digest) in dict(values["files"]).items()}
+    )
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -108,14 +108,15 @@ class Identity:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        owner, cookie = "", ""
+        owner, cookie, is_known = "", "", True
         if self.visitors is not None:
             owner = _logged_in(scope)
             if not owner and (owner := sign_in.owner_by(scope)):
                 cookie = await self._merge_visitor(scope, owner, self.visitors)
             if not owner:
+                is_known = bool(self.visitors.known(_cookies(scope)))
                 owner, cookie = self.visitors.recognise(_cookies(scope), scope["scheme"] == "https")
-        scope.setdefault("state", {})["owner"] = owner
+        scope.setdefault("state", {}).update(owner=owner, is_known=is_known)
 
         async def send_with_cookie(message: Message) -> None:
             # Never on cacheable responses such as scripts, which a cache may send to others.

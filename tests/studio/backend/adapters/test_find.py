@@ -20,6 +20,7 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters import upload_checks
+from studio.backend.adapters.checksums import write_checksums
 from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
 from studio.backend.chat.compiled_steps import CompiledSteps
@@ -652,6 +653,28 @@ def test_damaged_zips_are_sentences(folder, tmp_path, home):
     with pytest.raises(StudioError, match=r"The .zip is damaged"):
         import_adapter([whole], "", str(folder / "toy"))
     assert uploads(home) == []
+
+
+def flip(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+
+
+def test_a_damaged_adapter_is_refused_by_all_its_names(folder, home):
+    run, upload = finished_run(folder / "toy"), import_one(folder)
+    shutil.copytree(folder / "one", run.adapter, dirs_exist_ok=True)
+    write_checksums(run.adapter)
+    names = (run.id, run.id[:13], run.adapter, run.folder)
+    assert all(find(name).run.id == run.id for name in names) and find(upload.id).name == "one"
+    flip(run.adapter / WEIGHTS)
+    flip(home / "adapters" / upload.id / WEIGHTS)
+    for name in (*names, upload.id):
+        with pytest.raises(StudioError, match=rf"is damaged: {WEIGHTS} has changed"):
+            find(name)
+
+
+def import_one(folder: Path) -> Choice:
+    return import_adapter([folder / "one" / CONFIG, folder / "one" / WEIGHTS], "one", str(folder / "toy"))
 
 
 def test_a_full_disk(folder, home, monkeypatch):

@@ -180,6 +180,14 @@ def test_resume(store):
         store.resume(run.id)
 
 
+def test_a_killed_run_is_resumed_though_nobody_has_noticed(store, child):
+    run = store.create(Recipe())
+    store.mark_running(run.id, child.pid)
+    child.kill()
+    child.wait()
+    assert store.resume(run.id).state == "queued"
+
+
 def test_delete(store):
     run = store.create(Recipe())
     other = store.create(Recipe())

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -251,6 +253,29 @@ def test_a_child_sees_no_secret(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shown = child.run_json(["-c", "import json, os; print(json.dumps(dict(os.environ)))"])
     assert "secret" not in str(shown) and shown["OMP_NUM_THREADS"] == "1" and shown["PATH"] == os.environ["PATH"]
+
+
+def test_a_command_ends_with_the_process_that_waits_for_it(tmp_path):
+    pid_file = tmp_path / "pid"
+    code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    waiting = f"from studio.backend.system.process import run_json; run_json(['-c', {code!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", waiting])
+    pid = until(lambda: pid_file.is_file() and pid_file.read_text())
+    parent.kill()
+    parent.wait()
+    until(lambda: not psutil.pid_exists(int(pid)))
+
+
+def test_what_a_killed_server_left_half_written_is_deleted(store, supervise):
+    run = store.create(Recipe(preset="attention"))
+    store.request_cancel(run.id)
+    whole, half = run.folder / "exports" / "adapter", run.folder / "exports" / ".merged-bf16.x1y2"
+    upload = store.home / "adapters" / ".0123.part"
+    for folder in (whole, half, upload):
+        folder.mkdir(parents=True)
+    supervise()
+    until(lambda: not half.exists() and not upload.exists())
+    assert whole.exists()
 
 
 def test_how_a_command_ended_is_told():

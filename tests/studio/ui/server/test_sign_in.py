@@ -160,7 +160,8 @@ def test_what_a_browser_made_before_becomes_the_accounts(place):
     upload, trace = uploads.keep(rows, owner), traces.open(make_trace(), owner)
     adapter = place.store.home / "adapters" / ("a" * 32)
     shutil.copytree(place.run.adapter, adapter)
-    about = {"name": "mine", "model": "starter", "created": 0.0, "sha256": "", "owner": owner}
+    digest = sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    about = {"name": "mine", "model": "starter", "created": 0.0, "sha256": digest, "owner": owner}
     (adapter / "about.json").write_text(json.dumps(about))
 
     # A session that counts for nothing moves nothing, nor does what is no page.
