@@ -69,6 +69,9 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
                 with gr.Tab(tab.title, id=tab.id):
                     tab.build(engine, jobs, kept[tab.id])
         page.load(_asked_for, None, shown, **AT_ONCE)
+    for event in page.fns.values():
+        if event.api_name == "_check_login_status":  # of gr.LoginButton, which does not hide it
+            event.api_visibility = "private"
     return page.queue(api_open=False, max_size=32)
 
 

@@ -27,6 +27,8 @@ FILE = re.compile(rf"{API}/file[=/](.+)")
 # Paths whose body names them. `queue/join` and `call` are checked by the queue.
 BODIES = (f"{API}/cancel", f"{API}/component_server", f"{API}/run/", f"{API}/api/", f"{API}/reset")
 UPLOAD = f"{API}/upload"
+# It would give the login's token, which the browser hides from scripts, to every script.
+TOKEN = f"{API}/token"
 
 
 class OwnSessions:
@@ -39,6 +41,9 @@ class OwnSessions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(API):
             await self.app(scope, receive, send)
+            return
+        if scope["path"].rstrip("/") == TOKEN:
+            await refusal(scope, 404, "There is no such page.")(scope, receive, send)
             return
         queue, path, owner = scope["app"].get_blocks()._queue, scope["path"], known_owner(scope)
         if path.startswith(BODIES) and scope["method"] == "POST":

@@ -191,6 +191,11 @@ def test_a_session_answers_its_owner_only(studio):
         assert any('"process_completed"' in line for line in stream.iter_lines())
 
 
+def test_the_login_token_is_not_given_to_scripts(studio):
+    for path in ("/gradio_api/token", "/gradio_api/token/"):
+        assert studio.ada.http.get(path).status_code == 404
+
+
 def test_an_uploaded_file_is_its_uploaders_only(studio):
     (path,) = studio.ada.http.post("/gradio_api/upload", files=[("files", ("rows.csv", b"a,b\n"))]).json()
     assert studio.ada.http.get(f"/gradio_api/file={path}").status_code == 200
