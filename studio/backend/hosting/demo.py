@@ -30,6 +30,8 @@ class Limits:
     new_tokens: int = 256
     """Tokens per answer."""
     file_bytes: int = 5_000_000
+    uploads_bytes: int = 100_000_000
+    """Uploaded files and results of a visitor together."""
     rows: int = 2000
     """Rows per file, for training or classification."""
     steps: int = 60

@@ -52,6 +52,8 @@ QUOTA_GIB = 50.0
 # More than a checkpoint of the largest adapter and the log need.
 SPACE_BYTES = GIB
 QUEUED_AT_MOST = 20
+# The part of the queue and of the quota that one owner can use, if there are several.
+SHARE = 0.5
 
 
 class Jobs:
@@ -110,7 +112,7 @@ class Jobs:
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
         """
-        self._require_room()
+        self._require_room(owner)
         run = self.store.create(recipe, name, owner=owner)
         self._wake.set()
         return run
@@ -121,7 +123,7 @@ class Jobs:
         Raises:
             StudioError: as for `start`, or the run can't be resumed.
         """
-        self._require_room()
+        self._require_room(self.store.get(run_id).owner)
         run = self.store.resume(run_id)
         self._wake.set()
         return run
@@ -161,21 +163,34 @@ class Jobs:
         run = self._running
         return "" if run is None else f"{name_for(owner, run)} is being trained, so answers are slower."
 
-    def _require_room(self) -> None:
-        limits = demo.limits()
+    def _require_room(self, owner: str) -> None:
+        limits, queue = demo.limits(), self.store.queue()
         most = limits.queued if limits else QUEUED_AT_MOST
-        if len(self.store.queue()) >= most:
+        if len(queue) >= most:
             raise StudioError(f"{most} runs are queued already. Cancel one, or wait until one has ended.")
-        self.require_quota()
+        own = sum(run.owner == owner for run in queue)
+        if owner and own >= most * SHARE:
+            raise StudioError(f"You have {own} runs in the queue already. Cancel one, or wait until one has ended.")
+        self.require_quota(owner)
 
-    def require_quota(self) -> None:
-        """Raise StudioError if the disk is full, or all runs with their exports use more than the quota."""
+    def require_quota(self, owner: str = "") -> None:
+        """Raise StudioError if the disk is full, or the runs with their exports use more than the quota.
+
+        Args:
+            owner: whose runs may use a part of the quota only.
+        """
         require_space(self.store.home, SPACE_BYTES)
         limits = demo.limits()
         used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
         if used > quota:
             raise StudioError(
                 f"The runs use {used:.1f} GiB, and the quota is {quota:g} GiB. Delete runs that are no longer needed."
+            )
+        own = sum(size(run.folder) for run in self.store.list(owner)) / GIB if owner else 0.0
+        if own > quota * SHARE:
+            raise StudioError(
+                f"Your runs use {own:.1f} GiB, and your part of the quota is {quota * SHARE:g} GiB. Delete runs that "
+                "are no longer needed."
             )
 
     # --- the supervisor's thread

@@ -20,6 +20,7 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters import upload_checks
+from studio.backend.adapters import uploads as adapter_uploads
 from studio.backend.adapters.checksums import write_checksums
 from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
@@ -673,8 +674,18 @@ def test_a_damaged_adapter_is_refused_by_all_its_names(folder, home):
             find(name)
 
 
-def import_one(folder: Path) -> Choice:
-    return import_adapter([folder / "one" / CONFIG, folder / "one" / WEIGHTS], "one", str(folder / "toy"))
+def import_one(folder: Path, name: str = "one", owner: str = "") -> Choice:
+    return import_adapter([folder / name / CONFIG, folder / name / WEIGHTS], name, str(folder / "toy"), owner)
+
+
+def test_an_owner_has_each_adapter_once_and_so_many_of_them(folder, home, monkeypatch):
+    first = import_one(folder, owner="user:ada")
+    assert [import_one(folder, owner="user:ada") for _ in range(3)] == [first] * 3 and uploads(home) == [first.id]
+    assert import_one(folder, owner="user:bob").id != first.id
+    monkeypatch.setattr(adapter_uploads, "OWN_UPLOADS", 1)
+    with pytest.raises(StudioError, match="You have 1 uploaded adapters"):
+        import_one(folder, "two", "user:ada")
+    assert import_one(folder, "two", "user:eve").title == "two"
 
 
 def test_a_full_disk(folder, home, monkeypatch):

@@ -247,6 +247,21 @@ def test_full_queue_quota_and_disk_are_said_before_a_run_is_made(store, monkeypa
     assert [each.id for each in store.list()] == [run.id]
 
 
+def test_an_owner_leaves_room_for_others(store, monkeypatch):
+    queue = Jobs(store)
+    monkeypatch.setattr(jobs, "QUEUED_AT_MOST", 4)
+    made = [queue.start(Recipe(), owner="anon:greedy") for _ in range(2)]
+    with pytest.raises(StudioError, match="You have 2 runs in the queue"):
+        queue.start(Recipe(), owner="anon:greedy")
+    assert queue.start(Recipe(), owner="anon:polite")
+    store.request_cancel(made[0].id)
+    (made[0].folder / "big").write_bytes(b"x" * 40_000)
+    monkeypatch.setenv("STUDIO_QUOTA_GIB", str(60_000 / 2**30))
+    with pytest.raises(StudioError, match="your part of the quota"):
+        queue.start(Recipe(), owner="anon:greedy")
+    assert queue.start(Recipe(), owner="anon:other")
+
+
 def test_a_child_sees_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("OAUTH_CLIENT_SECRET", "secret")
