@@ -23,6 +23,7 @@ from jetmoe.adapters.files import CONFIG, WEIGHTS
 from studio.backend.system.files import BLOCK, require_space, unwritable
 from studio.errors import StudioError
 
+MOST_RATIO = 100
 MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 4 << 30}
 # Enough for the names and shapes of a few thousand tensors; the format itself allows 100 MB.
 MAX_HEADER = 4 << 20
@@ -155,7 +156,16 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
     found = _adapter(files)
     for info in found.values():
         _require_plain(info)
+        _require_dense(info)
     return {name: _Source(info.file_size, partial(archive.open, info)) for name, info in found.items()}
+
+
+def _require_dense(info: zipfile.ZipInfo) -> None:
+    if info.file_size > MOST_RATIO * info.compress_size + BLOCK:
+        raise StudioError(
+            f"{PurePosixPath(info.filename).name[:80]} unpacks to more than {MOST_RATIO} times its size, as no trained "
+            "weights do. Upload the two files without a .zip."
+        )
 
 
 def _require_plain(info: zipfile.ZipInfo) -> None:

@@ -90,7 +90,7 @@ class Limits:
     def check_rows(self, rows: int) -> None:
         """Raise StudioError if a file has too many rows."""
         if rows > self.rows:
-            raise StudioError(f"{REMEDY}; here a file has at most {self.rows:,} rows, and this one has {rows:,}.")
+            raise StudioError(f"{REMEDY}; here a file has at most {self.rows:,} rows, and this one has more.")
 
 
 def limits() -> Limits | None:

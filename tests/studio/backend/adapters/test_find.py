@@ -656,6 +656,16 @@ def test_damaged_zips_are_sentences(folder, tmp_path, home):
     assert uploads(home) == []
 
 
+def test_a_zip_that_unpacks_to_much_is_refused_before_it_is_written(folder, home, tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "one" / CONFIG, CONFIG)
+        archive.writestr(WEIGHTS, bytes(32 << 20))
+    with pytest.raises(StudioError, match="unpacks to more than 100 times its size"):
+        import_adapter([bomb], "", str(folder / "toy"))
+    assert uploads(home) == []
+
+
 def flip(file: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
