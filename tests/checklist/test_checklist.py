@@ -400,5 +400,5 @@ def test_row_10_a_full_queue_is_said_and_the_page_lives(guarded: str):
             answers.append(asking.post("/gradio_api/queue/join", json=body))
         refused = [answer for answer in answers if answer.status_code != 200]
         assert refused and {answer.status_code for answer in refused} == {503}
-        assert "Queue is full" in refused[0].text
+        assert "in the queue already" in refused[0].text  # `test_fair_queue.py` has many visitors
         assert asking.get("/config").status_code == 200

@@ -19,10 +19,10 @@ from starlette.types import Scope
 from studio.backend.hosting import demo
 from studio.ui.server.limits import visitor_of
 
-OWN_EVENTS = 8
+OWN_EVENTS = 12
 """Events of a known visitor that wait or run."""
-ADDRESS_EVENTS, SPACE_ADDRESS_EVENTS = 16, 24
-"""The same for an address, half of the queue. On a Space, visitors may seem to share an address."""
+ADDRESS_EVENTS, SPACE_ADDRESS_EVENTS = 20, 28
+"""The same for an address, less than the queue holds. On a Space, visitors may seem to share an address."""
 LISTEN_S = 15.0
 """Seconds after which an event is dropped if nobody listens to its session."""
 SESSIONS = 20_000
@@ -87,7 +87,7 @@ class FairQueue(Queue):
                 del self.listeners[session]
 
     def _problem(self, scope: Scope, owner: str) -> str:
-        if not scope["state"]["owner"]:  # a single user
+        if not scope.get("state", {}).get("owner"):  # a single user
             return ""
         events = [event.request.scope for event in self._events()]
         own = sum(known_owner(each) == owner for each in events) if owner else 0
@@ -113,7 +113,10 @@ class FairQueue(Queue):
 def known_owner(scope: Scope) -> str:
     """Return the owner of a request if later requests have the same one, else an empty string.
 
-    A client without cookies is another visitor in each request.
+    A client without cookies is another visitor in each request. Gradio's MCP server passes cookies on when it sends an
+    event, and not when it listens.
     """
     state = scope.get("state", {})
+    if (b"x-gradio-user", b"mcp") in scope.get("headers", ()):
+        return ""
     return state.get("owner", "") if state.get("is_known") else ""
