@@ -9,7 +9,9 @@ import pytest
 HERE = Path(__file__).parent
 SOURCES = [path for path in HERE.rglob("*.py") if path.relative_to(HERE).parts[0] != "benchmarks"]
 # Pictures and times for the README, and the one loop that waits for a condition.
-MAY_SLEEP = {"builders/waiting.py", "e2e/journey.py", "e2e/screenshot.py"}
+MAY_SLEEP = {"builders/waiting.py", "e2e/journey.py", "e2e/screenshot.py", *(
+    f"faults/schedules/{name}.py" for name in ("faults", "processes", "schedule")  # whose faults have their times
+)}  # fmt: skip
 
 
 def test_nothing_sleeps_to_be_in_step():

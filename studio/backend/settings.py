@@ -43,6 +43,10 @@ Text = Annotated[str, AfterValidator(_storable)]
 """Text that a file can hold: without NUL and lone surrogates."""
 
 
+NAMED = 10
+"""Unknown settings that a message names; the search for similar names takes time."""
+
+
 @settings
 class Settings:
     """Base class of settings.
@@ -60,7 +64,10 @@ class Settings:
     @classmethod
     def _collect(cls, data: ArgsKwargs, handler: Callable[[Any], Any]) -> Any:
         given = dict(zip(_fields(cls), data.args, strict=False)) | (data.kwargs or {})
-        problems = [_unknown(cls, name) for name in given if name not in _fields(cls)]
+        unknown = [name for name in given if name not in _fields(cls)]
+        problems = [_unknown(cls, name) for name in unknown[:NAMED]]
+        if len(unknown) > NAMED:
+            problems.append(f"{len(unknown) - NAMED:,} more settings are unknown")
         wrong: dict[str, str] = {}
         made = None
         try:

@@ -18,6 +18,7 @@ import pytest
 from studio.backend.chat.engine import Engine
 from studio.backend.data import uploads
 from studio.backend.hosting.exposure import Exposure
+from studio.backend.system.files import sha256
 from studio.backend.training.queue import Jobs
 from studio.ui.common.downloads import LABELLED_ENDING
 from studio.ui.common.trace_store import traces
@@ -149,7 +150,8 @@ def _things(jobs: Jobs, owner: str, model: str, folder: Path) -> Things:
     adapter.mkdir(parents=True)
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (adapter / name).write_text("{}")
-    about = {"name": f"{MARK} adapter", "model": model, "created": time.time(), "sha256": "", "owner": owner}
+    digest = sha256(adapter / "adapter_model.safetensors")
+    about = {"name": f"{MARK} adapter", "model": model, "created": time.time(), "sha256": digest, "owner": owner}
     (adapter / "about.json").write_text(json.dumps(about))
     trace = traces.open(make_trace(), owner)
     return Things(done.id, runs[1].run.id, uploads.keep(rows, owner), result.name, trace, adapter.name)

@@ -286,7 +286,7 @@ def test_row_30_headers_are_on_every_answer(client: httpx.Client):
     for path in ("/", "/config", "/nothing", "/exports/x/y.zip", "/theme.css"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
-        assert "frame-ancestors 'self' https://huggingface.co" in headers["content-security-policy"]
+        assert headers["content-security-policy"].endswith("frame-ancestors 'self'")
 
 
 def test_row_31_nothing_is_monitored_or_recorded(client: httpx.Client):
@@ -400,5 +400,5 @@ def test_row_10_a_full_queue_is_said_and_the_page_lives(guarded: str):
             answers.append(asking.post("/gradio_api/queue/join", json=body))
         refused = [answer for answer in answers if answer.status_code != 200]
         assert refused and {answer.status_code for answer in refused} == {503}
-        assert "Queue is full" in refused[0].text
+        assert "in the queue already" in refused[0].text  # `test_fair_queue.py` has many visitors
         assert asking.get("/config").status_code == 200

@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jetmoe.adapters.files import CONFIG, is_classifier
+from jetmoe.adapters.files import CONFIG, WEIGHTS, is_classifier
+from studio.backend.adapters.checksums import require_digest, require_undamaged
 from studio.backend.adapters.uploads import (
     RUN_ID,
     UPLOAD_ID,
@@ -70,11 +71,13 @@ def find(run_or_folder: str | Path) -> Found:
     """Find an adapter by its run (an id, the start of an id, or the run's folder), its upload id or its folder.
 
     Raises:
-        StudioError: there is no such run or folder, several ids match, or the run has no adapter yet.
+        StudioError: there is no such run or folder, several ids match, the run has no adapter yet, or its files are
+            damaged.
     """
     folder, store, text = Path(run_or_folder), RunStore(), str(run_or_folder)[:200]
     with suppress(OSError):  # too long for a path
         if (folder / CONFIG).is_file():
+            require_undamaged(folder)
             return Found(folder, _run_in(store, folder.resolve()), upload_in(folder.resolve()))
         if folder.is_dir() and (run := _run_in(store, folder.resolve())):
             return _of_run(run)
@@ -97,11 +100,12 @@ def find_id(adapter_id: str, owner: str = "") -> Found:
     """Return the adapter with the id of a `Choice`. It takes no path, so pages may pass untrusted input.
 
     Raises:
-        StudioError: the owner has no adapter with that id, or the run has no adapter yet.
+        StudioError: the owner has no adapter with that id, the run has no adapter yet, or its files are damaged.
     """
     if re.fullmatch(RUN_ID, adapter_id):
         return _of_run(RunStore().get(adapter_id, owner))
     upload = find_upload(adapter_id, owner)
+    require_digest(upload.folder / WEIGHTS, upload.sha256)
     return Found(upload.folder, None, upload)
 
 
@@ -144,6 +148,7 @@ def _of_run(run: Run) -> Found:
         raise StudioError(
             f"Run {run.id[:8]} has no adapter: it is {run.state}, at step {run.step}. The adapter is saved at the end."
         )
+    require_undamaged(run.adapter)
     return Found(run.adapter, run)
 
 

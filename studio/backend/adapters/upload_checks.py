@@ -20,9 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS
-from studio.backend.system.files import BLOCK, require_space
+from studio.backend.system.files import BLOCK, require_space, unwritable
 from studio.errors import StudioError
 
+MOST_RATIO = 100
 MAX_BYTES = {CONFIG: 64 << 10, WEIGHTS: 4 << 30}
 # Enough for the names and shapes of a few thousand tensors; the format itself allows 100 MB.
 MAX_HEADER = 4 << 20
@@ -46,7 +47,7 @@ def collect(files: Sequence[Path], folder: Path) -> None:
     Raises:
         StudioError: the two files are missing or too large, the .zip is damaged or harmful, or the disk is full.
     """
-    with _sentences():
+    with _sentences(folder):
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             with _SmallReads(files[0]) as file, zipfile.ZipFile(file) as archive:
                 _write(_members(archive), folder)
@@ -122,15 +123,13 @@ def _write(sources: dict[str, _Source], folder: Path) -> None:
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
+def _sentences(folder: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise StudioError(f"The .zip is damaged ({str(error)[:200]}). {WANTED}: zip them again.") from error
     except OSError as error:
-        raise StudioError(
-            f"The adapter's files can't be read or stored ({error.strerror or error}). Free some space and try again."
-        ) from error
+        raise unwritable(folder, error, "Or the uploaded files can't be read: upload them again.") from error
 
 
 class _SmallReads(io.FileIO):
@@ -157,7 +156,16 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
     found = _adapter(files)
     for info in found.values():
         _require_plain(info)
+        _require_dense(info)
     return {name: _Source(info.file_size, partial(archive.open, info)) for name, info in found.items()}
+
+
+def _require_dense(info: zipfile.ZipInfo) -> None:
+    if info.file_size > MOST_RATIO * info.compress_size + BLOCK:
+        raise StudioError(
+            f"{PurePosixPath(info.filename).name[:80]} unpacks to more than {MOST_RATIO} times its size, as no trained "
+            "weights do. Upload the two files without a .zip."
+        )
 
 
 def _require_plain(info: zipfile.ZipInfo) -> None:

@@ -25,13 +25,15 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.upload_checks import collect, require_finite
 from studio.backend.models import catalog
 from studio.backend.runs.run import checked_name
-from studio.backend.system.files import atomic_write, sha256
+from studio.backend.system.files import atomic_write, publish, sha256, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
 ABOUT = "about.json"
 RUN_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 UPLOAD_ID = "[0-9a-f]{32}"
+OWN_UPLOADS = 20
+"""Uploaded adapters of an owner, if there are several."""
 
 
 class Choice(NamedTuple):
@@ -71,8 +73,11 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         model_id: the base model.
 
     Raises:
-        StudioError: the files are not a LoRA adapter of that model, the model isn't downloaded, the name is invalid, or
-            the disk is full; nothing is stored then.
+        StudioError: the files are not a LoRA adapter of that model, the model isn't downloaded, the name is invalid,
+            the owner has too many, or the disk is full; nothing is stored then.
+
+    Returns:
+        The stored adapter, or the owner's earlier upload of it.
     """
     upload_id = uuid.uuid4().hex
     name = checked_name(name, "An adapter's") or f"adapter {upload_id[:8]}"
@@ -87,15 +92,33 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         config.base_model_name_or_path = catalog.entry(model_id).id
         config.save_pretrained(str(work))  # replaces the uploaded file, which may contain anything
         upload = Upload(upload_id, name, model_id, time.time(), sha256(work / WEIGHTS), owner)
+        if same := _same(upload, work):
+            return same
         (work / ABOUT).write_text(_about(upload))
-        work.rename(upload.folder)
+        publish(work, upload.folder)
     except AdapterError as error:
         raise StudioError(str(error)) from error
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(_uploads(), error) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Choice(upload_id, name)
+
+
+def _same(upload: Upload, work: Path) -> Choice | None:
+    """Return the owner's upload of the same adapter, on a server with several owners.
+
+    Raises:
+        StudioError: the owner has too many others.
+    """
+    own = [each for each in list_uploads() if upload.owner and each.owner == upload.owner]
+    for each in own:
+        is_same = (each.sha256, each.model) == (upload.sha256, upload.model)
+        if is_same and (each.folder / CONFIG).read_bytes() == (work / CONFIG).read_bytes():
+            return Choice(each.id, each.name)
+    if len(own) >= OWN_UPLOADS:
+        raise StudioError(f"You have {len(own)} uploaded adapters. Delete one that is no longer needed.")
+    return None
 
 
 def transfer_owner(before: str, after: str) -> None:
@@ -109,7 +132,7 @@ def transfer_owner(before: str, after: str) -> None:
             if upload.owner == before:
                 atomic_write(upload.folder / ABOUT, _about(replace(upload, owner=after)))
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(_uploads(), error) from error
 
 
 def delete_upload(upload_id: str, owner: str = "") -> Upload:
@@ -140,10 +163,6 @@ def _blank(model_id: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(read_model_config(folder))
     except CheckpointError as error:
         raise StudioError(str(error)) from error
-
-
-def _unwritable(error: OSError) -> StudioError:
-    return StudioError(f"{_uploads()} can't be written ({error.strerror}). Check the disk and try again.")
 
 
 def _about(upload: Upload) -> str:

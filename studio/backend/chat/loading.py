@@ -213,7 +213,7 @@ class Loader:
             raise
         except Exception as error:
             logger.exception("loading %s failed", model_id)
-            text = f"Loading {model_id} failed: {type(error).__name__}: {error}"
+            text = f"Loading {model_id} failed ({type(error).__name__}). The log of the studio has the details."
             self._fail(model_id, precision, text)
             raise StudioError(text) from error
 

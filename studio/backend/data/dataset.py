@@ -27,6 +27,7 @@ from studio.backend.data.detection import Detected, Wanted, detect, first_of, fo
 from studio.backend.data.encodings import NAMES
 from studio.backend.data.examples import Example, Examples, group_numbers, write_examples
 from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
+from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
 from studio.backend.settings import Settings, settings
 from studio.backend.system.files import sha256
@@ -71,6 +72,8 @@ class DataSettings(Settings):
 
     @property
     def limits(self) -> Limits:
+        if shared := demo.limits():
+            return Limits(rows=shared.rows + 1)  # one more tells that there are too many
         return IN_PLACE if self.in_place else Limits()
 
     @classmethod

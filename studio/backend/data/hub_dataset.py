@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
 from studio.backend.recipe import HUB_PREFIX
-from studio.backend.system.files import atomic_write
+from studio.backend.system.files import atomic_write, sync, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -115,11 +115,7 @@ def _store(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, text)
     except OSError as error:
-        raise _full(file, error) from error
-
-
-def _full(file: Path, error: OSError) -> StudioError:
-    return StudioError(f"{file} can't be written ({error.strerror}). Free some disk space.")
+        raise unwritable(file, error) from error
 
 
 def _make_room(folder: Path) -> None:
@@ -228,8 +224,9 @@ def _write(rows: Iterable[dict[str, Any]], file: Path, reference: Reference) -> 
                     )
         if not size:
             raise StudioError(f"{reference.repo} has no rows in {reference.split}{reference.slice}. Choose others.")
+        sync(part)
         part.rename(file)
     except OSError as error:
-        raise _full(file, error) from error
+        raise unwritable(file, error) from error
     finally:
         part.unlink(missing_ok=True)

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.data.examples import Examples
-from studio.backend.system.files import atomic_write
+from studio.backend.system.files import atomic_write, unwritable
 from studio.backend.system.home import home
-from studio.errors import StudioError
 
 LARGE = 32 << 20
 """Size of a file in bytes above which its examples are stored on disk."""
@@ -54,7 +53,7 @@ def part() -> Iterator[Path]:
         _make_room(file.parent)
         yield file
     except OSError as error:
-        raise StudioError(f"{file.parent} can't be written ({error.strerror}). Free some disk space.") from error
+        raise unwritable(file.parent, error) from error
     finally:
         file.unlink(missing_ok=True)
 

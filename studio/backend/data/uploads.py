@@ -9,6 +9,8 @@ The empty owner, used in a studio for one person, can access all files.
 
 from __future__ import annotations
 
+import filecmp
+import os
 import re
 import shutil
 import time
@@ -18,12 +20,15 @@ from pathlib import Path
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, require_space
+from studio.backend.system.files import atomic_write, require_space, sync, sync_all, unwritable
 from studio.backend.system.home import home
+from studio.backend.system.plan import size as folder_size
 from studio.errors import StudioError
 
 OWNER = ".owner"
 """File next to an upload that stores its owner. The name of an upload never begins with a dot."""
+OWN_BYTES = 10 * 2**30
+"""For all uploads and results of an owner, if there are several."""
 UNUSED_S = 24 * 3600.0
 """Seconds after which a file that no run uses is deleted."""
 
@@ -31,8 +36,10 @@ UNUSED_S = 24 * 3600.0
 def keep(file: Path, owner: str = "") -> str:
     """Store a copy of an uploaded file under its own name and return the upload's id.
 
+    The same file of the same owner is stored once.
+
     Raises:
-        StudioError: the file is empty or too large, or the disk is full.
+        StudioError: the file is empty or too large, the owner has too many, or the disk is full.
     """
     limits, size = demo.limits(), file.stat().st_size
     limit = limits.file_bytes if limits else Limits().file_bytes
@@ -43,13 +50,19 @@ def keep(file: Path, owner: str = "") -> str:
             f"{file.name} has {size / 2**20:,.0f} MiB; the limit is {limit / 2**20:,.0f} MiB. Split it, or train on "
             "the command line, which reads the file in place."
         )
+    if same := _same(file, owner):
+        os.utime(same)  # unused for a day from now on
+        return same.name
+    _require_share(owner, size)
     folder = new_folder(owner)
     try:
         require_space(folder, size)
         shutil.copyfile(file, folder / _clean_name(file.name))
+        sync_all(folder)
+        sync(folder.parent)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
     except StudioError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -69,7 +82,7 @@ def new_folder(owner: str = "") -> Path:
             (folder / OWNER).write_text(owner, encoding="utf-8")
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
     return folder
 
 
@@ -84,6 +97,30 @@ def find(upload: str, owner: str = "") -> Path:
     if folder is None or not files or owner not in ("", _owner_of(folder)):
         raise StudioError("The uploaded file is gone: unused files are deleted after a day. Upload it again.")
     return files[0]
+
+
+def _same(file: Path, owner: str) -> Path | None:
+    """Return the folder in which the owner has the same file under the same name."""
+    name = _clean_name(file.name)
+    for folder in _owned(owner):
+        if (folder / name).is_file() and filecmp.cmp(file, folder / name, shallow=False):
+            return folder
+    return None
+
+
+def _require_share(owner: str, size: int) -> None:
+    limits = demo.limits()
+    most = limits.uploads_bytes if limits else OWN_BYTES
+    used = sum(folder_size(folder) for folder in _owned(owner)) if owner else 0
+    if used + size > most:
+        raise StudioError(
+            f"Your uploads use {used / 2**20:,.0f} of {most / 2**20:,.0f} MiB. Those that no run uses are deleted "
+            "after a day. Try again then, or delete runs that are no longer needed."
+        )
+
+
+def _owned(owner: str) -> list[Path]:
+    return [folder for folder in _folder().glob("*") if _owner_of(folder) == owner]
 
 
 def holds(file: str | Path) -> bool:
@@ -102,7 +139,7 @@ def transfer_owner(before: str, after: str) -> None:
             if _owner_of(folder) == before:
                 atomic_write(folder / OWNER, after)
     except OSError as error:
-        raise _full(error) from error
+        raise unwritable(_folder(), error) from error
 
 
 def clean(store: RunStore) -> None:
@@ -118,10 +155,6 @@ def clean(store: RunStore) -> None:
 def _owner_of(folder: Path) -> str:
     file = folder / OWNER
     return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _full(error: OSError) -> StudioError:
-    return StudioError(f"{_folder()} can't be written ({error.strerror}). Free some disk space.")
 
 
 def _folder() -> Path:

@@ -28,7 +28,7 @@ from studio.backend.export.base import MODEL_CONFIG, Base, check_readable, label
 from studio.backend.export.merge import Merge
 from studio.backend.export.model_card import LARGEST_CARD, model_card
 from studio.backend.models import placement
-from studio.backend.system.files import require_space
+from studio.backend.system.files import publish, require_space
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
 
@@ -107,7 +107,7 @@ def whole(target: Path, need_bytes: int) -> Iterator[Path]:
         with writing(target):
             if target.exists():
                 target.rmdir()
-            work.rename(target)
+            publish(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

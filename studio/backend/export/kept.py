@@ -19,6 +19,7 @@ from studio.backend.export.base import PROOF
 from studio.backend.export.export import export
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
+from studio.backend.system.files import publish
 from studio.backend.system.process import run_json
 from studio.errors import StudioError
 
@@ -43,7 +44,7 @@ def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None
         else:
             export(run.id, fresh)  # copies files and loads no model
         shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        publish(fresh, folder)
     return folder
 
 

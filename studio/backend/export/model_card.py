@@ -16,8 +16,7 @@ from studio.backend.data import hub_dataset
 from studio.backend.data.labelled import Labels
 from studio.backend.export.base import Base, labels_of_adapter
 from studio.backend.models import catalog
-from studio.backend.runs.run import Run
-from studio.backend.training.run import DATA
+from studio.backend.runs.run import DATA, Run
 
 # Classifier metrics where higher is better.
 HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2": "held-out R²"}

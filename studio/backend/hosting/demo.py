@@ -30,6 +30,8 @@ class Limits:
     new_tokens: int = 256
     """Tokens per answer."""
     file_bytes: int = 5_000_000
+    uploads_bytes: int = 100_000_000
+    """Uploaded files and results of a visitor together."""
     rows: int = 2000
     """Rows per file, for training or classification."""
     steps: int = 60
@@ -88,7 +90,7 @@ class Limits:
     def check_rows(self, rows: int) -> None:
         """Raise StudioError if a file has too many rows."""
         if rows > self.rows:
-            raise StudioError(f"{REMEDY}; here a file has at most {self.rows:,} rows, and this one has {rows:,}.")
+            raise StudioError(f"{REMEDY}; here a file has at most {self.rows:,} rows, and this one has more.")
 
 
 def limits() -> Limits | None:

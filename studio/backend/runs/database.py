@@ -7,9 +7,10 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from studio.backend.system.files import unwritable
 from studio.backend.system.home import local
 from studio.errors import StudioError
 
@@ -17,6 +18,9 @@ DATABASE = "runs.sqlite3"
 BUSY_S = 15.0
 SWITCHES = 100
 SCHEMA = 3
+# A file that is deleted when the disk is full, so that runs can still be listed, cancelled and deleted.
+RESERVE = "reserve"
+RESERVE_BYTES, RESERVE_BLOCK = 2**20, 2**14
 TABLE = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS runs (
@@ -72,7 +76,7 @@ class Database:
         """
         make_folder(self.path.parent)
         try:
-            with closing(sqlite3.connect(self.path, timeout=self.busy_s)) as db, db:
+            with self._reserve(), closing(sqlite3.connect(self.path, timeout=self.busy_s)) as db, db:
                 db.row_factory = sqlite3.Row
                 prepare(db)
                 yield db
@@ -85,6 +89,19 @@ class Database:
             if sentence := sentence_of(error, self.path):
                 raise StudioError(sentence) from error
             raise
+
+    @contextmanager
+    def _reserve(self) -> Iterator[None]:
+        """Free the reserve while the database is open and the disk is full; fill it before and after."""
+        reserve = self.path.with_name(RESERVE)
+        if shutil.disk_usage(reserve.parent).free < RESERVE_BYTES:
+            with suppress(OSError):
+                reserve.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if not reserve.exists():
+                _fill(reserve)
 
     def beside(self) -> Database:
         """Return a new database in the same folder, to replace this one or its copy."""
@@ -110,17 +127,23 @@ class Database:
             part.replace(self.copy)
             self._copied = now
         except OSError as error:
-            raise StudioError(f"{self.copy} can't be written ({error.strerror}). Check the mounted storage.") from error
+            raise unwritable(self.copy, error, "Check the mounted storage.") from error
         finally:
             whole.unlink(missing_ok=True)
 
 
+def _fill(reserve: Path) -> None:
+    """Write the reserve; on a full disk, as much of it as fits. The database works without it while there is space."""
+    with suppress(OSError), reserve.open("wb", 0) as file:
+        for _ in range(RESERVE_BYTES // RESERVE_BLOCK):
+            file.write(bytes(RESERVE_BLOCK))
+
+
 def make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # runs are nobody else's on this machine
     except OSError as error:
-        remedy = "Check its permissions and the disk, or set STUDIO_HOME to another folder."
-        raise StudioError(f"{folder} can't be created ({error.strerror}). {remedy}") from error
+        raise unwritable(folder, error, "Or set STUDIO_HOME to another folder.") from error
 
 
 def prepare(db: sqlite3.Connection) -> None:
@@ -128,7 +151,7 @@ def prepare(db: sqlite3.Connection) -> None:
     if version > SCHEMA:
         raise StudioError("The list of runs was written by a newer studio. Update this one.")
     if not version:
-        _write_ahead(db)
+        write_ahead(db)
         db.executescript(TABLE)
     elif version < SCHEMA:
         db.execute("BEGIN IMMEDIATE")
@@ -143,7 +166,7 @@ def _version(db: sqlite3.Connection) -> int:
     return db.execute("PRAGMA user_version").fetchone()[0]
 
 
-def _write_ahead(db: sqlite3.Connection) -> None:
+def write_ahead(db: sqlite3.Connection) -> None:
     """Switch to WAL mode, with retries: SQLite does not wait while another process switches the same new database."""
     for left in reversed(range(SWITCHES)):
         try:
@@ -157,11 +180,15 @@ def _write_ahead(db: sqlite3.Connection) -> None:
 
 def sentence_of(error: sqlite3.Error, path: Path) -> str:
     """Return a message with a remedy, or an empty string if the error is a bug."""
-    code = code_of(error)
+    code, free = code_of(error), shutil.disk_usage(path.parent).free
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"Another program keeps {path} locked. Close it, or try again in a moment."
-    if code == sqlite3.SQLITE_FULL:
-        return f"The disk is full, so {path} can't be written. Free some space."
+    is_io = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if code == sqlite3.SQLITE_FULL or (is_io and free < RESERVE_BYTES):
+        return (
+            f"The disk is full, so {path} can't be written: {free / 2**20:.1f} MiB are free and 1 MiB is needed. "
+            "Delete runs, or other files on this disk."
+        )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
         return f"{path} can't be read and written. Check the permissions of the file and its folder, and the disk."
     return ""

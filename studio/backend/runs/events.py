@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 BLOCK = 64 * 1024
 TrainKind = Literal[
     "log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "resumed", "done", "failed", "cancelled"
 ]
+KINDS = get_args(TrainKind)
+# What these events report must be on the disk, and so must they be: nothing reported as saved is lost in a power cut.
+DURABLE = ("checkpoint", "done", "failed", "cancelled")
+LARGEST = 2**53
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class EventLog:
             event = TrainEvent(last + 1, step, kind, _strict(dict(values)))
             line = json.dumps(asdict(event), allow_nan=False)
             file.write(b"\n" * torn + line.encode() + b"\n")
+            if kind in DURABLE:
+                file.flush()
+                os.fsync(file.fileno())
         return event
 
     def read(self, after: int = 0) -> Iterator[TrainEvent]:
@@ -87,7 +95,7 @@ def figures(events: Iterable[TrainEvent]) -> dict[str, float | None]:
             last |= {"step": event.step} | {name: value for name, value in event.values.items() if _is_figure(value)}
             # The evaluation at step 0 measures the base model.
             now = event.values.get("eval_loss") if event.step else None
-            losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None]
+            losses = [loss for loss in (last.get("best_eval_loss"), now) if loss is not None and _is_figure(loss)]
             last |= {"best_eval_loss": min(losses)} if losses else {}
     return last
 
@@ -122,10 +130,17 @@ def _start(file: IO[bytes], after: int) -> int:
 
 
 def _event(line: bytes) -> TrainEvent | None:
+    """Return the event of a line, or None if it has none: an unfinished line, the rest of one, or a damaged one."""
     try:
-        return TrainEvent(**json.loads(line))
-    except (ValueError, TypeError):  # an unfinished line, or the rest of one
+        event = TrainEvent(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    is_sound = _is_count(event.seq) and _is_count(event.step) and event.kind in KINDS and isinstance(event.values, dict)
+    return event if is_sound else None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def _strict(value: Any) -> Any:

@@ -1,117 +1,228 @@
-"""Rebuild the list of runs from their folders if the database is damaged or missing."""
+"""Rebuild the list of runs from their folders if the database is damaged, missing or lacks some of them."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
+import sqlite3
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock
 
 from studio.backend.recipe import Recipe
-from studio.backend.runs.database import DamagedStore, Database, make_folder
+from studio.backend.runs.database import DamagedStore, Database, make_folder, write_ahead
 from studio.backend.runs.events import EventLog, figures
-from studio.backend.runs.run import logged_ending
+from studio.backend.runs.run import Ending, Run, logged_ending
+from studio.backend.system.files import atomic_write, unwritable
 from studio.errors import StudioError
 
-# The fields of a run's row that no other file in its folder contains.
+logger = logging.getLogger(__name__)
+# The fields of a run's row that its folder has in a file, with their types.
 RECORD = "run.json"
-RECORDED = ("name", "created", "started", "pid", "pid_created", "owner", "shared")
-RESTORE = """
-INSERT INTO runs (
-    id, name, state, model, data, created, started, pid, pid_created, step, best_eval_loss, message, owner, shared
-) VALUES (
-    :id, :name, :state, :model, :data, :created, :started, :pid, :pid_created, :step, :best_eval_loss, :message,
-    :owner, :shared
-)
-"""
+NUMBER = int | float | None
+RECORDED: dict[str, Any] = {
+    "name": str, "model": str, "data": str, "state": str, "message": str, "created": int | float, "started": NUMBER,
+    "ended": NUMBER, "pid": int | None, "pid_created": NUMBER, "queued": int, "cancel_requested": bool, "owner": str,
+    "shared": bool,
+}  # fmt: skip
+STATES = ("queued", "running", *get_args(Ending))
+LARGEST = 2**53
+COLUMNS = ("id", *RECORDED, "step", "best_eval_loss")
+RESTORE = f"INSERT INTO runs ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})"  # noqa: S608
+
+
+def record(run: Run) -> None:
+    """Write the run's row into its folder.
+
+    Raises:
+        StudioError: the folder can't be written.
+    """
+    if not run.folder_exists:
+        return
+    try:
+        atomic_write(run.folder / RECORD, json.dumps({name: getattr(run, name) for name in RECORDED}))
+    except OSError as error:
+        raise unwritable(run.folder, error) from error
 
 
 def repair(database: Database, home: Path) -> str:
-    """Set a damaged database aside and build a new one from the folders of the runs.
+    """Set a damaged database aside and build a new one from the folders of the runs; add the runs that it lacks.
 
     Returns:
         A sentence about what was done; empty if the database was fine.
+
+    Raises:
+        StudioError: the folder of the database can't be written.
     """
-    make_folder(database.path.parent)
-    with FileLock(database.path.with_suffix(".lock")):
+    with _locked(database):
+        if not is_there(database):
+            return _fetch(database, home)
         try:
-            with database.open() as db:
-                db.execute("SELECT * FROM runs").fetchall()
+            return _add_missing(database, home)
         except DamagedStore:
             return _rebuild(database, home)
-    return ""
 
 
-def fetch(database: Database, home: Path) -> None:
-    """Restore the database of a mounted home on a new local disk: the last copy, plus the runs that it lacks."""
+def fetch(database: Database, home: Path) -> str:
+    """Build a missing database: the copy of a mounted home, if there is one, and the runs that it lacks."""
+    with _locked(database):
+        return "" if is_there(database) else _fetch(database, home)
+
+
+def is_there(database: Database) -> bool:
+    """Return whether the database exists. `fetch` renames a complete one, so an empty file is a damaged one."""
+    try:
+        return database.path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+@contextmanager
+def _locked(database: Database) -> Iterator[None]:
     make_folder(database.path.parent)
-    with FileLock(database.path.with_suffix(".lock")):
-        if database.path.exists():
-            return
-        fresh = database.beside()
-        if database.copy is not None and database.copy.exists():
-            shutil.copyfile(database.copy, fresh.path)
+    try:
+        lock = FileLock(database.path.with_suffix(".lock"))
+        lock.acquire()
+    except OSError as error:
+        raise unwritable(database.path.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(database: Database, home: Path) -> str:
+    fresh, known = database.beside(), set[str]()
+    if database.copy is not None and database.copy.exists():
+        shutil.copyfile(database.copy, fresh.path)
         try:
             with fresh.open() as db:
-                known = {row["id"] for row in db.execute("SELECT * FROM runs")}
+                known = _ids(db)
         except DamagedStore:
             fresh.path.unlink()  # the copy is kept
-            known = set()
-        _restore(fresh, [row for row in _rows(home) if row["id"] not in known])
-        fresh.path.rename(database.path)
+    rows = _rows(home, known)
+    _replace(database, fresh, rows)
+    if not rows:
+        return ""
+    notice = f"The list of runs was missing. {len(rows)} runs have been restored from their folders."
+    logger.warning("%s", notice)
+    return notice
+
+
+def _add_missing(database: Database, home: Path) -> str:
+    with database.open() as db:
+        db.execute("SELECT * FROM runs").fetchall()  # raises if any page is damaged
+        db.execute("BEGIN IMMEDIATE")  # no run is half created or half deleted now
+        rows = _rows(home, _ids(db))
+        db.executemany(RESTORE, rows)
+    return f"{len(rows)} runs were missing in the list. They have been restored from their folders." if rows else ""
 
 
 def _rebuild(database: Database, home: Path) -> str:
     """Build the new database completely before it replaces the old one, so that running trainers always find one."""
     fresh, rows = database.beside(), _rows(home)
-    _restore(fresh, rows)
-    aside = f"{database.path.name}.damaged-{uuid.uuid4().hex[:8]}"
-    for suffix in ("-wal", "-shm", ""):
-        with suppress(FileNotFoundError):
-            database.path.with_name(database.path.name + suffix).rename(database.path.with_name(aside + suffix))
-    fresh.path.rename(database.path)
+    aside = _replace(database, fresh, rows)
     return (
         f"The list of runs was damaged. It has been rebuilt from the folders of {len(rows)} runs, and the damaged "
         f"file is kept as {aside}."
     )
 
 
-def _restore(database: Database, rows: Sequence[dict[str, Any]]) -> None:
-    with database.open() as db:
+def _replace(database: Database, fresh: Database, rows: Sequence[dict[str, Any]]) -> str:
+    """Add the rows to the new database and put it in the place of the old one; return the old one's new name."""
+    with fresh.open() as db:
         db.execute("PRAGMA journal_mode = DELETE")  # a single file can be renamed
         db.executemany(RESTORE, rows)
+    aside = f"{database.path.name}.damaged-{uuid.uuid4().hex[:8]}"
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            database.path.with_name(database.path.name + suffix).rename(database.path.with_name(aside + suffix))
+    fresh.path.rename(database.path)
+    with closing(sqlite3.connect(database.path, timeout=database.busy_s)) as db:
+        write_ahead(db)
+    return aside
 
 
-def _rows(home: Path) -> Sequence[dict[str, Any]]:
-    """Return the rows of all runs from their folders, oldest first."""
-    found = filter(None, map(row_of_folder, (home / "runs").glob("*/")))
-    return sorted(found, key=lambda row: row["created"])
+def _ids(db: sqlite3.Connection) -> set[str]:
+    return {row["id"] for row in db.execute("SELECT id FROM runs")}
+
+
+def _rows(home: Path, known: Collection[str] = ()) -> Sequence[dict[str, Any]]:
+    """Return the rows of runs from their folders, oldest first, without the known ones."""
+    folders = (folder for folder in (home / "runs").glob("*/") if folder.name not in known)
+    return sorted(filter(None, map(row_of_folder, folders)), key=lambda row: row["created"])
 
 
 def row_of_folder(folder: Path) -> dict[str, Any] | None:
-    """Return a run's row from its folder, or None if the folder holds no run."""
+    """Return a run's row from its folder, or None if the folder holds no run. Damaged files count as missing."""
+    run_id = _run_id(folder)
+    found, recipe, log = _read_record(folder), _read_recipe(folder), EventLog(folder / "events.jsonl")
     try:
-        recipe, run_id = Recipe.load(folder / "recipe.yaml"), str(uuid.UUID(folder.name))
-    except (StudioError, ValueError):
+        events, ending = [*log.read()], logged_ending(log)
+    except OSError:
+        events, ending = [], None
+    if not run_id or not (found or recipe or events):
         return None
-    record: dict[str, Any] = dict.fromkeys(RECORDED) | {"owner": "", "shared": False}
-    record |= {"name": f"{recipe.preset} {run_id[:8]}", "created": folder.stat().st_mtime}
-    with suppress(OSError, ValueError):
-        record |= json.loads((folder / RECORD).read_text())
-    log = EventLog(folder / "events.jsonl")
+    blank = dict.fromkeys(RECORDED) | {"owner": "", "shared": False, "queued": 0, "cancel_requested": False}
+    known = {"model": recipe.model, "data": recipe.data} if recipe else {"model": "", "data": ""}
+    name = f"{recipe.preset if recipe else 'run'} {run_id[:8]}"
+    row = blank | {"name": name, "created": folder.stat().st_mtime, "message": ""} | known | found
+    return (
+        row
+        | _outcome(row, ending)
+        | {
+            "id": run_id,
+            "step": max((event.step for event in events), default=0),
+            "best_eval_loss": figures(events).get("best_eval_loss"),
+        }
+    )
+
+
+def _outcome(row: dict[str, Any], ending: tuple[Ending, str] | None) -> dict[str, Any]:
+    """Return state and message. The events are newer than the record of a run that had not ended."""
+    if row["state"] in get_args(Ending):
+        return {}
+    if ending:
+        return {"state": ending[0], "message": ending[1]}
     # A run with a process may still be running; `reconcile` corrects it if the process is gone.
-    state, message = logged_ending(log) or ("running" if record["pid"] else "interrupted", "")
-    return record | {
-        "id": run_id,
-        "model": recipe.model,
-        "data": recipe.data,
-        "state": state,
-        "step": max((event.step for event in log.read()), default=0),
-        "best_eval_loss": figures(log.read()).get("best_eval_loss"),
-        "message": message,
-    }
+    return {"state": row["state"] or ("running" if row["pid"] else "interrupted")}
+
+
+def _run_id(folder: Path) -> str:
+    with suppress(ValueError):
+        run_id = str(uuid.UUID(folder.name))
+        return run_id if run_id == folder.name else ""
+    return ""
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return the valid fields of run.json."""
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {name: values[name] for name in RECORDED if name in values and _is_sound(name, values[name])}
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if not isinstance(value, RECORDED[name]) or (isinstance(value, bool) and RECORDED[name] is not bool):
+        return False
+    if isinstance(value, str):
+        is_text = not any("\ud800" <= character <= "\udfff" for character in value)
+        return is_text and (name != "state" or value in STATES)
+    return value is None or (math.isfinite(value) and abs(value) < LARGEST)
+
+
+def _read_recipe(folder: Path) -> Recipe | None:
+    try:
+        return Recipe.load(folder / "recipe.yaml")
+    except StudioError:
+        return None

@@ -16,6 +16,8 @@ from studio.errors import StudioError
 
 Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
+DATA = "data.json"
+"""File with what is known of a run's data."""
 CANCELLED = "Cancelled. It can be resumed from its last checkpoint, or else from its first step."
 
 

@@ -17,6 +17,7 @@ Terminals and single-user studios use the empty owner, which sees all runs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,9 +33,9 @@ from typing import Any
 from studio.backend.recipe import Recipe
 from studio.backend.runs import recovery
 from studio.backend.runs.database import BUSY_S, Database, make_folder
-from studio.backend.runs.recovery import RECORD, RECORDED
 from studio.backend.runs.run import (
     CANCELLED,
+    DATA,
     Ending,
     Run,
     checked_name,
@@ -43,10 +44,11 @@ from studio.backend.runs.run import (
     process_created,
     recorded_outcome,
 )
-from studio.backend.system.files import atomic_write
+from studio.backend.system.files import atomic_write, sha256, sync, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
+logger = logging.getLogger(__name__)
 SILENT = "The process ended without a message: the machine went down, or memory ran out. The run can be resumed."
 TO_THE_END = "UPDATE runs SET queued = (SELECT max(queued) + 1 FROM runs) WHERE id = ?"
 
@@ -81,6 +83,7 @@ class RunStore:
         run_id = str(uuid.uuid4())
         name = checked_name(name, "A run's") or f"{recipe.preset} {run_id[:8]}"
         recipe = _anchored(recipe)
+        fingerprint = _fingerprint(recipe)  # before the list is locked, because it takes time
         with self._open() as db:
             row = (run_id, name, recipe.model, recipe.data, time.time(), owner)
             db.execute(
@@ -91,7 +94,7 @@ class RunStore:
             if begin:
                 _begin(db, run_id, os.getpid())
             # Before the commit, so that no list ever shows a run without a folder.
-            _make_folder(self.home / "runs" / run_id, recipe)
+            _make_folder(self.home / "runs" / run_id, recipe, fingerprint)
         return self._recorded(run_id)
 
     def get(self, run_id: str, owner: str = "") -> Run:
@@ -171,7 +174,7 @@ class RunStore:
             "WHERE id = ? AND state IN ('queued', 'running', 'interrupted')",
             (state, message, time.time(), run_id),
         )
-        return self.get(run_id)
+        return self._noted(run_id)
 
     def resume(self, run_id: str, begin: bool = False) -> Run:
         """Queue a run that ended early, to resume it from its last checkpoint; `begin` as for `create`.
@@ -182,6 +185,8 @@ class RunStore:
         run = self.get(run_id)
         run_id = run.id
         run.recipe()
+        if run.state == "running":  # perhaps its process was killed, and no server has noticed
+            self.reconcile()
         with self._open() as db:
             changed = db.execute(
                 "UPDATE runs SET state = 'queued', started = NULL, ended = NULL, message = '', cancel_requested = 0 "
@@ -239,7 +244,7 @@ class RunStore:
                 "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
                 (state, message, time.time(), run.id, run.pid, run.pid_created),
             )
-        return [self.get(run.id) for run in dead]
+        return [self._noted(run.id) for run in dead]
 
     def request_cancel(self, run_id: str) -> Run:
         """Ask a running run to stop after its current step, or take a queued run out of the queue.
@@ -253,7 +258,7 @@ class RunStore:
             ("Cancelled before it started.", time.time(), run_id),
         )
         asked = self._write("UPDATE runs SET cancel_requested = 1 WHERE id = ? AND state = 'running'", (run_id,))
-        run = self.get(run_id)
+        run = self._noted(run_id)
         if not (cancelled or asked):
             raise StudioError(f"Run {run_id[:8]} is {run.state}: there is nothing left to cancel.")
         return run
@@ -284,11 +289,14 @@ class RunStore:
             StudioError: the run is running, or its files can't be deleted.
         """
         run = self.get(run_id)
-        if not self._write("DELETE FROM runs WHERE id = ? AND state != 'running'", (run.id,)):
-            raise StudioError(f"Run {run.id[:8]} is running. Cancel it first.")
         try:
-            if run.folder_exists:
-                shutil.rmtree(run.folder)
+            with self._open() as db:
+                db.execute("BEGIN IMMEDIATE")  # it can't be started meanwhile
+                if db.execute("SELECT 1 FROM runs WHERE id = ? AND state = 'running'", (run.id,)).fetchone():
+                    raise StudioError(f"Run {run.id[:8]} is running. Cancel it first.")
+                if run.folder_exists:
+                    shutil.rmtree(run.folder)  # first, because on a full disk the list needs the space
+                db.execute("DELETE FROM runs WHERE id = ?", (run.id,))
         except OSError as error:
             raise StudioError(f"{run.folder} can't be deleted ({error.strerror}). Delete it by hand.") from error
 
@@ -305,11 +313,18 @@ class RunStore:
         return Run(folder=self.home / "runs" / row["id"], **values)
 
     def _recorded(self, run_id: str) -> Run:
-        """Return the run, after writing the fields that only the database has into its folder."""
+        """Return the run, after writing its row into its folder, from which `repair` restores it."""
         run = self.get(run_id)
-        record = {name: getattr(run, name) for name in RECORDED}
-        if run.folder_exists:
-            _write_file(run.folder / RECORD, json.dumps(record))
+        recovery.record(run)
+        return run
+
+    def _noted(self, run_id: str) -> Run:
+        """Do the same, but only log an error: a cancel or an outcome counts even if the disk is full."""
+        run = self.get(run_id)
+        try:
+            recovery.record(run)
+        except StudioError as error:
+            logger.warning("%s", error)
         return run
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> int:
@@ -319,7 +334,7 @@ class RunStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        if self.database.copy is not None and not self.path.exists():
+        if not recovery.is_there(self.database):
             recovery.fetch(self.database, self.home)
         with self.database.open() as db:
             yield db
@@ -347,14 +362,7 @@ def _tell_resumed(run: Run, before: Run) -> None:
     try:
         run.events.append("resumed", run.step, {"ran_s": round(ran_s, 1)})
     except OSError as error:
-        raise StudioError(f"{run.folder} can't be written ({error.strerror}). Free some disk space.") from error
-
-
-def _write_file(path: Path, text: str) -> None:
-    try:
-        atomic_write(path, text)
-    except OSError as error:
-        raise StudioError(f"{path} can't be written ({error.strerror}). Free some disk space.") from error
+        raise unwritable(run.folder, error) from error
 
 
 def _anchored(recipe: Recipe) -> Recipe:
@@ -363,6 +371,21 @@ def _anchored(recipe: Recipe) -> Recipe:
     return replace(recipe, data=str(data.resolve())) if data.is_file() else recipe
 
 
-def _make_folder(folder: Path, recipe: Recipe) -> None:
+def _fingerprint(recipe: Recipe) -> str:
+    """Return the SHA-256 of the data file, to detect changes before the run starts; empty for other data."""
+    data = Path(recipe.data)
+    try:
+        return sha256(data) if data.is_file() else ""
+    except OSError as error:
+        raise StudioError(f"{data} can't be read ({error.strerror}). Check its permissions.") from error
+
+
+def _make_folder(folder: Path, recipe: Recipe, fingerprint: str) -> None:
     make_folder(folder)
-    _write_file(folder / "recipe.yaml", recipe.to_yaml())
+    try:
+        atomic_write(folder / "recipe.yaml", recipe.to_yaml())
+        if fingerprint:
+            atomic_write(folder / DATA, json.dumps({"fingerprint": fingerprint}))
+        sync(folder.parent)
+    except OSError as error:
+        raise unwritable(folder, error) from error

@@ -39,6 +39,16 @@ KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "M
 # Chat answers take priority over a training run, which takes hours.
 NICENESS = 19
 TICK_S = 0.2
+# Runs Python with the remaining arguments in this process, which Linux kills when its parent (the first one) ends.
+TIED = """
+import ctypes, os, sys
+parent, arguments = int(sys.argv[1]), sys.argv[2:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != parent:
+    sys.exit(1)
+os.execv(sys.executable, [sys.executable, *arguments])
+"""
 
 
 def spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -62,12 +72,14 @@ def spawn(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 def run_json(arguments: Sequence[str], cancel: threading.Event | None = None) -> Any:
     """Run a command and return the JSON on the last line of its output; setting `cancel` kills the command.
 
+    The command ends with this process, because nobody would read its result.
+
     Raises:
         StudioError: the command failed (the message is the last line of its stderr), or it was cancelled.
     """
     cancel = cancel or threading.Event()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = _start(arguments, output, errors)
+        process = _start(["-I", "-S", "-c", TIED, str(os.getpid()), *arguments], output, errors)
         try:
             while process.poll() is None:
                 if cancel.wait(TICK_S):
@@ -135,6 +147,7 @@ def _sentence(code: int, errors: str) -> str:
     if code < 0:
         return killed(code)
     lines = [line for line in errors.splitlines() if line.strip()]
-    last = lines[-1][:1000] if lines else "it printed no error"
     # Exit code 2 marks an error that the user can fix; the last line is its message.
-    return last if code == 2 else f"Internal error: {last}"
+    if code == 2 and lines:
+        return lines[-1][:1000]
+    return f"An internal error ended the process with exit code {code}. The log of the studio has the details."

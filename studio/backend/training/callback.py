@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import psutil
@@ -88,7 +89,9 @@ class RunCallback(TrainerCallback):
 
     def log_event(self, kind: TrainKind, values: dict[str, Any]) -> None:
         if self.is_main:
-            self.show(self.run.events.append(kind, self.step, values))
+            event = self.run.events.append(kind, self.step, values)
+            with suppress(BrokenPipeError):  # a closed terminal does not end the run
+                self.show(event)
 
     @torch.no_grad()
     def evaluate_samples(self) -> None:

@@ -1,4 +1,7 @@
-"""Which checkpoints are complete, and the order of the parameters in their optimizer states.
+"""Which checkpoints are whole, and the order of the parameters in their optimizer states.
+
+A checkpoint is whole when its marker lists all of its files and each has the size and SHA-256 in it. The marker is
+written last, when the files are on the disk.
 
 An optimizer stores its state by the position of a parameter. The positions follow the order of the model's modules,
 which changed after version 0.1: a checkpoint names its parameters, and one without names has the order of 0.1.
@@ -6,28 +9,68 @@ which changed after version 0.1: a checkpoint names its parameters, and one with
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from jetmoe.adapters.files import WEIGHTS
 from studio.backend.runs.run import Run
+from studio.backend.system.files import atomic_write, sha256, sync_all
 
-# A file that is written last: a checkpoint without it is incomplete. Its lines are the optimizer's parameters.
+# The marker: JSON with the names of the optimizer's parameters and the files. Before version 0.3, only those names.
 WHOLE = "whole"
+REQUIRED = (WEIGHTS, OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME)
 LAYER = re.compile(r".*\.layers\.\d+\.")
 # Modules of a layer in version 0.1.
 FORMERLY = ("input_layernorm", "self_attention", "post_attention_layernorm", "mlp")
 
 
-def last_checkpoint(run: Run) -> Path | None:
-    """Return the newest complete checkpoint."""
-    whole = [file.parent for file in run.checkpoints.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=_step, default=None)
+class Marker(NamedTuple):
+    parameters: Sequence[str]
+    """Names of the optimizer's parameters, in the order of its state."""
+    files: dict[str, tuple[int, str]]
+    """Size and SHA-256 of each file."""
+
+
+def last_checkpoint(run: Run, report: Callable[[str], None] = lambda problem: None) -> Path | None:
+    """Return the newest whole checkpoint. One without a marker was never complete, and is not reported.
+
+    Args:
+        report: receives what is wrong with each newer checkpoint.
+    """
+    for folder in reversed(_by_step(run.checkpoints)):
+        if (folder / WHOLE).is_file():
+            if not (problem := damage(folder)):
+                return folder
+            report(f"{folder.name} is damaged: {problem}")
+    return None
+
+
+def damage(folder: Path) -> str:
+    """Return what is wrong with a checkpoint, or an empty string if it is whole."""
+    try:
+        files = _marker(folder).files
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{WHOLE} can't be read"
+    for name in (*REQUIRED, *files):
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if not (size := file.stat().st_size):
+            return f"{name} is empty"
+        if files and name not in files:
+            return f"{name} is not in its list of files"
+        if files and (size, sha256(file)) != files[name]:
+            return f"{name} has changed since it was saved"
+    return ""
 
 
 def last_step(run: Run) -> int:
@@ -37,8 +80,36 @@ def last_step(run: Run) -> int:
 
 
 def complete(folder: Path, names: Sequence[str]) -> None:
-    """Mark a checkpoint as complete."""
-    (folder / WHOLE).write_text("\n".join(names), encoding="utf-8")
+    """Mark a checkpoint as complete, once its files are on the disk."""
+    sync_all(folder)
+    files = {file.name: (file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir()) if file.is_file()}
+    atomic_write(folder / WHOLE, json.dumps({"parameters": list(names), "files": files}))
+
+
+def rotate(checkpoints: Path, keep: int, best: str | None) -> None:
+    """Delete all checkpoints but the newest complete ones and the best one. The order is that of their steps."""
+    folders = _by_step(checkpoints)
+    complete_ones = [folder for folder in folders if (folder / WHOLE).is_file()]
+    kept = {folder.name for folder in complete_ones[-keep:]} | {Path(best or "").name}
+    for folder in folders:
+        if folder.name not in kept:
+            (folder / WHOLE).unlink(missing_ok=True)  # first, so that a partly deleted one is not complete
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _by_step(checkpoints: Path) -> list[Path]:
+    folders = [folder for folder in checkpoints.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdecimal()]
+    return sorted(folders, key=_step)
+
+
+def _marker(folder: Path) -> Marker:
+    text = (folder / WHOLE).read_text(encoding="utf-8")
+    if not text.startswith("{"):
+        return Marker(text.splitlines(), {})
+    values = json.loads(text)
+    return Marker(
+        values["parameters"], {name: (size, digest) for name, (size, digest) in dict(values["files"]).items()}
+    )
 
 
 def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -49,7 +120,7 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 def reordered(folder: Path, state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return a checkpoint's optimizer state in the order of the parameters `names`."""
-    stored = (folder / WHOLE).read_text(encoding="utf-8").splitlines()
+    stored = _marker(folder).parameters
     own: list[str] = []  # in the checkpoint's order
     for group in state["param_groups"]:
         part = names[len(own) : len(own) + len(group["params"])]

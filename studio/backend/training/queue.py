@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +56,8 @@ QUOTA_GIB = 50.0
 # More than a checkpoint of the largest adapter and the log need.
 SPACE_BYTES = GIB
 QUEUED_AT_MOST = 20
+# The part of the queue and of the quota that one owner can use, if there are several.
+SHARE = 0.5
 
 
 class Jobs:
@@ -114,7 +117,7 @@ class Jobs:
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
         """
-        self._require_room()
+        self._require_room(owner)
         run = self.store.create(recipe, name, owner=owner)
         self._wake.set()
         return run
@@ -125,7 +128,7 @@ class Jobs:
         Raises:
             StudioError: as for `start`, or the run can't be resumed.
         """
-        self._require_room()
+        self._require_room(self.store.get(run_id).owner)
         run = self.store.resume(run_id)
         self.store.update(run.id, step=last_step(run))
         self._wake.set()
@@ -166,21 +169,34 @@ class Jobs:
         run = self._running
         return "" if run is None else f"{name_for(owner, run)} is being trained, so answers are slower."
 
-    def _require_room(self) -> None:
-        limits = demo.limits()
+    def _require_room(self, owner: str) -> None:
+        limits, queue = demo.limits(), self.store.queue()
         most = limits.queued if limits else QUEUED_AT_MOST
-        if len(self.store.queue()) >= most:
+        if len(queue) >= most:
             raise StudioError(f"{most} runs are queued already. Cancel one, or wait until one has ended.")
-        self.require_quota()
+        own = sum(run.owner == owner for run in queue)
+        if owner and own >= most * SHARE:
+            raise StudioError(f"You have {own} runs in the queue already. Cancel one, or wait until one has ended.")
+        self.require_quota(owner)
 
-    def require_quota(self) -> None:
-        """Raise StudioError if the disk is full, or all runs with their exports use more than the quota."""
+    def require_quota(self, owner: str = "") -> None:
+        """Raise StudioError if the disk is full, or the runs with their exports use more than the quota.
+
+        Args:
+            owner: whose runs may use a part of the quota only.
+        """
         require_space(self.store.home, SPACE_BYTES)
         limits = demo.limits()
         used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
         if used > quota:
             raise StudioError(
                 f"The runs use {used:.1f} GiB, and the quota is {quota:g} GiB. Delete runs that are no longer needed."
+            )
+        own = sum(size(run.folder) for run in self.store.list(owner)) / GIB if owner else 0.0
+        if own > quota * SHARE:
+            raise StudioError(
+                f"Your runs use {own:.1f} GiB, and your part of the quota is {quota * SHARE:g} GiB. Delete runs that "
+                "are no longer needed."
             )
 
     # --- the supervisor's thread
@@ -194,15 +210,20 @@ class Jobs:
     def _guarded(self, work: Callable[[], None]) -> None:
         """Do the work and report errors, so that the supervisor survives and the next tick tries again."""
         try:
-            work()
+            self._repairing(work)
             if time.monotonic() > self._notice_until:
                 self.notice = ""
-        except DamagedStore:
-            self._notify(self.store.repair())
         except StudioError as error:
             self._notify(str(error))
         except Exception:
             logger.exception("a tick of the supervisor failed; the next one tries again")
+
+    def _repairing(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except DamagedStore:
+            if notice := self.store.repair():
+                self._notify(notice)
 
     def _notify(self, notice: str) -> None:
         logger.warning("%s", notice)
@@ -250,6 +271,7 @@ class Jobs:
         except Timeout:
             return False
         clean(self.store)
+        _delete_leftovers(self.store.home)
         return True
 
     def _begin(self, run: Run) -> None:
@@ -299,6 +321,12 @@ class Jobs:
 def _seconds_per_step(run: Run) -> float:
     """Return the mean time of a step, with evaluations; 0 before the first one is logged."""
     return figures(run.events.read()).get("step_s") or 0.0
+
+
+def _delete_leftovers(home: Path) -> None:
+    """Delete what exports and imports of a killed server left; none is written before the supervisor runs."""
+    for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -27,6 +27,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
+from studio.backend.adapters.checksums import write_checksums
 from studio.backend.classification import evaluation
 from studio.backend.classification.head import probabilities
 from studio.backend.data.dataset import resolve, settings_of
@@ -34,8 +35,9 @@ from studio.backend.data.packing import pad_id
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
-from studio.backend.runs.run import Ending, Run
+from studio.backend.runs.run import DATA, Ending, Run
 from studio.backend.runs.store import RunStore
+from studio.backend.system.files import atomic_write, is_full, publish, unwritable
 from studio.backend.system.progress import Progress
 from studio.backend.training import fsdp
 from studio.backend.training.audit import audit_report, total_steps
@@ -43,11 +45,10 @@ from studio.backend.training.callback import RunCallback
 from studio.backend.training.checkpoint import last_checkpoint, last_step
 from studio.backend.training.head_trainer import HeadTrainer, save_labels, trainer_class
 from studio.backend.training.prepare import Prepared, prepare, processes
-from studio.backend.training.trainer import load_adapter
+from studio.backend.training.trainer import load_adapter, load_best
 from studio.errors import StudioError
 
 logger = logging.getLogger(__name__)
-DATA = "data.json"
 OUT_OF_MEMORY = "while training: lower batch_size or max_length, or set gradient_checkpointing or precision=nf4"
 Show = Callable[[TrainEvent], None]
 
@@ -109,7 +110,7 @@ def carry_out(
         with placement.shortage(OUT_OF_MEMORY):
             ending, message = _Training(run, store, progress, show, until).finish()
     except Exception as error:
-        sentence = str(error) if isinstance(error, StudioError) else f"{type(error).__name__}: {error}"
+        sentence = _sentence(run, error)
         store.finish(run.id, "failed", sentence)  # any process may fail; the first result stored wins
         if events is not None:
             with suppress(OSError):  # on a full disk, the store still has the message
@@ -125,6 +126,15 @@ def carry_out(
         else:
             store.finish(run.id, ending, message)
     return store.get(run.id)
+
+
+def _sentence(run: Run, error: Exception) -> str:
+    """Return why the run failed, without paths and other details of an unexpected error; those are in the log."""
+    if isinstance(error, StudioError):
+        return str(error)
+    if isinstance(error, OSError) and is_full(error):
+        return str(unwritable(run.folder, error, "The run can be resumed."))
+    return f"An internal error ({type(error).__name__}) ended the run. The log has the details; the run can be resumed."
 
 
 def _stopped(store: RunStore, run: Run) -> None:
@@ -144,7 +154,8 @@ class _Training:
         self.recipe = run.recipe()
         self.prepared = prepare(self.recipe, progress)
         self.is_main = processes().is_main_process
-        self.checkpoint = last_checkpoint(run)
+        self.damaged: list[str] = []
+        self.checkpoint = last_checkpoint(run, self.damaged.append)
         if self.is_main:
             _same_data(run, self.prepared)
         self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
@@ -152,6 +163,7 @@ class _Training:
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
         """Train and save the adapter; return the outcome and its message."""
+        self._tell_start()
         if self.checkpoint is None:
             self._before()
         if self.checkpoint is None or not self._is_over(self.checkpoint):
@@ -164,6 +176,14 @@ class _Training:
         if not self.is_main:
             return "done", ""
         return ("queued", "") if not (stopped or is_whole) else self.reporter.ended(stopped)
+
+    def _tell_start(self) -> None:
+        """Store where a resumed run starts, and warn if damaged checkpoints make it start earlier."""
+        start = f"from {self.checkpoint.name}" if self.checkpoint else "at step 1"
+        for problem in self.damaged:
+            self.reporter.warn(f"{problem}. The run resumes {start}.")
+        if self.is_main and (self.checkpoint or self.damaged):
+            self.store.update(self.run.id, message=f"Resumed {start}.")
 
     def _train(self) -> None:
         try:
@@ -208,8 +228,8 @@ class _Training:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps:
             return False
-        best = checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name
-        load_adapter(self.prepared.model, best)
+        load_adapter(self.prepared.model, checkpoint)
+        load_best(self.reporter, checkpoint.parent / Path(state.best_model_checkpoint or checkpoint).name)
         self.reporter.step, self.reporter.steps, self.reporter.best = (
             state.global_step,
             state.max_steps,
@@ -245,8 +265,9 @@ class _Training:
             model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
             if self.prepared.data.labels is not None:
                 save_labels(self.prepared.base.config, part)
+            write_checksums(part)
             shutil.rmtree(self.run.adapter, ignore_errors=True)
-            part.rename(self.run.adapter)
+            publish(part, self.run.adapter)
         except (OSError, SafetensorError) as error:
             raise StudioError(
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "
@@ -257,20 +278,35 @@ class _Training:
 def _same_data(run: Run, prepared: Prepared) -> None:
     """Raise StudioError if the data file or the number of processes has changed since the run started."""
     file, now = run.folder / DATA, prepared.data.report() | {"processes": processes().num_processes}
-    if not file.is_file():
-        file.write_text(json.dumps(now))
-        return
-    then = json.loads(file.read_text())
-    if then["processes"] != now["processes"]:
+    then = _read_data(file)
+    if then.get("processes", now["processes"]) != now["processes"]:
         raise StudioError(
             f"This run started on {then['processes']} processes and can't be resumed on {now['processes']}: use "
             f"`accelerate launch --num_processes {then['processes']} ... -m studio runs resume {run.id[:8]}`."
         )
-    if then["fingerprint"] != now["fingerprint"]:
+    if then.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
         raise StudioError(
-            f"{now['file']} has changed since this run started, so the run can't be resumed. Restore the old file, or "
+            f"{now['file']} has changed since this run was created, so the run can't use it. Restore the old file, or "
             "start a new run."
         )
+    if "processes" not in then:
+        atomic_write(file, json.dumps(now))
+
+
+def _read_data(file: Path) -> dict[str, Any]:
+    """Return what is known of the data: its fingerprint when the run is queued, everything once it has started.
+
+    Raises:
+        StudioError: the file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise StudioError(
+            f"{file} is damaged, so it is unknown whether the data has changed. Start a new run."
+        ) from error
 
 
 def _agree(make: Callable[[], str]) -> str:

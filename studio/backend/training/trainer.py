@@ -22,7 +22,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.training import fsdp
 from studio.backend.training.callback import RunCallback
-from studio.backend.training.checkpoint import complete, parameter_names, reordered
+from studio.backend.training.checkpoint import WHOLE, complete, damage, parameter_names, reordered, rotate
 from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError
 
@@ -48,6 +48,7 @@ class StudioTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.balance_loss, self.base_config = recipe.balance_loss, prepared.base.config
+        self.kept_checkpoints = recipe.keep_checkpoints
         self._resumed_from: Path | None = None
 
     def compute_loss(
@@ -118,10 +119,13 @@ class StudioTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         best = self.state.best_model_checkpoint
         try:
+            if self.args.should_save:
+                (folder / WHOLE).unlink(missing_ok=True)  # of a damaged checkpoint, or of this step's first save
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 complete(folder, self._parameter_names())
                 self.reporter.log_event("checkpoint", {"folder": folder.name})
+                rotate(self.run.checkpoints, self.kept_checkpoints, self.state.best_model_checkpoint)
         except SAVE_ERRORS as error:
             # With several processes, the others would wait for this one.
             if not is_disk_error(error) or processes().num_processes > 1:
@@ -132,6 +136,11 @@ class StudioTrainer(Trainer):
                 f"The checkpoint at step {self.state.global_step} can't be written ({error}). Free some space: "
                 "training continues, and the last complete checkpoint is kept."
             )
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint, or keep the last ones if it is damaged."""
+        assert self.state.best_model_checkpoint is not None
+        load_best(self.reporter, Path(self.state.best_model_checkpoint))
 
 
 class FSDPTrainer(StudioTrainer):
@@ -166,10 +175,6 @@ class FSDPTrainer(StudioTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_adapter(self.model, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        load_adapter(self.model, Path(self.state.best_model_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None and self.lr_scheduler is not None
@@ -227,7 +232,7 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, base: Any) -> Tr
         eval_steps=recipe.eval_steps or None,
         save_strategy=by_steps,
         save_steps=recipe.save_steps,
-        save_total_limit=recipe.keep_checkpoints + evaluates,  # Trainer's limit includes the best checkpoint
+        save_total_limit=None,  # Trainer would delete older checkpoints before the new one is complete
         load_best_model_at_end=evaluates,
         metric_for_best_model=measured or None,
         greater_is_better=measured != "eval_loss" if evaluates else None,
@@ -244,6 +249,14 @@ def training_arguments(recipe: Recipe, run: Run, measured: str, base: Any) -> Tr
     # Trainer would copy the model to all GPUs in every step. Several GPUs need `accelerate launch`.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def load_best(reporter: RunCallback, best: Path) -> None:
+    """Load the best checkpoint's weights; if it is damaged, warn and keep the present weights."""
+    if problem := damage(best):
+        reporter.warn(f"The best checkpoint, {best.name}, is not used: {problem}. The adapter has the last weights.")
+    else:
+        load_adapter(reporter.prepared.model, best)
 
 
 def load_adapter(model: Any, folder: Path) -> None:

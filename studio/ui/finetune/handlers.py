@@ -244,7 +244,7 @@ class FinetuneHandlers(Owned):
         """
         run = self._run(run_id)
         if kind != "adapter":  # which is small, and needed before its run is deleted
-            self.jobs.require_quota()
+            self.jobs.require_quota(self.owner)
         text = "Copying the adapter" if kind == "adapter" else "Merging and verifying the model"
         try:
             for seconds, folder in _beside(lambda cancel: kept.make(self.jobs.store, run.id, kind, cancel)):

@@ -144,6 +144,9 @@ def from_handed(handed: Any) -> Draft:
     Raises:
         StudioError: see `from_json`.
     """
+    names = ("upload", "file", "columns")
+    if not isinstance(handed, dict) or not all(name in handed for name in names):
+        raise StudioError("There is no file to train on. Choose a file in the Classify tab first.")
     draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"])
     return from_json(draft.loaded(Recipe.load(CLASSIFIER), CLASSIFIER).to_json())
 

@@ -30,8 +30,9 @@ from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity, secret, serves_several
-from studio.ui.server.limits import RATES, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates
+from studio.ui.server.limits import DEMO_SHARE, RATES, SHARE, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates
 from studio.ui.server.login import login_of
+from studio.ui.server.own_sessions import OwnSessions
 from studio.ui.server.request_ids import RequestIds
 from studio.ui.server.visitors import Forwarded, RequireLogin, SameOrigin
 
@@ -68,6 +69,9 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
                 with gr.Tab(tab.title, id=tab.id):
                     tab.build(engine, jobs, kept[tab.id])
         page.load(_asked_for, None, shown, **AT_ONCE)
+    for event in page.fns.values():
+        if event.api_name == "_check_login_status":  # of gr.LoginButton, which does not hide it
+            event.api_visibility = "private"
     return page.queue(api_open=False, max_size=32)
 
 
@@ -134,6 +138,8 @@ def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
     guarded = accounts is not None or not exposure.space  # a Space's API answers other websites, as every Space's does
     # A frame of any website may hold a Space, unless the page in it could act with the visitor's account.
     anywhere = exposure.space and accounts is None and not sign_in.offered()
+    several = serves_several(exposure)
+    share = (DEMO_SHARE if demo.limits() else SHARE) if several else None
     return [
         Middleware(RequestIds),
         Middleware(SafeHeaders, space=exposure.space, anywhere=anywhere),
@@ -141,8 +147,7 @@ def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates, rates=SPACE_RATES if exposure.space else RATES),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
-        Middleware(
-            Identity, secret=secret(store.home) if serves_several(exposure) else None, merge=account_merger(store)
-        ),
-        Middleware(Bodies, folder=Path(get_upload_folder())),
+        Middleware(Identity, secret=secret(store.home) if several else None, merge=account_merger(store)),
+        Middleware(Bodies, folder=Path(get_upload_folder()), share=share),
+        Middleware(OwnSessions),
     ]

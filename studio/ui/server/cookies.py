@@ -26,32 +26,39 @@ class Visitors:
         self._signer = TimestampSigner(secret, salt="visitor", key_derivation="hmac", digest_method=sha256)
         # Studios on one host share its cookies; a name per key keeps them apart.
         self.name = f"jetmoe-studio-{self._mac('name')[:8]}"
+        # With https. Browsers take a cookie of this name from this host only, not from its subdomains.
+        self.secure_name = f"__Host-{self.name}"
 
     def recognise(self, cookies: dict[str, str], https: bool = False) -> tuple[str, str]:
         """Return the owner and the cookie to set, which is empty if the browser's cookie is still good."""
-        visitor, age_s = self._read(cookies.get(self.name, ""))
-        if visitor and age_s < RENEWED_DAYS * DAY_S:
+        visitor, age_s = self._read(self._value(cookies))
+        is_named = not https or self.secure_name in cookies
+        if visitor and is_named and age_s < RENEWED_DAYS * DAY_S:
             return f"anon:{visitor}", ""
         visitor = visitor or uuid.uuid4().hex
         return f"anon:{visitor}", self._cookie(self.sign(visitor), KEPT_DAYS * DAY_S, https)
 
     def known(self, cookies: dict[str, str]) -> str:
         """Return the owner from a valid cookie, or ""."""
-        visitor, _ = self._read(cookies.get(self.name, ""))
+        visitor, _ = self._read(self._value(cookies))
         return f"anon:{visitor}" if visitor else ""
 
-    def forgotten(self) -> str:
-        """Return a cookie that deletes the browser's cookie."""
-        return self._cookie("", 0, https=True)
+    def forgotten(self) -> list[str]:
+        """Return cookies that delete the browser's cookies."""
+        return [self._cookie("", 0, https=True), self._cookie("", 0, https=True, name=self.name)]
 
     def sign(self, visitor: str) -> str:
         """Return a signed cookie value for a visitor, with the current time."""
         return self._signer.sign(visitor).decode()
 
-    def _cookie(self, value: str, age_s: int, https: bool) -> str:
+    def _value(self, cookies: dict[str, str]) -> str:
+        return cookies.get(self.secure_name) or cookies.get(self.name, "")
+
+    def _cookie(self, value: str, age_s: int, https: bool, name: str = "") -> str:
         # A Space runs in an iframe of another site.
         site = "SameSite=None; Secure; Partitioned" if demo.space_id() else "SameSite=Lax" + "; Secure" * https
-        return f"{self.name}={value}; Path=/; Max-Age={age_s}; HttpOnly; {site}"
+        name = name or (self.secure_name if https else self.name)
+        return f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; {site}"
 
     def _read(self, value: str) -> tuple[str, float]:
         """Return the visitor id and the cookie's age in seconds; the id is "" if the cookie is forged or expired."""

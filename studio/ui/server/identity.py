@@ -75,7 +75,7 @@ def secret(home: Path) -> bytes:
     """
     file = home / "secret"
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = local(home) / "secret.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
@@ -108,38 +108,45 @@ class Identity:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        owner, cookie = "", ""
+        owner, cookies, is_known = "", list[str](), True
         if self.visitors is not None:
             owner = _logged_in(scope)
             if not owner and (owner := sign_in.owner_by(scope)):
-                cookie = await self._merge_visitor(scope, owner, self.visitors)
+                cookies = await self._merge_visitor(scope, owner, self.visitors)
             if not owner:
+                is_known = bool(self.visitors.known(_cookies(scope)))
                 owner, cookie = self.visitors.recognise(_cookies(scope), scope["scheme"] == "https")
-        scope.setdefault("state", {})["owner"] = owner
+                cookies = [cookie] if cookie else []
+        scope.setdefault("state", {}).update(owner=owner, is_known=is_known)
 
         async def send_with_cookie(message: Message) -> None:
             # Never on cacheable responses such as scripts, which a cache may send to others.
-            if cookie and message["type"] == "http.response.start" and (scope["method"] == "POST" or _is_page(message)):
+            if (
+                cookies
+                and message["type"] == "http.response.start"
+                and (scope["method"] == "POST" or _is_page(message))
+            ):
                 headers = MutableHeaders(scope=message)
-                headers.append("Set-Cookie", cookie)
+                for cookie in cookies:
+                    headers.append("Set-Cookie", cookie)
                 headers["Cache-Control"] = "no-store"
             await send(message)
 
         await self.app(scope, receive, send_with_cookie)
 
-    async def _merge_visitor(self, scope: Scope, owner: str, visitors: Visitors) -> str:
-        """Transfer the visitor's data to the account, and return a cookie that deletes the visitor's cookie.
+    async def _merge_visitor(self, scope: Scope, owner: str, visitors: Visitors) -> list[str]:
+        """Transfer the visitor's data to the account, and return cookies that delete the visitor's cookies.
 
         This happens when the page itself is requested, which is the last step of every sign-in.
         """
         before = visitors.known(_cookies(scope)) if (scope.get("method"), scope["path"]) == ("GET", "/") else ""
         if not before:
-            return ""
+            return []
         try:
             await anyio.to_thread.run_sync(self.merge, before, owner)
         except StudioError as error:
             logger.warning("a visitor's data can't be transferred to their account yet: %s", error)
-            return ""
+            return []
         return visitors.forgotten()
 
 

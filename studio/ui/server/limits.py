@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -24,13 +25,23 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from studio.ui.server.json_nodes import NodeCount
 from studio.ui.server.refusal import refusal
 
 MIB = 2**20
 UPLOAD_BYTES = 200 * MIB
 """Per upload; `Blocks.launch` limits each of its files to the same size."""
-OTHER_BYTES = 8 * MIB
-"""Per request of any other kind; enough for the longest conversation in four-byte characters."""
+EVENT_BYTES = 8 * MIB
+"""Per event; enough for the longest conversation in four-byte characters."""
+OTHER_BYTES = 256 * 1024
+"""Per request of any other kind."""
+NODES = 50_000
+"""Values in a JSON body. Each takes up to 200 bytes of memory, and a conversation of a thousand messages has 6,000."""
+BURST_BYTES, SECOND_BYTES = 64 * MIB, 2 * MIB
+"""Of all events of an address: at once, and per second."""
+SHARE, DEMO_SHARE = 0.5, 0.125
+"""The part of the room for uploads that an address can use in a day."""
+DAY_S = 24 * 3600
 FILES = 16
 """Per upload."""
 FOLDER_BYTES = 4 * 1024 * MIB
@@ -41,6 +52,7 @@ GRACE_S, SLOWEST = 60.0, 16 * 1024
 VISITORS = 10_000
 """Number of visitors with counted requests; the least recent are dropped first."""
 UPLOAD = "/gradio_api/upload"
+EVENTS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/mcp")
 
 
 @dataclass(frozen=True)
@@ -85,16 +97,16 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._left)
 
-    def take(self, visitor: str, kind: str, rate: Rate) -> float:
-        """Take a token and return 0, or return the seconds until the next token."""
+    def take(self, visitor: str, kind: str, rate: Rate, tokens: float = 1.0) -> float:
+        """Take tokens and return 0, or return the seconds until there are enough."""
         now = self.clock()
         left, at = self._left.pop((visitor, kind), (float(rate.burst), now))
         left = min(rate.burst, left + (now - at) * rate.per_second)
-        enough = left >= 1
-        self._left[visitor, kind] = (left - enough, now)
+        enough = left >= tokens
+        self._left[visitor, kind] = (left - tokens * enough, now)
         while len(self._left) > self.visitors:
             self._left.popitem(last=False)
-        return 0.0 if enough else (1 - left) / rate.per_second
+        return 0.0 if enough else (tokens - left) / rate.per_second
 
     def give_back(self, visitor: str, kind: str) -> None:
         if found := self._left.get((visitor, kind)):
@@ -155,21 +167,25 @@ class Bodies:
     Args:
         folder: Gradio's upload folder.
         grace_s: seconds allowed for the first bytes.
+        share: the part of the room for uploads that an address can use in a day; None for a single user.
     """
 
     def __init__(
-        self, app: ASGIApp, folder: Path, upload_bytes: int = UPLOAD_BYTES, other_bytes: int = OTHER_BYTES,
-        files: int = FILES, folder_bytes: int = FOLDER_BYTES, folder_files: int = FOLDER_FILES,
-        grace_s: float = GRACE_S,
+        self, app: ASGIApp, folder: Path, upload_bytes: int = UPLOAD_BYTES, event_bytes: int = EVENT_BYTES,
+        other_bytes: int = OTHER_BYTES, files: int = FILES, folder_bytes: int = FOLDER_BYTES,
+        folder_files: int = FOLDER_FILES, grace_s: float = GRACE_S, share: float | None = None,
     ) -> None:  # fmt: skip
         self.app = app
         self.folder = folder
         # File names and separators come on top.
         self.upload_bytes = upload_bytes + 64 * 1024
-        self.other_bytes = other_bytes
+        self.event_bytes, self.other_bytes = event_bytes, other_bytes
         self.files = files
         self.folder_bytes, self.folder_files = folder_bytes, folder_files
         self.grace_s = grace_s
+        self.buckets, self.rates = Buckets(), {"events": Rate(SECOND_BYTES, BURST_BYTES)}
+        if share is not None:
+            self.rates["uploads"] = Rate(folder_bytes * share / DAY_S, int(folder_bytes * share))
         self._arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,21 +193,32 @@ class Bodies:
             await self.app(scope, receive, send)
             return
         upload = scope["path"] == UPLOAD
-        body = _Body(self.upload_bytes if upload else self.other_bytes, receive, send, scope, self.grace_s)
+        body = _Body(self._limit(scope["path"]), receive, send, scope, self.grace_s)
         if upload:
             used, files = await anyio.to_thread.run_sync(_contents, self.folder)
             if used + self._arriving + body.announced > self.folder_bytes or files >= self.folder_files:
                 body.problem = (507, "The server has no room for more uploads. Try again tomorrow.")
             body.separator = _separator(Headers(scope=scope).get("content-type", ""))
             body.most_parts = self.files
-            body.on_arrival = self._count
+        body.on_arrival = partial(self._count, body, "uploads" if upload else "events")
         try:
             await body.through(self.app)
         finally:
             self._arriving -= body.arrived if upload else 0
 
-    def _count(self, size: int) -> None:
-        self._arriving += size
+    def _limit(self, path: str) -> int:
+        if path == UPLOAD:
+            return self.upload_bytes
+        return self.event_bytes if path.startswith(EVENTS) else self.other_bytes
+
+    def _count(self, body: _Body, kind: str, size: int) -> None:
+        """Count bytes that have arrived: of all uploads, and of each address."""
+        self._arriving += size if kind == "uploads" else 0
+        if kind not in self.rates:
+            return
+        if wait := self.buckets.take(visitor_of(body.scope), kind, self.rates[kind], size):
+            when = "tomorrow" if kind == "uploads" else f"in {math.ceil(wait)} seconds"
+            body.problem = (429, f"Your address has sent too much data. Try again {when}.")
 
 
 class _NoMore(MultiPartException):
@@ -210,6 +237,7 @@ class _Body:
         self.arrived = 0
         self.separator, self.most_parts, self._parts, self._seam = b"", 0, 0, b""
         self.on_arrival: Callable[[int], None] = lambda size: None
+        self.count = NodeCount()
         self.problem: tuple[int, str] | None = None
         self._begun = self._complete = False
 
@@ -237,6 +265,8 @@ class _Body:
             self.problem = self._too_large()
         elif self.separator and self._count_parts(data) > self.most_parts:
             self.problem = (413, f"At most {self.most_parts} files can be uploaded at once. Upload fewer files.")
+        elif not self.separator and self.count.add(data) > NODES:
+            self.problem = (413, f"The request has too many values: at most {NODES:,} can be sent at once.")
         if self.problem is not None:
             raise _NoMore(self.problem[1])
         return message
@@ -264,7 +294,8 @@ class _Body:
         return self._parts - 1  # one separator precedes the first file, and one follows the last
 
     def _too_large(self) -> tuple[int, str]:
-        return 413, f"The request is too large: at most {self.limit // MIB} MiB can be sent at once."
+        most = f"{self.limit // MIB} MiB" if self.limit >= MIB else f"{self.limit // 1024} KiB"
+        return 413, f"The request is too large: at most {most} can be sent at once."
 
 
 def _separator(content_type: str) -> bytes:

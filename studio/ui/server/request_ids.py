@@ -43,8 +43,7 @@ class RequestIds:
                 begun = True
                 MutableHeaders(scope=message)[HEADER] = number
                 if message["status"] in TOLD:
-                    what = f"{scope['method']} {scope['path'][:200]!r}"
-                    logger.warning("request %s was refused (%d): %s", number, message["status"], what)
+                    logger.warning("request %s was refused (%d): %s", number, message["status"], _what(scope))
             await send(message)
 
         try:
@@ -52,7 +51,7 @@ class RequestIds:
         except ClientDisconnect:
             logger.debug("request %s: the client disconnected", number)
         except Exception:
-            logger.exception("request %s failed: %s %s", number, scope["method"], scope["path"])
+            logger.exception("request %s failed: %s", number, _what(scope))
             if begun:
                 raise  # the server closes the connection, so that a partial answer isn't taken for a complete one
             await refusal(scope, 500, sentence(number))(scope, receive, numbered)
@@ -68,6 +67,11 @@ def current() -> str:
 
 def sentence(number: str) -> str:
     return f"Something went wrong (error {number}). The server log has the details under this number."
+
+
+def _what(scope: Scope) -> str:
+    """Return method and path for a log line, in which a path can't begin a line of its own."""
+    return f"{scope['method'][:20]} {scope['path'][:200]!r}"
 
 
 def _new() -> str:

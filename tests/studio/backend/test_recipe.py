@@ -1,5 +1,6 @@
 """Recipes: the bundled files, what is refused and how, overrides, and the way back to YAML."""
 
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -218,3 +219,12 @@ def test_help_and_sections_cover_every_field():
     assert list(field_help(Recipe)) == names and all(text.endswith(".") for text in field_help(Recipe).values())
     assert [name for section in sections().values() for name in section] == names
     assert list(sections()) == ["Model", "Data", "Adapter", "Optimisation", "Evaluation and checkpoints"]
+
+
+def test_a_recipe_of_thousands_of_unknown_settings_is_refused_at_once(tmp_path):
+    file = tmp_path / "many.yaml"
+    file.write_text("".join(f"k{i}: 1\n" for i in range(24_000)))
+    begun = time.monotonic()
+    with pytest.raises(StudioError, match=r"there is no setting 'k9'.*23,990 more settings are unknown"):
+        Recipe.load(file)
+    assert time.monotonic() - begun < 5

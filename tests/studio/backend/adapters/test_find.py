@@ -20,6 +20,8 @@ from jetmoe import JetMoeForCausalLM
 from jetmoe.adapters.files import CONFIG, MAX_RANK, WEIGHTS, is_classifier, read_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters import upload_checks
+from studio.backend.adapters import uploads as adapter_uploads
+from studio.backend.adapters.checksums import write_checksums
 from studio.backend.adapters.find import choices, find, find_id, require_model
 from studio.backend.adapters.uploads import Choice, delete_upload, import_adapter
 from studio.backend.chat.compiled_steps import CompiledSteps
@@ -652,6 +654,48 @@ def test_damaged_zips_are_sentences(folder, tmp_path, home):
     with pytest.raises(StudioError, match=r"The .zip is damaged"):
         import_adapter([whole], "", str(folder / "toy"))
     assert uploads(home) == []
+
+
+def test_a_zip_that_unpacks_to_much_is_refused_before_it_is_written(folder, home, tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "one" / CONFIG, CONFIG)
+        archive.writestr(WEIGHTS, bytes(32 << 20))
+    with pytest.raises(StudioError, match="unpacks to more than 100 times its size"):
+        import_adapter([bomb], "", str(folder / "toy"))
+    assert uploads(home) == []
+
+
+def flip(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+
+
+def test_a_damaged_adapter_is_refused_by_all_its_names(folder, home):
+    run, upload = finished_run(folder / "toy"), import_one(folder)
+    shutil.copytree(folder / "one", run.adapter, dirs_exist_ok=True)
+    write_checksums(run.adapter)
+    names = (run.id, run.id[:13], run.adapter, run.folder)
+    assert all(find(name).run.id == run.id for name in names) and find(upload.id).name == "one"
+    flip(run.adapter / WEIGHTS)
+    flip(home / "adapters" / upload.id / WEIGHTS)
+    for name in (*names, upload.id):
+        with pytest.raises(StudioError, match=rf"is damaged: {WEIGHTS} has changed"):
+            find(name)
+
+
+def import_one(folder: Path, name: str = "one", owner: str = "") -> Choice:
+    return import_adapter([folder / name / CONFIG, folder / name / WEIGHTS], name, str(folder / "toy"), owner)
+
+
+def test_an_owner_has_each_adapter_once_and_so_many_of_them(folder, home, monkeypatch):
+    first = import_one(folder, owner="user:ada")
+    assert [import_one(folder, owner="user:ada") for _ in range(3)] == [first] * 3 and uploads(home) == [first.id]
+    assert import_one(folder, owner="user:bob").id != first.id
+    monkeypatch.setattr(adapter_uploads, "OWN_UPLOADS", 1)
+    with pytest.raises(StudioError, match="You have 1 uploaded adapters"):
+        import_one(folder, "two", "user:ada")
+    assert import_one(folder, "two", "user:eve").title == "two"
 
 
 def test_a_full_disk(folder, home, monkeypatch):

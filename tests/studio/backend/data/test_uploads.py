@@ -43,7 +43,7 @@ def test_empty_and_too_large_files_are_refused_and_leave_nothing(tmp_path, home,
         uploads.keep(file)
     file.write_text("a")
     monkeypatch.setattr(uploads.shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(StudioError, match="No space left"):
+    with pytest.raises(StudioError, match="disk is full"):
         uploads.keep(file)
     assert not [*(home / "uploads").iterdir()]
 
@@ -67,3 +67,25 @@ def test_only_old_files_that_no_run_uses_are_deleted(tmp_path, home):
     store.create(Recipe(data=str(uploads.find(used))))
     uploads.clean(store)
     assert {each.name for each in (home / "uploads").iterdir()} == {used, fresh}
+
+
+def test_the_same_file_of_an_owner_is_stored_once(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\n")
+    first = uploads.keep(file, "user:ada")
+    assert {uploads.keep(file, "user:ada") for _ in range(25)} == {first}
+    assert uploads.keep(file, "user:bob") != first
+    file.write_text("a,c\n")
+    assert uploads.keep(file, "user:ada") != first
+
+
+def test_an_owner_can_not_fill_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "OWN_BYTES", 10_000)
+    file = tmp_path / "rows.csv"
+    for i in range(9):
+        file.write_text(f"{i}" * 1000)
+        uploads.keep(file, "user:ada")
+    file.write_text("x" * 1000)
+    with pytest.raises(StudioError, match="Your uploads use"):
+        uploads.keep(file, "user:ada")
+    assert uploads.keep(file, "user:bob") and uploads.keep(file)

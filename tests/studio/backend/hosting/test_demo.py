@@ -66,7 +66,7 @@ def test_runs_are_small_and_the_model_is_everybodys(on):
     costly = {"sample_prompts": ("Hi",) * 8, "sample_tokens": 512, "eval_share": 0.5}
     with pytest.raises(StudioError, match=r"eval_share up to 0\.2, sample_tokens up to 1,024"):
         limits.check_recipe(Recipe(data="identity", max_steps=60, **costly), ["starter"])
-    with pytest.raises(StudioError, match="this one has 2,001"):
+    with pytest.raises(StudioError, match="this one has more"):
         limits.check_rows(2001)
 
 

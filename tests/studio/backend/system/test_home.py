@@ -73,6 +73,18 @@ def test_a_new_machine_finds_the_runs_of_its_mounted_home(mount, tmp_path, monke
     assert again.create(RECIPE, "new").id in [run.id for run in again.list()]
 
 
+def test_a_server_starts_with_a_new_local_folder(mount, tmp_path, monkeypatch):
+    store = RunStore(mount / "home")
+    store.create(RECIPE, "kept")
+    store.keep_copy()
+    monkeypatch.setenv("STUDIO_LOCAL", str(tmp_path / "new" / "disk"))
+    jobs = Jobs(RunStore(mount / "home"), begins=False)
+    assert jobs.store.path.is_relative_to(tmp_path / "new")
+    jobs.open()
+    assert [run.name for run in jobs.store.list()] == ["kept"]
+    jobs.close()
+
+
 def test_a_damaged_copy_is_made_up_for_by_the_folders(mount, tmp_path, monkeypatch):
     store = RunStore(mount / "home")
     store.create(RECIPE, "kept")
@@ -101,7 +113,7 @@ def test_a_copy_that_can_not_be_written_is_said(mount, monkeypatch):
     jobs.store.create(RECIPE)
     monkeypatch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     jobs._guarded(jobs._keep_copy)
-    assert "can't be written (No space left on device)" in jobs.status()
+    assert "The disk is full" in jobs.status()
 
 
 def test_two_machines_with_one_mounted_home_are_told_and_do_not_overwrite_the_list(mount, monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from jetmoe import JetMoeForCausalLM
 from studio.backend.classification import evaluation
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.recipe import Recipe
+from studio.backend.runs.run import DATA
 from studio.backend.runs.store import RunStore
 from studio.backend.training import audit, head_trainer
 from studio.backend.training import run as train
@@ -46,7 +47,7 @@ def test_a_head_learns_and_tells_about_it(settings):
     assert f"the best held-out macro-F1 is {best:.3f}" in run.message
     assert run.best_eval_loss == min(each["eval_loss"] for each in evaluations[1:])
     assert values(run, "routing")[-1]["js"] > 0
-    report = json.loads((run.folder / train.DATA).read_text())
+    report = json.loads((run.folder / DATA).read_text())
     assert report["problem"] == "single_label" and sum(report["labels"].values()) == report["train_rows"] == 48
     config = json.loads((run.adapter / "config.json").read_text())
     assert config["id2label"] == {"0": "ham", "1": "spam"} and config["pad_token_id"] == 256

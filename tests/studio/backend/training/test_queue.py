@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -256,6 +258,21 @@ def test_full_queue_quota_and_disk_are_said_before_a_run_is_made(store, monkeypa
     assert [each.id for each in store.list()] == [run.id]
 
 
+def test_an_owner_leaves_room_for_others(store, monkeypatch):
+    queue = Jobs(store)
+    monkeypatch.setattr(jobs, "QUEUED_AT_MOST", 4)
+    made = [queue.start(Recipe(), owner="anon:greedy") for _ in range(2)]
+    with pytest.raises(StudioError, match="You have 2 runs in the queue"):
+        queue.start(Recipe(), owner="anon:greedy")
+    assert queue.start(Recipe(), owner="anon:polite")
+    store.request_cancel(made[0].id)
+    (made[0].folder / "big").write_bytes(b"x" * 40_000)
+    monkeypatch.setenv("STUDIO_QUOTA_GIB", str(60_000 / 2**30))
+    with pytest.raises(StudioError, match="your part of the quota"):
+        queue.start(Recipe(), owner="anon:greedy")
+    assert queue.start(Recipe(), owner="anon:other")
+
+
 def test_a_child_sees_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("OAUTH_CLIENT_SECRET", "secret")
@@ -264,10 +281,33 @@ def test_a_child_sees_no_secret(monkeypatch):
     assert "secret" not in str(shown) and shown["OMP_NUM_THREADS"] == "1" and shown["PATH"] == os.environ["PATH"]
 
 
+def test_a_command_ends_with_the_process_that_waits_for_it(tmp_path):
+    pid_file = tmp_path / "pid"
+    code = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    waiting = f"from studio.backend.system.process import run_json; run_json(['-c', {code!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", waiting])
+    pid = until(lambda: pid_file.is_file() and pid_file.read_text())
+    parent.kill()
+    parent.wait()
+    until(lambda: not psutil.pid_exists(int(pid)))
+
+
+def test_what_a_killed_server_left_half_written_is_deleted(store, supervise):
+    run = store.create(Recipe(preset="attention"))
+    store.request_cancel(run.id)
+    whole, half = run.folder / "exports" / "adapter", run.folder / "exports" / ".merged-bf16.x1y2"
+    upload = store.home / "adapters" / ".0123.part"
+    for folder in (whole, half, upload):
+        folder.mkdir(parents=True)
+    supervise()
+    until(lambda: not half.exists() and not upload.exists())
+    assert whole.exists()
+
+
 def test_how_a_command_ended_is_told():
     with pytest.raises(StudioError, match=r"^Lower it\.$"):
         child.run_json(["-c", "import sys; print('a traceback'); print('Lower it.', file=sys.stderr); sys.exit(2)"])
-    with pytest.raises(StudioError, match="Internal error: ValueError: odd"):
+    with pytest.raises(StudioError, match="internal error ended the process with exit code 1"):
         child.run_json(["-c", "raise ValueError('odd')"])
     with pytest.raises(StudioError, match="memory ran out"):
         child.run_json(["-c", "import os; os.kill(os.getpid(), 9)"])

@@ -26,10 +26,11 @@ from jetmoe import JetMoeForCausalLM
 from studio.backend.data.packing import Collator
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import figures
-from studio.backend.runs.run import Run
+from studio.backend.runs.run import DATA, Run
 from studio.backend.runs.store import RunStore
 from studio.backend.training import audit
 from studio.backend.training import run as train
+from studio.backend.training import trainer as train_trainer
 from studio.backend.training.checkpoint import WHOLE, last_checkpoint, last_step
 from studio.backend.training.prepare import prepare
 from studio.backend.training.queue import Jobs
@@ -227,6 +228,52 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(settings):
     assert last_checkpoint(run) != newest
 
 
+def test_a_damaged_checkpoint_is_reported_and_the_run_resumes_from_the_one_before(settings, plain):
+    run = started(settings, keep_checkpoints=3)
+    (last_checkpoint(run) / "optimizer.pt").unlink()
+    (last_checkpoint(run) / "scheduler.pt").write_bytes(b"")
+    with closing(sqlite3.connect(RunStore().path)) as db, db:
+        db.execute("UPDATE runs SET state = 'interrupted'")
+    messages: list[str] = []
+    again = train.resume(run.id, show=lambda event: messages.append(RunStore().get(run.id).message))
+    assert "Resumed from checkpoint-2." in messages and again.state == "done"
+    assert [each["message"] for each in values(run, "warning")] == [
+        "checkpoint-6 is damaged: optimizer.pt is missing. The run resumes from checkpoint-2.",
+        "checkpoint-4 is damaged: scheduler.pt is empty. The run resumes from checkpoint-2.",
+    ]
+    by_step = {event.step: event.values["loss"] for event in run.events.read() if event.kind == "log"}
+    assert [by_step[step] for step in sorted(by_step)] == losses(plain)
+    assert last_checkpoint(run).name == "checkpoint-6"
+
+
+def test_checkpoints_rotate_only_once_the_next_one_is_complete(settings, monkeypatch):
+    real, seen = train_trainer.complete, []
+
+    def complete(folder, names):
+        seen.append(sorted(each.parent.name for each in folder.parent.glob(f"*/{WHOLE}")))
+        real(folder, names)
+
+    monkeypatch.setattr(train_trainer, "complete", complete)
+    run = started(settings, keep_checkpoints=1, eval_share=0)
+    assert seen == [[], ["checkpoint-2"], ["checkpoint-4"]]
+    assert [folder.name for folder in run.checkpoints.iterdir()] == ["checkpoint-6"]
+
+
+def test_a_closed_terminal_does_not_end_the_run(settings):
+    def closed(event) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert train.start(Recipe.from_settings(settings), show=closed).state == "done"
+
+
+def test_data_that_changes_while_the_run_is_queued_is_refused(settings):
+    run = RunStore().create(Recipe.from_settings(settings))
+    with Path(settings["data"]).open("a") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run was created"):
+        train.carry_out(run.id)
+
+
 def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(settings, monkeypatch):
     real = Trainer._save_checkpoint
 
@@ -271,7 +318,7 @@ def test_files_may_not_grow_any_more(settings, small_files_only, monkeypatch, ca
 def test_resuming_asks_for_the_same_data(settings):
     run = cancelled_run(settings)
     Path(settings["data"]).write_text('{"prompt": "a", "completion": "b"}\n' * 5)
-    with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run started"):
+    with pytest.raises(StudioError, match=r"rows.jsonl has changed since this run was created"):
         train.resume(run.id)
     Path(settings["data"]).unlink()
     RunStore().resume(run.id)
@@ -370,7 +417,7 @@ def test_patience_is_counted_on_after_a_resume(settings):
 def test_resuming_asks_for_the_same_number_of_processes(settings, monkeypatch):
     monkeypatch.setattr("studio.backend.training.callback.CANCEL_POLL_S", 0.0)
     run = cancelled_run(settings)
-    file = run.folder / train.DATA
+    file = run.folder / DATA
     file.write_text(json.dumps(json.loads(file.read_text()) | {"processes": 2}))
     with pytest.raises(StudioError, match=r"started on 2 processes .* --num_processes 2"):
         train.resume(run.id)
@@ -388,7 +435,8 @@ def test_other_errors_are_not_called_a_lack_of_memory(settings, monkeypatch):
     monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(NotImplementedError):
         started(settings)
-    assert RunStore().list()[0].message == "NotImplementedError: no such kernel"
+    message = RunStore().list()[0].message
+    assert message.startswith("An internal error (NotImplementedError) ended the run.") and "kernel" not in message
 
 
 # --- what goes wrong

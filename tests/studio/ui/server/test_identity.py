@@ -125,6 +125,16 @@ def test_a_cookie_is_renewed_for_who_comes_back():
     assert owner == f"anon:{VISITOR}" and cookie.startswith(f"{visitors.name}={VISITOR}.")
 
 
+def test_a_cookie_behind_https_is_bound_to_this_host():
+    visitors = Visitors(KEY)
+    owner, cookie = visitors.recognise({visitors.name: visitors.sign(VISITOR)}, https=True)
+    assert owner == f"anon:{VISITOR}" and cookie.startswith(f"__Host-{visitors.name}={VISITOR}.")
+    assert "; Secure" in cookie and "; Path=/;" in cookie and "Domain" not in cookie
+    # Another site below the same domain can set the plain one only.
+    both = {visitors.secure_name: visitors.sign(VISITOR), visitors.name: visitors.sign("0" * 32)}
+    assert visitors.recognise(both, https=True) == (f"anon:{VISITOR}", "")
+
+
 def test_a_cookie_of_version_0_1_is_valid_and_renewed():
     visitors = Visitors(KEY)
     assert visitors.known({visitors.name: signed_by_0_1()}) == f"anon:{VISITOR}"

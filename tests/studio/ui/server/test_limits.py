@@ -1,5 +1,6 @@
 """Rates and sizes of requests, on a small app: what is counted, what is refused, and what is forgotten again."""
 
+import json
 import math
 
 import anyio
@@ -12,6 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from studio.ui.server.json_nodes import NodeCount
 from studio.ui.server.limits import MIB, RATES, Bodies, Buckets, Rate, Rates, kind_of, visitor_of
 
 RATE = Rate(per_second=2, burst=3)
@@ -120,7 +122,7 @@ def test_visitors_are_told_apart_by_address():
 def sized(tmp_path) -> TestClient:
     return client(
         Middleware(
-            Bodies, folder=tmp_path, upload_bytes=MIB, other_bytes=1000, files=3, folder_bytes=4 * MIB, folder_files=50
+            Bodies, folder=tmp_path, upload_bytes=MIB, event_bytes=1000, files=3, folder_bytes=4 * MIB, folder_files=50
         )
     )
 
@@ -164,7 +166,7 @@ async def measured(scope, receive, send):
 def test_what_a_request_says_of_its_length_is_not_believed(tmp_path, said):
     """Where a server would have refused most of these."""
     arriving = [{"type": "http.request", "body": b"x" * 600, "more_body": True}] * 3
-    bodies = Bodies(measured, folder=tmp_path, other_bytes=1000)
+    bodies = Bodies(measured, folder=tmp_path, event_bytes=1000)
     headers = [(b"content-length", said.encode())]
     assert below_http(bodies, "/gradio_api/queue/join", headers, arriving) == [413] and len(arriving) == 1
 
@@ -187,6 +189,52 @@ def test_uploads_are_limited_in_size_number_and_space(sized, tmp_path):
     assert full.status_code == 507 and "no room" in full.json()["detail"]
     (tmp_path / "deeper" / "file").unlink()
     assert upload(files(1, 2000)).status_code == 200
+
+
+def test_an_address_can_not_use_all_of_the_room(tmp_path):
+    asking = client(Middleware(Bodies, folder=tmp_path, folder_bytes=4 * MIB, share=0.5))
+    assert asking.post("/gradio_api/upload", files=files(1, MIB)).status_code == 200
+    refused = asking.post("/gradio_api/upload", files=files(1, MIB + 1000))
+    assert refused.status_code == 429 and "Try again tomorrow" in refused.json()["detail"]
+    other = TestClient(asking.app, client=("203.0.113.9", 1))
+    assert other.post("/gradio_api/upload", files=files(1, MIB)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["queue/join", "component_server"])
+def test_values_are_counted_before_they_are_parsed(tmp_path, path):
+    asking = client(Middleware(Bodies, folder=tmp_path, other_bytes=MIB))
+    for body in (b"[" + b"[]," * 30_000, b'{"a":' * 60_000, b'["a","b"' + b',""' * 60_000):
+        refused = asking.post(f"/gradio_api/{path}", content=body)
+        assert refused.status_code == 413 and "too many values" in refused.json()["detail"]
+    text = json.dumps({"data": ['[{",\\"' * 60_000]}).encode()
+    assert asking.post(f"/gradio_api/{path}", content=chunks_of(text, 7)).status_code == 200
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_brackets_in_strings_are_no_values(size):
+    values = {"a": ['[,{"', "\\", '\\"[', ""], "b": [1, {"c": 2}]}
+    count = NodeCount()
+    for piece in chunks_of(json.dumps(values).encode(), size):
+        count.add(piece)
+    assert count.nodes == 9  # 2 objects, 2 lists, 5 commas
+
+
+def chunks_of(text: bytes, size: int):
+    for at in range(0, len(text), size):
+        yield text[at : at + size]
+
+
+def test_an_address_can_not_send_events_without_end(tmp_path):
+    asking = client(Middleware(Bodies, folder=tmp_path, event_bytes=MIB))
+    statuses = [asking.post("/gradio_api/queue/join", content=b" " * MIB).status_code for _ in range(70)]
+    assert statuses[:64] == [200] * 64 and 429 in statuses
+
+
+def test_other_requests_are_small(tmp_path):
+    asking = client(Middleware(Bodies, folder=tmp_path))
+    assert asking.post("/gradio_api/queue/join", content=b" " * MIB).status_code == 200
+    refused = asking.post("/gradio_api/component_server", content=b" " * MIB)
+    assert refused.status_code == 413 and "at most 256 KiB" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(("most", "status"), [(3, 413), (4, 200)])

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -161,3 +162,42 @@ def test_a_forged_cookie_gets_a_new_one(studio):
     with httpx.Client(base_url=studio.ada.http.base_url, cookies={name: forged}) as http:
         answer = http.get("/")
     assert not answer.cookies[name].startswith(visitor)
+
+
+def joined(visitor: Visitor, session: str, **more: Any) -> httpx.Response:
+    """Ask for an answer of the API, without listening to it."""
+    number = next(each["id"] for each in visitor.config["dependencies"] if each["api_name"] == "chat")
+    body = {"data": ["Hello"], "fn_index": number, "session_hash": session, "trigger_id": None}
+    return visitor.http.post("/gradio_api/queue/join", json=body | more)
+
+
+def test_a_session_answers_its_owner_only(studio):
+    session = uuid.uuid4().hex
+    event = joined(studio.ada, session).json()["event_id"]
+    cancel = {"session_hash": session, "fn_index": 0, "event_id": event}
+    stolen = {
+        "the answer": studio.bob.http.get("/gradio_api/queue/data", params={"session_hash": session}),
+        "the event": studio.bob.http.get(f"/gradio_api/call/chat/{event}"),
+        "its end": studio.bob.http.get(f"/gradio_api/heartbeat/{session}"),
+        "a cancel": studio.bob.http.post("/gradio_api/cancel", json=cancel),
+        "a cancel by its event": studio.bob.http.post("/gradio_api/cancel", json=cancel | {"session_hash": "x"}),
+        "its state": studio.bob.http.post("/gradio_api/component_server", json=cancel | {"component_id": 1}),
+        "an event in it": joined(studio.bob, session),
+    }
+    assert {name: answer.status_code for name, answer in stolen.items()} == dict.fromkeys(stolen, 403) | {
+        "an event in it": 400
+    }
+    with studio.ada.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        assert any('"process_completed"' in line for line in stream.iter_lines())
+
+
+def test_the_login_token_is_not_given_to_scripts(studio):
+    for path in ("/gradio_api/token", "/gradio_api/token/"):
+        assert studio.ada.http.get(path).status_code == 404
+
+
+def test_an_uploaded_file_is_its_uploaders_only(studio):
+    (path,) = studio.ada.http.post("/gradio_api/upload", files=[("files", ("rows.csv", b"a,b\n"))]).json()
+    assert studio.ada.http.get(f"/gradio_api/file={path}").status_code == 200
+    assert studio.bob.http.get(f"/gradio_api/file={path}").status_code == 403
+    assert studio.bob.http.get(f"/gradio_api/file={quote(path, safe='')}").status_code == 403

@@ -32,8 +32,17 @@ def test_a_broken_route_shows_the_number_that_the_log_says(caplog):
     answer = client().get("/broken")
     number = re.fullmatch(SENTENCE, answer.json()["detail"])[1]
     assert answer.status_code == 500 and answer.headers["X-Request-ID"] == number and "secret" not in answer.text
-    assert f"request {number} failed: GET /broken" in caplog.text and "ValueError: secret detail" in caplog.text
+    assert f"request {number} failed: GET '/broken'" in caplog.text and "ValueError: secret detail" in caplog.text
     assert client().get("/fine").headers["X-Request-ID"] != client().get("/fine").headers["X-Request-ID"]
+
+
+def test_a_path_can_not_write_a_line_into_the_log(caplog):
+    async def fails(scope, receive, send):
+        raise ValueError("secret detail")
+
+    TestClient(RequestIds(fails)).get("/x%0aERROR%20forged" + "x" * 5000)
+    (message,) = [each.getMessage() for each in caplog.records if each.name.startswith("studio")]
+    assert "\n" not in message and len(message) < 300
 
 
 @shows_errors
