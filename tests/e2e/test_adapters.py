@@ -199,6 +199,7 @@ def test_what_flips_is_framed_and_counted(chat: AdapterPage, tuned: Tuned):
     check_strip(chat, base, trace, "group")
     check_cells(chat, base, trace)
     chat.page.get_by_text("single experts").click()
+    expect(chat.page.locator(".rp-check input")).not_to_have_css("background-color", "rgba(0, 0, 0, 0)")
     check_strip(chat, base, trace, "expert")
     text = chat.difference.inner_text()
     chat.open()

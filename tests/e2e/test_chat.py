@@ -83,6 +83,8 @@ def test_a_cut_answer_goes_on_and_its_variants_are_kept(studio: StudioPage, step
 def test_keys_stop_send_and_edit_and_list_themselves(studio: StudioPage, steps: Steps):
     page = studio.page
     studio.set_length(3000)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(studio.box).to_be_in_viewport()
     studio.box.fill(LONG)
     studio.box.press("Control+Enter")
     studio.let_through(steps, 3)

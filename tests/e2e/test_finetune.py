@@ -147,8 +147,10 @@ def test_a_form_in_two_tabs_is_said_and_a_pasted_text_is_kept(form, page):
 
 
 def test_a_recipe_is_saved_and_loaded(form, tmp_path):
+    bundled = form.page.locator("#bundled")
     form.set("r", 3)
     expect(form.command).to_have_value("python -m studio train recipe.yaml data=devils-dictionary")
+    expect(bundled).to_contain_text("Edited")
     with form.page.expect_download() as download:
         form.page.locator("#save-recipe").click()
     file = tmp_path / "recipe.yaml"
@@ -160,6 +162,13 @@ def test_a_recipe_is_saved_and_loaded(form, tmp_path):
     chooser.value.set_files(file)
     expect(form.page.locator("#recipe-r input")).to_have_value("9", timeout=SLOW)
     expect(form.preview.locator("h3")).to_contain_text("identity.jsonl", timeout=SLOW)
+    expect(bundled).to_contain_text("from a file")
+    expect(bundled.locator("input")).to_have_value("")
+    form.page.get_by_label("Classify", exact=True).check()
+    expect(bundled.locator("input")).to_have_value("starter/classify", timeout=SLOW)
+    form.open()
+    expect(bundled.locator("input")).to_have_value("starter/classify")
+    expect(bundled).not_to_contain_text("Edited")
 
 
 def test_a_run_outlives_its_browser_its_trainer_and_its_server(tuning, place, browser: Browser):

@@ -88,6 +88,7 @@ class _Page:
             with gr.Column(scale=6, min_width=320, elem_id="talk"):
                 self._talk()
             with gr.Column(scale=5, min_width=320, elem_id="routing-column"):
+                gr.HTML('<a href="#talk">↑ Chat</a>', elem_classes="phone-link", js_on_load=None)
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
@@ -108,6 +109,7 @@ class _Page:
             elem_id="box", label="Your message", show_label=False, placeholder="Ask something …", lines=1, max_lines=8,
             submit_btn="Send", stop_btn=False, autofocus=True,
         )  # fmt: skip
+        gr.HTML('<a href="#routing-column">↓ Routing</a>', elem_classes="phone-link", js_on_load=None)
         with gr.Row(elem_id="who"):
             self.adapter = gr.Dropdown(
                 [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,

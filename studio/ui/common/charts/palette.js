@@ -2,18 +2,18 @@
 
 import { clamp } from "../numbers.js";
 
-const VIRIDIS = [
-  "#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725",
-];
+const SEQUENTIAL = {
+  light: ["#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b"],
+  dark: ["#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"],
+};
 const DIVERGING = {
   light: ["#0072b2", "#9cc4de", "#f4f5f7", "#f2b48c", "#d55e00"],
   dark: ["#56b4e9", "#2b5c7c", "#1d2431", "#7c451f", "#f08a3c"],
 };
 
-// For values from 0 up; the lowest are close to the background. On a dark page the two darkest colours would be taken
-// for an empty cell.
+// For values from 0 up; the lowest are close to the background, but not to that of an empty cell.
 export function sequential(isDark) {
-  return isDark ? VIRIDIS.slice(2) : [...VIRIDIS].reverse();
+  return isDark ? SEQUENTIAL.dark : SEQUENTIAL.light;
 }
 
 // Returns the load of the last colour: twice to four times the chance, so that loads near the chance can be told apart.

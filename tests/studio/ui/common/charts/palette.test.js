@@ -27,6 +27,7 @@ test("the lowest value is close to the background", () => {
   const lightness = (colour) => channels(colour).reduce((sum, channel) => sum + channel);
   const [light, dark] = [sequential(false), sequential(true)];
   assert.ok(lightness(light[0]) > lightness(light.at(-1)) && lightness(dark[0]) < lightness(dark.at(-1)));
+  assert.ok(lightness(light[0]) > 740, "almost white, and no loud colour");
   assert.ok(lightness(diverging(false)[2]) > 700 && lightness(diverging(true)[2]) < 150, "no change, in the middle");
   assert.equal(gradient(["#111111", "#222222"]), "linear-gradient(90deg, #111111,#222222)");
 });
