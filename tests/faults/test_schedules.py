@@ -1,4 +1,4 @@
-"""Some of the random schedules; `python -m tests.faults.schedules --count 200` runs more."""
+"""One of the random schedules; `python -m tests.faults.schedules --count 200` runs more."""
 
 import subprocess
 import sys
@@ -8,8 +8,11 @@ import pytest
 
 @pytest.mark.processes
 def test_random_faults_lose_nothing():
-    """Takes longer than five seconds, because whole runs are killed and resumed, in a process that forks them."""
-    command = [sys.executable, "-m", "tests.faults.schedules", "--seed", "1", "--count", "2"]
+    """Trainer and server are killed, and the newest checkpoint is damaged.
+
+    Takes longer than five seconds, because a whole run is trained twice, in a process that forks its trainers.
+    """
+    command = [sys.executable, "-m", "tests.faults.schedules", "--seed", "339", "--count", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 schedules" in done.stdout and "0 violations" in done.stdout
+    assert "faults: 2, violations: 0" in done.stdout

@@ -78,7 +78,7 @@ def test_a_visitor_chats_classifies_and_tunes_within_the_limits(frame, space: Sp
 
 def visitor_of(browser: BrowserContext) -> str:
     """The visitor in the cookie of the Space's own tab."""
-    cookies = [each for each in browser.cookies() if each["name"].startswith("jetmoe-studio-")]
+    cookies = [each for each in browser.cookies() if "jetmoe-studio-" in each["name"]]
     own = [each["value"] for each in cookies if each.get("partitionKey") != f"https://{HUB}"]
     return own[0].partition(".")[0]
 

@@ -45,7 +45,7 @@ def main(seed: int, count: int) -> int:
                 notes = "\n  ".join(getattr(error, "__notes__", []))
                 print(f"seed {number}: {type(error).__name__}: {error}\n  {notes}", flush=True)
     seconds = time.monotonic() - begun
-    print(f"{count} schedules with {kinds.total()} faults in {seconds:.0f} s, {violations} violations")
+    print(f"Schedules: {count}, faults: {kinds.total()}, violations: {violations}, seconds: {seconds:.0f}")
     print(", ".join(f"{kind} {times}" for kind, times in kinds.most_common()))
     return 1 if violations else 0
 
