@@ -17,7 +17,18 @@ from typing import IO, Any, Literal
 
 BLOCK = 64 * 1024
 TrainKind = Literal[
-    "log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "resumed", "done", "failed", "cancelled"
+    "log",
+    "eval",
+    "checkpoint",
+    "routing",
+    "sample",
+    "audit",
+    "reading",
+    "warning",
+    "resumed",
+    "done",
+    "failed",
+    "cancelled",
 ]
 
 
@@ -32,6 +43,7 @@ class TrainEvent:
         routing: the measured routing drift.
         sample: a sample prompt and its answer.
         audit: which parameters are trained, or which of them had a gradient.
+        reading: how many rows have been read, to fit a head before training.
         warning: a sentence for the user; training continues.
         resumed: the run was queued again, to be resumed.
         done, failed, cancelled: the outcome; the last event, unless the run is resumed.

@@ -87,6 +87,8 @@ def duration(seconds: float) -> str:
 def total_steps(prepared: Prepared) -> int:
     """Return the number of optimizer steps of the whole run."""
     recipe = prepared.recipe
+    if recipe.method == "probe":
+        return 0
     if recipe.max_steps:
         return recipe.max_steps
     batches = math.ceil(len(prepared.data.train) / (recipe.batch_size * processes().num_processes))

@@ -20,7 +20,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import trained
 from studio.backend.classification.trained import TrainedClassifier
-from studio.backend.data.labelled import encode
+from studio.backend.data.text_prompt import encode
 from studio.backend.export.export import export
 from studio.backend.export.merge import TOLERANCE
 from studio.backend.recipe import Recipe
