@@ -51,7 +51,7 @@ def read_features(
     began = time.monotonic()
     for batch in in_batches([len(texts[i]) for i in missing], BATCH_TOKENS):
         rows = [missing[i] for i in batch]
-        features[rows] = _last_hidden(model, [texts[i] for i in rows], pad_id)
+        features[rows] = last_hidden(model, [texts[i] for i in rows], pad_id)
         is_read[rows] = True
         part += rows
         goes_on = keep_going(int(is_read.sum()))
@@ -66,7 +66,7 @@ def read_features(
 
 
 @torch.no_grad()
-def _last_hidden(model: Any, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+def last_hidden(model: Any, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     """Return float32 `[T, D]` on the CPU."""
     batch = {name: each.to(model.device) for name, each in padded(texts, pad_id).items()}  # [T, S]
     was_training = model.training

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,15 @@ from torch import Tensor
 from studio.backend.classification.features import read_features
 from studio.backend.classification.head import LabelledFeature, head_loss, measure
 from studio.backend.classification.head_fit import as_tensor, fit_head
+from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import pad_id
 from studio.backend.runs.run import Run
 from studio.backend.training.prepare import Prepared, TrainingData
 from studio.errors import StudioError
 
 FEATURES = "features"
+FEWEST_ROWS = 32
+"""Rows of the first point of the learning curve at least."""
 MOST_ROWS = 4000
 """Training rows that are read before LoRA, which only starts from the head; a probe reads all."""
 
@@ -38,8 +41,8 @@ class FittedHead:
     """Its logits of the held-out rows, float32 `[T, C]`."""
     figures: dict[str, float]
     """The metrics of the held-out rows, under their names in events; empty if there are none."""
-    rows: int
-    """Number of training rows that it was fitted to."""
+    curve: list[dict[str, float]]
+    """The metrics of heads that were fitted to parts of the rows, and of this one; empty without held-out rows."""
 
     def is_better(self, data: TrainingData, logits: Tensor) -> bool:
         """Return whether this head is better on the held-out rows than another one with these logits `[T, C]`."""
@@ -66,7 +69,7 @@ def fit(prepared: Prepared, run: Run, keep_going: Callable[[int, int], bool]) ->
     """
     data, labels = prepared.data, prepared.data.labels
     assert labels is not None
-    train = _rows_to_fit(prepared)
+    train = rows_to_fit(prepared)
     rows = [*train, *data.held_out]
     texts = [token_ids for token_ids, _ in rows]
     folder, pad = run.folder / FEATURES, pad_id(prepared.tokenizer)
@@ -79,9 +82,27 @@ def fit(prepared: Prepared, run: Run, keep_going: Callable[[int, int], bool]) ->
         ) from error
     if features is None:
         return None
-    weight = fit_head(labels, features[: len(train)], [target for _, target in train])
-    logits = features[len(train) :] @ weight.T
-    return FittedHead(weight, logits, _figures(data, logits), len(train))
+    heads = {count: _fitted(labels, features, train[:count]) for count in _counts(len(train), data)}
+    logits = {count: features[len(train) :] @ weight.T for count, weight in heads.items()}  # [T, C] each
+    figures = {count: _figures(data, each) for count, each in logits.items()}
+    return FittedHead(heads[len(train)], logits[len(train)], figures[len(train)], _curve(figures))
+
+
+def _curve(figures: dict[int, dict[str, float]]) -> list[dict[str, float]]:
+    return [
+        {"rows": count, **{name.removeprefix("eval_"): value for name, value in each.items()}}
+        for count, each in figures.items()
+        if each
+    ]
+
+
+def _fitted(labels: Labels, features: Tensor, rows: Sequence[LabelledFeature]) -> Tensor:
+    return fit_head(labels, features[: len(rows)], [target for _, target in rows])
+
+
+def _counts(rows: int, data: TrainingData) -> list[int]:
+    """Return the numbers of rows to fit to: doubled up to all of them for the learning curve."""
+    return [rows >> halvings for halvings in (3, 2, 1) if data.held_out and rows >> halvings >= FEWEST_ROWS] + [rows]
 
 
 def _figures(data: TrainingData, logits: Tensor) -> dict[str, float]:
@@ -97,9 +118,8 @@ def forget(run: Run) -> None:
     shutil.rmtree(run.folder / FEATURES, ignore_errors=True)
 
 
-def _rows_to_fit(prepared: Prepared) -> list[LabelledFeature]:
-    """Return the training rows: all for a probe, at most MOST_ROWS random ones before LoRA."""
+def rows_to_fit(prepared: Prepared) -> list[LabelledFeature]:
+    """Return the training rows in random order: all for a probe, at most MOST_ROWS before LoRA."""
     rows = prepared.data.train
-    if prepared.recipe.method == "probe" or len(rows) <= MOST_ROWS:
-        return rows
-    return random.Random(prepared.recipe.seed).sample(rows, MOST_ROWS)
+    most = len(rows) if prepared.recipe.method == "probe" else min(len(rows), MOST_ROWS)
+    return random.Random(prepared.recipe.seed).sample(rows, most)

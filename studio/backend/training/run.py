@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
@@ -207,12 +208,21 @@ class _Training:
             return
         scores = probabilities(data.labels.problem, logits).numpy()
         of = f"{len(scores):,} held-out rows of {data.dataset.path.name}"
-        report = evaluation.evaluate(data.measured, scores, of, data.learned)
+        report = evaluation.evaluate(data.measured, scores, of, data.learned, self._others())
+        report["learning_curve"] = self.fitted.curve if self.fitted else []
         if data.labels.problem == "single_label" and not fsdp.is_fsdp():
             report["profile"] = evaluation.profile(base, data.measured, data.held_out, pad_id(self.prepared.tokenizer))
         if report["temperature"] is not None:
             base.config.score_temperature = report["temperature"]["value"]
         evaluation.write(report, self.run)
+
+    def _others(self) -> dict[str, np.ndarray]:
+        """Return the held-out scores of the fitted head, if LoRA has changed it."""
+        if self.fitted is None or self.recipe.method == "probe":
+            return {}
+        assert self.prepared.data.labels is not None
+        scores = probabilities(self.prepared.data.labels.problem, self.fitted.held_out).numpy()
+        return {evaluation.FITTED: scores}
 
     def _is_over(self, checkpoint: Path) -> bool:
         """Return whether the checkpoint is at the last step, and load the weights of the best checkpoint if it is.

@@ -72,9 +72,14 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def _forecast(forecast: dict[str, float]) -> list[tuple[str, str]]:
-    return [
-        (f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free"),
-        (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),
-        (f"{forecast['step_s']:.2f} s", "per step"),
-        (f"{forecast['tok_s']:,.0f}", "tokens per second"),
-    ]
+    shown = [(f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free")]
+    if forecast["reading_s"]:
+        shown += [(duration(forecast["reading_s"]), "to read the rows once and fit the head")]
+    if forecast["steps"]:
+        shown += [
+            (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),
+            (f"{forecast['passes']:.1f}", "passes over the rows"),
+            (f"{forecast['step_s']:.2f} s", "per step"),
+            (f"{forecast['tok_s']:,.0f}", "tokens per second"),
+        ]
+    return shown
