@@ -39,7 +39,7 @@ SHOWN = 5
 UNEVEN = 10
 """Ratio of the most to the least frequent label above which a warning recommends class weights."""
 LARGE = 10.0
-"""Targets beyond this magnitude are hard to reach for a head that is initialized near zero."""
+"""Targets beyond this magnitude have large losses and gradients, which training by steps can't follow."""
 SEPARATOR = re.compile("[;|]")
 Target = int | tuple[int, ...] | float
 """A label index, several label indices, or a number."""
@@ -117,7 +117,7 @@ class LabelledRows:
     def warnings(self, train: Sequence[int], held_out: Sequence[int], recipe: Recipe) -> list[str]:
         """Return warnings about the labels, to show before training."""
         if self.problem == "regression":
-            return _large_numbers(self.targets)
+            return [] if recipe.method == "probe" else _large_numbers(self.targets)
         warnings = [*_alike(self.names), *self._disagreeing()]
         every, measured = self._counts, self.counts(held_out)
         texts = Counter(label for group in self._groups for label in {x for i in group for x in self._labels(i)})
@@ -363,6 +363,6 @@ def _large_numbers(targets: Sequence[Any]) -> list[str]:
     if np.abs(numbers).max() <= LARGE:
         return []
     return [
-        f"The numbers range from {numbers.min():g} to {numbers.max():g}, but a new head predicts values near 0. Scale "
-        f"them to between {-LARGE:g} and {LARGE:g} to train faster."
+        f"The numbers range from {numbers.min():g} to {numbers.max():g}, which LoRA learns slowly. Scale them to "
+        f"between {-LARGE:g} and {LARGE:g}, or set method to probe."
     ]

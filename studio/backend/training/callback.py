@@ -109,11 +109,12 @@ class RunCallback(TrainerCallback):
         self.step_s += seconds
 
     def keep_reading(self, done: int, rows: int) -> bool:
-        """Log how many rows have been read before training; return whether to read more."""
+        """Log and store how many rows have been read before training; return whether to read more."""
         now = time.monotonic()
         if now - self.read_at >= READ_POLL_S or done == rows:
             self.read_at = now
             self.log_event("reading", {"done": done, "rows": rows})
+            self._write_down(message="" if done == rows else f"Reading the rows: {done:,} of {rows:,}.")
         self.out_of_time = now > self.until
         return done == rows or not (self._cancelled() or self.out_of_time)
 

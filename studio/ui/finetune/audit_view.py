@@ -41,10 +41,13 @@ def lent(seen: Preview, recipe: Recipe) -> str:
     quota_s = (SLICE_S + RESERVE_S) * zero_gpu.DEAREST
     batch = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.max_steps or math.ceil(math.ceil(_inputs(seen, recipe) / batch) * recipe.epochs)
-    known = [
-        (f"{seen.train_rows:,}", "rows to train on"),
+    stepping = [
         (f"{steps:,}", f"steps of up to {batch:,} rows"),
         (f"{batch * recipe.max_length:,}", "tokens in a step, at most"),
+    ]
+    known = [
+        (f"{seen.train_rows:,}", "rows to train on"),
+        *(stepping if recipe.method == "lora" else []),
         (f"{quota_s:.0f} s", f"of your GPU quota, at most, for {SLICE_S:.0f} s of training"),
     ]
     return card(NAME, figures(known) + note(LENT))
