@@ -39,6 +39,8 @@ class MoeConfig(PreTrainedConfig):
         experts = self.num_local_experts
         if not self.score_temperature > 0:
             problems.append(f"score_temperature is {self.score_temperature}, it must be above 0")
+        if not isinstance(self.score_prompt, str) or self.score_prompt.count("{text}") != 1:
+            problems.append(f"score_prompt is {self.score_prompt!r}, it must contain {{text}} exactly once")
         if self.num_experts_per_tok > experts:
             problems.append(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, more than the {experts} of "

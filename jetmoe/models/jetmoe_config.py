@@ -103,6 +103,7 @@ class JetMoeConfig(MoeConfig):
             that no experts are tied.
         score_temperature: temperature of a classifier with one label per text. Dividing the logits by it calibrates
             the confidence (arXiv 1706.04599). The model itself does not use it.
+        score_prompt: prompt of a classifier, with {text} where the text belongs. Fill it before the tokenizer.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the fix.
@@ -136,6 +137,7 @@ class JetMoeConfig(MoeConfig):
     attention_dropout: float | int = 0.0
     expert_groups: list[int] | None = None
     score_temperature: float = 1.0
+    score_prompt: str = "{text}"
 
     def __post_init__(self, **kwargs) -> None:
         self.check()

@@ -78,6 +78,7 @@ class OlmoeConfig(MoeConfig):
         z_loss_coef: weight of the router z-loss in the loss (0.001 in the paper, section 3); 0 disables it.
         norm_topk_prob: divide the gates by their sum.
         score_temperature: temperature of a classifier with one label per text; see `JetMoeConfig`.
+        score_prompt: prompt of a classifier, with {text} where the text belongs; see `JetMoeConfig`.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the fix.
@@ -114,6 +115,7 @@ class OlmoeConfig(MoeConfig):
     z_loss_coef: float = 0.0
     norm_topk_prob: bool = False
     score_temperature: float = 1.0
+    score_prompt: str = "{text}"
 
     def __post_init__(self, **kwargs) -> None:
         if self.num_key_value_heads is None:

@@ -10,7 +10,7 @@ All invalid settings are reported in one message, before a model is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ import yaml
 from annotated_types import MaxLen, MinLen
 from pydantic import AfterValidator, Field
 
+from studio.backend.recipe_conflicts import CLASHES
 from studio.backend.recipe_file import find_recipe, parse_yaml, read_yaml
 from studio.backend.settings import Settings, Text, choices, defaults, ranges, settings
 from studio.errors import StudioError
@@ -34,8 +35,6 @@ SECTIONS = {
 }
 
 
-# The format that `studio/backend/data/formats/labelled.py` reads.
-LABELLED = "labelled"
 # How `data` names a data set of the Hugging Face Hub, which `studio/backend/data/hub_dataset.py` reads.
 HUB_PREFIX = "hub:"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
@@ -43,6 +42,10 @@ MOST_PROMPTS, LONGEST_PROMPT = 16, 1000
 MOST_COLUMNS, LONGEST_COLUMN = 20, 100
 EXPECTED_PRESETS = f"one or more of {', '.join(PRESETS)}, each once and joined by +"
 EXPECTED_COLUMNS = f"up to {MOST_COLUMNS} pairs of field: column, each up to {LONGEST_COLUMN} characters"
+AUTO_PROMPT = "auto"
+NO_PROMPT = "{text}"
+"""The prompt that is the text alone; each prompt contains it once."""
+EXPECTED_PROMPT = f"auto, or a text with {{text}} exactly once and up to {LONGEST_PROMPT} characters"
 EXPECTED_PROMPTS = f"a list of up to {MOST_PROMPTS} texts of up to {LONGEST_PROMPT} characters"
 
 
@@ -50,6 +53,12 @@ def _presets(text: str) -> str:
     names = text.split("+")
     if not set(names) <= set(PRESETS) or len(names) != len(set(names)):
         raise ValueError(EXPECTED_PRESETS)
+    return text
+
+
+def _prompt(text: str) -> str:
+    if text != AUTO_PROMPT and text.count(NO_PROMPT) != 1:
+        raise ValueError(EXPECTED_PROMPT)
     return text
 
 
@@ -114,6 +123,21 @@ class Recipe(Settings):
     class_weights: Literal["none", "balanced"] = Field(
         default="none",
         description="For classify: balanced gives rows with rare labels more weight, so that all labels count equally.",
+    )
+    method: Literal["lora", "probe"] = Field(
+        default="lora",
+        description=(
+            "For classify: probe fits the head to the frozen model's features, without training; lora goes on from "
+            "that head."
+        ),
+    )
+    prompt: Annotated[Text, MaxLen(LONGEST_PROMPT), AfterValidator(_prompt)] = Field(
+        default=NO_PROMPT,
+        json_schema_extra={"expected": EXPECTED_PROMPT},
+        description=(
+            "For classify: prompt around each text, with {text} where the text belongs; auto asks for the label by the "
+            "name of its column."
+        ),
     )
     on_bad_rows: Literal["skip", "stop"] = Field(
         default="skip",
@@ -306,51 +330,6 @@ class Recipe(Settings):
         return "\n".join(
             f"# {title}\n" + _dumped({name: values[name] for name in names}) for title, names in sections().items()
         )
-
-
-# Settings that are valid alone but conflict: their names, the condition, and the remedy.
-CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
-    (
-        ("early_stopping", "eval_share"),
-        lambda patience, share: bool(patience) and not share,
-        "early_stopping needs held-out rows: set eval_share above 0, or early_stopping to 0",
-    ),
-    (
-        ("save_steps", "eval_steps", "eval_share"),
-        lambda save, evaluate, share: bool(share and evaluate and save % evaluate),
-        "save_steps must be a multiple of eval_steps, to find the best checkpoint: set both to the same value",
-    ),
-    (
-        ("task", "sample_prompts"),
-        lambda task, prompts: task == "classify" and bool(prompts),
-        "task=classify answers no prompts: leave out sample_prompts",
-    ),
-    (
-        ("task", "balance_loss"),
-        lambda task, weight: task == "classify" and bool(weight),
-        "task=classify has no load-balancing loss: set balance_loss to 0",
-    ),
-    (
-        ("task", "format"),
-        lambda task, format: task == "classify" and format not in ("auto", LABELLED),
-        f"task=classify reads labelled texts: set format to {LABELLED} or auto",
-    ),
-    (
-        ("task", "format"),
-        lambda task, format: task == "chat" and format == LABELLED,
-        f"format={LABELLED} is for classifiers: set task to classify, or choose another format",
-    ),
-    (
-        ("task", "problem", "class_weights"),
-        lambda task, problem, weights: task == "chat" and (problem, weights) != ("single_label", "none"),
-        "problem and class_weights are for classifiers: set task to classify, or leave them out",
-    ),
-    (
-        ("task", "problem", "class_weights"),
-        lambda task, problem, weights: task == "classify" and problem == "regression" and weights != "none",
-        "class_weights does not apply to regression: set it to none, or problem to single_label",
-    ),
-]
 
 
 DEFAULTS = defaults(Recipe)

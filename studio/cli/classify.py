@@ -1,7 +1,7 @@
 """`python -m studio classify ...`: classify a text or a file of texts, and evaluate classifiers.
 
 python -m studio classify predict --labels sport,science "The match ended in a draw."
-python -m studio classify predict --labels spam,ham --template message --calibrate mails.csv --out labelled.csv
+python -m studio classify predict --labels spam,ham --template message mails.csv --out labelled.csv
 python -m studio classify predict --labels positive,negative reviews.jsonl --json
 python -m studio classify predict --adapter 3f2a mails.csv          # a trained head needs no --labels
 python -m studio classify evaluate mails.csv --adapter 3f2a         # a column has the true labels
@@ -38,9 +38,15 @@ Labels = Annotated[
     str, typer.Option(help="Labels to choose from, separated by commas; not needed with a trained head.")
 ]
 Template = Annotated[
-    str, typer.Option(help="Template: topic, sentiment, message, continuation, or a text with {text} and {labels}.")
+    str,
+    typer.Option(
+        help="Template: continuation (default), topic, sentiment, message, or a text with {text} and {labels}."
+    ),
 ]
-Calibrate = Annotated[bool, typer.Option("--calibrate", help="Subtract the labels' scores for content-free texts.")]
+Calibrate = Annotated[
+    bool | None,
+    typer.Option(help="Subtract the labels' scores for content-free texts; the default is --calibrate."),
+]
 Cut = Annotated[str, typer.Option(help="Where to cut a text that is too long: middle (the default) or end.")]
 Adapter = Annotated[
     str | None, typer.Option(help="Adapter: a run's id, or the folder of a PEFT adapter or classifier.")
@@ -55,7 +61,7 @@ def predict(
     source: Annotated[str, typer.Argument(metavar="TEXT|FILE", help="A text, or a file with one text per row.")],
     labels: Labels = "",
     template: Template = "",
-    calibrate: Calibrate = False,
+    calibrate: Calibrate = None,
     cut: Cut = "",
     adapter: Adapter = None,
     model: Model = None,
@@ -93,7 +99,7 @@ def evaluate(
     label_column: Annotated[str, typer.Option(help="Column of the true labels.")] = "label",
     labels: Labels = "",
     template: Template = "",
-    calibrate: Calibrate = False,
+    calibrate: Calibrate = None,
     cut: Cut = "",
     adapter: Adapter = None,
     model: Model = None,
@@ -117,7 +123,7 @@ class _Chosen(NamedTuple):
 
     labels: str
     template: str
-    calibrate: bool
+    calibrate: bool | None
     cut: str
     adapter: str | None
     model: str | None
@@ -132,7 +138,7 @@ class _Chosen(NamedTuple):
 
         if not self.labels and self.adapter is None:
             raise StudioError("There are no labels to choose from. Pass them, as in --labels spam,ham.")
-        if not self.labels and (self.template or self.calibrate or self.cut):
+        if not self.labels and (self.template or self.calibrate is not None or self.cut):
             raise StudioError(
                 "--template, --calibrate and --cut only work with --labels, not with a trained head. Leave them out."
             )
@@ -162,6 +168,7 @@ def _held_out(chosen: _Chosen) -> dict[str, Any]:
 def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict[str, Any]:
     from studio.backend.classification.file_evaluation import FileTest
     from studio.backend.classification.files import predict_file
+    from studio.backend.classification.zero_shot import one_sided
     from studio.backend.data.dataset import column_names
 
     file = _existing(file)
@@ -175,6 +182,8 @@ def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict
         report = predict_file(
             file, classifier.predict, None, classifier.labels, column, chosen.cancel, chosen.progress, test.add
         )
+    if chosen.labels:
+        report.note(one_sided(report.counts, classifier.labels))
     for sentence in (*report.notices, *map(str, report.bad_rows)):
         print(sentence, file=sys.stderr)
     return test.report(file.name)
@@ -219,11 +228,12 @@ def _zero_shot(chosen: _Chosen) -> _Classifier:
     """Load the model with the first text. By then the file has been checked, so its errors come before a long load."""
     from studio.backend.adapters.find import find
     from studio.backend.chat.engine import Engine
-    from studio.backend.classification.label_prompt import parse_labels
+    from studio.backend.classification.label_prompt import DEFAULT_TEMPLATE, parse_labels
     from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 
     names = parse_labels(chosen.labels)
-    task = LabelTask(names, chosen.template or "topic", chosen.calibrate, cast(Any, chosen.cut or "middle"))
+    calibrate, cut = chosen.calibrate is not False, cast(Any, chosen.cut or "middle")
+    task = LabelTask(names, chosen.template or DEFAULT_TEMPLATE, calibrate, cut)
     trained = None if chosen.adapter is None else find(chosen.adapter).model
 
     @cache
@@ -270,6 +280,7 @@ def _predict_file(
     as_json: bool,
 ) -> None:
     from studio.backend.classification.files import predict_file
+    from studio.backend.classification.zero_shot import one_sided
 
     rows: list[dict[str, Any]] = []
 
@@ -282,6 +293,8 @@ def _predict_file(
         report = predict_file(
             file, classifier.predict, out, classifier.labels, column, chosen.cancel, chosen.progress, each
         )
+    if chosen.labels:
+        report.note(one_sided(report.counts, classifier.labels))
     for sentence in (*report.notices, *map(str, report.bad_rows)):
         print(sentence, file=sys.stderr)
     if report.bad > len(report.bad_rows):

@@ -116,6 +116,8 @@ def _line(event: TrainEvent) -> str:
                 f"grad {values.get('grad_norm') or 0:.2f}  {values['tok_s']:.0f} tok/s  "
                 f"{values['memory_gib']:.1f} GiB  {duration(values['left_s'])} left"
             )
+        case "reading":
+            return f"read {values['done']:,} of {values['rows']:,} rows"
         case "eval":
             figures = [f"{name} {values[key]:.4f}" for key, name in EVALUATED.items() if values.get(key) is not None]
             return f"step {event.step:5}  held-out {', '.join(figures)}"

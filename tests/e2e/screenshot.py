@@ -48,13 +48,12 @@ def chat(page: Page, url: str) -> None:
 
 
 def classify(page: Page, url: str) -> None:
-    """What the starter takes for what, without training but calibrated."""
+    """What the starter takes for what, without training."""
     rows = "".join(f'"{text}",{label}\n' for label, texts in NEWS.items() for text in texts)
     tab = ClassifyPage(page, url).open()
     tab.labels.fill(", ".join(NEWS))
     tab.show_template()
     tab.choose("classify-template", "topic")
-    page.locator("#classify-calibrate input").check()
     tab.upload("news.csv", f"text,topic\n{rows}")
     tab.choose("classify-true-column", "topic")
     page.locator("#classify-file-go").click()

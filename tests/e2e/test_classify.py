@@ -56,7 +56,7 @@ def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify)
     expect(classify.template).to_have_value(TEMPLATES["message"])
     classify.template.fill("Is it {labels}? {text}")
     expect(classify.page.locator("#classify-template input")).to_have_value("custom")
-    classify.page.locator("#classify-calibrate input").check()
+    classify.page.locator("#classify-calibrate input").uncheck()
     classify.page.locator("#classify-lines input").check()
     classify.box.fill("One text.\n\nAnother text.")
     classify.page.locator("#classify-go").click()
@@ -68,7 +68,7 @@ def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify)
     classify.show_template()
     expect(classify.template).to_have_value("Is it {labels}? {text}")
     expect(classify.page.locator("#classify-template input")).to_have_value("custom")
-    expect(classify.page.locator("#classify-calibrate input")).to_be_checked()
+    expect(classify.page.locator("#classify-calibrate input")).not_to_be_checked()
 
     # At once after a result, as the next one must not be dropped.
     for example, labels in [("My parcel", 4), ("You have won", 2), ("The match ended", 5)]:
@@ -234,7 +234,7 @@ def test_a_file_is_trained_on_from_here(classify):
     expect(preview).to_contain_text("mails.csv", timeout=SLOW)
     expect(preview).to_contain_text("read as labelled")
     expect(classify.page.locator("#column-label input")).to_have_value("label")
-    expect(classify.page.locator("#bundled input")).to_have_value("starter/classify")
+    expect(classify.page.locator("#bundled input")).to_have_value("starter/classify_quick")
     expect(classify.page.locator("#command textarea")).to_have_value(re.compile("data=mails.csv"))
 
 

@@ -39,6 +39,7 @@ def configure(config: Any, labels: Labels, pad_id: int) -> None:
     config.label2id = {name: i for i, name in enumerate(labels.names)}
     config.problem_type = PROBLEM_TYPES[labels.problem]
     config.score_temperature = labels.temperature
+    config.score_prompt = labels.prompt
     config.pad_token_id = pad_id  # stock transformers finds the last token of a text by the padding token
 
 
@@ -47,7 +48,8 @@ def labels_of(config: Any) -> Labels:
     names = tuple(config.id2label[i] for i in range(config.num_labels))
     fallback = "regression" if config.num_labels == 1 else "single_label"
     found = {name: problem for problem, name in PROBLEM_TYPES.items()}
-    return Labels(found.get(config.problem_type, fallback), names, temperature=config.score_temperature)
+    problem = found.get(config.problem_type, fallback)
+    return Labels(problem, names, prompt=config.score_prompt, temperature=config.score_temperature)
 
 
 # --- batches

@@ -1,7 +1,7 @@
 """Score each label after each prompt: one pass over the prompts, then one over all their labels.
 
     scorer = LabelScorer(model, prompts.shared_ids)
-    scorer.score([prompts.of(text) for text in texts])       # [prompts, labels], mean log-probability of the tokens
+    scorer.score([prompts.of(text) for text in texts])       # [prompts, labels], log-probability of the whole label
 
 The shared prefix of a template is computed once. Score prompts of similar length together (`like_lengths`): rows are
 padded on the right, and a pass over many tokens takes little longer than one over few.
@@ -56,7 +56,7 @@ class LabelScorer:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[LabelPrompt], recorder: RoutingRecorder | None = None) -> np.ndarray | None:
-        """Return float64 `[prompts, labels]`, the mean log-probability of each label's tokens; None if cancelled.
+        """Return float64 `[prompts, labels]`, the log-probability of each label; None if cancelled.
 
         Args:
             recorder: for a single prompt; records the routing of its tokens from `shared` on.
@@ -71,8 +71,8 @@ class LabelScorer:
         for pairs in _passes(prompts):
             rows, labels = zip(*pairs, strict=True)
             sums[list(rows), list(labels)] += self._rest(prompts, pairs, layers)
-        lengths = [[len(label) for label in prompt.labels] for prompt in prompts]
-        return sums.cpu().numpy() / np.array(lengths)
+        log_probs: np.ndarray = sums.cpu().numpy()
+        return log_probs
 
     def _begin(self, length: int, rows: int) -> list[DynamicLayer]:
         """Return cache layers that hold the first `length` shared tokens."""

@@ -35,9 +35,10 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, is_same_model, require_model
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.classification.head import labels_of, probabilities
-from studio.backend.data.labelled import Labels, encode
+from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.data.prompt import check_text
+from studio.backend.data.text_prompt import encode_all
 from studio.backend.models import catalog, placement
 from studio.backend.system.progress import Progress, reading
 from studio.errors import StudioError
@@ -151,7 +152,7 @@ class TrainedClassifier:
         """
         for number, text in enumerate(texts, start=1):
             check_text(text, f"Text {number}")
-        encoded = [encode(self.body.tokenizer, text, self.max_length) for text in texts]
+        encoded = encode_all(self.body.tokenizer, texts, self.max_length, self.labels.prompt)
         token_ids = [ids for ids, _ in encoded]
         logits = torch.zeros(len(texts), len(self.names))  # [N, C]
         traces: list[RoutingTrace] = []

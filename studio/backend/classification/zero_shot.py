@@ -1,19 +1,20 @@
 """Classify texts by labels that the user types, without training.
 
     classifier = ZeroShot(engine)
-    task = LabelTask(("sport", "science"), template="topic", calibrate=True)
+    task = LabelTask(("sport", "science"))
     for prediction in classifier.predict(["The match ended in a draw."], task):
         print(prediction.label, prediction.confidence, prediction.scores)
 
-The score of a label is the mean log-probability of its tokens after the prompt; the confidences are a softmax over the
-scores. Contextual calibration (arXiv 2102.09690) divides by the probabilities of the labels for content-free texts.
+The score of a label is its log-probability after the prompt, and the confidences are a softmax over the scores.
+Contextual calibration (arXiv 2102.09690) divides by the probabilities of the labels for content-free texts, so that
+neither short nor frequent labels are favoured. Without calibration, the score is the mean over the tokens of a label.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -25,6 +26,7 @@ from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.engine import Engine, Turn
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.classification.label_prompt import (
+    DEFAULT_TEMPLATE,
     Cut,
     LabelPrompt,
     LabelPrompts,
@@ -42,6 +44,26 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 TURN_TOKENS = 2048
 """Tokens after which the model goes to the next request in the queue."""
 MOST_PRIORS = 64
+FEWEST_TEXTS = 16
+"""Texts from which on their labels are expected to vary."""
+ONE_SIDED = 0.65
+"""How far the share of one label may be from an even share, where 1 means that it has all texts."""
+
+
+def one_sided(counts: Mapping[str, int], labels: Sequence[str]) -> list[str]:
+    """Return a notice if one of the labels has nearly all of these texts, else nothing.
+
+    Args:
+        counts: number of texts with each label.
+    """
+    texts, even = sum(counts.values()), 1 / len(labels)
+    label = max(counts, key=counts.__getitem__, default="")
+    if texts < FEWEST_TEXTS or counts[label] / texts < even + ONE_SIDED * (1 - even):
+        return []
+    return [
+        f"{counts[label]:,} of {texts:,} texts got the label {label!r}. If that is wrong, describe the labels in plain "
+        "words, choose another template, or train a classifier on labelled texts."
+    ]
 
 
 @dataclass(frozen=True)
@@ -53,9 +75,9 @@ class LabelTask:
     """
 
     labels: tuple[str, ...]
-    template: str = "topic"
+    template: str = DEFAULT_TEMPLATE
     """The name of one of TEMPLATES, or a text with {text} and optionally {labels}."""
-    calibrate: bool = False
+    calibrate: bool = True
     """Subtract the log-probabilities of the labels for content-free texts."""
     cut: Cut = "middle"
     """Where to truncate a text that is too long: middle or end."""
@@ -119,7 +141,7 @@ class ZeroShot:
         for prompt, scored in zip(prompts, asked.score(prompts, with_trace), strict=True):
             if scored is None:
                 break
-            probabilities = _softmax(scored.log_probs - prior)
+            probabilities = _softmax(scored.scores - prior)
             scores = dict(zip(asked.task.labels, probabilities.tolist(), strict=True))
             label = max(scores, key=scores.__getitem__)
             notices = (*asked.prompts.notices, *filter(None, [prompt.cut]))
@@ -133,7 +155,7 @@ class ZeroShot:
         key = _PriorKey(asked.task.labels, asked.task.template, adapter, asked.turn.adapter_load)
         if key not in known:
             scored = asked.score([asked.prompts.of(text) for text in CONTENT_FREE])
-            found = [_softmax(one.log_probs) for one in scored if one is not None]
+            found = [_softmax(one.scores) for one in scored if one is not None]
             if len(found) < len(scored):
                 return None
             known[key] = np.log(np.mean(found, axis=0))
@@ -150,7 +172,7 @@ class _PriorKey(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    log_probs: np.ndarray
+    scores: np.ndarray
     """`[labels]`"""
     trace: RoutingTrace | None
 
@@ -183,8 +205,13 @@ class _Asked:
             if found is None:
                 break
             for i, log_probs in zip(batch, found, strict=True):
-                scored[i] = _Scored(log_probs, None if recorder is None else self._trace(prompts[i], recorder))
+                trace = None if recorder is None else self._trace(prompts[i], recorder)
+                scored[i] = _Scored(self._comparable(log_probs, prompts[i]), trace)
         return scored
+
+    def _comparable(self, log_probs: np.ndarray, prompt: LabelPrompt) -> np.ndarray:
+        """Return scores `[labels]` of labels of any length; calibration makes up for the length, or else the mean."""
+        return log_probs if self.task.calibrate else log_probs / [len(label) for label in prompt.labels]
 
     def _trace(self, prompt: LabelPrompt, recorder: RoutingRecorder) -> RoutingTrace:
         ids = prompt.token_ids[prompt.text]

@@ -3,7 +3,6 @@
     rows = read_labelled(recipe)
     rows.names                       # ("negative", "positive"), in the order of the head
     train, held_out = rows.split(eval_share=0.1, seed=0)
-    token_ids, is_cut = encode(tokenizer, rows.examples[0].messages[0]["content"], max_length=512)
 
 Texts that differ only in case and whitespace always end up on the same side of the split.
 """
@@ -30,7 +29,8 @@ from studio.backend.data.prompt import Messages
 from studio.backend.data.rendering import Rendered, Summary, summary
 from studio.backend.data.rows import BadRow, Problem
 from studio.backend.data.stratified import drawn
-from studio.backend.recipe import Recipe
+from studio.backend.data.text_prompt import encode_all, prompt_for
+from studio.backend.recipe import NO_PROMPT, Recipe
 from studio.errors import StudioError
 
 MOST_LABELS = 256
@@ -39,7 +39,7 @@ SHOWN = 5
 UNEVEN = 10
 """Ratio of the most to the least frequent label above which a warning recommends class weights."""
 LARGE = 10.0
-"""Targets beyond this magnitude are hard to reach for a head that is initialized near zero."""
+"""Targets beyond this magnitude have large losses and gradients, which training by steps can't follow."""
 SEPARATOR = re.compile("[;|]")
 Target = int | tuple[int, ...] | float
 """A label index, several label indices, or a number."""
@@ -59,6 +59,8 @@ class Labels:
     """The recipe's class_weights."""
     rows: int = 0
     """Number of training rows."""
+    prompt: str = NO_PROMPT
+    """The prompt around each text, with {text} where the text belongs."""
     temperature: float = 1.0
     """Divides the logits of single-label problems to calibrate the confidences."""
 
@@ -84,6 +86,7 @@ class LabelledRows:
     names: tuple[str, ...]
     targets: list[Target]
     """One target per example of the data set."""
+    prompt: str = NO_PROMPT
 
     @property
     def examples(self) -> Examples:
@@ -114,7 +117,7 @@ class LabelledRows:
     def warnings(self, train: Sequence[int], held_out: Sequence[int], recipe: Recipe) -> list[str]:
         """Return warnings about the labels, to show before training."""
         if self.problem == "regression":
-            return _large_numbers(self.targets)
+            return [] if recipe.method == "probe" else _large_numbers(self.targets)
         warnings = [*_alike(self.names), *self._disagreeing()]
         every, measured = self._counts, self.counts(held_out)
         texts = Counter(label for group in self._groups for label in {x for i in group for x in self._labels(i)})
@@ -190,14 +193,15 @@ def read_labelled(recipe: Recipe, first: int = 0) -> LabelledRows:
         dataset = replace(dataset, examples=dataset.examples.where(is_good), bad_rows=bad_rows)
     if recipe.problem == "regression":
         _check_numbers(values, column, dataset.is_part)
-        return LabelledRows(dataset, recipe.problem, (column,), [float(value) for value in values])
+        prompt = prompt_for(recipe, column)
+        return LabelledRows(dataset, recipe.problem, (column,), [float(value) for value in values], prompt)
     names = _sorted({name for value in values for name in value})
     _check_names(names, values, recipe.problem, column, dataset.is_part)
     places = {name: i for i, name in enumerate(names)}
     targets: list[Target] = [tuple(sorted(places[name] for name in value)) for value in values]
     if recipe.problem == "single_label":
         targets = [target[0] for target in targets]  # type: ignore[index]
-    return LabelledRows(dataset, recipe.problem, names, targets)
+    return LabelledRows(dataset, recipe.problem, names, targets, prompt_for(recipe, column))
 
 
 def _split_at_commas(dataset: Dataset, column: str) -> Dataset:
@@ -217,13 +221,13 @@ def _at_commas(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_texts(
-    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], max_length: int, prompt: str
 ) -> list[Rendered]:
-    """Encode the texts of labelled rows, with the signature of `render_all`. No token is marked as trained."""
+    """Encode the texts of labelled rows in their prompt. No token is marked as trained."""
     texts = [messages[0]["content"] for messages in conversations]
     return [
         Rendered(token_ids, [False] * len(token_ids), cut)
-        for token_ids, cut in encode_all(tokenizer, texts, max_length)
+        for token_ids, cut in encode_all(tokenizer, texts, max_length, prompt)
     ]
 
 
@@ -232,29 +236,6 @@ def summarized(texts: Iterable[Rendered], max_length: int) -> Summary:
     rendered = [*texts]
     tokens = sum(len(each.token_ids) for each in rendered)
     return replace(summary(rendered, max_length), untrained=0, tokens=tokens)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[list[int], bool]:
-    """Return the token ids of a text and whether it was truncated.
-
-    The ids match those of a transformers pipeline, except that control tokens in the text are encoded as plain text.
-    """
-    return encode_all(tokenizer, [text], max_length)[0]
-
-
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> list[tuple[list[int], bool]]:
-    """Return the same as `encode` for each text, from one call of the tokenizer."""
-    options: dict[str, Any] = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-    whole = tokenizer(list(texts), **options)["input_ids"] if texts else []
-    long = [i for i, token_ids in enumerate(whole) if len(token_ids) > max_length]
-    if long:
-        cut = tokenizer([texts[i] for i in long], **options, truncation=True, max_length=max_length)["input_ids"]
-        for i, token_ids in zip(long, cut, strict=True):
-            whole[i] = token_ids
-    is_cut = set(long)
-    return [(token_ids, i in is_cut) for i, token_ids in enumerate(whole)]
 
 
 def shown(labels: Labels, target: Target) -> str:
@@ -382,6 +363,6 @@ def _large_numbers(targets: Sequence[Any]) -> list[str]:
     if np.abs(numbers).max() <= LARGE:
         return []
     return [
-        f"The numbers range from {numbers.min():g} to {numbers.max():g}, but a new head predicts values near 0. Scale "
-        f"them to between {-LARGE:g} and {LARGE:g} to train faster."
+        f"The numbers range from {numbers.min():g} to {numbers.max():g}, which LoRA learns slowly. Scale them to "
+        f"between {-LARGE:g} and {LARGE:g}, or set method to probe."
     ]

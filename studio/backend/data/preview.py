@@ -26,6 +26,7 @@ from studio.backend.data.notices import notices
 from studio.backend.data.rendering import Rendered, Span, Summary, render_all, summary
 from studio.backend.data.rendering import preview as spans
 from studio.backend.data.rows import BadRow
+from studio.backend.data.text_prompt import filled
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
@@ -134,14 +135,15 @@ def _labelled(recipe: Recipe, names: list[str]) -> Preview:
     """
     rows = read_labelled(recipe, FIRST)
     train, held_out = rows.split(recipe.eval_share, recipe.seed)
-    texts, notice = _rendered(rows.examples, recipe)
+    texts, notice = _rendered(rows.examples, recipe, rows.prompt)
     tokens = summarized(texts, recipe.max_length) if texts else None
     pairs = zip(rows.examples[:SHOWN], rows.targets[:SHOWN], strict=True)
     found = notices(rows.dataset, tokens, len(held_out), recipe)
     return replace(
         _of(rows.dataset, names, len(train), len(held_out), [*found, *notice, *rows.warnings(train, held_out, recipe)]),
         examples=[
-            [Span(f"{each.messages[0]['content']} ", False), Span(shown(rows.labels, i), True)] for each, i in pairs
+            [Span(f"{filled(rows.prompt, each.messages[0]['content'])} ", False), Span(shown(rows.labels, i), True)]
+            for each, i in pairs
         ],
         tokens=tokens,
     )
@@ -167,12 +169,18 @@ def _of(dataset: Dataset, names: list[str], train_rows: int, held_out_rows: int,
     )
 
 
-def _rendered(examples: Examples, recipe: Recipe) -> tuple[list[Rendered], list[str]]:
-    """Return the rendered examples and notices; no examples, and the reason, if the model is not downloaded."""
+def _rendered(examples: Examples, recipe: Recipe, prompt: str = "") -> tuple[list[Rendered], list[str]]:
+    """Return the rendered examples and notices; no examples, and the reason, if the model is not downloaded.
+
+    Args:
+        prompt: the prompt around the texts of a classifier.
+    """
     if not catalog.ready(recipe.model):
         return [], ["Token counts need the model, which is downloaded when it is first loaded or trained."]
-    read_all = read_texts if recipe.task == "classify" else render_all
-    return read_all(_tokenizer(recipe), (each.messages for each in examples), recipe.max_length), []
+    tokenizer, conversations = _tokenizer(recipe), (each.messages for each in examples)
+    if prompt:
+        return read_texts(tokenizer, conversations, recipe.max_length, prompt), []
+    return render_all(tokenizer, conversations, recipe.max_length), []
 
 
 def _shown(dataset: Dataset, rendered: Sequence[Rendered], recipe: Recipe) -> list[list[Span]]:

@@ -61,7 +61,8 @@ class Merge:
         alone, tuned, lost = self._merged(self._load(path, config), folder, ids)
         gc.collect()  # frees the memory of the model before the written one is loaded
         torch.cuda.empty_cache()
-        proof = prove(alone, tuned, _logits(self._load(folder), ids), self.precision) | {"rounding_loss": lost}
+        merged, is_classifier = _logits(self._load(folder), ids), self.labels is not None
+        proof = prove(alone, tuned, merged, self.precision, is_classifier) | {"rounding_loss": lost}
         if self.labels is not None:
             proof["same_label"] = proof.pop("same_next_token")
         with writing(folder):
@@ -109,8 +110,10 @@ def _logits(model: Any, ids: list[int]) -> Tensor:
     return head(hidden).float().cpu()  # [T, vocabulary or labels]
 
 
-def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[str, Any]:
+def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str, is_classifier: bool = False) -> dict[str, Any]:
     """Prove by the logits on one text that a merged model answers like base and adapter, not like the base alone.
+
+    A classifier whose head alone was fitted has no change; the distances are then relative to the logits.
 
     Returns:
         change: the distance that the adapter moves the logits, relative to the logits of the base model;
@@ -121,9 +124,10 @@ def prove(alone: Tensor, tuned: Tensor, merged: Tensor, precision: str) -> dict[
         StudioError: the error is above the tolerance, or the adapter changes nothing.
     """
     change = (tuned - alone).norm()
-    if not change > 0:
+    if not change > 0 and not is_classifier:
         raise StudioError("The adapter changes nothing on the probe text: there is nothing to merge. Train it first.")
-    error, from_base = float((merged - tuned).norm() / change), float((merged - alone).norm() / change)
+    scale = change if change > 0 else tuned.norm()
+    error, from_base = float((merged - tuned).norm() / scale), float((merged - alone).norm() / scale)
     if not error <= TOLERANCE[precision]:
         raise StudioError(_failure(error, precision))
     return {

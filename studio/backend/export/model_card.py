@@ -14,6 +14,7 @@ import yaml
 from studio.backend.adapters.find import Found
 from studio.backend.data import hub_dataset
 from studio.backend.data.labelled import Labels
+from studio.backend.data.text_prompt import filled
 from studio.backend.export.base import Base, labels_of_adapter
 from studio.backend.models import catalog
 from studio.backend.runs.run import DATA, Run
@@ -33,7 +34,7 @@ def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
         f"---\n{yaml.safe_dump(_front_matter(base, proof, labels, run), sort_keys=False, allow_unicode=True)}---",
         f"# {_escaped(found.name)}",
         f"{what} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
-        "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof)),
+        "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof, labels)),
         *([] if labels is None else ["## Labels\n\n" + _labels_text(labels, run)]),
         *([] if run is None else _training(run, base)),
         *([] if proof is None else ["## Merge proof\n\n" + _proof_text(proof)]),
@@ -70,7 +71,9 @@ def _usage(base: Base, proof: dict[str, Any] | None) -> str:
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")
 
 
-def _labelled_usage(base: Base, proof: dict[str, Any] | None) -> str:
+def _labelled_usage(base: Base, proof: dict[str, Any] | None, labels: Labels) -> str:
+    # Each text needs the prompt that the head was trained with.
+    text = json.dumps(filled(labels.prompt, "A text"), ensure_ascii=False)
     four_bit = proof is not None and proof["precision"] == "nf4"
     need = "required: reads 4-bit experts" if four_bit else "for speed; without it, stock transformers answers the same"
     lines = [f"import jetmoe  # {need}"]
@@ -80,7 +83,7 @@ def _labelled_usage(base: Base, proof: dict[str, Any] | None) -> str:
             "",
             f'classify = pipeline("text-classification", model="{PLACE}")',
         ]
-        return _fenced("\n".join([*lines, 'print(classify("A text", top_k=None))']), "python")
+        return _fenced("\n".join([*lines, f"print(classify({text}, top_k=None))"]), "python")
     lines += [
         "from peft import PeftModel",
         "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer",
@@ -89,7 +92,7 @@ def _labelled_usage(base: Base, proof: dict[str, Any] | None) -> str:
         f"base = AutoModelForSequenceClassification.from_pretrained({json.dumps(base.entry.id)}, config=config)",
         f'model = PeftModel.from_pretrained(base, "{PLACE}").eval()',
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.entry.id)})",
-        'logits = model(**tokenizer("A text", return_tensors="pt")).logits',
+        f'logits = model(**tokenizer({text}, return_tensors="pt")).logits',
     ]
     where = "The base model is not on the hub: use its folder, as printed by `python -m studio models --json`."
     return _fenced("\n".join(lines), "python") + ("" if "/" in base.entry.id else f"\n\n{where}")

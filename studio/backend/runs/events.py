@@ -18,7 +18,18 @@ from typing import IO, Any, Literal, get_args
 
 BLOCK = 64 * 1024
 TrainKind = Literal[
-    "log", "eval", "checkpoint", "routing", "sample", "audit", "warning", "resumed", "done", "failed", "cancelled"
+    "log",
+    "eval",
+    "checkpoint",
+    "routing",
+    "sample",
+    "audit",
+    "reading",
+    "warning",
+    "resumed",
+    "done",
+    "failed",
+    "cancelled",
 ]
 KINDS = get_args(TrainKind)
 # What these events report must be on the disk, and so must they be: nothing reported as saved is lost in a power cut.
@@ -37,6 +48,7 @@ class TrainEvent:
         routing: the measured routing drift.
         sample: a sample prompt and its answer.
         audit: which parameters are trained, or which of them had a gradient.
+        reading: how many rows have been read, to fit a head before training.
         warning: a sentence for the user; training continues.
         resumed: the run was queued again, to be resumed; `ran_s` has the seconds that it ran since it was started or
             resumed before.

@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 from jetmoe.adapters.audit import AuditRow, audit
+from studio.backend.classification.features import BATCH_TOKENS, last_hidden
 from studio.backend.data.labelled import shown
+from studio.backend.data.packing import in_batches, pad_id
 from studio.backend.data.rendering import Rendered, Span, preview
+from studio.backend.recipe import Recipe
 from studio.backend.system.plan import available_memory
 from studio.backend.training import fsdp, gpu_memory
+from studio.backend.training.fitted_head import rows_to_fit
 from studio.backend.training.prepare import Prepared, processes
 
 TRIAL_STEPS = 3
@@ -71,9 +75,15 @@ def table(report: dict[str, Any]) -> str:
         f"Tokens per example: {_histogram(data['edges'], data['counts'])}",
         f"First example, trained tokens in ⟦⟧: {_bracketed(report['example'])}",
         f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} GiB are free.",
-        f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps "
-        f"({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens per second), without evaluations.",
     ]
+    if forecast["reading_s"]:
+        lines.append(f"Reading: about {duration(forecast['reading_s'])} to read the rows once and fit the head.")
+    if forecast["steps"]:
+        lines.append(
+            f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps, {forecast['passes']:.1f} "
+            f"passes over the rows ({forecast['step_s']:.2f} s each, {forecast['tok_s']:.0f} tokens per second), "
+            "without evaluations."
+        )
     lines += [f"Note: {warning}" for warning in report["warnings"]]
     return "\n".join(lines)
 
@@ -87,10 +97,17 @@ def duration(seconds: float) -> str:
 def total_steps(prepared: Prepared) -> int:
     """Return the number of optimizer steps of the whole run."""
     recipe = prepared.recipe
+    if recipe.method == "probe":
+        return 0
     if recipe.max_steps:
         return recipe.max_steps
     batches = math.ceil(len(prepared.data.train) / (recipe.batch_size * processes().num_processes))
     return math.ceil(max(1, math.ceil(batches / recipe.gradient_accumulation)) * recipe.epochs)
+
+
+def step_rows(recipe: Recipe) -> int:
+    """Return the number of rows, or packs, of an optimizer step."""
+    return recipe.batch_size * recipe.gradient_accumulation * processes().num_processes
 
 
 def _example(prepared: Prepared) -> list[Span]:
@@ -138,9 +155,8 @@ def _warnings(rows: list[AuditRow], prepared: Prepared) -> list[str]:
 
 
 def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
-    recipe = prepared.recipe
-    seconds, activations, tokens = _trial(prepared)
-    steps = total_steps(prepared)
+    recipe, steps = prepared.recipe, total_steps(prepared)
+    seconds, activations, tokens = _trial(prepared) if steps else (0.0, 0, 0.0)
     on_gpu = prepared.base.device.type == "cuda"
     parts = processes().num_processes if fsdp.is_fsdp() else 1
     if on_gpu:
@@ -154,8 +170,22 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
         "steps": steps,
         "step_s": round(step_s, 3),
         "seconds": round(steps * step_s, 1),
-        "tok_s": round(tokens / seconds, 1),
+        "tok_s": round(tokens / seconds, 1) if steps else 0.0,
+        "passes": round(steps * step_rows(recipe) / len(prepared.data.train), 2),
+        "reading_s": round(_reading_seconds(prepared), 1),
     }
+
+
+def _reading_seconds(prepared: Prepared) -> float:
+    """Return the seconds to read all rows to which the head is fitted or on which it is measured; 0 if none is."""
+    if prepared.data.labels is None or processes().num_processes > 1:
+        return 0.0
+    texts = [token_ids for token_ids, _ in [*rows_to_fit(prepared), *prepared.data.held_out]]
+    batches = in_batches([*map(len, texts)], BATCH_TOKENS)
+    batch = [texts[i] for i in batches[len(batches) // 2]]
+    start = time.perf_counter()
+    last_hidden(prepared.base, batch, pad_id(prepared.tokenizer))
+    return (time.perf_counter() - start) * sum(map(len, texts)) / sum(map(len, batch))
 
 
 def _cpu_memory(prepared: Prepared, trained: int, activations: int, parts: int) -> tuple[float, float]:

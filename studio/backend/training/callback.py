@@ -34,6 +34,7 @@ SMOOTHING = 0.9
 # learning rate of the first step is 0.
 GRADIENT_STEPS = 3
 CANCEL_POLL_S = 1.0
+READ_POLL_S = 2.0
 MEASURES = {"eval_loss": "held-out loss", "eval_macro_f1": "held-out macro-F1"}
 
 
@@ -65,7 +66,7 @@ class RunCallback(TrainerCallback):
         self.seen: dict[str, bool] = {}
         self.is_updating = False
         """Whether the optimizer may have changed some of the weights of an unfinished step."""
-        self.started = self.asked_at = time.monotonic()
+        self.started = self.asked_at = self.read_at = time.monotonic()
         self.start_step = 0
         self.tokens = 0
         """Tokens of the training steps so far; `step_s` has their seconds."""
@@ -83,7 +84,8 @@ class RunCallback(TrainerCallback):
         """Log how the run ended; return the outcome and its message."""
         ending: Literal["cancelled", "done"] = "cancelled" if asked_to_stop and self.step < self.steps else "done"
         best = "" if self.best is None else f", the best {MEASURES[self.measure]} is {self.best:.3f}"
-        message = f"{ending.capitalize()} after {self.step} of {self.steps} steps{best}."
+        done = f"after {self.step} of {self.steps} steps" if self.steps else "without training steps"
+        message = f"{ending.capitalize()} {done}{best}."
         self.log_event(ending, {"message": message})
         return ending, message
 
@@ -110,6 +112,29 @@ class RunCallback(TrainerCallback):
         """Count the tokens of a batch, for all devices, and its seconds."""
         self.tokens += tokens * processes().num_processes
         self.step_s += seconds
+
+    def keep_reading(self, done: int, rows: int) -> bool:
+        """Log and store how many rows have been read before training; return whether to read more."""
+        now = time.monotonic()
+        if now - self.read_at >= READ_POLL_S or done == rows:
+            self.read_at = now
+            self.log_event("reading", {"done": done, "rows": rows})
+            self._write_down(message="" if done == rows else f"Reading the rows: {done:,} of {rows:,}.")
+        self.out_of_time = now > self.until
+        return done == rows or not (self._cancelled() or self.out_of_time)
+
+    def cancelled_reading(self) -> tuple[Ending, str]:
+        """Log that the run was cancelled before training; return the outcome and its message."""
+        message = "Cancelled while rows were read. Resume the run to continue with the rest of them."
+        self.log_event("cancelled", {"message": message})
+        return "cancelled", message
+
+    def fitted(self, figures: dict[str, float], is_result: bool) -> None:
+        """Log the metrics of a fitted head, which training starts from, or which are the result of the run."""
+        self.log_event("eval", figures)
+        if is_result:
+            self.best, self.best_loss = figures[self.measure], figures["eval_loss"]
+            self._write_down(best_eval_loss=self.best_loss)
 
     # --- transformers' hooks
 

@@ -134,7 +134,7 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     torch.manual_seed(recipe.seed)  # for the initial weights of the adapter
     model = _adapted(base, adapter)
     warnings = [*data.warnings]
-    if "hot" in recipe.preset.split("+"):
+    if "hot" in recipe.preset.split("+") and recipe.method == "lora":
         warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
     if recipe.balance_loss:
         base.config.aux_loss_coef = recipe.balance_loss
@@ -177,9 +177,9 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
 def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     found = read_labelled(recipe)
     train, held_out = found.split(recipe.eval_share, recipe.seed)
-    texts = read_texts(tokenizer, (each.messages for each in found.examples), recipe.max_length)
+    texts = read_texts(tokenizer, (each.messages for each in found.examples), recipe.max_length, found.prompt)
     total = summarized(texts, recipe.max_length)
-    labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train))
+    labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train), found.prompt)
     rows = [(text.token_ids, target) for text, target in zip(texts, found.targets, strict=True)]
     return TrainingData(
         found.dataset,
@@ -256,10 +256,12 @@ def _adapter_config(recipe: Recipe, path: Path) -> peft.LoraConfig:
         StudioError: the model is of another family, or its family does not have the preset.
     """
     task_type = "SEQ_CLS" if recipe.task == "classify" else "CAUSAL_LM"
+    # A probe's adapter holds the head, and stays zero: PEFT has no adapter without LoRA.
+    preset, r = ("attention", 1) if recipe.method == "probe" else (recipe.preset, recipe.r)
     try:
         base = read_model_config(path)
-        require_free_routers(base, recipe.preset, recipe.insist_on_router)
-        return lora_config(recipe.preset, recipe.r, recipe.lora_alpha, task_type, base.model_type)
+        require_free_routers(base, preset, recipe.insist_on_router)
+        return lora_config(preset, r, recipe.lora_alpha, task_type, base.model_type)
     except CheckpointError as error:
         raise StudioError(str(error)) from error
     except AdapterError as error:

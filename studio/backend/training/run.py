@@ -21,8 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
@@ -39,7 +41,7 @@ from studio.backend.runs.run import DATA, Ending, Run
 from studio.backend.runs.store import RunStore
 from studio.backend.system.files import atomic_write, is_full, publish, unwritable
 from studio.backend.system.progress import Progress
-from studio.backend.training import fsdp
+from studio.backend.training import fitted_head, fsdp
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback
 from studio.backend.training.checkpoint import last_checkpoint, last_step
@@ -78,6 +80,8 @@ def check(recipe: Recipe) -> None:
     resolve(recipe.data)
     settings_of(recipe)
     fsdp.check(recipe)
+    if recipe.method == "probe" and processes().num_processes > 1:
+        raise StudioError("method=probe runs in one process. Start it without accelerate, or set method to lora.")
 
 
 def resume(run_id: str, progress: Progress = lambda fraction, text: None, show: Show = lambda event: None) -> Run:
@@ -159,19 +163,24 @@ class _Training:
         if self.is_main:
             _same_data(run, self.prepared)
         self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
+        self.fitted: fitted_head.FittedHead | None = None
         self.trainer = trainer_class(self.recipe)(self.prepared, run, self.reporter)
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
         """Train and save the adapter; return the outcome and its message."""
         self._tell_start()
         if self.checkpoint is None:
-            self._before()
-        if self.checkpoint is None or not self._is_over(self.checkpoint):
+            self._audit()
+        if isinstance(self.trainer, HeadTrainer) and not self._fit_head():
+            return ("queued", "") if self.reporter.out_of_time else self.reporter.cancelled_reading()
+        if self.checkpoint is None:
+            self._baseline()
+        if self.recipe.method == "lora" and (self.checkpoint is None or not self._is_over(self.checkpoint)):
             self._train()
         stopped = self._stopped_early()
         is_whole = not (stopped or self.reporter.out_of_time)
         if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and is_whole:
-            self._evaluate(self.trainer)
+            self._evaluate(self._held_out_logits(self.trainer))
         self._save()
         if not self.is_main:
             return "done", ""
@@ -199,26 +208,60 @@ class _Training:
         # Several processes are interrupted at different places, and would wait for each other.
         return is_new and processes().num_processes == 1 and not self.reporter.is_updating
 
+    def _fit_head(self) -> bool:
+        """Fit the head to the frozen model; return False if the run was cancelled or out of time meanwhile."""
+        if processes().num_processes > 1:
+            if self.checkpoint is None:
+                self.reporter.warn("The head starts at random: only a run of one process fits it before training.")
+            return True
+        self.fitted = fitted_head.fit(self.prepared, self.run, self.reporter.keep_reading)
+        if self.fitted is not None and self.checkpoint is None:
+            self.fitted.use(self.prepared)
+        return self.fitted is not None
+
+    def _held_out_logits(self, trainer: HeadTrainer) -> Tensor:
+        """Return the logits `[T, C]` of the held-out rows; set the fitted head again if training made it worse."""
+        if self.fitted is not None and self.recipe.method == "probe":
+            return self.fitted.held_out
+        logits = trainer.held_out_logits()
+        if self.fitted is None or not self.fitted.is_better(self.prepared.data, logits):
+            return logits
+        self.fitted.use(self.prepared)
+        self.reporter.warn("LoRA did not improve on the fitted head, so the fitted head is kept without LoRA.")
+        return self.fitted.held_out
+
     def _stopped_early(self) -> bool:
         """Return whether the run was cancelled; the first process decides for all."""
         asked = [self.is_main and self.store.cancel_requested(self.run.id)]
         return bool(broadcast_object_list(asked)[0])
 
-    def _evaluate(self, trainer: HeadTrainer) -> None:
-        """Evaluate the finished head on the held-out rows, and fit its temperature to them."""
-        logits = trainer.held_out_logits()  # [T, C]
+    def _evaluate(self, logits: Tensor) -> None:
+        """Evaluate the finished head on the held-out rows, and fit its temperature to them.
+
+        Args:
+            logits: `[T, C]` of these rows.
+        """
         data, base = self.prepared.data, self.prepared.base
         assert data.labels is not None and data.measured is not None
         if not self.is_main:
             return
         scores = probabilities(data.labels.problem, logits).numpy()
         of = f"{len(scores):,} held-out rows of {data.dataset.path.name}"
-        report = evaluation.evaluate(data.measured, scores, of, data.learned)
+        report = evaluation.evaluate(data.measured, scores, of, data.learned, self._others())
+        report["learning_curve"] = self.fitted.curve if self.fitted else []
         if data.labels.problem == "single_label" and not fsdp.is_fsdp():
             report["profile"] = evaluation.profile(base, data.measured, data.held_out, pad_id(self.prepared.tokenizer))
         if report["temperature"] is not None:
             base.config.score_temperature = report["temperature"]["value"]
         evaluation.write(report, self.run)
+
+    def _others(self) -> dict[str, np.ndarray]:
+        """Return the held-out scores of the fitted head, if LoRA has changed it."""
+        if self.fitted is None or self.recipe.method == "probe":
+            return {}
+        assert self.prepared.data.labels is not None
+        scores = probabilities(self.prepared.data.labels.problem, self.fitted.held_out).numpy()
+        return {evaluation.FITTED: scores}
 
     def _is_over(self, checkpoint: Path) -> bool:
         """Return whether the checkpoint is at the last step, and load the weights of the best checkpoint if it is.
@@ -237,8 +280,8 @@ class _Training:
         )
         return True
 
-    def _before(self) -> None:
-        """Log the audit, and evaluate the base model as the baseline."""
+    def _audit(self) -> None:
+        """Log the audit of the run before it starts."""
         if self.is_main or fsdp.is_fsdp():
             self.reporter.log_event("audit", audit_report(self.prepared))
         if fsdp.is_fsdp() and self.prepared.data.prompts:
@@ -246,7 +289,13 @@ class _Training:
                 "The sample prompts are not answered with FSDP, because each token would gather all weights: try them "
                 "on the finished adapter."
             )
-        if self.prepared.data.held_out:
+
+    def _baseline(self) -> None:
+        """Evaluate the base model, or the head that was fitted to it, before training."""
+        if self.fitted is not None and self.fitted.figures:
+            self.reporter.fitted(self.fitted.figures, self.recipe.method == "probe")
+            self.reporter.evaluate_samples()
+        elif self.prepared.data.held_out:
             self.trainer.evaluate()
         else:
             self.reporter.evaluate_samples()
@@ -268,6 +317,7 @@ class _Training:
             write_checksums(part)
             shutil.rmtree(self.run.adapter, ignore_errors=True)
             publish(part, self.run.adapter)
+            fitted_head.forget(self.run)
         except (OSError, SafetensorError) as error:
             raise StudioError(
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from studio.backend.classification.label_prompt import (
+    DEFAULT_TEMPLATE,
     LONGEST_LABEL,
     LONGEST_TEMPLATE,
     MOST_LABELS,
@@ -51,17 +52,17 @@ class Example(NamedTuple):
 
 PRESETS = (
     Preset("Sentiment", SENTIMENT, "sentiment"),
-    Preset("Topic", TOPIC, "topic"),
+    Preset("Topic", TOPIC, DEFAULT_TEMPLATE),
     Preset("Spam", SPAM, "message"),
     Preset("Request", REQUEST, "message"),
-    Preset("Language", LANGUAGE, "topic"),
+    Preset("Language", LANGUAGE, DEFAULT_TEMPLATE),
 )
 EXAMPLES = (
     Example("The room was spotless, and breakfast alone was worth the trip.", SENTIMENT, "sentiment"),
-    Example("The match ended in a draw after a late penalty.", TOPIC, "topic"),
+    Example("The match ended in a draw after a late penalty.", TOPIC, DEFAULT_TEMPLATE),
     Example("You have won! Reply within the hour to claim your prize.", SPAM, "message"),
     Example("My parcel arrived open, and half of it is missing.", REQUEST, "message"),
-    Example("Wo ist der nächste Bahnhof?", LANGUAGE, "topic"),
+    Example("Wo ist der nächste Bahnhof?", LANGUAGE, DEFAULT_TEMPLATE),
 )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ EXAMPLES = (
 class Form:
     labels: str = PRESETS[0].labels
     template: str = TEMPLATES["sentiment"]
-    calibrate: bool = False
+    calibrate: bool = True
     one_a_line: bool = False
     by: str = ""
     """Id of an adapter or a trained classifier; empty for the base model."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from studio.backend.classification.files import FileReport, predict_file
 from studio.backend.classification.prediction import LabelledRow, Prediction
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
-from studio.backend.classification.zero_shot import ZeroShot
+from studio.backend.classification.zero_shot import ZeroShot, one_sided
 from studio.backend.data import uploads
 from studio.backend.data.dataset import first_rows
 from studio.backend.data.detection import text_lengths
@@ -167,7 +168,8 @@ class ClassifyHandlers(Owned):
             return
         # Outside of `with`, so that the next request may start before the page has received this.
         stopped = "" if len(done) == len(texts) else f"Stopped: {len(done)} of {len(texts)} texts classified."
-        yield Shown(view.shown(done, stopped), _routing(done, self.owner) if single else None)
+        notices = classifier.notices(Counter(each.label for each in done)) if isinstance(classifier, _Labels) else []
+        yield Shown(view.shown(done, stopped, notices), _routing(done, self.owner) if single else None)
 
     def stop(self, session: str, discard: bool = False) -> None:
         """Stop classifying texts.
@@ -261,6 +263,9 @@ class _Labels:
         self.zero_shot, self.task, self.by = zero_shot, form.task(), form.by or None
         self.labels = self.task.labels
 
+    def notices(self, counts: Mapping[str, int]) -> list[str]:
+        return one_sided(counts, self.labels)
+
     def predict(self, texts: Sequence[str], cancel: threading.Event, with_trace: bool = False) -> Iterator[Prediction]:
         return self.zero_shot.predict(texts, self.task, self.by, cancel, with_trace)
 
@@ -346,7 +351,7 @@ class _FileJob:
         return view.ended(self.report, self.problem, self.first, self.out.name, result, measured)
 
     def _run(self, classifier: _Labels | TrainedHead) -> FileReport:
-        return predict_file(
+        report = predict_file(
             self.source,
             lambda texts: classifier.predict(texts, self.cancel),
             self.out,
@@ -357,6 +362,9 @@ class _FileJob:
             self._row,
             Limits(rows=limits.rows) if (limits := demo.limits()) else None,
         )
+        if isinstance(classifier, _Labels):
+            report.note(classifier.notices(report.counts))
+        return report
 
     def _progress(self, fraction: float, text: str) -> None:
         self.fraction, self.text = fraction, text

@@ -30,14 +30,19 @@ def waiting(text: str = HINT, busy: bool = False) -> str:
     return card.waiting(LABELS, text, busy)
 
 
-def shown(predictions: Sequence[Prediction], state: str = "") -> str:
-    """Return one text as bars, or several as a table; `state` is a sentence about the progress."""
+def shown(predictions: Sequence[Prediction], state: str = "", notices: Sequence[str] = ()) -> str:
+    """Return one text as bars, or several as a table.
+
+    Args:
+        state: a sentence about the progress.
+        notices: sentences about all texts.
+    """
     if not predictions:
         return waiting(state)
     status = f'<p class="cl-state" role="status">{escape(state)}</p>' if state else ""
-    notices = dict.fromkeys(notice for prediction in predictions for notice in prediction.notices)
+    told = dict.fromkeys([*notices, *(notice for prediction in predictions for notice in prediction.notices)])
     what = _one(predictions[0]) if len(predictions) == 1 else _several(predictions)
-    return card.card(LABELS, status + what + "".join(map(card.note, notices)))
+    return card.card(LABELS, status + what + "".join(map(card.note, told)))
 
 
 def progress(fraction: float, text: str, first: Sequence[LabelledRow]) -> str:

@@ -41,10 +41,13 @@ def lent(seen: Preview, recipe: Recipe) -> str:
     quota_s = (SLICE_S + RESERVE_S) * zero_gpu.DEAREST
     batch = recipe.batch_size * recipe.gradient_accumulation
     steps = recipe.max_steps or math.ceil(math.ceil(_inputs(seen, recipe) / batch) * recipe.epochs)
-    known = [
-        (f"{seen.train_rows:,}", "rows to train on"),
+    stepping = [
         (f"{steps:,}", f"steps of up to {batch:,} rows"),
         (f"{batch * recipe.max_length:,}", "tokens in a step, at most"),
+    ]
+    known = [
+        (f"{seen.train_rows:,}", "rows to train on"),
+        *(stepping if recipe.method == "lora" else []),
         (f"{quota_s:.0f} s", f"of your GPU quota, at most, for {SLICE_S:.0f} s of training"),
     ]
     return card(NAME, figures(known) + note(LENT))
@@ -72,9 +75,14 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def _forecast(forecast: dict[str, float]) -> list[tuple[str, str]]:
-    return [
-        (f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free"),
-        (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),
-        (f"{forecast['step_s']:.2f} s", "per step"),
-        (f"{forecast['tok_s']:,.0f}", "tokens per second"),
-    ]
+    shown = [(f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free")]
+    if forecast["reading_s"]:
+        shown += [(duration(forecast["reading_s"]), "to read the rows once and fit the head")]
+    if forecast["steps"]:
+        shown += [
+            (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),
+            (f"{forecast['passes']:.1f}", "passes over the rows"),
+            (f"{forecast['step_s']:.2f} s", "per step"),
+            (f"{forecast['tok_s']:,.0f}", "tokens per second"),
+        ]
+    return shown

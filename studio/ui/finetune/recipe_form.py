@@ -29,7 +29,8 @@ STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "ma
 )
 """Step sizes other than 1."""
 LABELS = {
-    "preset": "Trained weights", "r": "LoRA rank", "max_length": "Maximum row length in tokens",
+    "prompt": "Prompt around each text", "preset": "Trained weights", "r": "LoRA rank",
+    "max_length": "Maximum row length in tokens",
     "eval_share": "Held-out share", "lr_scheduler": "Learning rate schedule",
     "warmup_share": "Warm-up share", "max_grad_norm": "Gradient clipping",
     "sample_tokens": "Maximum sample length in tokens", "insist_on_router": "Train tied routers anyway",
@@ -41,7 +42,7 @@ HELPS = {
     "(experts), attention experts only (moa), all, routers (router), or the relevant experts of your rows, ESFT (hot).",
 }
 """Help texts for the form where those of the recipe don't fit."""
-LONGEST = {"sample_prompts": 16 * 1001, "probe_text": 10_000}
+LONGEST = {"prompt": 1000, "sample_prompts": 16 * 1001, "probe_text": 10_000}
 
 
 class RecipeForm:

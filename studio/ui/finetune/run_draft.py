@@ -14,9 +14,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
 from studio.backend.data import hub_dataset, uploads
 from studio.backend.data.dataset import SAMPLES
-from studio.backend.recipe import HUB_PREFIX, LABELLED, Recipe
+from studio.backend.recipe import HUB_PREFIX, Recipe
+from studio.backend.recipe_conflicts import LABELLED
 from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import NAMES, form_values, read_form
@@ -27,13 +30,24 @@ HUB = "hub"
 """The source for a data set of the Hugging Face Hub."""
 BUNDLED = "starter/lora_experts"
 """Recipe of a new draft."""
-CLASSIFIER = "starter/classify"
-"""Recipe that trains a classifier."""
+CLASSIFIER = "starter/classify" if torch.cuda.is_available() else "starter/classify_quick"
+"""Recipe that trains a classifier: without a GPU, only its head."""
 TASKS = {"chat": BUNDLED, "classify": CLASSIFIER}
 PURPOSES = {"chat": "chat", "classify": "classify", "text": "chat"}
 """The task of each use of the rows."""
 MAX_STORED = 200_000
-OF_DATA = ("model", "task", "problem", "class_weights", "on_bad_rows", "eval_share", "max_length", "packing", "seed")
+OF_DATA = (
+    "model",
+    "task",
+    "problem",
+    "class_weights",
+    "prompt",
+    "on_bad_rows",
+    "eval_share",
+    "max_length",
+    "packing",
+    "seed",
+)
 """Settings that affect the data preview."""
 
 

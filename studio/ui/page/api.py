@@ -21,6 +21,7 @@ import gradio as gr
 from studio.analysis.load import load, strongest
 from studio.backend.chat.engine import Sampling
 from studio.backend.chat.text_stream import token_texts
+from studio.backend.classification.label_prompt import DEFAULT_TEMPLATE
 from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 from studio.backend.data.prompt import encode_plain
 from studio.backend.settings import defaults
@@ -102,13 +103,13 @@ class Api:
             events.close()  # type: ignore[attr-defined]
 
     @_raises_errors
-    def classify(self, text: str, labels: list[str], template: str = "topic") -> dict[str, Any]:
+    def classify(self, text: str, labels: list[str], template: str = DEFAULT_TEMPLATE) -> dict[str, Any]:
         """Classify a text by labels, without training.
 
         Args:
             text: the text to classify.
             labels: at least two labels.
-            template: "topic", "sentiment", "message", or a prompt with {text} and optionally {labels}.
+            template: "continuation", "topic", "sentiment", "message", or a prompt with {text} and optionally {labels}.
 
         Returns:
             The text, the label, its confidence (0 to 1) and the confidence of every label.

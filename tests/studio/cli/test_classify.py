@@ -64,7 +64,7 @@ def test_a_file_becomes_a_file(toy, tmp_path):
 
 def test_json_of_a_file_has_a_document_for_every_row(toy, tmp_path):
     file = file_of(tmp_path, "id,text\n1,A draw.\n2,\n3,A planet.\n")
-    options = ("--calibrate", "--template", "Text: {text} Kind:")
+    options = ("--no-calibrate", "--template", "Text: {text} Kind:")
     documents = json.loads(predict(*LABELS, *toy, str(file), "--json", *options).stdout)
     assert [document["text"] for document in documents] == ["A draw.", None, "A planet."]
     assert [document["label"] is None for document in documents] == [False, True, False]
@@ -88,7 +88,7 @@ def test_json_and_out_write_both(toy, tmp_path):
         ((*LABELS, "Hi", "--out", "x.csv"), "--out only works with a file"),
         ((*LABELS, "Hi", "--template", "nothing"), "no {text}"),
         ((*LABELS, "Hi", "--cut", "start"), "in the middle or at the end"),
-        (("Hi", "--adapter", "3f2a", "--calibrate"), "not with a trained head"),
+        (("Hi", "--adapter", "3f2a", "--no-calibrate"), "not with a trained head"),
         ((*LABELS, "Hi", "--model", "nothing"), "There is no model 'nothing'"),
         ((*LABELS, "Hi", "--adapter", "zzz"), "neither the folder of a PEFT adapter"),
     ],

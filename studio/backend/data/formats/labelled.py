@@ -8,7 +8,7 @@ from typing import Any
 from studio.backend.data.formats import Cells, Format, Messages, needed_text
 from studio.backend.data.python_text import parse_list
 from studio.backend.data.row import Problem
-from studio.backend.recipe import LABELLED
+from studio.backend.recipe_conflicts import LABELLED
 
 LONGEST = 200
 """Maximum characters of a label."""

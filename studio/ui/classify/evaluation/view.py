@@ -29,6 +29,9 @@ UNMEASURED = (
     "There is no evaluation of this classifier: its run held out no rows, or used an older version of the studio. "
     "Classify a file with true labels under “File”, or train again with eval_share above 0."
 )
+REMEDIES = "Try LoRA (method lora), more rows, or a prompt that says what the labels are."
+WORTH_ROWS = 0.01
+"""Gain of a score by doubling the rows, from which on more rows are worth their while."""
 HERE = Path(__file__).parent
 
 
@@ -110,7 +113,8 @@ def _headline(report: Report, who: str) -> str:
     return card.card(
         NAME,
         f'<h3 role="status">{escape(who)} <small>measured on {escape(report["of"])}</small></h3>'
-        f"{card.figures(pairs)}{_compared(report)}{_systems(report)}{''.join(map(card.note, report['notices']))}",
+        f"{card.figures(pairs)}{_compared(report)}{_systems(report)}{_learning_curve(report)}"
+        f"{''.join(map(card.note, report['notices']))}",
     )
 
 
@@ -135,12 +139,42 @@ def _compared(report: Report) -> str:
         text = f"{name} does {'better' if better < 0 else 'as well'} on these rows and costs almost nothing."
         if best["name"] in (MAJORITY, MEAN):
             text += " There is no evidence that the classifier distinguishes the texts."
+        else:
+            text += f" {REMEDIES}"
     elif figure.lowest:
         text = f"Mean absolute error {_number(better)} below {name}."
     else:
         count = round(better * report["rows"])
         text = f"Accuracy {100 * better:.1f} points above {name}: {count:,} of {report['rows']:,} rows."
-    return f'<p class="ev-lead">{text}</p>'
+    return f'<p class="ev-lead">{text}{_interval(report, best["name"])}</p>'
+
+
+def _interval(report: Report, name: str) -> str:
+    """Return a sentence about the difference to another system; "" for reports without intervals."""
+    found = next((each for each in report.get("differences", []) if each["better_than"] == name), None)
+    if found is None:
+        return ""
+    scale, unit = (1, "") if report["problem"] == "regression" else (100, " points")
+    bounds = f"{scale * found['from']:+.3g} to {scale * found['to']:+.3g}{unit}"
+    chance = "may be chance" if found["from"] <= 0 <= found["to"] else "is more than chance"
+    return f" The difference {chance}: the 95 % interval is {bounds} (paired bootstrap)."
+
+
+def _learning_curve(report: Report) -> str:
+    """Return the scores of heads that were fitted to fewer rows, and whether more rows would help."""
+    points = report.get("learning_curve", [])
+    if len(points) < 2:
+        return ""
+    figure = next(each for each in _figures(report)[::-1] if each.key in points[0])
+    rows = [[f"{point['rows']:,}", figure.shown(point[figure.key])] for point in points]
+    gain = points[-1][figure.key] - points[-2][figure.key]
+    told = "more rows would probably help" if gain > WORTH_ROWS else "more rows would help little"
+    title = f"{figure.title} by training rows"
+    return (
+        f'<details class="ev-curve"><summary>{title}: {told}</summary>'
+        f"{table(['training rows', figure.title], rows, title)}<p><small>Of the head that is fitted to the frozen "
+        "model.</small></p></details>"
+    )
 
 
 def _systems(report: Report) -> str:

@@ -36,6 +36,16 @@ def test_a_single_label_is_measured_beside_plain_methods_on_the_same_rows():
     assert (ham["precision"], ham["recall"], ham["support"]) == (1, pytest.approx(2 / 3), 3)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert sum(report["reliability"]["counts"]) == 5
+    (row,) = report["differences"]
+    assert row["better_than"] == TFIDF and row["by"] == pytest.approx(-0.2) and row["from"] <= row["by"] <= row["to"]
+
+
+def test_other_classifiers_are_measured_on_the_same_rows():
+    truth = Truth("single_label", NAMES, TEXTS, TARGETS)
+    report = evaluate(truth, SCORES, "5 rows", LEARNED, {"Another": np.eye(2)[[0, 1, 0, 1, 1]]})
+    assert [*by_name(report)] == [OURS, "Another", TFIDF, MAJORITY]
+    assert by_name(report)["Another"]["accuracy"] == 0.8 and report["differences"][0]["by"] == 0
+    assert "better than" in table(report)
 
 
 def test_baselines_learn_from_nothing_but_the_rows_for_training():

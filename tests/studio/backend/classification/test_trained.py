@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.classification import trained
 from studio.backend.classification.trained import TrainedClassifier
-from studio.backend.data.labelled import encode
+from studio.backend.data.text_prompt import encode
 from studio.backend.export.export import export
 from studio.backend.export.merge import TOLERANCE
 from studio.backend.recipe import Recipe
@@ -76,9 +76,9 @@ def run(settings) -> Run:
 # --- what others make of it
 
 
-def stock_logits(tmp_path: Path, folder: Path, base: Path | str = "") -> torch.Tensor:
+def stock_logits(tmp_path: Path, folder: Path, base: Path | str = "", texts: Sequence[str] = TEXTS) -> torch.Tensor:
     out = tmp_path / "stock.safetensors"
-    arguments = [str(folder), str(base), str(out), json.dumps(TEXTS)]
+    arguments = [str(folder), str(base), str(out), json.dumps(texts)]
     run_stock(STOCK, *arguments)
     return load_file(out)["logits"]
 
@@ -109,6 +109,17 @@ def test_stock_peft_and_the_studio_say_what_training_said(run, settings, tmp_pat
         np.testing.assert_allclose(answer.probabilities, expected.softmax(-1), atol=1e-4)
     assert {0, 1} == {*answer.probabilities.argmax(-1).tolist()}
     assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+def test_stock_peft_gives_the_scores_of_a_probe_for_the_filled_prompt(settings, tmp_path):
+    """In a process of its own, which takes seconds: a head without LoRA is another kind of adapter."""
+    run = started({**settings, "method": "probe", "prompt": "Mail: {text}\nKind:"})
+    folder = export(run.id, tmp_path / "out").folder
+    assert "Mail: A text\\nKind:" in (folder / "README.md").read_text()
+    prompted = [f"Mail: {text}\nKind:" for text in TEXTS]
+    expected = stock_logits(tmp_path, folder, settings["model"], prompted).softmax(-1)
+    found = TrainedClassifier.load(folder, model=settings["model"], precision="fp32").predict(TEXTS).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_merged_model_has_the_head_and_its_proof(run, tmp_path):

@@ -24,6 +24,7 @@ from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
 
 LABELS = ("sport", "science", "arts", "politics of the world")
+CALIBRATED, PLAIN = LabelTask(LABELS, "topic"), LabelTask(LABELS, "topic", calibrate=False)
 TEXT = "The match ended in a draw, says the coach."
 
 
@@ -51,8 +52,12 @@ def prompts_of(engine, labels=LABELS, template="topic", cut="middle") -> LabelPr
 
 
 @torch.no_grad()
-def one_by_one(engine, labels=LABELS, text=TEXT, template="topic", adapter=None) -> np.ndarray:
-    """Scores by their definition: each label after the whole prompt in a pass of its own, without a cache."""
+def one_by_one(engine, labels=LABELS, text=TEXT, template="topic", adapter=None, mean=False) -> np.ndarray:
+    """Scores by their definition: each label after the whole prompt in a pass of its own, without a cache.
+
+    Args:
+        mean: of the tokens of a label, instead of its whole log-probability.
+    """
     filled = TEMPLATES[template].replace("{labels}", f"{', '.join(labels[:-1])} or {labels[-1]}")
     messages = [{"role": "user", "content": filled.replace("{text}", text)}]
     with engine.turn(adapter) as turn:
@@ -61,7 +66,8 @@ def one_by_one(engine, labels=LABELS, text=TEXT, template="topic", adapter=None)
         for label in labels:
             ids = encode_plain(turn.tokenizer, label)
             log_probs = turn.decoder.model(torch.tensor([prompt + ids])).logits[0].float().log_softmax(-1)
-            scores.append(float(log_probs[len(prompt) - 1 : -1].gather(-1, torch.tensor(ids)[:, None]).mean()))
+            found = log_probs[len(prompt) - 1 : -1].gather(-1, torch.tensor(ids)[:, None])
+            scores.append(float(found.mean() if mean else found.sum()))
     return np.array(scores)
 
 
@@ -88,9 +94,10 @@ def count_tokens(engine, work) -> int:
 
 
 def test_scores_equal_those_of_each_label_alone(engine, classifier):
-    (prediction,) = classifier.predict([TEXT], LabelTask(LABELS))
-    assert np.allclose(scores_of(prediction), softmax(one_by_one(engine)), atol=1e-5)
-    assert prediction.label == LABELS[int(one_by_one(engine).argmax())]
+    (prediction,) = classifier.predict([TEXT], PLAIN)
+    expected = one_by_one(engine, mean=True)
+    assert np.allclose(scores_of(prediction), softmax(expected), atol=1e-5)
+    assert prediction.label == LABELS[int(expected.argmax())]
     assert prediction.confidence == max(prediction.scores.values())
     assert sum(prediction.scores.values()) == pytest.approx(1)
 
@@ -129,20 +136,20 @@ def test_a_long_prompt_and_many_labels_are_read_in_pieces(engine, monkeypatch):
 
 def test_labels_of_one_token_need_no_second_pass(engine, classifier):
     labels = ("a", "b", "c")
-    (prediction,) = classifier.predict([TEXT], LabelTask(labels))
+    (prediction,) = classifier.predict([TEXT], LabelTask(labels, "topic", calibrate=False))
     assert np.allclose(scores_of(prediction), softmax(one_by_one(engine, labels)), atol=1e-5)
 
 
 def test_the_prompt_is_read_once_for_all_labels(engine, classifier):
-    shared = count_tokens(engine, lambda: list(classifier.predict([TEXT] * 4, LabelTask(LABELS))))
+    shared = count_tokens(engine, lambda: list(classifier.predict([TEXT] * 4, PLAIN)))
     alone = count_tokens(engine, lambda: [one_by_one(engine) for _ in range(4)])
     assert shared * 4 < alone
 
 
 def test_a_text_has_the_same_scores_whatever_comes_with_it(classifier):
     texts = ["The match began.", "Tea", TEXT * 3, TEXT, "The matter"]
-    together = list(classifier.predict(texts, LabelTask(LABELS)))
-    alone = [next(classifier.predict([text], LabelTask(LABELS))) for text in texts]
+    together = list(classifier.predict(texts, PLAIN))
+    alone = [next(classifier.predict([text], PLAIN)) for text in texts]
     assert [prediction.text for prediction in together] == texts
     for one, other in zip(together, alone, strict=True):
         assert np.allclose(scores_of(one), scores_of(other), atol=1e-5)
@@ -150,21 +157,21 @@ def test_a_text_has_the_same_scores_whatever_comes_with_it(classifier):
 
 def test_calibration_divides_by_the_prior(engine, classifier):
     prior = np.mean([softmax(one_by_one(engine, text=text)) for text in CONTENT_FREE], axis=0)
-    (prediction,) = classifier.predict([TEXT], LabelTask(LABELS, calibrate=True))
+    (prediction,) = classifier.predict([TEXT], CALIBRATED)
     assert np.allclose(scores_of(prediction), softmax(one_by_one(engine) - np.log(prior)), atol=1e-5)
 
 
 def test_the_prior_is_measured_once_for_labels_template_and_adapter(engine, classifier):
-    task = LabelTask(LABELS, calibrate=True)
+    task = CALIBRATED
     first = count_tokens(engine, lambda: list(classifier.predict([TEXT], task)))
     again = count_tokens(engine, lambda: list(classifier.predict([TEXT], task)))
-    plain = count_tokens(engine, lambda: list(classifier.predict([TEXT], LabelTask(LABELS))))
-    other = count_tokens(engine, lambda: list(classifier.predict([TEXT], LabelTask(LABELS[::-1], calibrate=True))))
+    plain = count_tokens(engine, lambda: list(classifier.predict([TEXT], PLAIN)))
+    other = count_tokens(engine, lambda: list(classifier.predict([TEXT], LabelTask(LABELS[::-1], "topic"))))
     assert again == plain < first and other == first
 
 
 def test_an_adapter_answers_and_has_a_prior_of_its_own(engine, classifier, tmp_path):
-    task = LabelTask(LABELS, calibrate=True)
+    task = CALIBRATED
     before = next(classifier.predict([TEXT], task)).scores
     for seed in (1, 2):
         engine.load_adapter(adapter_folder(tmp_path / str(seed), engine, seed), "tuned")
@@ -191,7 +198,7 @@ def adapter_folder(folder, engine, seed):
 
 
 def test_the_trace_is_of_the_texts_tokens(engine, classifier):
-    (prediction,) = classifier.predict([TEXT], LabelTask(LABELS), with_trace=True)
+    (prediction,) = classifier.predict([TEXT], PLAIN, with_trace=True)
     trace = prediction.trace
     assert "".join(trace.texts) == TEXT
     with engine.turn() as turn:
@@ -217,7 +224,7 @@ def test_only_the_text_is_cut(engine, classifier, cut, where):
     assert 512 - longest - 12 <= len(prompt.token_ids) <= 512 - longest
     assert kept.startswith("0000") and kept.endswith("0249") == (cut == "middle")
     assert where in prompt.cut
-    (prediction,) = classifier.predict([text], LabelTask(LABELS, cut=cut))
+    (prediction,) = classifier.predict([text], LabelTask(LABELS, "topic", cut=cut))
     assert prediction.notices == (prompt.cut,) and prediction.cut == prompt.cut
 
 
@@ -251,7 +258,7 @@ def test_chat_gets_its_turn_between_batches(engine, classifier, monkeypatch):
         list(engine.generate([{"role": "user", "content": "Hi"}], Sampling(max_new_tokens=1)))
         order.append("chat")
 
-    for i, _ in enumerate(classifier.predict([TEXT] * 3, LabelTask(LABELS))):
+    for i, _ in enumerate(classifier.predict([TEXT] * 3, PLAIN)):
         if i == 1:
             asked = threading.Thread(target=chat)
             asked.start()
@@ -264,23 +271,42 @@ def test_cancel_ends_it_and_frees_the_model(classifier, monkeypatch):
     monkeypatch.setattr(classify, "TURN_TOKENS", 1)
     cancel = threading.Event()
     done = []
-    for prediction in classifier.predict([TEXT] * 5, LabelTask(LABELS, calibrate=True), cancel=cancel):
+    for prediction in classifier.predict([TEXT] * 5, CALIBRATED, cancel=cancel):
         done.append(prediction)
         if len(done) == 2:
             cancel.set()
     assert len(done) == 2
-    assert len(list(classifier.predict([TEXT], LabelTask(LABELS)))) == 1
+    assert len(list(classifier.predict([TEXT], PLAIN))) == 1
 
 
 def test_another_model_ends_it(folder, monkeypatch):
     monkeypatch.setattr(classify, "TURN_TOKENS", 1)
     engine = Engine()
     engine.load(str(folder), precision="fp32")
-    predictions = ZeroShot(engine).predict([TEXT] * 3, LabelTask(LABELS))
+    predictions = ZeroShot(engine).predict([TEXT] * 3, PLAIN)
     next(predictions)
     engine.load(str(folder), precision="fp32")
     with pytest.raises(StudioError, match="Another model was loaded"):
         next(predictions)
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_said"),
+    [
+        ({"net": 46, "mail": 18}, True),
+        ({"net": 40, "mail": 24}, False),
+        ({"net": 15}, False),
+        ({}, False),
+    ],
+)
+def test_a_label_that_takes_nearly_all_texts_is_said(counts, is_said):
+    notices = classify.one_sided(counts, ["net", "mail", "games", "text", "admin", "sound", "science", "graphics"])
+    assert ["46 of 64 texts got the label 'net'" in notice for notice in notices] == [True] * is_said
+
+
+def test_one_of_two_labels_may_have_most_texts():
+    assert classify.one_sided({"spam": 20, "ham": 80}, ["spam", "ham"]) == []
+    assert classify.one_sided({"spam": 10, "ham": 90}, ["spam", "ham"])
 
 
 @pytest.mark.parametrize(
@@ -336,12 +362,12 @@ def test_what_does_not_fit_the_model_is_said(engine, classifier):
     with pytest.raises(StudioError, match="leaves no room for a text"):
         list(classifier.predict([TEXT], LabelTask(LABELS, "{text}" + "x" * 480)))
     with pytest.raises(StudioError, match="Text 2 is empty"):
-        list(classifier.predict([TEXT, " "], LabelTask(LABELS)))
+        list(classifier.predict([TEXT, " "], PLAIN))
     with pytest.raises(StudioError, match="half of a surrogate pair"):
-        list(classifier.predict(["a\ud800"], LabelTask(LABELS)))
+        list(classifier.predict(["a\ud800"], PLAIN))
     with pytest.raises(StudioError, match="not loaded"):
-        list(classifier.predict([TEXT], LabelTask(LABELS), adapter="/etc"))
+        list(classifier.predict([TEXT], PLAIN, adapter="/etc"))
     with pytest.raises(StudioError, match="in the middle or at the end"):
         LabelTask(LABELS, cut="start")
     with pytest.raises(StudioError, match="isn't ready"):
-        list(ZeroShot(Engine()).predict([TEXT], LabelTask(LABELS)))
+        list(ZeroShot(Engine()).predict([TEXT], PLAIN))

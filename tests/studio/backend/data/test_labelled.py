@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from studio.backend.data.dataset import Dataset, DataSettings, read
 from studio.backend.data.examples import Example, Examples
-from studio.backend.data.labelled import LabelledRows, Labels, encode, read_labelled, shown
+from studio.backend.data.labelled import LabelledRows, Labels, read_labelled, shown
 from studio.backend.data.preview import preview
+from studio.backend.data.text_prompt import encode
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
 from tests.builders.toy_folder import toy_tokenizer

@@ -59,7 +59,9 @@ def test_the_finished_head_is_measured_beside_plain_methods(settings):
     assert report["of"] == "16 held-out rows of rows.jsonl" and report["rows"] == np.sum(report["confusion"]) == 16
     best = max(each["eval_macro_f1"] for each in values(run, "eval")[1:])
     assert report["systems"][0]["macro_f1"] == pytest.approx(best)  # of the best checkpoint, not of the last
-    assert [row["name"] for row in report["systems"]] == [evaluation.OURS, evaluation.TFIDF, evaluation.MAJORITY]
+    systems = [evaluation.OURS, evaluation.FITTED, evaluation.TFIDF, evaluation.MAJORITY]
+    assert [row["name"] for row in report["systems"]] == systems
+    assert [point["rows"] for point in report["learning_curve"]] == [48]
     assert report["profile"]["texts"] == 16 and report["profile"]["comparisons"] == 2 * 2 * 2 * 4
     assert report["temperature"] is None  # of so few rows
     classifier = TrainedClassifier.load(run.id)
@@ -169,10 +171,11 @@ def test_accumulation_and_the_seed_change_nothing(settings):
 
 def test_the_best_checkpoint_is_that_of_the_best_macro_f1(settings, monkeypatch):
     """However low the loss of another is; and training ends where it is not found again."""
-    figures = iter([0.1, 0.9, 0.5, 0.5, 0.5])
+    figures = iter([0.9, 0.5, 0.5, 0.5])
     monkeypatch.setattr(head_trainer, "measure", lambda *args: {"accuracy": 0.5, "macro_f1": next(figures)})
     run = started(settings, max_steps=40, early_stopping=2)
     assert run.step == 6 and "macro-F1 is 0.900" in run.message
+    assert not values(run, "warning")
     name = "adapter_model.safetensors"
     best = load_file(run.checkpoints / "checkpoint-2" / name)
     assert all(torch.equal(tensor, best[key]) for key, tensor in load_file(run.adapter / name).items())

@@ -118,6 +118,23 @@ def test_the_best_plain_method_is_compared(single, accuracy, name, sentence):
     assert sentence in Elements(view.shown(single, "mine")).text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(-0.012, 0.03, "may be chance"), (0.004, 0.03, "is more than chance")]
+)
+def test_a_difference_has_its_interval(single, low, high, words):
+    single["systems"] = [{"name": "This classifier", **SYSTEM}, {"name": TFIDF, **SYSTEM, "accuracy": 0.8}]
+    single["differences"] = [{"better_than": TFIDF, "by": 0.02, "from": low, "to": high}]
+    seen = Elements(view.shown(single, "mine")).text
+    assert f"The difference {words}" in seen and f"{100 * low:+.3g} to +3 points" in seen
+
+
+@pytest.mark.parametrize(("last", "words"), [(0.9, "more rows would probably help"), (0.801, "would help little")])
+def test_the_learning_curve_tells_whether_more_rows_help(single, last, words):
+    single["learning_curve"] = [{"rows": 100, "macro_f1": 0.8}, {"rows": 200, "macro_f1": last}]
+    seen = Elements(view.shown(single, "mine")).text
+    assert words in seen and f"200{last:.3f}" in seen
+
+
 def test_the_best_of_a_column_is_marked_by_a_word(single):
     single["systems"] = [
         {"name": "one", **SYSTEM, "ece": 0.02},

@@ -1,0 +1,103 @@
+"""Classifiers on open data of this machine: without training, TF-IDF, the probe, and LoRA from the probe.
+
+    python -m tests.benchmarks.classifiers                           # all sets of `installed_data.py`
+    python -m tests.benchmarks.classifiers sections roles --lora     # LoRA too, which takes minutes for each set
+    python -m tests.benchmarks.classifiers --rows 600 --zero-shot 64
+
+A quarter of the rows is held out. The figures are macro-F1, or R² of a regression. The settings are those of
+recipes/starter/classify_quick.yaml and classify.yaml. The minutes are those of the whole run of the probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from studio.analysis import measures
+from studio.backend.chat.engine import Engine
+from studio.backend.classification import evaluation
+from studio.backend.classification.zero_shot import LabelTask, ZeroShot
+from studio.backend.recipe import Recipe
+from studio.backend.training import run as train
+from studio.errors import StudioError
+from tests.benchmarks.installed_data import SETS, InstalledSet, Row
+
+HELD_OUT = 0.25
+
+
+def main() -> None:
+    options = _options()
+    print("| set | rows | zero-shot | chance | TF-IDF | probe | LoRA | minutes |\n|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name in options.sets or SETS:
+        print(f"| {' | '.join(_cells(SETS[name], options))} |", flush=True)
+
+
+def _cells(data: InstalledSet, options: Any) -> Iterator[str]:
+    rows = data.read()[: options.rows or None]
+    yield from (data.title, f"{len(rows):,}")
+    yield from _zero_shot(data, rows[: options.zero_shot])
+    with tempfile.TemporaryDirectory() as folder:
+        file = _written(data, rows, Path(folder))
+        started = time.perf_counter()
+        probe = _systems("starter/classify_quick", data, file)
+        minutes = (time.perf_counter() - started) / 60
+        lora = _systems("starter/classify", data, file)[0] if options.lora else None
+    yield _figure(probe[1])
+    yield _figure(probe[0])
+    yield "" if lora is None else _figure(lora)
+    yield f"{minutes:.1f}"
+
+
+def _zero_shot(data: InstalledSet, rows: Sequence[Row]) -> Iterator[str]:
+    """The default settings, and a random label, which has a macro-F1 of about one in the number of labels."""
+    labels = sorted({row.label for row in data.read()})
+    if data.problem != "single_label" or not rows:
+        yield from ("", "")
+        return
+    engine = Engine(compile_steps=False)
+    engine.load("starter")
+    found = ZeroShot(engine).predict([row.text for row in rows], LabelTask(tuple(labels)))
+    figures = measures.measure([row.label for row in rows], [each.label for each in found], labels)
+    yield from (f"{figures.macro_f1:.2f}", f"{1 / len(labels):.2f}")
+
+
+def _written(data: InstalledSet, rows: Sequence[Row], folder: Path) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"text": row.text, data.kind: row.label}) for row in rows))
+    return file
+
+
+def _systems(recipe: str, data: InstalledSet, file: Path) -> list[dict[str, Any]]:
+    """The systems of the run's report: the classifier, and TF-IDF."""
+    columns = f"columns={{text: text, label: {data.kind}}}"
+    settings = [f"data={file}", columns, f"problem={data.problem}", f"eval_share={HELD_OUT}"]
+    report = evaluation.of_run(train.start(Recipe.load(recipe, settings)))
+    assert report is not None
+    found: list[dict[str, Any]] = report["systems"]
+    return found
+
+
+def _figure(system: dict[str, Any]) -> str:
+    return f"{system.get('macro_f1', system.get('r2')):.3f}"
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description="Classifiers on open data of this machine.")
+    parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all if none is named")
+    parser.add_argument("--rows", type=int, default=0, help="of each set; all if 0")
+    parser.add_argument("--zero-shot", type=int, default=64, help="rows that are classified without training")
+    parser.add_argument("--lora", action="store_true", help="train LoRA from the probe as well")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StudioError as error:
+        sys.exit(str(error))

@@ -1,0 +1,109 @@
+"""Runs that fit a head to the frozen model: probes, the start of LoRA, interruptions, and what is saved."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from studio.backend.classification import evaluation, features
+from studio.backend.classification.trained import TrainedClassifier
+from studio.backend.export.export import export
+from studio.backend.recipe import Recipe
+from studio.backend.runs.run import Run
+from studio.backend.runs.store import RunStore
+from studio.backend.training import run as train
+from studio.backend.training.fitted_head import FEATURES, FittedHead
+from studio.backend.training.prepare import prepare
+from tests.builders.toy_labels import classifier_settings, labelled_file
+from tests.builders.training import started, values
+
+PROMPT = "Mail: {text}\nKind:"
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path, monkeypatch) -> dict:
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
+    return classifier_settings(tmp_path)
+
+
+def weights(run: Run) -> dict:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def test_a_probe_is_a_classifier_with_its_prompt(settings, tmp_path):
+    run = started(settings, method="probe", prompt=PROMPT)
+    assert run.state == "done" and "without training steps" in run.message and not (run.folder / FEATURES).exists()
+    (measured,) = values(run, "eval")
+    assert measured["eval_macro_f1"] > 0.9 and run.best_eval_loss == measured["eval_loss"]
+    assert not any(tensor.any() for name, tensor in weights(run).items() if "lora_B" in name)
+    report = evaluation.of_run(run)
+    assert report["systems"][0]["macro_f1"] == pytest.approx(measured["eval_macro_f1"])
+    held_out = prepare(run.recipe()).data.measured
+    classifier = TrainedClassifier.load(run.id)
+    found = classifier.predict(held_out.texts).probabilities.argmax(-1)
+    assert (found == held_out.targets).mean() == pytest.approx(report["systems"][0]["accuracy"])
+    merged = TrainedClassifier.load(export(run.id, tmp_path / "merged", merge=True).folder, precision="fp32")
+    assert merged.labels.prompt == classifier.labels.prompt == PROMPT
+    expected = classifier.predict(held_out.texts).probabilities
+    np.testing.assert_allclose(merged.predict(held_out.texts).probabilities, expected, atol=0.02)  # merged in bf16
+
+
+def test_a_classifier_of_an_earlier_version_has_no_prompt(settings):
+    run = started(settings, method="probe")
+    file = run.adapter / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("score_prompt") == "{text}"
+    before = TrainedClassifier.load(run.id).predict(["tea walk"]).probabilities
+    file.write_text(json.dumps(config))
+    np.testing.assert_array_equal(TrainedClassifier.load(run.id).predict(["tea walk"]).probabilities, before)
+
+
+@pytest.mark.parametrize(
+    ("label", "changes", "figure"),
+    [
+        (lambda name, i: [name, "even"] if i % 4 < 2 else [name], {"problem": "multi_label"}, "eval_macro_f1"),
+        (lambda name, i: {"ham": 100.0, "spam": 900.0}[name], {"problem": "regression"}, "eval_r2"),
+        (lambda name, i: name, {"class_weights": "balanced", "eval_share": 0}, ""),
+    ],
+)
+def test_probes_of_every_problem(settings, label, changes, figure):
+    labelled_file(Path(settings["data"]), label)
+    run = started(settings, method="probe", **changes)
+    assert run.state == "done" and weights(run)
+    assert [each[figure] > 0.4 for each in values(run, "eval")] == [True] * bool(figure)
+
+
+def test_lora_goes_on_from_the_fitted_head(settings):
+    probe, tuned = started(settings, method="probe"), started(settings)
+    first = values(tuned, "eval")[0]
+    assert first == pytest.approx(values(probe, "eval")[0]) and len(values(tuned, "eval")) == 4
+    assert any(tensor.any() for name, tensor in weights(tuned).items() if "lora_B" in name)
+
+
+def test_lora_that_is_worse_than_the_head_is_left_out(settings, monkeypatch):
+    monkeypatch.setattr(FittedHead, "is_better", lambda *args: True)
+    probe, tuned = started(settings, method="probe"), started(settings)
+    assert "the fitted head is kept" in values(tuned, "warning")[-1]["message"]
+    head = "base_model.model.score.weight"
+    assert weights(tuned)[head].equal(weights(probe)[head])
+    assert not any(tensor.any() for name, tensor in weights(tuned).items() if "lora_B" in name)
+    ours, theirs = (evaluation.of_run(run)["systems"][0] for run in (tuned, probe))
+    assert ours == theirs
+
+
+def test_a_run_that_is_cancelled_while_reading_resumes_with_what_was_read(settings, monkeypatch):
+    monkeypatch.setattr(features, "BATCH_TOKENS", 64)
+    for name in ("CANCEL_POLL_S", "READ_POLL_S"):
+        monkeypatch.setattr(f"studio.backend.training.callback.{name}", 0.0)
+    store = RunStore()
+    run = store.create(Recipe.from_settings({**settings, "method": "probe"}))
+    ended = train.carry_out(run.id, show=lambda event: event.kind == "reading" and store.request_cancel(run.id))
+    (read,) = values(run, "reading")
+    assert ended.state == "cancelled" and not run.adapter.exists() and 0 < read["done"] < read["rows"] == 64
+    resumed = train.resume(run.id)
+    again = values(run, "reading")[1:]
+    assert resumed.state == "done" and again[0]["done"] > read["done"]
+    assert weights(resumed).keys() == weights(undisturbed := started(settings, method="probe")).keys()
+    assert all(tensor.allclose(weights(undisturbed)[name], atol=1e-5) for name, tensor in weights(resumed).items())
