@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studio.backend.classification.evaluation import MAJORITY, MEAN, Report
+from studio.backend.classification.evaluation import FITTED, MAJORITY, MEAN, Report
 from studio.ui.classify.evaluation.plots import experts, reliability
 from studio.ui.classify.evaluation.texts import mistakes
 from studio.ui.classify.view import percent, table
@@ -29,6 +29,7 @@ UNMEASURED = (
     "There is no evaluation of this classifier: its run held out no rows, or used an older version of the studio. "
     "Classify a file with true labels under “File”, or train again with eval_share above 0."
 )
+ENOUGH = "Method probe is enough for these rows."
 REMEDIES = "Try LoRA (method lora), more rows, or a prompt that says what the labels are."
 WORTH_ROWS = 0.01
 """Gain of a score by doubling the rows, from which on more rows are worth their while."""
@@ -140,7 +141,7 @@ def _compared(report: Report) -> str:
         if best["name"] in (MAJORITY, MEAN):
             text += " There is no evidence that the classifier distinguishes the texts."
         else:
-            text += f" {REMEDIES}"
+            text += f" {ENOUGH if best['name'] == FITTED else REMEDIES}"
     elif figure.lowest:
         text = f"Mean absolute error {_number(better)} below {name}."
     else:
@@ -152,7 +153,7 @@ def _compared(report: Report) -> str:
 def _interval(report: Report, name: str) -> str:
     """Return a sentence about the difference to another system; "" for reports without intervals."""
     found = next((each for each in report.get("differences", []) if each["better_than"] == name), None)
-    if found is None:
+    if found is None or found["from"] == found["to"]:
         return ""
     scale, unit = (1, "") if report["problem"] == "regression" else (100, " points")
     bounds = f"{scale * found['from']:+.3g} to {scale * found['to']:+.3g}{unit}"

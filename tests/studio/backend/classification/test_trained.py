@@ -111,8 +111,9 @@ def test_stock_peft_and_the_studio_say_what_training_said(run, settings, tmp_pat
     assert str(tmp_path).encode() not in b"".join(file.read_bytes() for file in folder.iterdir())
 
 
-def test_stock_peft_gives_the_scores_of_a_probe_for_the_filled_prompt(settings, tmp_path):
+def test_stock_peft_gives_the_scores_of_a_probe_for_the_filled_prompt(settings, tmp_path, monkeypatch):
     """In a process of its own, which takes seconds: a head without LoRA is another kind of adapter."""
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     run = started({**settings, "method": "probe", "prompt": "Mail: {text}\nKind:"})
     folder = export(run.id, tmp_path / "out").folder
     assert "Mail: A text\\nKind:" in (folder / "README.md").read_text()

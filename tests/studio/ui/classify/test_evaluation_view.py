@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from studio.backend.classification.evaluation import MAJORITY, MEAN, TFIDF, Truth, evaluate
+from studio.backend.classification.evaluation import FITTED, MAJORITY, MEAN, TFIDF, Truth, evaluate
 from studio.ui.classify.evaluation import view
 from studio.ui.classify.evaluation.texts import ALL, WRONG
 from studio.ui.page.theme import css
@@ -104,7 +104,8 @@ def test_figures_and_labels_are_those_of_the_report(single):
     [
         (0.776, TFIDF, f"Accuracy 12.4 points above “{TFIDF}”: 124 of 1,000 rows."),
         (0.9, TFIDF, f"“{TFIDF}” does as well on these rows and costs almost nothing."),
-        (0.95, TFIDF, f"“{TFIDF}” does better on these rows and costs almost nothing."),
+        (0.95, TFIDF, f"“{TFIDF}” does better on these rows and costs almost nothing. Try LoRA"),
+        (0.9, FITTED, f"“{FITTED}” does as well on these rows and costs almost nothing. Method probe is enough"),
         (0.9, MAJORITY, f"“{MAJORITY}” does as well on these rows and costs almost nothing. There is no evidence"),
     ],
 )
