@@ -372,7 +372,7 @@ def test_cancel_is_seen_between_the_batches_of_a_step(settings, monkeypatch):
     """Without an accumulated step, so there is only the state before the first one."""
     monkeypatch.setattr("studio.backend.training.callback.CANCEL_POLL_S", 0.0)
     store = RunStore()
-    run = store.create(Recipe.from_settings({**settings, "gradient_accumulation": 8}))
+    run = store.create(Recipe.from_settings({**settings, "gradient_accumulation": 2}))
 
     def ask(event) -> None:
         if event.kind == "routing":
