@@ -147,7 +147,7 @@ def test_a_head_is_merged_into_four_bits(run, tmp_path, monkeypatch):
 
 def test_a_classifier_is_no_adapter_for_chat(run, settings, tmp_path):
     assert choices(settings["model"]) == []
-    assert [choice.id for choice in choices(settings["model"], "classify")] == [run.id]
+    assert run.id in [choice.id for choice in choices(settings["model"], "classify")]
     engine = Engine()
     engine.load(settings["model"], precision="fp32")
     with pytest.raises(StudioError, match="is a classifier and can't chat"):
