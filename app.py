@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         limit_connections(by_address=not exposure.forwarded)
         _require_port(exposure.host, flags.port)
         engine, jobs = ZeroEngine() if zero_gpu.ACTIVE else Engine(), Jobs()
-        settings = launch_settings(jobs, exposure)
+        settings = launch_settings(engine, jobs, exposure)
         jobs.open()
         engine.start_loading(flags.model or first_model(), ConsoleProgress(), waits=growing_waits())
     except StudioError as error:

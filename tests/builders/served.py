@@ -23,7 +23,7 @@ from tests.builders.toy_folder import spelling_toy
 @contextmanager
 def serving(engine: Engine, exposure: Exposure) -> Iterator[str]:
     jobs, port = Jobs(), free_port()
-    page, settings = build(engine, jobs), launch_settings(jobs, exposure)
+    page, settings = build(engine, jobs), launch_settings(engine, jobs, exposure)
     page.launch(server_name=exposure.host, server_port=port, prevent_thread_lock=True, quiet=True, **settings)
     try:
         yield f"http://127.0.0.1:{port}/"

@@ -121,7 +121,7 @@ def two_visitors(folder: Path) -> Iterator[Studio]:
         page, port = build(engine, jobs), free_port()
         page.launch(
             server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True,
-            **launch_settings(jobs, Exposure(public=True, proxy=True)),
+            **launch_settings(engine, jobs, Exposure(public=True, proxy=True)),
         )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         ada, bob = Visitor(url), Visitor(url)

@@ -52,9 +52,9 @@ def test_row_1_the_page_is_built_without_a_deprecation_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         warnings.simplefilter("error", UserWarning)
-        jobs = Jobs()
-        build(Engine(), jobs)
-        launch_settings(jobs)
+        engine, jobs = Engine(), Jobs()
+        build(engine, jobs)
+        launch_settings(engine, jobs)
 
 
 def test_row_3_three_endpoints_are_public(client: httpx.Client, url: str):
@@ -137,8 +137,9 @@ def test_row_6_settings_of_a_run_are_bounded_too(name, bad, engine):
 
 def test_row_7_polls_do_not_wait_in_the_queue(client: httpx.Client):
     page = config(client)
-    polls = [each for each in page["dependencies"] if any(event in ("tick", "load") for _, event in each["targets"])]
-    assert polls and all(each["queue"] is False for each in polls)
+    loads = [each for each in page["dependencies"] if any(event == "load" for _, event in each["targets"])]
+    assert loads and all(each["queue"] is False for each in loads)
+    assert not [each for each in page["components"] if each["type"] == "timer"], "a timer takes a tenth of a core"
 
 
 def test_row_11_run_does_not_skip_the_queue(client: httpx.Client):

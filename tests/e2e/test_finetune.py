@@ -165,7 +165,7 @@ def test_a_recipe_is_saved_and_loaded(form, tmp_path):
     expect(bundled).to_contain_text("from a file")
     expect(bundled.locator("input")).to_have_value("")
     form.page.get_by_label("Classify", exact=True).check()
-    expect(bundled.locator("input")).to_have_value("starter/classify", timeout=SLOW)
+    expect(bundled.locator("input")).to_have_value("starter/classify_quick", timeout=SLOW)
     form.open()
     expect(bundled.locator("input")).to_have_value("starter/classify")
     expect(bundled).not_to_contain_text("Edited")

@@ -1,7 +1,7 @@
 """The page: a header and the tabs registered by the folders of `studio/ui`.
 
 demo = build(engine, jobs)
-demo.launch(**launch_settings(jobs))
+demo.launch(**launch_settings(engine, jobs))
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from studio.backend.runs.views import RunViews
 from studio.registry import discover
 from studio.ui.common import downloads
 from studio.ui.common.listeners import AT_ONCE
-from studio.ui.page import glossary
+from studio.ui.page import glossary, status
 from studio.ui.page.account_merge import account_merger
 from studio.ui.page.api import add_api
 from studio.ui.page.blocks import Blocks
-from studio.ui.page.status import StatusLine, demo_note
 from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
@@ -84,18 +83,18 @@ def _asked_for(request: gr.Request) -> Any:
 def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
-        status = StatusLine(engine)
+        line = status.StatusLine(engine)
         gr.HTML(js_on_load=scripts.mounting("page/theme_toggle.js"), elem_id="theme")
         if sign_in.offered():
             gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")
-    status.add_actions(engine, jobs)
+    line.add_actions(engine, jobs)
     if demo.space_id():
         gr.HTML(js_on_load=scripts.mounting("page/own_tab.js"), elem_id="own-tab")
-    if note := demo_note():
+    if note := status.demo_note():
         gr.HTML(note, elem_id="demo", js_on_load=None)
 
 
-def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
+def launch_settings(engine: Engine, jobs: Jobs, exposure: Exposure | None = None) -> dict[str, Any]:
     """Return safe options for `Blocks.launch`: no sharing, monitoring or file serving.
 
     Args:
@@ -122,14 +121,20 @@ def launch_settings(jobs: Jobs, exposure: Exposure | None = None) -> dict[str, A
         "mcp_server": accounts is None,
         "max_file_size": UPLOAD_BYTES,
         "footer_links": ["api", "settings"],
-        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": _routes(jobs)},
+        "app_kwargs": {"middleware": _middleware(exposure, jobs.store), "routes": _routes(engine, jobs)},
     }
 
 
-def _routes(jobs: Jobs) -> list[Route]:
+def _routes(engine: Engine, jobs: Jobs) -> list[Route]:
     # A short timeout, so that pages don't wait long for a locked database.
     views = RunViews(RunStore(jobs.store.home, busy_s=1.0))
-    return [*downloads.routes(jobs.store), *run_routes.routes(views), *glossary.routes(), *scripts.routes()]
+    return [
+        *downloads.routes(jobs.store),
+        *run_routes.routes(views),
+        *status.routes(engine, jobs),
+        *glossary.routes(),
+        *scripts.routes(),
+    ]
 
 
 def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:

@@ -23,12 +23,12 @@ CLOSED = {"monitoring": "/monitoring/summary", "run history": "/gradio_api/runs"
 
 def facts() -> dict[str, Any]:
     """Return `missing_headers`, `open` (endpoints that should be closed) and `answers_others` (other websites)."""
-    jobs = Jobs()
-    page = build(Engine(), jobs)
+    engine, jobs = Engine(), Jobs()
+    page = build(engine, jobs)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     page.launch(
-        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **launch_settings(jobs)
+        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **launch_settings(engine, jobs)
     )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as asking:

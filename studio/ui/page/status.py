@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from studio.backend.chat.engine import EngineStatus
 from studio.backend.chat.loading import Change
 from studio.backend.hosting import demo
 from studio.backend.system.home import home, is_mounted
-from studio.ui.common.browser import page
 from studio.ui.common.listeners import AT_ONCE, QUIET
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server import sign_in
 from studio.ui.server.identity import owner_of
+from studio.ui.server.scripts import mounting
 
 if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
@@ -41,7 +45,7 @@ class StatusLine:
         self.line = gr.HTML(banner(CONNECTING), elem_id="status", js_on_load=None)
 
     def add_actions(self, engine: Engine, jobs: Jobs) -> None:
-        """Create the buttons, and the timer that updates them and the line."""
+        """Create the buttons, and what updates them and the line."""
         offered = actions(engine.status())
         with gr.Row(visible=any(offered), elem_id="loading-actions") as row:
             cancel, retry, back = (
@@ -49,18 +53,13 @@ class StatusLine:
                 for (label, elem_id), visible in zip(BUTTONS, offered, strict=True)
             )
 
-        def poll(request: gr.Request, before: str) -> Any:
-            status = engine.status()
-            owner = owner_of(request)
-            now = banner(status, jobs.status(owner), sign_in.is_host(owner))
-            if now == before:
-                return [gr.skip()] * 5
-            offered = actions(status)
-            return [now, gr.update(visible=any(offered)), *(gr.update(visible=visible) for visible in offered)]
+        def update(request: gr.Request) -> Any:
+            now = present(engine, jobs, owner_of(request))
+            line = f'<div data-version="{now.version}">{now.line}</div>'
+            return [line, gr.update(visible=any(now.offered)), *(gr.update(visible=each) for each in now.offered)]
 
-        shown = [self.line, row, cancel, retry, back]
-        # Gradio stops the timer in a hidden tab; otherwise an open page would keep a paid Space awake.
-        gr.on([page().load, gr.Timer(1.5).tick], poll, self.line, shown, **AT_ONCE)
+        watch: Any = gr.HTML(js_on_load=mounting("page/status.js", events=("change",)), elem_id="status-watch")
+        watch.change(update, None, [self.line, row, cancel, retry, back], **AT_ONCE)
         for button, act in (
             (cancel, engine.loader.cancel),
             (retry, engine.loader.retry),
@@ -68,6 +67,33 @@ class StatusLine:
         ):
             # Queued, because Gradio shows no message from unqueued events.
             button.click(_acting(act), None, None, **QUIET)
+
+
+def routes(engine: Engine, jobs: Jobs) -> list[Route]:
+    """Return the route that pages poll: GET watch/status, the version of the visitor's status line."""
+
+    def version(request: Request) -> Response:
+        now = present(engine, jobs, owner_of(request))
+        return PlainTextResponse(now.version, headers={"Cache-Control": "no-store"})
+
+    return [Route("/watch/status", version, methods=["GET"])]
+
+
+class Present(NamedTuple):
+    """What the page of an owner shows now."""
+
+    line: str
+    offered: tuple[bool, bool, bool]
+    """Which of the buttons are visible."""
+
+    @property
+    def version(self) -> str:
+        return sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def present(engine: Engine, jobs: Jobs, owner: str) -> Present:
+    status = engine.status()
+    return Present(banner(status, jobs.status(owner), sign_in.is_host(owner)), actions(status))
 
 
 def _acting(act: Callable[[], None]) -> Callable[[], None]:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from studio.backend.chat.engine import EngineStatus, Sampling
+from studio.backend.chat.engine import Engine, EngineStatus, Sampling
 from studio.backend.chat.loading import Change
 from studio.backend.settings import defaults
+from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
 from studio.registry import discover
 from studio.ui.chat.conversation import Answer
 from studio.ui.chat.messages import heading, statistics
 from studio.ui.chat.sampling_form import field_help, read_sampling
 from studio.ui.common.running import Running
-from studio.ui.page.status import actions, banner
+from studio.ui.page.status import actions, banner, present
 from studio.ui.page.theme import EXPERT_COLOURS, INK, SURFACE, TINT, css
 from studio.ui.routing import routing_panel
 from tests.builders.contrast import contrast
@@ -140,3 +141,12 @@ def test_one_answer_a_session_and_stop_reaches_it():
             running.stop("one")
             assert run.cancel.is_set() and not other.cancel.is_set()
     running.check_idle("one")
+
+
+def test_the_status_has_a_new_version_when_it_says_something_else():
+    engine, jobs = Engine(), Jobs()
+    before = present(engine, jobs, "")
+    assert present(engine, jobs, "").version == before.version
+    jobs.notice = "The list of runs was restored."
+    after = present(engine, jobs, "")
+    assert after.version != before.version and jobs.notice in after.line

@@ -66,7 +66,7 @@ TOLD = {
     "the classifiers": lambda v, t: v.event("open_list", "classify-by"),
     "the form of classifying": lambda v, t: v.event("open_page", "classify-labels", kept_form(t), t.result),
     "the columns of a file": lambda v, t: v.event("choose_column", "classify-true-column", *form(t)),
-    "what is being trained": lambda v, t: v.event("poll", "status", ""),
+    "what is being trained": lambda v, t: v.event("update", "status"),
 }  # fmt: skip
 
 

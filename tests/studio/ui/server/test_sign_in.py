@@ -98,11 +98,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("STUDIO_HOME", str(folder / "home"))
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         patch.setattr(handlers, "TICK_S", 0.01)
-        jobs, port = Jobs(), free_port()
-        page = build(Engine(), jobs)
+        engine, jobs, port = Engine(), Jobs(), free_port()
+        page = build(engine, jobs)
         page.launch(
             server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True,
-            **launch_settings(jobs, Exposure(space=True)),
+            **launch_settings(engine, jobs, Exposure(space=True)),
         )  # fmt: skip
         browser = Visitor(f"http://127.0.0.1:{port}")
         yield Place(jobs.store, hub, folder, browser, exported(jobs.store, toy_folder(folder / "toy"), "hf:ada"))
@@ -197,7 +197,7 @@ def test_who_is_signed_in_pushes_what_is_theirs_with_their_own_token(place, hub,
     assert hub.given() == {f"Bearer {token('ada')}"}
     assert "whoami" not in str(hub.requests)
     page = ada.http.get("/")
-    seen = caplog.text + told + opened + page.text + ada.http.get("/config").text + ada.event("poll", "status", "")
+    seen = caplog.text + told + opened + page.text + ada.http.get("/config").text + ada.event("update", "status")
     assert caplog.records and [line for line in seen.splitlines() if token("ada") in line] == []
     files = [file for file in place.folder.rglob("*") if file.is_file()]
     assert len(files) > 9 and [file for file in files if token("ada").encode() in file.read_bytes()] == []
