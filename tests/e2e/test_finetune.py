@@ -167,7 +167,7 @@ def test_a_recipe_is_saved_and_loaded(form, tmp_path):
     form.page.get_by_label("Classify", exact=True).check()
     expect(bundled.locator("input")).to_have_value("starter/classify_quick", timeout=SLOW)
     form.open()
-    expect(bundled.locator("input")).to_have_value("starter/classify")
+    expect(bundled.locator("input")).to_have_value("starter/classify_quick")
     expect(bundled).not_to_contain_text("Edited")
 
 
