@@ -166,7 +166,7 @@ def from_handed(handed: Any) -> Draft:
 
 
 def from_json(stored: Any) -> Draft:
-    """Return the draft written by `to_json`.
+    """Return the draft written by `to_json`; settings that an earlier version did not have get their defaults.
 
     Raises:
         StudioError: it is invalid, or from another version of the studio.
@@ -177,13 +177,13 @@ def from_json(stored: Any) -> Draft:
         raise StudioError("The form stored in this browser can't be read.") from error
     texts = [draft.source, draft.upload, draft.file, draft.format, draft.name, draft.hub, draft.encoding, draft.bundled]
     texts += [*draft.columns, *draft.columns.values()]
-    if not all(isinstance(text, str) for text in texts) or set(draft.settings) != set(NAMES):
+    if not all(isinstance(text, str) for text in texts) or set(draft.settings) - set(NAMES):
         raise StudioError("The form stored in this browser is from another version of the studio.")
     if draft.source not in (*SAMPLES, OWN_FILE, HUB):
         raise StudioError(f"There is no sample {draft.source[:40]!r}.")
     if draft.bundled and draft.bundled not in recipes():
         raise StudioError(f"There is no recipe {draft.bundled[:40]!r}.")
-    return draft
+    return replace(draft, settings=form_values(Recipe.load(BUNDLED)) | draft.settings)
 
 
 def _parsed(stored: Any) -> dict[str, Any]:

@@ -8,12 +8,16 @@ uvicorn reads the protocol class when a server starts, and has no settings for t
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections import Counter
 from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http import auto
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 HEADER_S = 20.0
 """Seconds for the headers of a request."""
@@ -74,11 +78,18 @@ def limit_connections(by_address: bool) -> None:
     Args:
         by_address: limit those of one address too; not behind a proxy, whose address all of them have.
     """
+    LimitedProtocol.most = max(64, _most_files() - RESERVED_FILES)
+    LimitedProtocol.by_address = by_address
+    auto.AutoHTTPProtocol = LimitedProtocol
+
+
+def _most_files() -> int:
+    """Return how many files this process may open, after raising that number as far as the system allows."""
+    if resource is None:
+        return FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
     if soft < files:
         with suppress(ValueError, OSError):  # a container may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    LimitedProtocol.most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES)
-    LimitedProtocol.by_address = by_address
-    auto.AutoHTTPProtocol = LimitedProtocol
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -57,13 +57,18 @@ def test_a_draft_survives_the_browser():
 @pytest.mark.parametrize(
     "stored",
     [
-        "{", "[]", "null", "3", '{"source": 1}', '{"odd": 1}', '{"settings": {"r": 1}}', '{"columns": []}',
+        "{", "[]", "null", "3", '{"source": 1}', '{"odd": 1}', '{"settings": {"rank": 1}}', '{"columns": []}',
         '{"source": "../../etc/passwd"}', '{"columns": {"prompt": 1}}', "[" * 100_000, "x" * 300_000, 7,
     ],
 )  # fmt: skip
 def test_what_is_no_draft_is_refused(stored):
     with pytest.raises(StudioError):
         from_json(stored)
+
+
+def test_settings_that_an_earlier_version_did_not_have_get_their_defaults():
+    draft = from_json('{"settings": {"r": 1}}')
+    assert draft.settings == Draft().settings | {"r": 1}
 
 
 def test_the_data_is_a_sample_or_an_upload_and_nothing_else(home):
