@@ -1,4 +1,4 @@
-"""Change what routers decide, to see what experts do: mask experts, force them, add to logits, scale gates.
+"""Change what routers decide, to see what experts do: mask or force experts, add to their logits, scale their gates.
 
     change = Intervention(model.config).mask([3, 7], kind="MoE").scale(0.5, [2], layers=[0, 1])
     with change.on(model):
@@ -44,7 +44,7 @@ class Intervention:
     def mask(
         self, experts: Sequence[int], layers: Sequence[int] | None = None, kind: str | None = None
     ) -> Intervention:
-        """Never select these experts; the routers are as if they had no others than the rest.
+        """Never select these experts, as if the model had only the others.
 
         Raises:
             ValueError: a router would be left with fewer experts than it selects, or one of them is forced.
@@ -54,7 +54,7 @@ class Intervention:
     def force(
         self, experts: Sequence[int], layers: Sequence[int] | None = None, kind: str | None = None
     ) -> Intervention:
-        """Always select these experts, with the gates that their logits give; the strongest others follow.
+        """Always select these experts, with the gates of their logits; the strongest others fill the other places.
 
         Raises:
             ValueError: a router selects fewer experts than that, or one of them is masked.
@@ -100,7 +100,7 @@ class Intervention:
             raise ValueError("Another intervention is active on this model: leave its block first.")
         for router, *change in zip(routers, *rows, strict=True):
             device = next(router.parameters()).device
-            # In memory of their own, which compiled layers need.
+            # Copies, because tensors that share memory can't be inputs of a compiled layer.
             router.change = RouterChange(*(row.to(device, copy=True) for row in change))
         try:
             yield

@@ -30,7 +30,7 @@ class Router(nn.Module):
         if self.change is None:
             picked, experts = scores.topk(self.top_k, dim=-1)
             return picked, experts
-        # Not even a masked expert whose rivals have a probability of zero is selected.
+        # A masked expert must lose even to experts with a probability of 0.
         ranked = scores.masked_fill(self.change.bias.isneginf(), -torch.inf).masked_fill(self.change.forced, torch.inf)
         experts = ranked.topk(self.top_k, dim=-1).indices  # [T, K]
         picked, order = scores.gather(-1, experts).sort(dim=-1, descending=True)

@@ -7,9 +7,9 @@
 
 enum { MAX_PROJECTIONS = 3, MAX_PRODUCTS = 4 }; /* of a layer; of a stage */
 
-/* What an intervention changes in a router. */
+/* What an intervention changes in a router; all NULL without one. */
 typedef struct {
-    const float *biases, *scales; /* [E], of logits and gates; or NULL */
+    const float *biases, *scales; /* [E], of logits and gates */
     const uint8_t *forced;        /* [E] */
 } Change;
 

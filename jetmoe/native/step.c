@@ -80,10 +80,11 @@ static void exchange(int32_t *first, int32_t *second)
 static void select_experts(Run *r, const Change *change)
 {
     const Model *m = r->model;
+    const uint8_t *forced = change->forced;
     float *logits = r->present_logits, sum = 0.0f;
-    const uint8_t *forced = change->biases ? change->forced : NULL;
-    for (long e = 0; e < m->E && change->biases; e++)
-        logits[e] += change->biases[e];
+    if (change->biases)
+        for (long e = 0; e < m->E; e++)
+            logits[e] += change->biases[e];
     for (long k = 0; k < m->K; k++) {
         long best = -1;
         for (long e = 0; e < m->E; e++) {
@@ -98,9 +99,10 @@ static void select_experts(Run *r, const Change *change)
         }
         m->experts[k] = (int32_t)best;
     }
-    for (long i = 1; i < m->K && forced; i++) /* the largest first */
-        for (long j = i; j > 0 && logits[m->experts[j]] > logits[m->experts[j - 1]]; j--)
-            exchange(m->experts + j, m->experts + j - 1);
+    if (forced) /* the largest first */
+        for (long i = 1; i < m->K; i++)
+            for (long j = i; j > 0 && logits[m->experts[j]] > logits[m->experts[j - 1]]; j--)
+                exchange(m->experts + j, m->experts + j - 1);
     for (long k = 0; k < m->K; k++)
         sum += m->gates[k] = expf(logits[m->experts[k]] - logits[m->experts[0]]);
     if (!m->gates_sum_to_one) {
@@ -110,8 +112,9 @@ static void select_experts(Run *r, const Change *change)
     }
     for (long k = 0; k < m->K; k++)
         m->gates[k] /= sum;
-    for (long k = 0; k < m->K && change->scales; k++)
-        m->gates[k] *= change->scales[m->experts[k]];
+    if (change->scales)
+        for (long k = 0; k < m->K; k++)
+            m->gates[k] *= change->scales[m->experts[k]];
     if (r->router_logits) {
         for (long k = 0; k < m->K; k++)
             r->router_experts[k] = (uint8_t)m->experts[k];

@@ -1,8 +1,7 @@
 """One decoding step on a CPU as one call of a C function: `step = NativeStep(model); logits = step(token, cache)`.
 
 It computes what `jetmoe.decode.step` does for one sequence, without a pass through Python for each layer, and its
-result does not depend on the number of threads. Without a C compiler, `NativeStep` raises NotNativeError
-with the reason.
+result does not depend on the number of threads. Without a C compiler, `NativeStep` raises NotNativeError.
 """
 
 from __future__ import annotations

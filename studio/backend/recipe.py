@@ -20,7 +20,7 @@ import yaml
 from annotated_types import MaxLen, MinLen
 from pydantic import AfterValidator, Field
 
-from studio.backend.recipe_conflicts import CLASHES
+from studio.backend.recipe_conflicts import CLASHES, NO_PROMPT
 from studio.backend.recipe_file import find_recipe, parse_yaml, read_yaml
 from studio.backend.settings import Settings, Text, choices, defaults, ranges, settings
 from studio.errors import StudioError
@@ -43,8 +43,6 @@ MOST_COLUMNS, LONGEST_COLUMN = 20, 100
 EXPECTED_PRESETS = f"one or more of {', '.join(PRESETS)}, each once and joined by +"
 EXPECTED_COLUMNS = f"up to {MOST_COLUMNS} pairs of field: column, each up to {LONGEST_COLUMN} characters"
 AUTO_PROMPT = "auto"
-NO_PROMPT = "{text}"
-"""The prompt that is the text alone; each prompt contains it once."""
 EXPECTED_PROMPT = f"auto, or a text with {{text}} exactly once and up to {LONGEST_PROMPT} characters"
 EXPECTED_PROMPTS = f"a list of up to {MOST_PROMPTS} texts of up to {LONGEST_PROMPT} characters"
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 # The format that `studio/backend/data/formats/labelled.py` reads.
 LABELLED = "labelled"
+NO_PROMPT = "{text}"
+"""The prompt that is the text alone; each prompt contains it once."""
 
 # Their names, the condition, and the remedy.
 CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
@@ -51,7 +53,7 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
     ),
     (
         ("task", "method", "prompt"),
-        lambda task, method, prompt: task == "chat" and (method, prompt) != ("lora", "{text}"),
+        lambda task, method, prompt: task == "chat" and (method, prompt) != ("lora", NO_PROMPT),
         "method and prompt are for classifiers: set task to classify, or leave them out",
     ),
 ]

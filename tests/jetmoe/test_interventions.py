@@ -14,8 +14,8 @@ from jetmoe.decode import compiled_step, step
 from jetmoe.interventions import Intervention
 from jetmoe.lora import lora_config
 from jetmoe.native.step import NativeStep
+from tests.builders.native_steps import assert_equal
 from tests.builders.toy_model import TOYS, toy_model
-from tests.jetmoe.native.test_step import assert_equal
 
 FAMILIES = list(TOYS)
 IDS = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -150,12 +150,17 @@ def test_saved_checkpoints_give_the_same_logits_in_unmodified_transformers(tmp_p
         assert relative_error(logits, wanted) < 1e-5
 
 
-def test_every_token_takes_all_slots_of_one_replica():
-    dense = toy()
+def upcycled(dense: LlamaForCausalLM) -> JetMoeForCausalLM:
+    """Four replicas of the dense model."""
     weights, config = dense_to_jetmoe(dense.state_dict(), dense.config, random_rows(dense.config, 4))
     model = JetMoeForCausalLM(JetMoeConfig(**config)).eval()
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
+    return model
+
+
+def test_every_token_takes_all_slots_of_one_replica():
+    model = upcycled(toy())
     ids = torch.randint(1, 97, (1, 60))
     with RoutingRecorder(model, capacity=60) as recorder, torch.no_grad():
         model(ids)
@@ -166,11 +171,7 @@ def test_every_token_takes_all_slots_of_one_replica():
 
 
 def test_a_masked_replica_changes_nothing_and_a_masked_slot_does():
-    dense = toy()
-    weights, config = dense_to_jetmoe(dense.state_dict(), dense.config, random_rows(dense.config, 4))
-    model = JetMoeForCausalLM(JetMoeConfig(**config)).eval()
-    model.load_state_dict(weights, strict=False)
-    model.tie_weights()
+    model = upcycled(toy())
     ids, change = torch.randint(1, 97, (1, 60)), Intervention(model.config)
     replica = [expert for expert, group in enumerate(model.config.groups) if group == 0]
     with torch.no_grad():

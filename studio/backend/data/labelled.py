@@ -30,7 +30,8 @@ from studio.backend.data.rendering import Rendered, Summary, summary
 from studio.backend.data.rows import BadRow, Problem
 from studio.backend.data.stratified import drawn
 from studio.backend.data.text_prompt import encode_all, prompt_for
-from studio.backend.recipe import NO_PROMPT, Recipe
+from studio.backend.recipe import Recipe
+from studio.backend.recipe_conflicts import NO_PROMPT
 from studio.errors import StudioError
 
 MOST_LABELS = 256

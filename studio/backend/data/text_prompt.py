@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from studio.backend.recipe import AUTO_PROMPT, NO_PROMPT, Recipe
+from studio.backend.recipe import AUTO_PROMPT, Recipe
+from studio.backend.recipe_conflicts import NO_PROMPT
 from studio.errors import StudioError
 
 AUTO = "Text: {text}\n\nQuestion: What is the %s of this text?\nAnswer: The %s is"

@@ -83,7 +83,7 @@ def _asked_for(request: gr.Request) -> Any:
 def _masthead(engine: Engine, jobs: Jobs) -> None:
     with gr.Row(elem_id="masthead"):
         gr.HTML(HEADER, js_on_load=None)
-        line = status.StatusLine(engine)
+        line = status.StatusLine()
         gr.HTML(js_on_load=scripts.mounting("page/theme_toggle.js"), elem_id="theme")
         if sign_in.offered():
             gr.LoginButton(logout_value="Sign out ({})", size="sm", elem_id="sign-in")

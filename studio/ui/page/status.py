@@ -38,9 +38,9 @@ SPEEDS = {
 
 
 class StatusLine:
-    """The components. `actions` belongs below the masthead: it is shown while there is something to do."""
+    """The line, and the buttons below the masthead, which are shown while there is something to do."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self) -> None:
         # Built once for all visitors, so it must not show the state of the model.
         self.line = gr.HTML(banner(CONNECTING), elem_id="status", js_on_load=None)
 

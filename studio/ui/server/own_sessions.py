@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.ui.server.fair_queue import FOREIGN, Claims, FairQueue, known_owner
+from studio.ui.server.limits import UPLOAD
 from studio.ui.server.refusal import refusal
 
 API = "/gradio_api"
@@ -26,7 +27,6 @@ NAMED = re.compile(
 FILE = re.compile(rf"{API}/file[=/](.+)")
 # Paths whose body names them. `queue/join` and `call` are checked by the queue.
 BODIES = (f"{API}/cancel", f"{API}/component_server", f"{API}/run/", f"{API}/api/", f"{API}/reset")
-UPLOAD = f"{API}/upload"
 # It would give the login's token, which the browser hides from scripts, to every script.
 TOKEN = f"{API}/token"
 

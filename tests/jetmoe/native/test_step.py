@@ -13,40 +13,15 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 from jetmoe import RoutingRecorder, c_library
-from jetmoe.decode import step
 from jetmoe.lora import lora_config
 from jetmoe.low_rank import pack
 from jetmoe.native.description import NotNativeError
 from jetmoe.native.step import NativeStep
 from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy
+from tests.builders.native_steps import IDS, assert_equal, decode
 from tests.builders.toy_model import TOYS, toy_model
 
-IDS = torch.randint(3, 99, (90,), generator=torch.Generator().manual_seed(0)).tolist()
 FAMILIES = list(TOYS)
-
-
-@torch.no_grad()
-def decode(model, native=True, prompt=9, tokens=8):
-    """Return the logits after each token `[tokens, vocabulary]`, and the recorder."""
-    recorder, cache = RoutingRecorder(model, 128), StaticCache(config=model.config, max_cache_len=prompt + tokens)
-    model(torch.tensor([IDS[:prompt]]), past_key_values=cache, recorder=recorder)
-    run = NativeStep(model) if native else None
-    logits = []
-    for position, token in enumerate(IDS[prompt : prompt + tokens], start=prompt):
-        if run is not None:
-            logits.append(run(token, cache, recorder))
-        else:
-            logits.append(step(model, torch.tensor([[token]]), torch.tensor([[position]]), cache, recorder))
-    return torch.cat(logits), recorder
-
-
-def assert_equal(model, **lengths):
-    """The native step is the eager one, within 1e-5 of the largest logit, and routes to the same experts."""
-    (native, recorded), (eager, expected) = decode(model, **lengths), decode(model, native=False, **lengths)
-    assert native.shape == eager.shape and native.dtype == eager.dtype
-    assert (native - eager).abs().max() <= 1e-5 * eager.abs().max()
-    assert recorded.length == expected.length and torch.equal(recorded.experts, expected.experts)
-    torch.testing.assert_close(recorded.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
 # --- sizes
