@@ -123,6 +123,7 @@ class StudioPage:
         self.stop = page.locator("#box .stop-button")
         self.answers = page.locator("#chat .bot.message")
         self.questions = page.locator("#chat .user.message")
+        self.figures = page.locator("#stats .figures")
         self.tokens = page.locator("#routing .rp-answer-tokens .rp-tok")
         self.toast = page.get_by_test_id("toast-body")
 
@@ -144,6 +145,8 @@ class StudioPage:
         expect(self.page.locator("#system textarea")).to_be_visible()
 
     def ask(self, text: str) -> None:
+        # The figures of the previous answer, and Send, may stay for a moment after the new question is shown.
+        self.figures.evaluate_all("all => all.forEach(each => each.dataset.previous = '')")
         self.box.fill(text)
         self.send.click()
 
@@ -163,8 +166,8 @@ class StudioPage:
 
     def wait(self) -> str:
         """Until the answer is complete; returns its text."""
-        expect(self.send).to_be_visible(timeout=SLOW)
-        expect(self.page.locator("#stats .figures")).to_be_visible()
+        expect(self.page.locator("#stats .figures:not([data-previous])")).to_be_visible(timeout=SLOW)
+        expect(self.send).to_be_visible()
         return self.answers.last.inner_text()
 
     def let_through(self, steps: Steps, tokens: int) -> int:
