@@ -86,10 +86,10 @@ node_modules/.installed: package.json package-lock.json .npmrc
 	touch $@
 
 browser:
-	@command -v "$${CHROMIUM:-chromium-headless-shell}" >/dev/null || command -v chromium >/dev/null || { \
+	@[ -n "$$CHROMIUM" ] || { command -v chromium && command -v chromium-headless-shell; } >/dev/null || { \
 		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		$(APT) update -qq && $(APT) install -y -qq chromium-headless-shell fonts-noto-color-emoji; } || \
-		{ echo "The tests need a browser: install chromium-headless-shell, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
+		$(APT) update -qq && $(APT) install -y -qq chromium chromium-headless-shell fonts-noto-color-emoji; } || \
+		{ echo "The tests need a browser: install chromium and chromium-headless-shell, or set CHROMIUM=/path/to/chromium." >&2; exit 2; }
 
 clean:
 	rm -rf $(VENV) $(CUDA_VENV) node_modules

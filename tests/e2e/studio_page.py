@@ -25,11 +25,12 @@ SLOW = 60_000
 """Milliseconds for what waits on the model, on a busy machine."""
 
 
-def chromium() -> str:
-    """The browser: `$CHROMIUM`, else one on the PATH; that without a window opens a page in half the time."""
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium-headless-shell") or shutil.which("chromium")
+def chromium(*names: str) -> str:
+    """The browser: `$CHROMIUM`, else the first of `names` on the PATH. The one without a window opens pages faster."""
+    names = names or ("chromium-headless-shell", "chromium")
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not found:
-        raise RuntimeError("There is no browser: `apt-get install chromium-headless-shell`, or name one in $CHROMIUM.")
+        raise RuntimeError(f"There is no browser: `apt-get install {names[0]}`, or name one in $CHROMIUM.")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from tests.builders.toy_folder import spelling_toy
 from tests.e2e.conftest import PATIENCE
 from tests.e2e.space.openid import NAME, serving_sign_in
 from tests.e2e.space.surroundings import HOST, HUB, Space, surroundings
+from tests.e2e.studio_page import chromium
 
 # Settings of Chromium: no third-party cookies, which includes the storage of frames.
 BLOCKING = {"profile": {"cookie_controls_mode": 1, "block_third_party_cookies": True}}
@@ -44,7 +44,7 @@ def blocking(
     (profile / "Default" / "Preferences").write_text(json.dumps(BLOCKING))
     context = playwright.chromium.launch_persistent_context(
         profile,
-        executable_path=shutil.which("chromium"),  # the shell without a window has no such settings
+        executable_path=chromium("chromium"),  # the shell without a window has no such settings
         headless=True,
         args=[
             "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
