@@ -10,10 +10,11 @@ can't find out who sees it, because its visibility may change at any time, and a
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studio.backend.recipe import Recipe
 from studio.errors import StudioError
@@ -37,6 +38,8 @@ class Limits:
     steps: int = 60
     step_tokens: int = 8192
     """Tokens per training step: the rows of a batch times the tokens of the longest row."""
+    read_length: int = 512
+    """Tokens per row of a classifier, which reads all rows once before it is trained."""
     rank: int = 32
     evaluations: int = 6
     """Evaluations of a run, which all compute the held-out rows and answer the sample prompts."""
@@ -73,19 +76,52 @@ class Limits:
         asked = {
             f"model {' or '.join(models)}": recipe.model not in models,
             "precision auto": recipe.precision != "auto",
+            f"eval_share up to {self.eval_share}": recipe.eval_share > self.eval_share,
+        }
+        if recipe.task == "classify":
+            asked[f"max_length up to {self.read_length:,} for a classifier"] = recipe.max_length > self.read_length
+        if recipe.method == "lora":
+            asked |= self._of_training(recipe)
+        if wrong := [what for what, is_too_much in asked.items() if is_too_much]:
+            raise StudioError(f"{REMEDY}; here a run is limited to {', '.join(wrong)}. Change that under Recipe.")
+
+    def _of_training(self, recipe: Recipe) -> dict[str, bool]:
+        """Return the limits of training steps, which a probe has none of, and whether the recipe exceeds them."""
+        return {
             f"max_steps from 1 to {self.steps}": not 1 <= recipe.max_steps <= self.steps,
             f"batch_size * gradient_accumulation * max_length up to {self.step_tokens:,}": (
                 recipe.batch_size * recipe.gradient_accumulation * recipe.max_length > self.step_tokens
             ),
             f"r up to {self.rank}": recipe.r > self.rank,
             f"max_steps / eval_steps up to {self.evaluations}": recipe.max_steps > self.evaluations * recipe.eval_steps,
-            f"eval_share up to {self.eval_share}": recipe.eval_share > self.eval_share,
             f"sample_tokens up to {self.sample_tokens:,} for all sample prompts": (
                 recipe.sample_tokens * max(1, len(recipe.sample_prompts)) > self.sample_tokens
             ),
         }
-        if wrong := [what for what, is_too_much in asked.items() if is_too_much]:
-            raise StudioError(f"{REMEDY}; here a run is limited to {', '.join(wrong)}. Change that under Recipe.")
+
+    def lowered(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with all settings within the limits, except its model."""
+        most = self.read_length if recipe.task == "classify" else self.step_tokens
+        max_length = min(recipe.max_length, most)
+        batch_size = max(1, min(recipe.batch_size, self.step_tokens // max_length))
+        batch_tokens = batch_size * max_length
+        steps = min(recipe.max_steps or self.steps, self.steps)
+        fewest = math.ceil(steps / self.evaluations)
+        often = {"eval_steps": fewest, "save_steps": fewest} if recipe.eval_steps < fewest else {}
+        return replace(
+            recipe,
+            precision="auto",
+            max_length=max_length,
+            batch_size=batch_size,
+            gradient_accumulation=max(
+                1, min(recipe.gradient_accumulation, self.step_tokens // (max_length * batch_size))
+            ),
+            max_steps=steps,
+            r=min(recipe.r, self.rank),
+            eval_share=min(recipe.eval_share, self.eval_share),
+            sample_tokens=min(recipe.sample_tokens, self.sample_tokens // max(1, len(recipe.sample_prompts))),
+            **often,
+        )
 
     def check_rows(self, rows: int) -> None:
         """Raise StudioError if a file has too many rows."""

@@ -37,7 +37,7 @@ from studio.ui.common import card
 from studio.ui.common.offered_models import offered
 from studio.ui.finetune import audit_view, data_preview, export_view, pushing
 from studio.ui.finetune.pushing import Account
-from studio.ui.finetune.run_draft import HUB, OF_DATA, OWN_FILE, Draft
+from studio.ui.finetune.run_draft import HUB, OF_DATA, OWN_FILE, Draft, bundled_recipe
 from studio.ui.server import sign_in
 from studio.ui.server.identity import Owned
 
@@ -127,7 +127,7 @@ class FinetuneHandlers(Owned):
     def load(self, draft: Draft, file: Path | str) -> tuple[Draft, str]:
         """Return the draft with the settings of a recipe file or bundled recipe, and a notice if one was changed."""
         try:
-            recipe = Recipe.load(file)
+            recipe = bundled_recipe(str(file)) if file in recipes() else Recipe.load(file)
         except StudioError as error:
             raise StudioError(str(error).replace(str(file), Path(file).name)) from error
         notice = ""

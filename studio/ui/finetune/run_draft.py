@@ -18,6 +18,7 @@ import torch
 
 from studio.backend.data import hub_dataset, uploads
 from studio.backend.data.dataset import SAMPLES
+from studio.backend.hosting import demo
 from studio.backend.recipe import HUB_PREFIX, Recipe
 from studio.backend.recipe_conflicts import LABELLED
 from studio.backend.recipe_file import recipes
@@ -51,6 +52,12 @@ OF_DATA = (
 """Settings that affect the data preview."""
 
 
+def bundled_recipe(name: str) -> Recipe:
+    """Return a bundled recipe, within the limits of a demo."""
+    recipe, limits = Recipe.load(name), demo.limits()
+    return limits.lowered(recipe) if limits else recipe
+
+
 @dataclass(frozen=True)
 class Draft:
     source: str = "devils-dictionary"
@@ -59,7 +66,7 @@ class Draft:
     """Original name of the uploaded file."""
     format: str = "auto"
     columns: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=lambda: form_values(Recipe.load(BUNDLED)))
+    settings: dict[str, Any] = field(default_factory=lambda: form_values(bundled_recipe(BUNDLED)))
     """Control values of the form, by name."""
     name: str = ""
     hub: str = ""
@@ -128,7 +135,7 @@ class Draft:
         draft, task = replace(self, format="text" if purpose == "text" else "auto", columns={}), PURPOSES[purpose]
         if task == self.settings["task"]:
             return draft
-        settings = form_values(Recipe.load(TASKS[task])) | {"model": self.settings["model"]}
+        settings = form_values(bundled_recipe(TASKS[task])) | {"model": self.settings["model"]}
         return replace(draft, settings=settings, bundled=TASKS[task])
 
     @property
@@ -136,7 +143,7 @@ class Draft:
         """Whether settings other than the model differ from the bundled recipe."""
         if not self.bundled:
             return False
-        return self.settings != form_values(Recipe.load(self.bundled)) | {"model": self.settings["model"]}
+        return self.settings != form_values(bundled_recipe(self.bundled)) | {"model": self.settings["model"]}
 
     def _data(self, owner: str) -> str:
         if self.source == HUB:
@@ -162,7 +169,7 @@ def from_handed(handed: Any) -> Draft:
     if not isinstance(handed, dict) or not all(name in handed for name in names):
         raise StudioError("There is no file to train on. Choose a file in the Classify tab first.")
     draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"])
-    return from_json(draft.loaded(Recipe.load(CLASSIFIER), CLASSIFIER).to_json())
+    return from_json(draft.loaded(bundled_recipe(CLASSIFIER), CLASSIFIER).to_json())
 
 
 def from_json(stored: Any) -> Draft:
@@ -183,7 +190,7 @@ def from_json(stored: Any) -> Draft:
         raise StudioError(f"There is no sample {draft.source[:40]!r}.")
     if draft.bundled and draft.bundled not in recipes():
         raise StudioError(f"There is no recipe {draft.bundled[:40]!r}.")
-    return replace(draft, settings=form_values(Recipe.load(BUNDLED)) | draft.settings)
+    return replace(draft, settings=form_values(bundled_recipe(BUNDLED)) | draft.settings)
 
 
 def _parsed(stored: Any) -> dict[str, Any]:

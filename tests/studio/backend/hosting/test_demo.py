@@ -1,5 +1,7 @@
 """A demo's limits: when they are on, and what they refuse."""
 
+from dataclasses import replace
+
 import pytest
 
 from studio.backend.data import uploads
@@ -68,6 +70,13 @@ def test_runs_are_small_and_the_model_is_everybodys(on):
         limits.check_recipe(Recipe(data="identity", max_steps=60, **costly), ["starter"])
     with pytest.raises(StudioError, match="this one has more"):
         limits.check_rows(2001)
+
+
+def test_a_probe_is_limited_by_what_it_reads(on):
+    probe = Recipe(data="identity", task="classify", method="probe", packing=False, max_length=512)
+    demo.limits().check_recipe(probe, ["starter"])
+    with pytest.raises(StudioError, match=r"limited to max_length up to 512 for a classifier\. "):
+        demo.limits().check_recipe(replace(probe, max_length=513), ["starter"])
 
 
 def test_files_and_the_queue_are_small(on, tmp_path, monkeypatch):

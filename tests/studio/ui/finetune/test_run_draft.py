@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from studio.backend.data import uploads
+from studio.backend.hosting import demo
 from studio.backend.recipe import DEFAULTS, Recipe
 from studio.backend.recipe_file import recipes
 from studio.errors import StudioError
 from studio.ui.finetune.recipe_form import ELSEWHERE, NAMES, form_values, read_form
-from studio.ui.finetune.run_draft import BUNDLED, CLASSIFIER, HUB, OWN_FILE, Draft, from_json
+from studio.ui.finetune.run_draft import BUNDLED, CLASSIFIER, HUB, OWN_FILE, Draft, bundled_recipe, from_json
 
 MODELS = ["starter", "jetmoe/jetmoe-8b"]
 
@@ -26,6 +27,17 @@ def home(tmp_path, monkeypatch):
 def test_every_recipe_goes_through_the_form_unchanged(name):
     recipe = Recipe.load(name, ["data=identity"])
     assert Recipe.from_settings(read_form(form_values(recipe)) | {"data": "identity"}) == recipe
+
+
+@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("method", ["", "lora"])
+def test_every_recipe_that_a_demo_offers_is_within_its_limits(name, method, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    draft = Draft().loaded(bundled_recipe(name), name)
+    draft = replace(draft, settings=draft.settings | ({"method": method} if method else {}))
+    models = [*MODELS, draft.settings["model"]]
+    demo.limits().check_recipe(draft.recipe(models), models)
+    assert draft.is_edited == (method != "" and name == "starter/classify_quick")
 
 
 def test_the_form_has_every_setting_but_those_of_the_data():
