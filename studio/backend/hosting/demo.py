@@ -101,26 +101,24 @@ class Limits:
 
     def lowered(self, recipe: Recipe) -> Recipe:
         """Return the recipe with all settings within the limits, except its model."""
-        most = self.read_length if recipe.task == "classify" else self.step_tokens
-        max_length = min(recipe.max_length, most)
+        max_length = min(recipe.max_length, self.read_length if recipe.task == "classify" else self.step_tokens)
         batch_size = max(1, min(recipe.batch_size, self.step_tokens // max_length))
-        batch_tokens = batch_size * max_length
+        batches = max(1, self.step_tokens // (batch_size * max_length))
         steps = min(recipe.max_steps or self.steps, self.steps)
         fewest = math.ceil(steps / self.evaluations)
-        often = {"eval_steps": fewest, "save_steps": fewest} if recipe.eval_steps < fewest else {}
+        is_often = recipe.eval_steps < fewest
         return replace(
             recipe,
             precision="auto",
             max_length=max_length,
             batch_size=batch_size,
-            gradient_accumulation=max(
-                1, min(recipe.gradient_accumulation, self.step_tokens // (max_length * batch_size))
-            ),
+            gradient_accumulation=min(recipe.gradient_accumulation, batches),
             max_steps=steps,
             r=min(recipe.r, self.rank),
             eval_share=min(recipe.eval_share, self.eval_share),
+            eval_steps=fewest if is_often else recipe.eval_steps,
+            save_steps=fewest if is_often else recipe.save_steps,
             sample_tokens=min(recipe.sample_tokens, self.sample_tokens // max(1, len(recipe.sample_prompts))),
-            **often,
         )
 
     def check_rows(self, rows: int) -> None:
