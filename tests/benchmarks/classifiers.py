@@ -3,6 +3,8 @@
     python -m tests.benchmarks.classifiers                           # all sets of `installed_data.py`
     python -m tests.benchmarks.classifiers sections roles --lora     # LoRA too, which takes minutes for each set
     python -m tests.benchmarks.classifiers --rows 600 --zero-shot 64
+    python -m tests.benchmarks.classifiers --per-class 8             # few rows; all others are held out, up to 400
+    python -m tests.benchmarks.classifiers --templates               # without training, by each template
 
 A quarter of the rows is held out. The figures are macro-F1, or R² of a regression. The settings are those of
 recipes/starter/classify_quick.yaml and classify.yaml. The minutes are those of the whole run of the probe.
@@ -16,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from studio.analysis import measures
 from studio.backend.chat.engine import Engine
 from studio.backend.classification import evaluation
+from studio.backend.classification.label_prompt import DEFAULT_TEMPLATE, TEMPLATES
 from studio.backend.classification.zero_shot import LabelTask, ZeroShot
 from studio.backend.recipe import Recipe
 from studio.backend.training import run as train
@@ -33,6 +37,9 @@ HELD_OUT = 0.25
 
 def main() -> None:
     options = _options()
+    if options.templates:
+        _templates(options)
+        return
     print("| set | rows | zero-shot | chance | TF-IDF | probe | LoRA | minutes |\n|---|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.sets or SETS:
         print(f"| {' | '.join(_cells(SETS[name], options))} |", flush=True)
@@ -54,17 +61,29 @@ def _cells(data: InstalledSet, options: Any) -> Iterator[str]:
     yield f"{minutes:.1f}"
 
 
-def _zero_shot(data: InstalledSet, rows: Sequence[Row]) -> Iterator[str]:
-    """The default settings, and a random label, which has a macro-F1 of about one in the number of labels."""
+def _templates(options: Any) -> None:
+    print(f"| set | rows | chance | {' | '.join(TEMPLATES)} |\n|---|--:|--:|{'--:|' * len(TEMPLATES)}")
+    for data in (SETS[name] for name in options.sets or SETS):
+        rows = data.read()[: options.zero_shot]
+        found = [_zero_shot(data, rows, template) for template in TEMPLATES]
+        print(f"| {data.title} | {len(rows)} | {found[0][1]} | {' | '.join(score for score, _ in found)} |", flush=True)
+
+
+def _zero_shot(data: InstalledSet, rows: Sequence[Row], template: str = DEFAULT_TEMPLATE) -> tuple[str, str]:
+    """Macro-F1 with the default settings, and that of a random label, which is about one in the number of labels."""
     labels = sorted({row.label for row in data.read()})
     if data.problem != "single_label" or not rows:
-        yield from ("", "")
-        return
+        return "", ""
+    found = ZeroShot(_engine()).predict([row.text for row in rows], LabelTask(tuple(labels), template))
+    figures = measures.measure([row.label for row in rows], [each.label for each in found], labels)
+    return f"{figures.macro_f1:.2f}", f"{1 / len(labels):.2f}"
+
+
+@cache
+def _engine() -> Engine:
     engine = Engine(compile_steps=False)
     engine.load("starter")
-    found = ZeroShot(engine).predict([row.text for row in rows], LabelTask(tuple(labels)))
-    figures = measures.measure([row.label for row in rows], [each.label for each in found], labels)
-    yield from (f"{figures.macro_f1:.2f}", f"{1 / len(labels):.2f}")
+    return engine
 
 
 def _written(data: InstalledSet, rows: Sequence[Row], folder: Path) -> Path:
@@ -92,6 +111,7 @@ def _options() -> Any:
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all if none is named")
     parser.add_argument("--rows", type=int, default=0, help="of each set; all if 0")
     parser.add_argument("--zero-shot", type=int, default=64, help="rows that are classified without training")
+    parser.add_argument("--templates", action="store_true", help="compare the templates without training")
     parser.add_argument("--lora", action="store_true", help="train LoRA from the probe as well")
     return parser.parse_args()
 

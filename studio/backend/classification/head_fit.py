@@ -1,11 +1,11 @@
 """Fit a classification head to frozen features: logistic regression, or ridge regression for numbers.
 
-    head = fit_head(labels, features, targets)      # float32 [C, D], for features [N, D] of the texts' last tokens
-    logits = features @ head.T                      # [N, C]
+    heads = fit_heads(labels, features, targets, [100, 200])      # of the first 100 and 200 texts, float32 [C, D] each
+    logits = features @ heads[200].T                              # [N, C], for features [N, D] of the last tokens
 
-The strength of the regularisation is chosen by cross-validation. The head has no bias, as in transformers. The features
-of all texts have a large part in common, and a weight in its direction acts as a bias. Only differences of the texts in
-that one direction are lost.
+The strength of the regularisation is chosen by cross-validation on all rows. The head has no bias, as in transformers.
+The features of all texts have a large part in common, and a weight in its direction acts as a bias. Only differences of
+the texts in that one direction are lost.
 
 N rows, C labels, D features.
 """
@@ -13,6 +13,7 @@ N rows, C labels, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ MOST_ROWS = 4000
 """Rows that the cross-validation reads at most."""
 BIAS = 10.0
 """Scale of the bias, which is hardly regularised at this size."""
+MOST_PRODUCTS = 2**26
+"""Multiplications of a pass over all rows, up to which one thread is the fastest."""
 TRIAL: dict[str, float] = {"maxiter": 25, "ftol": 1e-5}
 FINAL: dict[str, float] = {"maxiter": 300, "ftol": 1e-8}
 """When the optimizer stops, for the cross-validation and for the head."""
@@ -40,13 +43,37 @@ FINAL: dict[str, float] = {"maxiter": 300, "ftol": 1e-8}
 
 def fit_head(labels: Labels, features: Tensor, targets: Sequence[Target]) -> Tensor:
     """Return the weights float32 `[C, D]` of a head without bias, fitted to features `[N, D]`."""
+    return fit_heads(labels, features, targets, [len(features)])[len(features)]
+
+
+def fit_heads(labels: Labels, features: Tensor, targets: Sequence[Target], counts: Sequence[int]) -> dict[int, Tensor]:
+    """Return heads as of `fit_head` for the first rows, by their number.
+
+    All have the same prior, so the regularisation of fewer rows is stronger in relation to their mean loss.
+    """
     basis = _basis(features)  # [D, D + 1]
     scale = _Scale.of(labels, targets)
     inputs, wanted = features @ basis, scale.scaled(labels, targets)  # [N, D + 1], [N] or [N, C]
-    weights = _solved(labels, inputs, wanted, _best_strength(labels, inputs, wanted), FINAL)  # [C, D + 1]
-    weights = weights * scale.spread
-    weights[:, -1] += scale.mean / BIAS
-    return weights @ basis.T
+    heads: dict[int, Tensor] = {}
+    with _few_threads(inputs.numel() * len(labels.names)):
+        strength, weights = _best_strength(labels, inputs, wanted)
+        for count in sorted(counts, reverse=True):
+            stronger = strength * len(inputs) / count
+            weights = _solved(labels, inputs[:count], wanted[:count], stronger, FINAL, weights)  # [C, D + 1]
+            heads[count] = scale.unscaled(weights) @ basis.T
+    return heads
+
+
+@contextmanager
+def _few_threads(products: int) -> Iterator[None]:
+    """Use one thread for small matrices, where several spend most of their time waiting for each other."""
+    threads = torch.get_num_threads()
+    if products < MOST_PRODUCTS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def as_tensor(labels: Labels, targets: Sequence[Target]) -> Tensor:
@@ -91,18 +118,29 @@ class _Scale:
         wanted = as_tensor(labels, targets)
         return wanted if labels.problem != "regression" else (wanted.double() - self.mean) / self.spread
 
+    def unscaled(self, weights: Tensor) -> Tensor:
+        """Return the weights `[C, D + 1]` for the targets as they were."""
+        bias = torch.zeros(weights.shape[-1])
+        bias[-1] = self.mean / BIAS
+        return weights * self.spread + bias
 
-def _best_strength(labels: Labels, inputs: Tensor, wanted: Tensor) -> float:
-    """Return the strength with the lowest loss on rows that the head was not fitted to."""
+
+def _best_strength(labels: Labels, inputs: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+    """Return the strength with the lowest loss on rows that the head was not fitted to, and weights to start from."""
+    start = torch.zeros(len(labels.names), inputs.shape[1])
     if len(inputs) < FEWEST_ROWS:
-        return USUAL_STRENGTH
-    losses = torch.zeros(len(STRENGTHS))
-    for train, test in _folds(labels, wanted):
-        start = None
-        for i, strength in enumerate(STRENGTHS):
-            start = _solved(labels, inputs[train], wanted[train], strength, TRIAL, start)
-            losses[i] += head_loss(labels, inputs[test] @ start.T, wanted[test]) * len(test)
-    return STRENGTHS[int(losses.argmin())]
+        return USUAL_STRENGTH, start
+    folds = [*_folds(labels, wanted)]
+    starts, best = [start] * FOLDS, (np.inf, USUAL_STRENGTH, start)
+    for strength in STRENGTHS:
+        loss = 0.0
+        for i, (train, test) in enumerate(folds):
+            starts[i] = _solved(labels, inputs[train], wanted[train], strength, TRIAL, starts[i])
+            loss += float(head_loss(labels, inputs[test] @ starts[i].T, wanted[test])) * len(test)
+        if loss > best[0]:  # weaker ones fit worse still
+            break
+        best = (loss, strength, torch.stack(starts).mean(dim=0))
+    return best[1:]
 
 
 def _folds(labels: Labels, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -121,20 +159,17 @@ def _solved(
     wanted: Tensor,
     strength: float,
     limits: dict[str, float],
-    start: Tensor | None = None,
+    start: Tensor,
 ) -> Tensor:
-    """Return the weights `[C, D + 1]` with the lowest regularised loss."""
+    """Return the weights `[C, D + 1]` with the lowest regularised loss, searched from `start`."""
     from scipy.optimize import minimize
 
-    shape = len(labels.names), inputs.shape[1]
-
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = torch.from_numpy(flat).float().view(shape).requires_grad_()
+        weights = torch.from_numpy(flat).float().view(start.shape).requires_grad_()
         found = head_loss(labels, inputs @ weights.T, wanted) + strength / 2 * weights.square().sum()
         (gradient,) = torch.autograd.grad(found, weights)
         return found.item(), gradient.double().flatten().numpy()
 
-    first = torch.zeros(shape) if start is None else start
     with torch.enable_grad():
-        result = minimize(loss, first.double().flatten().numpy(), jac=True, method="L-BFGS-B", options=limits)
-    return torch.from_numpy(result.x).float().view(shape)
+        result = minimize(loss, start.double().flatten().numpy(), jac=True, method="L-BFGS-B", options=limits)
+    return torch.from_numpy(result.x).float().view(start.shape)

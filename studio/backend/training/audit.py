@@ -77,7 +77,9 @@ def table(report: dict[str, Any]) -> str:
         f"Memory: about {forecast['memory_gib']:.1f} GiB, {forecast['free_gib']:.1f} GiB are free.",
     ]
     if forecast["reading_s"]:
-        lines.append(f"Reading: about {duration(forecast['reading_s'])} to read the rows once and fit the head.")
+        lines.append(
+            f"Reading: about {duration(forecast['reading_s'])} to read the rows once, before the head is fitted."
+        )
     if forecast["steps"]:
         lines.append(
             f"Time: about {duration(forecast['seconds'])} for {forecast['steps']:,} steps, {forecast['passes']:.1f} "

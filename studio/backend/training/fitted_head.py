@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from studio.backend.classification.features import read_features
 from studio.backend.classification.head import LabelledFeature, head_loss, measure
-from studio.backend.classification.head_fit import as_tensor, fit_head
-from studio.backend.data.labelled import Labels
+from studio.backend.classification.head_fit import as_tensor, fit_heads
 from studio.backend.data.packing import pad_id
 from studio.backend.runs.run import Run
 from studio.backend.training.prepare import Prepared, TrainingData
@@ -82,9 +81,10 @@ def fit(prepared: Prepared, run: Run, keep_going: Callable[[int, int], bool]) ->
         ) from error
     if features is None:
         return None
-    heads = {count: _fitted(labels, features, train[:count]) for count in _counts(len(train), data)}
+    targets, counts = [target for _, target in train], _counts(len(train), data)
+    heads = fit_heads(labels, features[: len(train)], targets, counts)
     logits = {count: features[len(train) :] @ weight.T for count, weight in heads.items()}  # [T, C] each
-    figures = {count: _figures(data, each) for count, each in logits.items()}
+    figures = {count: _figures(data, logits[count]) for count in counts}
     return FittedHead(heads[len(train)], logits[len(train)], figures[len(train)], _curve(figures))
 
 
@@ -94,10 +94,6 @@ def _curve(figures: dict[int, dict[str, float]]) -> list[dict[str, float]]:
         for count, each in figures.items()
         if each
     ]
-
-
-def _fitted(labels: Labels, features: Tensor, rows: Sequence[LabelledFeature]) -> Tensor:
-    return fit_head(labels, features[: len(rows)], [target for _, target in rows])
 
 
 def _counts(rows: int, data: TrainingData) -> list[int]:

@@ -77,7 +77,7 @@ def _row(row: dict[str, Any]) -> str:
 def _forecast(forecast: dict[str, float]) -> list[tuple[str, str]]:
     shown = [(f"{forecast['memory_gib']:.1f} GiB", f"memory, {forecast['free_gib']:.1f} GiB free")]
     if forecast["reading_s"]:
-        shown += [(duration(forecast["reading_s"]), "to read the rows once and fit the head")]
+        shown += [(duration(forecast["reading_s"]), "to read the rows once, before the head is fitted")]
     if forecast["steps"]:
         shown += [
             (duration(forecast["seconds"]), f"for {forecast['steps']:,} steps, without evaluations"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from studio.backend.classification.head_fit import fit_head
+from studio.backend.classification.head_fit import fit_head, fit_heads
 from studio.backend.data.labelled import Labels
 
 ROWS, SIZE = 300, 24
@@ -62,6 +62,17 @@ def test_balanced_weights_find_the_rare_label(features):
         found = (features[200:] @ head.T).argmax(-1)
         recalls.append(float((found == 1)[targets[200:] == 1].float().mean()))
     assert recalls[1] > recalls[0]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_heads_of_fewer_rows_are_fitted_to_these_alone(features):
+    targets = (standard(features) @ torch.randn(SIZE, 3)).argmax(-1)
+    heads = fit_heads(THREE, features[:200], targets[:200].tolist(), [50, 200])
+    assert torch.get_num_threads() == 2, "one thread is used for the fit alone"
+    alone = fit_heads(THREE, features[:200], targets[:200].tolist(), [50])[50]
+    np.testing.assert_allclose(features @ heads[50].T, features @ alone.T, atol=0.05)
+    few, all_of_them = ((features[200:] @ heads[count].T).argmax(-1) == targets[200:] for count in (50, 200))
+    assert few.float().mean() < all_of_them.float().mean()
 
 
 @pytest.mark.parametrize("rows", [2, 5, 12])
