@@ -104,6 +104,8 @@ class JetMoeConfig(MoeConfig):
         score_temperature: temperature of a classifier with one label per text. Dividing the logits by it calibrates
             the confidence (arXiv 1706.04599). The model itself does not use it.
         score_prompt: prompt of a classifier, with {text} where the text belongs. Fill it before the tokenizer.
+        score_with_tfidf: whether a TF-IDF model is saved beside the classifier, whose answer is the mean of both. The
+            model itself does not use it.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the fix.
@@ -138,6 +140,7 @@ class JetMoeConfig(MoeConfig):
     expert_groups: list[int] | None = None
     score_temperature: float = 1.0
     score_prompt: str = "{text}"
+    score_with_tfidf: bool = False
 
     def __post_init__(self, **kwargs) -> None:
         self.check()

@@ -79,6 +79,7 @@ class OlmoeConfig(MoeConfig):
         norm_topk_prob: divide the gates by their sum.
         score_temperature: temperature of a classifier with one label per text; see `JetMoeConfig`.
         score_prompt: prompt of a classifier, with {text} where the text belongs; see `JetMoeConfig`.
+        score_with_tfidf: whether a TF-IDF model is saved beside the classifier; see `JetMoeConfig`.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the fix.
@@ -116,6 +117,7 @@ class OlmoeConfig(MoeConfig):
     norm_topk_prob: bool = False
     score_temperature: float = 1.0
     score_prompt: str = "{text}"
+    score_with_tfidf: bool = False
 
     def __post_init__(self, **kwargs) -> None:
         if self.num_key_value_heads is None:

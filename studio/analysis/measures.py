@@ -4,7 +4,6 @@
     auc = roc_auc(true, probabilities, ("ham", "spam"))       # probabilities [T, C]
     reliability(confidence, correct).ece
     temperature = fit_temperature(logits, class_ids)          # softmax(logits / temperature) is calibrated
-    tfidf_baseline(train_texts, train_labels, texts, labels)  # TF-IDF and logistic regression
     measure_sets(true, found, labels)                         # several labels a text, bool [T, C]
     measure_numbers(true, found)                              # regression errors
 
@@ -16,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -227,77 +225,6 @@ def majority_baseline(train_labels: Sequence[str], labels: Sequence[str]) -> Mea
     counts = Counter(train_labels)
     majority = min(counts, key=lambda label: (-counts[label], label))
     return measure(labels, [majority] * len(labels), sorted(counts))
-
-
-def tfidf_baseline(
-    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str]
-) -> Measures:
-    """Evaluate logistic regression on TF-IDF of words and word pairs, the baseline that a model has to beat.
-
-    Raises:
-        StudioError: as of `require_trained` and `tfidf_probabilities`.
-    """
-    require_trained(train_labels, labels)
-    classes = sorted(set(train_labels))
-    probabilities = tfidf_probabilities(train_texts, train_labels, texts, classes)
-    return measure(labels, [classes[i] for i in probabilities.argmax(axis=-1)], classes)
-
-
-def tfidf_probabilities(
-    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str]
-) -> np.ndarray:
-    """Return the probabilities `[T, C]` of that baseline; 0 for labels without training rows.
-
-    Raises:
-        StudioError: the training rows have only one class or no words.
-    """
-    classes = sorted(set(train_labels))
-    if len(classes) < 2:
-        raise StudioError(f"All training rows have the class {classes[0]!r}. Add rows of another class.")
-    train_words, words = _tfidf(train_texts, texts)
-    model = _regression().fit(train_words, list(train_labels))
-    probabilities = np.zeros((len(texts), len(labels)))
-    probabilities[:, [list(labels).index(name) for name in model.classes_]] = model.predict_proba(words)
-    return probabilities
-
-
-def tfidf_sets(train_texts: Sequence[str], train_sets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Return the probabilities of the baseline for each label independently: bool `[N, C]` -> `[T, C]`."""
-    train_words, words = _tfidf(train_texts, texts)
-    probabilities = np.zeros((len(texts), train_sets.shape[1]))
-    for column, has in zip(probabilities.T, train_sets.T, strict=True):
-        column[:] = (
-            _regression().fit(train_words, has).predict_proba(words)[:, 1] if 0 < has.sum() < len(has) else has[0]
-        )
-    return probabilities
-
-
-def tfidf_numbers(train_texts: Sequence[str], train_numbers: Sequence[float], texts: Sequence[str]) -> np.ndarray:
-    """Return the estimates `[T]` of a ridge regression on the same features."""
-    from sklearn.linear_model import Ridge
-
-    train_words, words = _tfidf(train_texts, texts)
-    estimates: np.ndarray = Ridge().fit(train_words, np.asarray(train_numbers, np.float64)).predict(words)
-    return estimates
-
-
-def _regression() -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=10.0, max_iter=1000)
-
-
-def _tfidf(train_texts: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any]:
-    """Return sparse TF-IDF features of words and word pairs, for the training texts and for the texts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    try:
-        return words.fit_transform(list(train_texts)), words.transform(list(texts))
-    except ValueError as error:
-        if "empty vocabulary" not in str(error):
-            raise
-        raise StudioError("The training texts hold no words. Check the column of the texts.") from error
 
 
 def require_known(found: Sequence[str], labels: Sequence[str]) -> None:

@@ -137,6 +137,13 @@ class Recipe(Settings):
             "name of its column."
         ),
     )
+    with_tfidf: bool = Field(
+        default=False,
+        description=(
+            "For classify: answer with the mean of the head and of TF-IDF with logistic regression, which is saved "
+            "with the classifier."
+        ),
+    )
     on_bad_rows: Literal["skip", "stop"] = Field(
         default="skip",
         description="Rows that can't be used: skip leaves them out and lists them, stop refuses the file.",

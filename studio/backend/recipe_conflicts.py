@@ -52,8 +52,8 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
         "class_weights does not apply to regression: set it to none, or problem to single_label",
     ),
     (
-        ("task", "method", "prompt"),
-        lambda task, method, prompt: task == "chat" and (method, prompt) != ("lora", NO_PROMPT),
-        "method and prompt are for classifiers: set task to classify, or leave them out",
+        ("task", "method", "prompt", "with_tfidf"),
+        lambda task, method, prompt, tfidf: task == "chat" and (method, prompt, tfidf) != ("lora", NO_PROMPT, False),
+        "method, prompt and with_tfidf are for classifiers: set task to classify, or leave them out",
     ),
 ]

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from studio.analysis.measures import majority_baseline, tfidf_baseline
+from studio.analysis.measures import majority_baseline, measure
+from studio.backend.classification.tfidf import Tfidf
 from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
+from studio.backend.data.labelled import Truth
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
 from studio.backend.runs.run import Run
@@ -89,7 +91,9 @@ def _tested(run: Run, train_rows: Sequence[Example], rows: Sequence[Example], se
     measures, ece = judged(predictions, labels, sorted(set(train_labels)))
     yield "head on the starter", measures, f"{ece:.3f}", f"{minutes:.1f}"
     started = time.perf_counter()
-    tfidf = tfidf_baseline(train_texts, train_labels, texts, labels)
+    names = sorted(set(train_labels))
+    words = Tfidf.fit(Truth("single_label", names, train_texts, [names.index(label) for label in train_labels]))
+    tfidf = measure(labels, [names[i] for i in words.logits(texts).argmax(axis=-1)], names)
     yield "TF-IDF + logistic regression", tfidf, "", f"{(time.perf_counter() - started) / 60:.2f}"
     yield "majority class", majority_baseline(train_labels, labels), "", ""
 

@@ -1,6 +1,6 @@
 """Evaluate a classifier on labelled rows, with baselines on the same rows. The report is plain data.
 
-    report = evaluate(Truth(labels, texts, targets), scores, "200 held-out rows of mails.csv", learned)
+    report = evaluate(Truth(labels, texts, targets), scores, "200 held-out rows of mails.csv", usual, {TFIDF: plain})
     report["systems"][0]["accuracy"], report["systems"][1]["name"]
     of_run("3f2a")                                  # the report that a run wrote at its end, or None
     print(table(report))
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from studio.analysis import measures
-from studio.analysis.bootstrap import paired_difference
+from studio.analysis.bootstrap import Resamples, interval
 from studio.analysis.class_profile import ClassProfile
 from studio.backend.classification.head import THRESHOLD, LabelledFeature
 from studio.backend.classification.text_routing import expert_counts
@@ -34,7 +34,7 @@ from studio.errors import StudioError
 
 FILE = "evaluation.json"
 OURS, TFIDF = "This classifier", "TF-IDF + logistic regression"
-FITTED = "Fitted head, without LoRA"
+FITTED, ALONE, BOTH = "Fitted head, without LoRA", "The head alone, without TF-IDF", "The mean with TF-IDF"
 MAJORITY, MOST = "The most frequent label", "What most texts have"
 RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
 MOST_TEXTS, MOST_ALIKE = 1000, 50
@@ -43,6 +43,8 @@ SHOWN_TEXT = 500
 """Characters of a text in a report."""
 FEWEST_TO_SCALE = 50
 """Minimum rows to fit a temperature; with fewer, it would mostly fit noise."""
+FEWEST_ROWS = 50
+"""Rows below which a notice warns of the uncertainty."""
 PROFILED_TEXTS = 400
 Report = dict[str, Any]
 
@@ -65,6 +67,11 @@ def of_run(run: Run | str) -> Report | None:
     return report
 
 
+def plain_name(problem: str) -> str:
+    """Return the name of the TF-IDF baseline."""
+    return RIDGE if problem == "regression" else TFIDF
+
+
 def write(report: Report, run: Run) -> None:
     """Write the report to the run's folder. Raise StudioError if the disk is full."""
     try:
@@ -80,7 +87,7 @@ def evaluate(
     truth: Truth,
     scores: np.ndarray,
     of: str,
-    learned: Truth | None = None,
+    usual: Truth | None = None,
     others: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Report:
     """Return the report of a classifier's scores.
@@ -88,19 +95,17 @@ def evaluate(
     Args:
         scores: `[T, C]`, not scaled by a temperature.
         of: the evaluated rows, as a phrase.
-        learned: the training rows, on which the baselines are fitted; without them there is no TF-IDF baseline.
+        usual: the training rows, from which the constant baseline is taken; the evaluated rows if None.
         others: scores `[T, C]` of other classifiers on the same rows, by name.
 
     Raises:
         StudioError: there are no rows, or a score is not finite.
     """
     scores = measures.finite(scores)
-    plain, problems = _plain(truth, learned)
     compared = {name: measures.finite(each) for name, each in others.items()}
-    if plain is not None:
-        compared[RIDGE if truth.problem == "regression" else TFIDF] = plain
     measured: dict[str, Callable[..., Report]]
     measured = {"single_label": _single, "multi_label": _multi, "regression": _numbers}
+    constant = _constant(truth, usual or truth)
     report: Report = {
         "problem": truth.problem,
         "labels": [*truth.names],
@@ -108,48 +113,60 @@ def evaluate(
         "of": of,
         "profile": None,
         "temperature": None,
-        "differences": _differences(truth, scores, compared),
+        "differences": [],
         "notices": [],
-    } | measured[truth.problem](truth, scores, compared, learned or truth)
-    report["notices"] += problems
+    } | measured[truth.problem](truth, scores, compared, constant)
+    if len(truth.texts) < FEWEST_ROWS:
+        report["notices"].append(
+            f"{len(truth.texts):,} rows are few: the figures may be far from those of other texts. Evaluate more rows "
+            "(raise eval_share, or classify a file with true labels)."
+        )
+    _add_intervals(report, truth, {OURS: scores, **compared, constant[0]: constant[1]})
     return report
 
 
-def _plain(truth: Truth, learned: Truth | None) -> tuple[np.ndarray | None, list[str]]:
-    """Return the scores `[T, C]` of the TF-IDF baseline, or None and the reason if it can't be fitted."""
-    if learned is None:
-        return None, []
-    try:
-        if truth.problem == "single_label":
-            known = [truth.names[int(i)] for i in learned.targets]  # type: ignore[arg-type]
-            return measures.tfidf_probabilities(learned.texts, known, truth.texts, truth.names), []
-        if truth.problem == "multi_label":
-            return measures.tfidf_sets(learned.texts, _sets(learned), truth.texts), []
-        numbers = [float(number) for number in learned.targets]  # type: ignore[arg-type]
-        return measures.tfidf_numbers(learned.texts, numbers, truth.texts)[:, None], []
-    except StudioError as error:
-        return None, [f"{RIDGE if truth.problem == 'regression' else TFIDF} can't be compared: {error}"]
-
-
-def _differences(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return by how much the classifier is better than each other one, with a 95 % interval of a paired bootstrap.
-
-    The figures are accuracies, or mean absolute errors of a regression.
-    """
-    ours, rows = _goodness(truth, scores), []
-    for name, each in compared.items():
-        difference, low, high = paired_difference(ours, _goodness(truth, each))
-        rows.append({"better_than": name, "by": difference, "from": low, "to": high})
-    return rows
-
-
-def _goodness(truth: Truth, scores: np.ndarray) -> np.ndarray:
-    """Return `[T]`: whether each text is classified right, or the negative error of its number."""
+def _constant(truth: Truth, usual: Truth) -> tuple[str, np.ndarray]:
+    """Return the name and the scores `[T, C]` of the baseline that answers the same for each text."""
     if truth.problem == "regression":
-        return -np.abs(scores[:, 0] - np.asarray(truth.targets, np.float64))
+        name, answer = MEAN, np.array([np.mean(usual.targets)])
+    elif truth.problem == "multi_label":
+        name, answer = MOST, _sets(usual).mean(axis=0)
+    else:
+        counts = np.bincount(np.asarray(usual.targets, np.int64), minlength=len(truth.names))
+        name, answer = MAJORITY, np.eye(len(truth.names))[counts.argmax()]
+    return name, np.broadcast_to(answer, (len(truth.texts), len(answer)))
+
+
+def _add_intervals(report: Report, truth: Truth, scores: Mapping[str, np.ndarray]) -> None:
+    """Add 95 % intervals to all systems, and the differences between the first and the others (paired bootstrap).
+
+    The figure is macro-F1, or the mean absolute error of a regression.
+
+    Args:
+        scores: `[T, C]` by the system's name, the evaluated classifier first.
+    """
+    resamples, rows = Resamples(len(truth.texts)), {row["name"]: row for row in report["systems"]}
+    is_number = truth.problem == "regression"
+    figure = report["compared_by"] = "mean_absolute_error" if is_number else "macro_f1"
+    found = {name: _resampled(resamples, truth, each) for name, each in scores.items()}
+    ours, *others = scores
+    for name, each in found.items():
+        rows[name][f"{figure}_low"], rows[name][f"{figure}_high"] = interval(each)
+    sign = -1 if is_number else 1
+    for name in others:
+        low, high = interval(sign * (found[ours] - found[name]))
+        by = sign * (rows[ours][figure] - rows[name][figure])
+        report["differences"].append({"better_than": name, "by": by, "from": low, "to": high})
+
+
+def _resampled(resamples: Resamples, truth: Truth, scores: np.ndarray) -> np.ndarray:
+    """Return the figure in each resample, `[R]`."""
+    if truth.problem == "regression":
+        return resamples.mean(np.abs(scores[:, 0] - np.asarray(truth.targets, np.float64)))
     if truth.problem == "multi_label":
-        return ((scores >= THRESHOLD) == _sets(truth)).all(axis=-1)
-    return scores.argmax(axis=-1) == np.asarray(truth.targets, np.int64)
+        return resamples.macro_f1(_sets(truth), scores >= THRESHOLD)
+    one_hot = np.eye(len(truth.names), dtype=bool)
+    return resamples.macro_f1(one_hot[np.asarray(truth.targets, np.int64)], one_hot[scores.argmax(axis=-1)])
 
 
 def profile(model: Any, truth: Truth, rows: Sequence[LabelledFeature], pad_id: int) -> Report:
@@ -204,7 +221,10 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _single(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], usual: Truth) -> Report:
+Constant = tuple[str, np.ndarray]
+
+
+def _single(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], constant: Constant) -> Report:
     names, true = truth.names, np.asarray(truth.targets, np.int64)  # [T]
     true_names = [names[i] for i in true]
     found, confidence = scores.argmax(axis=-1), scores.max(axis=-1)  # [T]
@@ -219,9 +239,7 @@ def _single(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray]
     ours, (auc, curve) = measured(scores), curves(scores)
     systems = [_row(OURS, ours, auc, curve)]
     systems += [_row(name, measured(each), *curves(each)) for name, each in compared.items()]
-    counts = Counter(int(i) for i in usual.targets)  # type: ignore[arg-type]
-    most = min(counts, key=lambda i: (-counts[i], i))
-    systems.append(_row(MAJORITY, measured(np.eye(len(names))[np.full(len(true), most)])))
+    systems.append(_row(constant[0], measured(constant[1])))
     assert ours.confusion is not None
     return {
         "systems": systems,
@@ -274,7 +292,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return found
 
 
-def _multi(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], usual: Truth) -> Report:
+def _multi(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], constant: Constant) -> Report:
     true, found = _sets(truth), scores >= THRESHOLD  # [T, C]
 
     def curves(scores: np.ndarray) -> tuple[measures.Auc, measures.Reliability]:
@@ -284,8 +302,7 @@ def _multi(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray],
     systems = [_row(OURS, ours, auc, curve)]
     for name, each in compared.items():
         systems.append(_row(name, measures.measure_sets(true, each >= THRESHOLD, truth.names), *curves(each)))
-    most = np.broadcast_to(_sets(usual).mean(axis=0) >= THRESHOLD, true.shape)  # [T, C]
-    systems.append(_row(MOST, measures.measure_sets(true, most, truth.names)))
+    systems.append(_row(constant[0], measures.measure_sets(true, constant[1] >= THRESHOLD, truth.names)))
     wrong = (true != found).any(axis=-1)  # [T]
     return {
         "systems": systems,
@@ -319,12 +336,11 @@ def _indices(sets: np.ndarray) -> list[list[int]]:
     return [np.flatnonzero(row).tolist() for row in sets]
 
 
-def _numbers(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], usual: Truth) -> Report:
+def _numbers(truth: Truth, scores: np.ndarray, compared: Mapping[str, np.ndarray], constant: Constant) -> Report:
     true, found = np.asarray(truth.targets, np.float64), scores[:, 0]  # [T]
     systems = [{"name": OURS, **measures.measure_numbers(true, found)}]
-    systems += [{"name": name, **measures.measure_numbers(true, each[:, 0])} for name, each in compared.items()]
-    mean = np.full(len(true), np.mean(usual.targets))
-    systems.append({"name": MEAN, **measures.measure_numbers(true, mean)})
+    others = [*compared.items(), constant]
+    systems += [{"name": name, **measures.measure_numbers(true, each[:, 0])} for name, each in others]
     error = np.abs(found - true)
     worst = np.argsort(-error, kind="stable")[:MOST_TEXTS]
     texts = [

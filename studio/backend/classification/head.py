@@ -40,6 +40,7 @@ def configure(config: Any, labels: Labels, pad_id: int) -> None:
     config.problem_type = PROBLEM_TYPES[labels.problem]
     config.score_temperature = labels.temperature
     config.score_prompt = labels.prompt
+    config.score_with_tfidf = labels.with_tfidf
     config.pad_token_id = pad_id  # stock transformers finds the last token of a text by the padding token
 
 
@@ -49,7 +50,13 @@ def labels_of(config: Any) -> Labels:
     fallback = "regression" if config.num_labels == 1 else "single_label"
     found = {name: problem for problem, name in PROBLEM_TYPES.items()}
     problem = found.get(config.problem_type, fallback)
-    return Labels(problem, names, prompt=config.score_prompt, temperature=config.score_temperature)
+    return Labels(
+        problem,
+        names,
+        prompt=config.score_prompt,
+        temperature=config.score_temperature,
+        with_tfidf=config.score_with_tfidf,
+    )
 
 
 # --- batches

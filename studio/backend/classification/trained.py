@@ -35,6 +35,7 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, is_same_model, require_model
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.classification.head import labels_of, probabilities
+from studio.backend.classification.tfidf import Tfidf, mean_logits
 from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.data.prompt import check_text
@@ -77,8 +78,10 @@ class Predictions:
 
 
 class TrainedClassifier:
-    def __init__(self, labels: Labels, head: Tensor, body: Body, max_length: int, notice: str = "") -> None:
-        self.labels, self.head, self.body, self.max_length = labels, head, body, max_length
+    def __init__(
+        self, labels: Labels, head: Tensor, body: Body, max_length: int, words: Tfidf | None = None, notice: str = ""
+    ) -> None:
+        self.labels, self.head, self.body, self.max_length, self.words = labels, head, body, max_length, words
         self.notice = notice
         """A sentence for the user if a model was loaded only for this classifier."""
 
@@ -123,17 +126,19 @@ class TrainedClassifier:
             raise StudioError(
                 f"{found.name} names {len(labels.names)} labels for a head of {len(head)}. Export it again."
             )
+        words = _words(found.folder, labels)
         shared = engine is not None and found.run is not None and _has_loaded(engine, base)
         body = _shared(cast("Engine", engine), found) if shared else _loaded(base, found.folder, precision, progress)
         notice = "" if shared or engine is None else f"{base} was loaded separately: the chat uses another model."
         longest = found.run.recipe().max_length if found.run else body.context_size
-        return cls(labels, head, body, min(longest, body.context_size), notice)
+        return cls(labels, head, body, min(longest, body.context_size), words, notice)
 
     @classmethod
     def _merged(cls, folder: Path, precision: str, progress: Progress) -> TrainedClassifier:
         model, tokenizer = _model(str(folder), precision, progress)
         body = Body(tokenizer, always(model), model.config.max_position_embeddings)
-        return cls(labels_of(model.config), model.score.weight.float(), body, body.context_size)
+        labels = labels_of(model.config)
+        return cls(labels, model.score.weight.float(), body, body.context_size, _words(folder, labels))
 
     @torch.no_grad()
     def predict(
@@ -167,6 +172,8 @@ class TrainedClassifier:
             logits[[i for row in rows for i in row]] = found
             if recorder is not None:
                 traces.append(recorder.trace(ids, token_texts(self.body.tokenizer, ids), True))
+        if self.words is not None:
+            logits = mean_logits(logits, self.words.logits(texts))
         scores = probabilities(self.problem, logits, self.labels.temperature).numpy()
         cut = tuple(i for i, (_, is_cut) in enumerate(encoded) if is_cut)
         return Predictions(self.names, self.problem, scores, cut, tuple(traces))
@@ -221,6 +228,10 @@ def _labels(folder: Path) -> Labels:
             f"The labels of {folder.name} are unknown, because it has no {MODEL_CONFIG}. Export it again."
         )
     return labels_of(AutoConfig.from_pretrained(folder))
+
+
+def _words(folder: Path, labels: Labels) -> Tfidf | None:
+    return Tfidf.load(folder, len(labels.names)) if labels.with_tfidf else None
 
 
 # --- the model under the head

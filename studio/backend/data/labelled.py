@@ -64,6 +64,8 @@ class Labels:
     """The prompt around each text, with {text} where the text belongs."""
     temperature: float = 1.0
     """Divides the logits of single-label problems to calibrate the confidences."""
+    with_tfidf: bool = False
+    """Whether the answer is the mean of the head's and that of a TF-IDF model."""
 
     def report(self) -> dict[str, Any]:
         """Return the problem and the label counts for events and model cards."""

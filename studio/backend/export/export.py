@@ -24,6 +24,9 @@ from jetmoe.adapters.files import CONFIG, WEIGHTS, is_classifier, read_config
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find
+from studio.backend.classification import tfidf
+from studio.backend.classification.tfidf import Tfidf
+from studio.backend.data.labelled import Labels
 from studio.backend.export.base import MODEL_CONFIG, Base, check_readable, labels_of_adapter, writing
 from studio.backend.export.merge import Merge
 from studio.backend.export.model_card import LARGEST_CARD, model_card
@@ -82,6 +85,7 @@ def export(
                 _write_adapter(found, base, folder)
         except (AdapterError, CheckpointError) as error:
             raise StudioError(str(error)) from error
+        _copy_tfidf(found, labels, folder)
         with writing(target):
             (folder / "README.md").write_text(model_card(found, base, proof), encoding="utf-8")
     return Export(target, base.entry.id, proof)
@@ -134,3 +138,13 @@ def _write_adapter(found: Found, base: Base, folder: Path) -> None:
         shutil.copyfile(found.folder / WEIGHTS, folder / WEIGHTS)
         if is_classifier(found.folder):
             shutil.copyfile(found.folder / MODEL_CONFIG, folder / MODEL_CONFIG)
+
+
+def _copy_tfidf(found: Found, labels: Labels | None, folder: Path) -> None:
+    """Copy the TF-IDF part of a classifier, if it has one. Raise StudioError if it can't be read or written."""
+    if labels is None or not labels.with_tfidf:
+        return
+    Tfidf.load(found.folder, len(labels.names))
+    with writing(folder):
+        for name in tfidf.FILES:
+            shutil.copyfile(found.folder / name, folder / name)

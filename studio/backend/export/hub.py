@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from huggingface_hub.utils import validate_repo_id
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS
+from studio.backend.classification import tfidf
 from studio.backend.export.base import PROOF
 from studio.backend.export.model_card import PLACE
 from studio.backend.system.progress import Progress
@@ -115,9 +116,10 @@ def files(folder: Path) -> list[str]:
     there = [file.name for file in folder.glob("*") if file.is_file() and not file.is_symlink()]
     weights = [name for name in there if re.fullmatch(MODEL_WEIGHTS, name)]
     if set(there) >= ADAPTER:
-        return sorted(ADAPTER | ({*there} & {"config.json"}))  # a classifier's config.json names its labels
+        # A classifier's config.json names its labels.
+        return sorted(ADAPTER | ({*there} & {"config.json", *tfidf.FILES}))
     if {*there} >= {CARD, "config.json"} and weights:
-        return sorted([*weights, *({*there} & (MODEL | TOKENIZER))])
+        return sorted([*weights, *({*there} & {*MODEL, *TOKENIZER, *tfidf.FILES})])
     raise StudioError(f"{folder} holds neither an exported adapter nor a merged model. Export it first, then push it.")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from studio.backend.adapters.find import Found
+from studio.backend.classification import tfidf
 from studio.backend.data import hub_dataset
 from studio.backend.data.labelled import Labels
 from studio.backend.data.text_prompt import filled
@@ -24,6 +25,11 @@ HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2"
 LARGEST_CARD = 1 << 20
 # Placeholder for the place that the card's examples load from, until it is known.
 PLACE = "THIS FOLDER"
+WITH_TFIDF = (
+    "The code above gives the scores of the head alone. JetMoE Studio answers with the mean of these logits and those "
+    f"of TF-IDF with logistic regression (ridge regression for numbers), which is in `{tfidf.WEIGHTS}` and "
+    f"`{tfidf.VOCABULARY}`. The latter lists words and word pairs of the training texts."
+)
 
 
 def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
@@ -35,6 +41,7 @@ def model_card(found: Found, base: Base, proof: dict[str, Any] | None) -> str:
         f"# {_escaped(found.name)}",
         f"{what} for {_escaped(base.entry.id)}, made with JetMoE Studio.",
         "## Use\n\n" + (_usage(base, proof) if labels is None else _labelled_usage(base, proof, labels)),
+        *([WITH_TFIDF] if labels and labels.with_tfidf else []),
         *([] if labels is None else ["## Labels\n\n" + _labels_text(labels, run)]),
         *([] if run is None else _training(run, base)),
         *([] if proof is None else ["## Merge proof\n\n" + _proof_text(proof)]),

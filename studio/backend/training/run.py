@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
@@ -30,10 +29,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from studio.backend.adapters.checksums import write_checksums
-from studio.backend.classification import evaluation
-from studio.backend.classification.head import probabilities
+from studio.backend.classification.tfidf import Tfidf
 from studio.backend.data.dataset import resolve, settings_of
-from studio.backend.data.packing import pad_id
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
@@ -41,7 +38,7 @@ from studio.backend.runs.run import DATA, Ending, Run
 from studio.backend.runs.store import RunStore
 from studio.backend.system.files import atomic_write, is_full, publish, unwritable
 from studio.backend.system.progress import Progress
-from studio.backend.training import fitted_head, fsdp
+from studio.backend.training import fitted_head, fsdp, head_evaluation
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback
 from studio.backend.training.checkpoint import last_checkpoint, last_step
@@ -164,6 +161,7 @@ class _Training:
             _same_data(run, self.prepared)
         self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
         self.fitted: fitted_head.FittedHead | None = None
+        self.words: Tfidf | None = None
         self.trainer = trainer_class(self.recipe)(self.prepared, run, self.reporter)
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
@@ -179,8 +177,8 @@ class _Training:
             self._train()
         stopped = self._stopped_early()
         is_whole = not (stopped or self.reporter.out_of_time)
-        if isinstance(self.trainer, HeadTrainer) and self.prepared.data.held_out and is_whole:
-            self._evaluate(self._held_out_logits(self.trainer))
+        if isinstance(self.trainer, HeadTrainer) and is_whole:
+            self._complete(self.trainer)
         self._save()
         if not self.is_main:
             return "done", ""
@@ -235,33 +233,15 @@ class _Training:
         asked = [self.is_main and self.store.cancel_requested(self.run.id)]
         return bool(broadcast_object_list(asked)[0])
 
-    def _evaluate(self, logits: Tensor) -> None:
-        """Evaluate the finished head on the held-out rows, and fit its temperature to them.
-
-        Args:
-            logits: `[T, C]` of these rows.
-        """
-        data, base = self.prepared.data, self.prepared.base
-        assert data.labels is not None and data.measured is not None
+    def _complete(self, trainer: HeadTrainer) -> None:
+        """Fit TF-IDF to the rows of the finished head, and evaluate both on the held-out rows."""
+        logits = self._held_out_logits(trainer) if self.prepared.data.held_out else None
         if not self.is_main:
             return
-        scores = probabilities(data.labels.problem, logits).numpy()
-        of = f"{len(scores):,} held-out rows of {data.dataset.path.name}"
-        report = evaluation.evaluate(data.measured, scores, of, data.learned, self._others())
-        report["learning_curve"] = self.fitted.curve if self.fitted else []
-        if data.labels.problem == "single_label" and not fsdp.is_fsdp():
-            report["profile"] = evaluation.profile(base, data.measured, data.held_out, pad_id(self.prepared.tokenizer))
-        if report["temperature"] is not None:
-            base.config.score_temperature = report["temperature"]["value"]
-        evaluation.write(report, self.run)
-
-    def _others(self) -> dict[str, np.ndarray]:
-        """Return the held-out scores of the fitted head, if LoRA has changed it."""
-        if self.fitted is None or self.recipe.method == "probe":
-            return {}
-        assert self.prepared.data.labels is not None
-        scores = probabilities(self.prepared.data.labels.problem, self.fitted.held_out).numpy()
-        return {evaluation.FITTED: scores}
+        if logits is not None or self.recipe.with_tfidf:
+            self.words = head_evaluation.fit_words(self.prepared, self.reporter.warn)
+        if logits is not None:
+            head_evaluation.evaluate(self.prepared, self.run, logits, self.fitted, self.words)
 
     def _is_over(self, checkpoint: Path) -> bool:
         """Return whether the checkpoint is at the last step, and load the weights of the best checkpoint if it is.
@@ -314,6 +294,8 @@ class _Training:
             model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
             if self.prepared.data.labels is not None:
                 save_labels(self.prepared.base.config, part)
+            if self.words is not None and self.recipe.with_tfidf:
+                self.words.save(part)
             write_checksums(part)
             shutil.rmtree(self.run.adapter, ignore_errors=True)
             publish(part, self.run.adapter)

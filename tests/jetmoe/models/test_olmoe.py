@@ -49,7 +49,7 @@ def logits(model):
 
 def test_fields_and_defaults_are_those_of_transformers():
     ours, stock = OlmoeConfig().to_dict(), StockConfig().to_dict()
-    own = {"head_dim", "z_loss_coef", "score_temperature", "score_prompt"}
+    own = {"head_dim", "z_loss_coef", "score_temperature", "score_prompt", "score_with_tfidf"}
     assert {name: ours[name] for name in ours.keys() - own} == stock
     assert OlmoeConfig().head_dim == 128 and OlmoeConfig().num_local_experts == 64
 

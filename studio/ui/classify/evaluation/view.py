@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studio.backend.classification.evaluation import FITTED, MAJORITY, MEAN, Report
+from studio.backend.classification.evaluation import ALONE, BOTH, FITTED, MAJORITY, MEAN, MOST, Report
 from studio.ui.classify.evaluation.plots import experts, reliability
 from studio.ui.classify.evaluation.texts import mistakes
 from studio.ui.classify.view import percent, table
@@ -29,8 +29,12 @@ UNMEASURED = (
     "There is no evaluation of this classifier: its run held out no rows, or used an older version of the studio. "
     "Classify a file with true labels under “File”, or train again with eval_share above 0."
 )
-ENOUGH = "Method probe is enough for these rows."
-REMEDIES = "Try LoRA (method lora), more rows, or a prompt that says what the labels are."
+ADVICE = {
+    FITTED: "Method probe is enough for these rows.",
+    BOTH: "Set with_tfidf, so that the classifier takes this mean.",
+    ALONE: "Leave out with_tfidf.",
+}
+"""What to do if one of these systems does better than the classifier."""
 WORTH_ROWS = 0.01
 """Gain of a score by doubling the rows, from which on more rows are worth their while."""
 HERE = Path(__file__).parent
@@ -128,34 +132,48 @@ def _figures(report: Report) -> list[Figure]:
 
 
 def _compared(report: Report) -> str:
-    """Return a comparison with the best baseline."""
+    """Return a comparison with the best other system."""
     own, *others = report["systems"]
     if not others:
         return ""
-    figure = _figures(report)[0]
+    figure = next(each for each in _figures(report) if each.key == _compared_by(report))
     best = min(others, key=lambda other: other[figure.key] if figure.lowest else -other[figure.key])
     better = best[figure.key] - own[figure.key] if figure.lowest else own[figure.key] - best[figure.key]
     name = f"“{escape(best['name'])}”"
     if better <= 0:
-        text = f"{name} does {'better' if better < 0 else 'as well'} on these rows and costs almost nothing."
-        if best["name"] in (MAJORITY, MEAN):
-            text += " There is no evidence that the classifier distinguishes the texts."
-        else:
-            text += f" {ENOUGH if best['name'] == FITTED else REMEDIES}"
-    elif figure.lowest:
-        text = f"Mean absolute error {_number(better)} below {name}."
+        text = f"{name} does {'better' if better < 0 else 'as well'} on these rows. {_advice(report, best['name'])}"
     else:
-        count = round(better * report["rows"])
-        text = f"Accuracy {100 * better:.1f} points above {name}: {count:,} of {report['rows']:,} rows."
-    return f'<p class="ev-lead">{text}{_interval(report, best["name"])}</p>'
+        side = "below" if figure.lowest else "above"
+        title = f"{figure.title[0].upper()}{figure.title[1:]}"
+        shown = f"{100 * better:.1f} points" if figure is ACCURACY else figure.shown(better)
+        text = f"{title} {shown} {side} {name}."
+    return f'<p class="ev-lead">{text}{_interval(report, best["name"], figure)}</p>'
 
 
-def _interval(report: Report, name: str) -> str:
+def _compared_by(report: Report) -> str:
+    """Return the key of the figure by which systems are compared; reports of earlier versions compare accuracies."""
+    default = OF_NUMBERS[0].key if report["problem"] == "regression" else ACCURACY.key
+    return str(report.get("compared_by", default))
+
+
+def _advice(report: Report, best: str) -> str:
+    """Return what to do if another system is as good as the classifier."""
+    if best in (MAJORITY, MOST, MEAN):
+        return "There is no evidence that the classifier distinguishes the texts."
+    if best in ADVICE:
+        return ADVICE[best]
+    trained = report.get("trained", {})
+    tries = ["method lora"] if trained.get("method") == "probe" else []
+    tries += ["with_tfidf, which takes the mean of both"] if trained.get("with_tfidf") is False else []
+    return f"Try {', '.join([*tries, 'more rows'])}, or a prompt that says what the labels are."
+
+
+def _interval(report: Report, name: str, figure: Figure) -> str:
     """Return a sentence about the difference to another system; "" for reports without intervals."""
     found = next((each for each in report.get("differences", []) if each["better_than"] == name), None)
     if found is None or found["from"] == found["to"]:
         return ""
-    scale, unit = (1, "") if report["problem"] == "regression" else (100, " points")
+    scale, unit = (100, " points") if figure is ACCURACY else (1, "")
     bounds = f"{scale * found['from']:+.3g} to {scale * found['to']:+.3g}{unit}"
     chance = "may be chance" if found["from"] <= 0 <= found["to"] else "is more than chance"
     return f" The difference {chance}: the 95 % interval is {bounds} (paired bootstrap)."
@@ -199,8 +217,10 @@ def _cell(figure: Figure, system: dict[str, Any], systems: Sequence[dict[str, An
     if system[figure.key] is None:
         return "–"
     text = figure.shown(system[figure.key])
+    low, high = (system.get(f"{figure.key}_{side}") for side in ("low", "high"))
+    between = "" if low is None else f" <small>{figure.shown(low)} to {figure.shown(high)}</small>"
     best = figure.shown(min(values) if figure.lowest else max(values))
-    return f"<b>{text}</b> <small>best</small>" if text == best and len(systems) > 1 else text
+    return (f"<b>{text}</b> <small>best</small>" if text == best and len(systems) > 1 else text) + between
 
 
 # --- each label

@@ -53,5 +53,5 @@ def test_prompts_that_can_not_be_used_are_refused(prompt):
 
 @pytest.mark.parametrize("changes", [{"prompt": "auto"}, {"method": "probe"}])
 def test_chat_has_no_prompt_and_no_probe(changes):
-    with pytest.raises(StudioError, match="method and prompt are for classifiers"):
+    with pytest.raises(StudioError, match="method, prompt and with_tfidf are for classifiers"):
         Recipe(**changes)

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 
 from studio.backend.adapters.checksums import CHECKSUMS
 from studio.backend.classification import evaluation, features
+from studio.backend.classification.tfidf import VOCABULARY, WEIGHTS
 from studio.backend.classification.trained import TrainedClassifier
+from studio.backend.export import hub
 from studio.backend.export.export import export
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
@@ -17,6 +19,7 @@ from studio.backend.runs.store import RunStore
 from studio.backend.training import run as train
 from studio.backend.training.fitted_head import FEATURES, FittedHead
 from studio.backend.training.prepare import prepare
+from studio.errors import StudioError
 from tests.builders.toy_labels import classifier_settings, labelled_file
 from tests.builders.training import started, values
 
@@ -75,6 +78,62 @@ def test_probes_of_every_problem(settings, label, changes, figure):
     run = started(settings, method="probe", **changes)
     assert run.state == "done" and weights(run)
     assert [each[figure] > 0.4 for each in values(run, "eval")] == [True] * bool(figure)
+
+
+@pytest.mark.parametrize(
+    ("label", "changes"),
+    [
+        (lambda name, i: name, {}),
+        (lambda name, i: [name, "even"] if i % 4 < 2 else [name], {"problem": "multi_label"}),
+        (lambda name, i: {"ham": 1.0, "spam": 9.0}[name], {"problem": "regression", "eval_share": 0}),
+    ],
+)
+def test_tfidf_is_a_part_of_the_classifier_wherever_it_goes(settings, label, changes, tmp_path):
+    labelled_file(Path(settings["data"]), label)
+    run = started(settings, method="probe", with_tfidf=True, **changes)
+    classifier, texts = TrainedClassifier.load(run.id, precision="fp32"), ["tea walk", "win cash", "book 3"]
+    found = classifier.predict(texts).probabilities
+    words, classifier.words = classifier.words, None
+    alone = classifier.predict(texts).probabilities
+    logits = words.logits(texts)
+    if classifier.problem == "regression":
+        np.testing.assert_allclose(found, (alone + logits) / 2, rtol=1e-4)
+    elif classifier.problem == "multi_label":
+        np.testing.assert_allclose(np.log(found / (1 - found)), (np.log(alone / (1 - alone)) + logits) / 2, atol=1e-3)
+    exported = export(run.id, tmp_path / "exported").folder
+    assert {WEIGHTS, VOCABULARY} <= {*hub.files(exported)} and "of the head alone" in hub.card(exported, "a/b")
+    np.testing.assert_allclose(
+        TrainedClassifier.load(exported, model=settings["model"], precision="fp32").predict(texts).probabilities,
+        found,
+        atol=1e-4,
+    )
+    merged = export(run.id, tmp_path / "merged", merge=True).folder
+    assert {WEIGHTS, VOCABULARY} <= {*hub.files(merged)}
+    np.testing.assert_allclose(
+        TrainedClassifier.load(merged, precision="fp32").predict(texts).probabilities, found, rtol=0.1, atol=0.03
+    )
+    (run.adapter / WEIGHTS).unlink()
+    with pytest.raises(StudioError, match="damaged"):
+        TrainedClassifier.load(run.id)
+
+
+def test_a_report_shows_the_parts_of_the_mean_and_the_mean_of_a_head_alone(settings):
+    alone, mean = (evaluation.of_run(started(settings, method="probe", with_tfidf=each)) for each in (False, True))
+    names = [[system["name"] for system in report["systems"]] for report in (alone, mean)]
+    rest = [evaluation.TFIDF, evaluation.MAJORITY]
+    assert names == [[evaluation.OURS, evaluation.BOTH, *rest], [evaluation.OURS, evaluation.ALONE, *rest]]
+    assert [alone["systems"][i]["macro_f1"] for i in (0, 1)] == [mean["systems"][i]["macro_f1"] for i in (1, 0)]
+    assert mean["trained"] == {"method": "probe", "with_tfidf": True}
+
+
+def test_texts_without_words_have_no_tfidf(settings):
+    rows = [{"text": "?!"[i % 2] * (1 + i // 2), "label": "ab"[i % 2]} for i in range(24)]
+    Path(settings["data"]).write_text("\n".join(map(json.dumps, rows)))
+    run = started(settings, method="probe", with_tfidf=True)
+    assert "TF-IDF is left out: The training texts hold no words" in values(run, "warning")[-1]["message"]
+    assert TrainedClassifier.load(run.id).words is None
+    names = [system["name"] for system in evaluation.of_run(run)["systems"]]
+    assert names == [evaluation.OURS, evaluation.MAJORITY]
 
 
 def test_lora_goes_on_from_the_fitted_head(settings):

@@ -7,7 +7,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from studio.backend.classification.evaluation import FITTED, MAJORITY, MEAN, TFIDF, Truth, evaluate
+from studio.backend.classification.evaluation import (
+    ALONE,
+    BOTH,
+    FITTED,
+    MAJORITY,
+    MEAN,
+    TFIDF,
+    Truth,
+    evaluate,
+)
 from studio.ui.classify.evaluation import view
 from studio.ui.classify.evaluation.texts import ALL, WRONG
 from studio.ui.page.theme import css
@@ -100,33 +109,63 @@ def test_figures_and_labels_are_those_of_the_report(single):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "name", "sentence"),
+    ("macro_f1", "name", "sentence"),
     [
-        (0.776, TFIDF, f"Accuracy 12.4 points above “{TFIDF}”: 124 of 1,000 rows."),
-        (0.9, TFIDF, f"“{TFIDF}” does as well on these rows and costs almost nothing."),
-        (0.95, TFIDF, f"“{TFIDF}” does better on these rows and costs almost nothing. Try LoRA"),
-        (0.9, FITTED, f"“{FITTED}” does as well on these rows and costs almost nothing. Method probe is enough"),
-        (0.9, MAJORITY, f"“{MAJORITY}” does as well on these rows and costs almost nothing. There is no evidence"),
+        (0.776, TFIDF, f"Macro F1 0.124 above “{TFIDF}”."),
+        (0.9, TFIDF, f"“{TFIDF}” does as well on these rows. Try more rows"),
+        (0.95, TFIDF, f"“{TFIDF}” does better on these rows. Try more rows"),
+        (0.9, FITTED, f"“{FITTED}” does as well on these rows. Method probe is enough"),
+        (0.95, BOTH, f"“{BOTH}” does better on these rows. Set with_tfidf"),
+        (0.95, ALONE, f"“{ALONE}” does better on these rows. Leave out with_tfidf"),
+        (0.9, MAJORITY, f"“{MAJORITY}” does as well on these rows. There is no evidence"),
     ],
 )
-def test_the_best_plain_method_is_compared(single, accuracy, name, sentence):
-    single["rows"] = 1000
+def test_the_best_other_system_is_compared(single, macro_f1, name, sentence):
     single["systems"] = [
-        {"name": "This classifier", **SYSTEM},
-        {"name": name, **SYSTEM, "accuracy": accuracy},
-        {"name": "worse", **SYSTEM, "accuracy": 0.1},
+        {"name": "This classifier", **SYSTEM, "macro_f1": 0.9},
+        {"name": name, **SYSTEM, "macro_f1": macro_f1},
+        {"name": "worse", **SYSTEM, "macro_f1": 0.1},
     ]
     assert sentence in Elements(view.shown(single, "mine")).text
 
 
 @pytest.mark.parametrize(
+    ("method", "with_tfidf", "advice"),
+    [
+        ("probe", False, "Try method lora, with_tfidf, which takes the mean of both, more rows, or a prompt"),
+        ("probe", True, "Try method lora, more rows, or a prompt"),
+        ("lora", False, "Try with_tfidf, which takes the mean of both, more rows, or a prompt"),
+        ("lora", True, "Try more rows, or a prompt"),
+    ],
+)
+def test_advice_is_what_was_not_tried(single, method, with_tfidf, advice):
+    single["systems"] = [{"name": name, **SYSTEM} for name in ("This classifier", TFIDF)]
+    single["trained"] = {"method": method, "with_tfidf": with_tfidf}
+    assert advice in Elements(view.shown(single, "mine")).text
+
+
+@pytest.mark.parametrize(
     ("low", "high", "words"), [(-0.012, 0.03, "may be chance"), (0.004, 0.03, "is more than chance")]
 )
-def test_a_difference_has_its_interval(single, low, high, words):
-    single["systems"] = [{"name": "This classifier", **SYSTEM}, {"name": TFIDF, **SYSTEM, "accuracy": 0.8}]
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_difference_has_its_interval(single, low, high, words, is_old):
+    """In points, and of the accuracy, if the report is that of an earlier version."""
+    worse = {"name": TFIDF, **SYSTEM, "accuracy": 0.8, "macro_f1": 0.7}
+    single["systems"] = [{"name": "This classifier", **SYSTEM}, worse]
     single["differences"] = [{"better_than": TFIDF, "by": 0.02, "from": low, "to": high}]
+    bounds = f"{low:+.3g} to +0.03 "
+    if is_old:
+        del single["compared_by"]
+        bounds = f"{100 * low:+.3g} to +3 points"
     seen = Elements(view.shown(single, "mine")).text
-    assert f"The difference {words}" in seen and f"{100 * low:+.3g} to +3 points" in seen
+    assert f"The difference {words}" in seen and bounds in seen
+    assert ("Accuracy 10.0 points above" if is_old else "Macro F1 0.100 above") in seen
+
+
+def test_the_figure_of_the_comparison_has_an_interval(single):
+    own = single["systems"][0]
+    seen = Elements(view.shown(single, "mine")).text
+    assert f"{own['macro_f1_low']:.3f} to {own['macro_f1_high']:.3f}" in seen
 
 
 @pytest.mark.parametrize(("last", "words"), [(0.9, "more rows would probably help"), (0.801, "would help little")])
