@@ -3,11 +3,12 @@
     python -m tests.benchmarks.classifiers                           # all sets of `installed_data.py`
     python -m tests.benchmarks.classifiers sections roles --lora     # LoRA too, which takes minutes for each set
     python -m tests.benchmarks.classifiers --rows 600 --zero-shot 64
-    python -m tests.benchmarks.classifiers --per-class 8             # few rows; all others are held out, up to 400
+    python -m tests.benchmarks.classifiers --per-class 8             # 8 rows of each label, and as many to test on
     python -m tests.benchmarks.classifiers --templates               # without training, by each template
 
 A quarter of the rows is held out. The figures are macro-F1, or R² of a regression. The settings are those of
-recipes/starter/classify_quick.yaml and classify.yaml. The minutes are those of the whole run of the probe.
+recipes/starter/classify_quick.yaml ("default", and its head alone) and classify.yaml ("LoRA"). The minutes are those of
+the whole run of the default.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,7 @@ from studio.errors import StudioError
 from tests.benchmarks.installed_data import SETS, InstalledSet, Row
 
 HELD_OUT = 0.25
+HEAD = ("set", "rows", "zero-shot", "chance", "TF-IDF", "head", "default", "LoRA head", "LoRA", "minutes")
 
 
 def main() -> None:
@@ -40,25 +43,39 @@ def main() -> None:
     if options.templates:
         _templates(options)
         return
-    print("| set | rows | zero-shot | chance | TF-IDF | probe | LoRA | minutes |\n|---|--:|--:|--:|--:|--:|--:|--:|")
+    print(f"| {' | '.join(HEAD)} |\n|---|{'--:|' * (len(HEAD) - 1)}")
     for name in options.sets or SETS:
         print(f"| {' | '.join(_cells(SETS[name], options))} |", flush=True)
 
 
 def _cells(data: InstalledSet, options: Any) -> Iterator[str]:
     rows = data.read()[: options.rows or None]
-    yield from (data.title, f"{len(rows):,}")
-    yield from _zero_shot(data, rows[: options.zero_shot])
+    share = HELD_OUT
+    if options.per_class:
+        rows, share = _few(data, options.per_class)
+    yield from (data.title, f"{len(rows):,}", *_zero_shot(data, rows[: options.zero_shot]))
     with tempfile.TemporaryDirectory() as folder:
         file = _written(data, rows, Path(folder))
         started = time.perf_counter()
-        probe = _systems("starter/classify_quick", data, file)
+        found = _systems("starter/classify_quick", data, file, share)
         minutes = (time.perf_counter() - started) / 60
-        lora = _systems("starter/classify", data, file)[0] if options.lora else None
-    yield _figure(probe[1])
-    yield _figure(probe[0])
-    yield "" if lora is None else _figure(lora)
+        lora = _systems("starter/classify", data, file, share) if options.lora else {}
+    plain = found[evaluation.plain_name(data.problem)]
+    yield from map(_figure, (plain, found[evaluation.ALONE], found[evaluation.OURS]))
+    yield from (_figure(lora[name]) if lora else "" for name in (evaluation.ALONE, evaluation.OURS))
     yield f"{minutes:.1f}"
+
+
+def _few(data: InstalledSet, per_class: int) -> tuple[list[Row], float]:
+    """As many rows of each label to train on, or in all for a set without classes, and as many again to test on."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for row in data.read():
+        label = row.label if data.problem == "single_label" else ""
+        seen[label] += 1
+        if seen[label] <= 2 * per_class:
+            rows.append(row)
+    return rows, 0.5
 
 
 def _templates(options: Any) -> None:
@@ -92,14 +109,13 @@ def _written(data: InstalledSet, rows: Sequence[Row], folder: Path) -> Path:
     return file
 
 
-def _systems(recipe: str, data: InstalledSet, file: Path) -> list[dict[str, Any]]:
-    """The systems of the run's report: the classifier, and TF-IDF."""
+def _systems(recipe: str, data: InstalledSet, file: Path, share: float) -> dict[str, dict[str, Any]]:
+    """The systems of the run's report by name: the classifier, its head alone, and TF-IDF."""
     columns = f"columns={{text: text, label: {data.kind}}}"
-    settings = [f"data={file}", columns, f"problem={data.problem}", f"eval_share={HELD_OUT}"]
+    settings = [f"data={file}", columns, f"problem={data.problem}", f"eval_share={share}"]
     report = evaluation.of_run(train.start(Recipe.load(recipe, settings)))
     assert report is not None
-    found: list[dict[str, Any]] = report["systems"]
-    return found
+    return {system["name"]: system for system in report["systems"]}
 
 
 def _figure(system: dict[str, Any]) -> str:
@@ -110,6 +126,7 @@ def _options() -> Any:
     parser = argparse.ArgumentParser(description="Classifiers on open data of this machine.")
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; all if none is named")
     parser.add_argument("--rows", type=int, default=0, help="of each set; all if 0")
+    parser.add_argument("--per-class", type=int, default=0, help="rows of each label to train on, instead of --rows")
     parser.add_argument("--zero-shot", type=int, default=64, help="rows that are classified without training")
     parser.add_argument("--templates", action="store_true", help="compare the templates without training")
     parser.add_argument("--lora", action="store_true", help="train LoRA from the probe as well")
