@@ -125,8 +125,8 @@ class Recipe(Settings):
     method: Literal["lora", "probe"] = Field(
         default="lora",
         description=(
-            "For classify: probe fits the head to the frozen model's features, without training; lora goes on from "
-            "that head."
+            "For classify: probe fits the head to the frozen model's features and ignores the settings of adapter, "
+            "optimisation and checkpoints; lora trains on from that head."
         ),
     )
     prompt: Annotated[Text, MaxLen(LONGEST_PROMPT), AfterValidator(_prompt)] = Field(

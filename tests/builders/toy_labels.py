@@ -17,12 +17,12 @@ def sentence(rng: random.Random, label: str) -> str:
     return " ".join(rng.choice(WORDS[label]) for _ in range(rng.randint(1, 5)))
 
 
-def labelled_file(path: Path, label: Callable[[str, int], Any] = lambda name, i: name) -> Path:
-    """64 rows; `label` makes the cell of a row's name and number."""
+def labelled_file(path: Path, label: Callable[[str, int], Any] = lambda name, i: name, rows: int = 64) -> Path:
+    """`label` makes the cell of a row's name and number."""
     rng = random.Random(0)
-    names = [("ham", "spam")[i % 2] for i in range(64)]
-    rows = [{"text": f"{i} {sentence(rng, name)}", "label": label(name, i)} for i, name in enumerate(names)]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    names = [("ham", "spam")[i % 2] for i in range(rows)]
+    written = [{"text": f"{i} {sentence(rng, name)}", "label": label(name, i)} for i, name in enumerate(names)]
+    path.write_text("\n".join(map(json.dumps, written)))
     return path
 
 

@@ -8,12 +8,14 @@ continues after the last one. T texts; the other letters are declared in `jetmoe
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from studio.backend.classification.head import padded
 from studio.backend.data.packing import in_batches
 from studio.backend.system.files import atomic_write
 
+logger = logging.getLogger(__name__)
 BATCH_TOKENS = 2048
 PART_S = 10.0
 """Seconds of reading after which a part is stored."""
@@ -80,16 +83,20 @@ def last_hidden(model: Any, texts: Sequence[Sequence[int]], pad_id: int) -> Tens
 
 
 def _store(folder: Path, features: Tensor, rows: list[int]) -> None:
-    number = sum(1 for _ in folder.glob("*.safetensors"))
     data = save({"rows": torch.tensor(rows), "features": features[rows]})
-    atomic_write(folder / f"{number:06}.safetensors", data)
+    atomic_write(folder / f"{rows[0]:06}.safetensors", data)  # no two parts have the same texts
 
 
 def _stored(folder: Path, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the features `[T, D]` that are stored, and which of them are, bool `[T]`."""
+    """Return the features `[T, D]` that are stored, and which of them are, bool `[T]`; damaged parts are deleted."""
     features, is_read = torch.zeros(count, size), torch.zeros(count, dtype=torch.bool)
     for file in folder.glob("*.safetensors"):
-        part = load_file(file)
-        features[part["rows"]] = part["features"]
+        try:
+            part = load_file(file)
+            features[part["rows"]] = part["features"]
+        except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+            logger.warning("%s is damaged (%s); its texts are read again.", file.name, error)
+            file.unlink()
+            continue
         is_read[part["rows"]] = True
     return features, is_read

@@ -19,13 +19,13 @@ from jetmoe.classification import MoeForSequenceClassification
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import is_4bit, stored_tensors
 from jetmoe.loading.load import load
-from studio.backend.classification.probe import MAX_TOKENS, TEXT
 from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import pad_id
 from studio.backend.data.prompt import encode_plain
 from studio.backend.export.base import PROOF, Base, writing
 from studio.backend.models import catalog, placement
 from studio.backend.system.progress import Progress, reading
+from studio.backend.training.drift_probe import MAX_TOKENS, TEXT
 from studio.backend.training.prepare import labelled_config
 from studio.errors import StudioError
 

@@ -17,12 +17,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from studio.backend.chat.decoder import Decoder
-from studio.backend.classification.probe import Probe
 from studio.backend.data.prompt import encode_chat
 from studio.backend.runs.events import TrainEvent, TrainKind
 from studio.backend.runs.run import Ending, Run
 from studio.backend.runs.store import RunStore
 from studio.backend.training import fsdp
+from studio.backend.training.drift_probe import DriftProbe
 from studio.backend.training.prepare import Prepared, processes
 from studio.errors import StudioError
 
@@ -73,7 +73,7 @@ class RunCallback(TrainerCallback):
         self.step_s = 0.0
         # A sharded model runs in all processes or in none.
         probes = self.is_main or fsdp.is_fsdp()
-        self.probe = Probe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
+        self.probe = DriftProbe(prepared.model, prepared.tokenizer, prepared.recipe.probe_text) if probes else None
 
     # --- events
 

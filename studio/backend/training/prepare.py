@@ -128,6 +128,7 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     fsdp.check(recipe)
     path = catalog.prepare(recipe.model, progress)
     adapter = _adapter_config(recipe, path)
+    _check_length(recipe, path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     data = prepare_data(recipe, tokenizer)
     base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
@@ -143,6 +144,16 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     else:
         exclude_frozen(model)
     return Prepared(recipe, tokenizer, data, base, model, precision, warnings)
+
+
+def _check_length(recipe: Recipe, path: Path) -> None:
+    """Raise StudioError if a row may be longer than the model's context."""
+    context = read_model_config(path).max_position_embeddings
+    if recipe.max_length > context:
+        raise StudioError(
+            f"max_length is {recipe.max_length:,}, but the context of {recipe.model} has {context:,} tokens: set "
+            f"max_length to {context:,} or less."
+        )
 
 
 def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:

@@ -8,7 +8,7 @@ import torch
 
 from studio.analysis.drift import broken_slot_sets, drift
 from studio.analysis.load import strongest
-from studio.backend.classification.probe import Probe
+from studio.backend.training.drift_probe import DriftProbe
 from tests.builders.toy_folder import SIZES, toy_tokenizer
 from tests.builders.toy_model import toy_model
 from tests.builders.traces import make_trace
@@ -93,7 +93,7 @@ def test_broken_slot_sets():
 
 def test_the_probe_sees_a_change_of_the_model():
     model = toy_model(**SIZES)
-    probe = Probe(model, toy_tokenizer(), "some text to route")
+    probe = DriftProbe(model, toy_tokenizer(), "some text to route")
     still = probe.measure(model)
     assert still["js"] == 0 and still["flip_rate"] == 0 and "broken_slot_sets" not in still
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_probe_sees_a_change_of_the_model():
 def test_the_probe_of_a_model_with_one_router_of_64_experts():
     sizes = SIZES | {"num_experts": 64, "num_experts_per_tok": 8}
     model = toy_model(family="olmoe", **sizes)
-    probe = Probe(model, toy_tokenizer(), "some text to route")
+    probe = DriftProbe(model, toy_tokenizer(), "some text to route")
     with torch.no_grad():
         model.model.layers[1].mlp.gate.weight.neg_()
     moved = probe.measure(model)

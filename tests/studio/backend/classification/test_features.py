@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from studio.backend.classification import features
 from studio.backend.classification.features import read_features
@@ -46,3 +47,26 @@ def test_an_interrupted_reading_continues_after_the_last_part(model, tmp_path):
     found = read_features(model.base, TEXTS, PAD, folder, lambda done: again.append(done) or True)
     assert told == [1, 3] and again == [5], "no text is read twice"
     torch.testing.assert_close(found, read_features(model.base, TEXTS, PAD, tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-8]),
+        lambda file: file.write_bytes(b""),
+        lambda file: save_file({"rows": torch.tensor([99]), "features": torch.ones(1, 3)}, file),
+    ],
+)
+def test_a_damaged_part_is_read_again(model, tmp_path, damage, monkeypatch):
+    monkeypatch.setattr(features, "PART_S", 0.0)
+    folder, told = tmp_path / "features", []
+    found = read_features(model.base, TEXTS, PAD, folder)
+    parts = sorted(folder.iterdir())
+    assert len(parts) == 3
+    damage(parts[0])
+    again = read_features(model.base, TEXTS, PAD, folder, lambda done: told.append(done) or True)
+    assert len(told) == 1 and told[0] == 5, "the other parts are kept"
+    torch.testing.assert_close(again, found)
+    assert (
+        read_features(model.base, TEXTS, PAD, folder, lambda done: pytest.fail("nothing is left to read")) is not None
+    )

@@ -1,6 +1,7 @@
 """What a person sees of a data set before training, of files good and bad."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_rows_with_their_trained_text_counts_and_bad_rows(toy, tmp_path):
         ("\n", False, False),
     ]
     assert seen.tokens.cut == 1 and sum(seen.tokens.counts) == 4
+
+
+def test_labelled_texts_are_shown_and_counted_in_their_prompt(toy, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    written = [{"text": f"{name} {i}", "label": name} for i in range(4) for name in ("tea", "{text}")]
+    rows.write_text("\n".join(map(json.dumps, written)))
+    recipe = Recipe(str(toy), data=str(rows), task="classify", packing=False, prompt="Kind of {text}?", max_length=64)
+    seen = preview(recipe)
+    assert seen.examples[:2] == [
+        [("Kind of tea 0? ", False, False), ("tea", True, False)],
+        [("Kind of {text} 0? ", False, False), ("{text}", True, False)],
+    ]
+    plain = preview(replace(recipe, prompt="{text}"))
+    assert seen.tokens.tokens == plain.tokens.tokens + 8 * len("Kind of ?"), "a token of the toy is a character"
 
 
 def test_a_file_whose_columns_say_nothing_names_them(toy, tmp_path):

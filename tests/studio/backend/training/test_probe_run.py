@@ -136,11 +136,29 @@ def test_texts_without_words_have_no_tfidf(settings):
     assert names == [evaluation.OURS, evaluation.MAJORITY]
 
 
+@pytest.mark.parametrize("per_class", [8, 16, 32])
+def test_few_rows_need_no_settings(settings, per_class):
+    labelled_file(Path(settings["data"]), rows=2 * per_class)
+    report = evaluation.of_run(run := started(settings, method="probe", with_tfidf=True))
+    assert run.state == "done" and report["systems"][0]["macro_f1"] > 0.6
+    assert f"{per_class // 2} rows are few" in " ".join(report["notices"])
+    assert [point["rows"] for point in report["learning_curve"]] == ([48] if per_class == 32 else [per_class * 3 // 2])
+
+
+def test_rows_longer_than_the_context_are_refused_before_they_are_read(settings):
+    Path(settings["data"]).unlink()
+    Path(settings["data"]).touch()
+    with pytest.raises(StudioError, match="max_length is 513, but the context of .* has 512 tokens: set max_length to"):
+        prepare(Recipe.from_settings({**settings, "max_length": 513}))
+
+
 def test_lora_goes_on_from_the_fitted_head(settings):
     probe, tuned = started(settings, method="probe"), started(settings)
     first = values(tuned, "eval")[0]
     assert first == pytest.approx(values(probe, "eval")[0]) and len(values(tuned, "eval")) == 4
     assert any(tensor.any() for name, tensor in weights(tuned).items() if "lora_B" in name)
+    chosen = ["also chose between the checkpoints" in str(evaluation.of_run(run)["notices"]) for run in (tuned, probe)]
+    assert chosen == [True, False]
 
 
 def test_lora_that_is_worse_than_the_head_is_left_out(settings, monkeypatch):

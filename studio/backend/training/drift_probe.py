@@ -1,6 +1,6 @@
 """Record the routing of a fixed text before and during training, and measure its drift.
 
-probe = Probe(model, tokenizer, text="")
+probe = DriftProbe(model, tokenizer, text="")
 probe.measure(model)         # the values of a "routing" event
 """
 
@@ -30,7 +30,7 @@ In 1911 the committee met twice; 14 of its 23 members voted for the proposal, wh
 Idiot, n. A member of a large and powerful tribe whose influence in human affairs has always been dominant."""
 
 
-class Probe:
+class DriftProbe:
     """Record the routing of a fixed text.
 
     Args:
