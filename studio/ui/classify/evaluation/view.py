@@ -217,8 +217,8 @@ def _cell(figure: Figure, system: dict[str, Any], systems: Sequence[dict[str, An
     if system[figure.key] is None:
         return "–"
     text = figure.shown(system[figure.key])
-    low, high = (system.get(f"{figure.key}_{side}") for side in ("low", "high"))
-    between = "" if low is None else f" <small>{figure.shown(low)} to {figure.shown(high)}</small>"
+    bounds = [figure.shown(system[key]) for key in (f"{figure.key}_low", f"{figure.key}_high") if key in system]
+    between = f" <small>{' to '.join(bounds)}</small>" if bounds else ""
     best = figure.shown(min(values) if figure.lowest else max(values))
     return (f"<b>{text}</b> <small>best</small>" if text == best and len(systems) > 1 else text) + between
 
