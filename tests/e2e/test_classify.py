@@ -49,11 +49,11 @@ def test_a_text_is_classified_by_keyboard_and_nothing_in_it_runs(classify):
 
 
 def test_lines_presets_templates_and_examples_and_what_a_refresh_keeps(classify):
-    classify.choose("classify-preset", re.compile("^Spam"))
-    expect(classify.labels).to_have_value("spam, a normal message")
+    classify.choose("classify-preset", re.compile("^Language"))
+    expect(classify.labels).to_have_value("English, French, Spanish, German")
     classify.labels.fill("spam, ham")
     classify.show_template()
-    expect(classify.template).to_have_value(TEMPLATES["message"])
+    expect(classify.template).to_have_value(TEMPLATES["topic"])
     classify.template.fill("Is it {labels}? {text}")
     expect(classify.page.locator("#classify-template input")).to_have_value("custom")
     classify.page.locator("#classify-calibrate input").uncheck()

@@ -59,7 +59,7 @@ def test_the_finished_head_is_measured_beside_plain_methods(settings):
     assert report["of"] == "16 held-out rows of rows.jsonl" and report["rows"] == np.sum(report["confusion"]) == 16
     best = max(each["eval_macro_f1"] for each in values(run, "eval")[1:])
     assert report["systems"][0]["macro_f1"] == pytest.approx(best)  # of the best checkpoint, not of the last
-    systems = [evaluation.OURS, evaluation.FITTED, evaluation.TFIDF, evaluation.MAJORITY]
+    systems = [evaluation.OURS, evaluation.FITTED, evaluation.BOTH, evaluation.TFIDF, evaluation.MAJORITY]
     assert [row["name"] for row in report["systems"]] == systems
     assert [point["rows"] for point in report["learning_curve"]] == [48]
     assert report["profile"]["texts"] == 16 and report["profile"]["comparisons"] == 2 * 2 * 2 * 4
