@@ -17,10 +17,16 @@ from studio.backend.recipe import AUTO_PROMPT, Recipe
 from studio.backend.recipe_conflicts import NO_PROMPT
 from studio.errors import StudioError
 
-AUTO = "Text: {text}\n\nQuestion: What is the %s of this text?\nAnswer: The %s is"
-"""Of four prompts, the one whose features tell most about the sections of Debian packages."""
+AUTO = {
+    "single_label": "Text: {text}\n\nQuestion: What is the %s of this text?\nAnswer: The %s is",
+    "multi_label": "Text: {text}\n\nQuestion: What are the %s labels of this text?\nAnswer: The %s labels are",
+    "regression": "Text: {text}\n\nQuestion: What is the %s of this text, as a number?\nAnswer: The %s is",
+}
+"""By problem. Of four prompts, the first is the one whose features tell most about the sections of Debian packages."""
 UNTOLD = ("label", "labels", "class", "classes", "target", "targets", "y", "output")
 """Names of columns that don't tell the kind of label."""
+USUAL = {"single_label": "category", "multi_label": "category", "regression": "score"}
+"""The kind of label that such a column holds, by problem."""
 OPTIONS: dict[str, Any] = {"split_special_tokens": True, "return_attention_mask": False, "verbose": False}
 
 
@@ -29,8 +35,8 @@ def prompt_for(recipe: Recipe, column: str) -> str:
     if recipe.prompt != AUTO_PROMPT:
         return recipe.prompt
     kind = " ".join(column.replace("_", " ").split()).lower().replace(NO_PROMPT, "")
-    kind = "category" if kind in UNTOLD or not kind else kind
-    return AUTO % (kind, kind)
+    kind = USUAL[recipe.problem] if kind in UNTOLD or not kind else kind
+    return AUTO[recipe.problem] % (kind, kind)
 
 
 def filled(prompt: str, text: str) -> str:

@@ -24,6 +24,19 @@ def test_auto_asks_for_what_the_column_holds(column, kind):
     assert f" {kind} " in prompt and prompt.count("{text}") == 1
 
 
+@pytest.mark.parametrize(
+    ("problem", "column", "words"),
+    [
+        ("multi_label", "topic", "What are the topic labels of this text?\nAnswer: The topic labels are"),
+        ("multi_label", "labels", "What are the category labels of this text?"),
+        ("regression", "stars", "What is the stars of this text, as a number?\nAnswer: The stars is"),
+        ("regression", "label", "What is the score of this text, as a number?"),
+    ],
+)
+def test_auto_asks_for_several_labels_or_a_number(problem, column, words):
+    assert words in prompt_for(Recipe(task="classify", prompt="auto", problem=problem), column)
+
+
 def test_a_slot_in_a_text_is_text():
     assert filled(PROMPT, "{text} {label}") == "Text: {text} {label}\nLabel:"
 

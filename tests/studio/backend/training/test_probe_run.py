@@ -148,9 +148,7 @@ def test_few_rows_need_no_settings(settings, per_class):
 def test_rows_longer_than_the_context_are_refused_before_they_are_read(settings):
     Path(settings["data"]).unlink()
     Path(settings["data"]).touch()
-    with pytest.raises(
-        StudioError, match=r"max_length is 513, but the context of .* has 512 tokens: set "
-    ):
+    with pytest.raises(StudioError, match=r"max_length is 513, but the context of .* has 512 tokens: set "):
         prepare(Recipe.from_settings({**settings, "max_length": 513}))
 
 
