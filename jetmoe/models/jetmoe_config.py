@@ -104,8 +104,8 @@ class JetMoeConfig(MoeConfig):
         score_temperature: temperature of a classifier with one label per text. Dividing the logits by it calibrates
             the confidence (arXiv 1706.04599). The model itself does not use it.
         score_prompt: prompt of a classifier, with {text} where the text belongs. Fill it before the tokenizer.
-        score_with_tfidf: whether a TF-IDF model is saved beside the classifier, whose answer is the mean of both. The
-            model itself does not use it.
+        score_with_tfidf: whether a TF-IDF model is saved beside the classifier, whose logits are added. The model
+            itself does not use it.
 
     Raises:
         ValueError: fields contradict each other; the message names them and the fix.

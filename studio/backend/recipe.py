@@ -140,8 +140,8 @@ class Recipe(Settings):
     with_tfidf: bool = Field(
         default=False,
         description=(
-            "For classify: answer with the mean of the head and of TF-IDF with logistic regression, which is saved "
-            "with the classifier."
+            "For classify: add the weighted logits of TF-IDF with logistic regression, which are saved with the "
+            "classifier."
         ),
     )
     on_bad_rows: Literal["skip", "stop"] = Field(

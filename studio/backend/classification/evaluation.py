@@ -34,7 +34,7 @@ from studio.errors import StudioError
 
 FILE = "evaluation.json"
 OURS, TFIDF = "This classifier", "TF-IDF + logistic regression"
-FITTED, ALONE, BOTH = "Fitted head, without LoRA", "The head alone, without TF-IDF", "The mean with TF-IDF"
+FITTED, ALONE, BOTH = "Fitted head, without LoRA", "The head alone, without TF-IDF", "The sum with TF-IDF"
 MAJORITY, MOST = "The most frequent label", "What most texts have"
 RIDGE, MEAN = "TF-IDF + ridge regression", "The mean"
 MOST_TEXTS, MOST_ALIKE = 1000, 50

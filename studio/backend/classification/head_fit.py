@@ -1,7 +1,7 @@
 """Fit a classification head to frozen features: logistic regression, or ridge regression for numbers.
 
-    heads = fit_heads(labels, features, targets, [100, 200])      # of the first 100 and 200 texts, float32 [C, D] each
-    logits = features @ heads[200].T                              # [N, C], for features [N, D] of the last tokens
+    fitted = fit_heads(labels, features, targets, [100, 200])
+    logits = features @ fitted.heads[200].T         # [N, C], of the head for the first 200 texts; features are [N, D]
 
 The strength of the regularisation is chosen by cross-validation on all rows. The head has no bias, as in transformers.
 The features of all texts have a large part in common, and a weight in its direction acts as a bias. Only differences of
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,13 +42,29 @@ FINAL: dict[str, float] = {"maxiter": 300, "ftol": 1e-8}
 """When the optimizer stops, for the cross-validation and for the head."""
 
 
+class Fold(NamedTuple):
+    train: Tensor
+    """Indices of the rows that a head was fitted to."""
+    test: Tensor
+    """Indices of other rows."""
+    logits: Tensor
+    """Its logits for these, float32 `[test, C]`."""
+
+
+class FittedHeads(NamedTuple):
+    heads: dict[int, Tensor]
+    """Weights float32 `[C, D]` by the number of rows."""
+    folds: list[Fold]
+    """Those of the cross-validation with the chosen strength; empty for fewer than FEWEST_ROWS rows."""
+
+
 def fit_head(labels: Labels, features: Tensor, targets: Sequence[Target]) -> Tensor:
     """Return the weights float32 `[C, D]` of a head without bias, fitted to features `[N, D]`."""
-    return fit_heads(labels, features, targets, [len(features)])[len(features)]
+    return fit_heads(labels, features, targets, [len(features)]).heads[len(features)]
 
 
-def fit_heads(labels: Labels, features: Tensor, targets: Sequence[Target], counts: Sequence[int]) -> dict[int, Tensor]:
-    """Return heads as of `fit_head` for the first rows, by their number.
+def fit_heads(labels: Labels, features: Tensor, targets: Sequence[Target], counts: Sequence[int]) -> FittedHeads:
+    """Return heads as of `fit_head` for the first rows.
 
     All have the same prior, so the regularisation of fewer rows is stronger in relation to their mean loss.
     """
@@ -56,12 +73,12 @@ def fit_heads(labels: Labels, features: Tensor, targets: Sequence[Target], count
     inputs, wanted = features @ basis, scale.scaled(labels, targets)  # [N, D + 1], [N] or [N, C]
     heads: dict[int, Tensor] = {}
     with _few_threads(inputs.numel() * len(labels.names)):
-        strength, weights = _best_strength(labels, inputs, wanted)
+        strength, weights, folds = _best_strength(labels, inputs, wanted)
         for count in sorted(counts, reverse=True):
             stronger = strength * len(inputs) / count
             weights = _solved(labels, inputs[:count], wanted[:count], stronger, FINAL, weights)  # [C, D + 1]
             heads[count] = scale.unscaled(weights) @ basis.T
-    return heads
+    return FittedHeads(heads, [fold._replace(logits=scale.unscaled_logits(fold.logits)) for fold in folds])
 
 
 @contextmanager
@@ -118,6 +135,9 @@ class _Scale:
         wanted = as_tensor(labels, targets)
         return wanted if labels.problem != "regression" else (wanted.double() - self.mean) / self.spread
 
+    def unscaled_logits(self, logits: Tensor) -> Tensor:
+        return logits * self.spread + self.mean
+
     def unscaled(self, weights: Tensor) -> Tensor:
         """Return the weights `[C, D + 1]` for the targets as they were."""
         bias = torch.zeros(weights.shape[-1])
@@ -125,22 +145,23 @@ class _Scale:
         return weights * self.spread + bias
 
 
-def _best_strength(labels: Labels, inputs: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+def _best_strength(labels: Labels, inputs: Tensor, wanted: Tensor) -> tuple[float, Tensor, list[Fold]]:
     """Return the strength with the lowest loss on rows that the head was not fitted to, and weights to start from."""
     start = torch.zeros(len(labels.names), inputs.shape[1])
     if len(inputs) < FEWEST_ROWS:
-        return USUAL_STRENGTH, start
+        return USUAL_STRENGTH, start, []
     folds = [*_folds(labels, wanted)]
-    starts, best = [start] * FOLDS, (np.inf, USUAL_STRENGTH, start)
+    starts, lowest, best = [start] * FOLDS, np.inf, (USUAL_STRENGTH, start, [Fold(*fold, start) for fold in folds])
     for strength in STRENGTHS:
-        loss = 0.0
+        loss, found = 0.0, []
         for i, (train, test) in enumerate(folds):
             starts[i] = _solved(labels, inputs[train], wanted[train], strength, TRIAL, starts[i])
-            loss += float(head_loss(labels, inputs[test] @ starts[i].T, wanted[test])) * len(test)
-        if loss > best[0]:  # weaker ones fit worse still
+            found.append(Fold(train, test, inputs[test] @ starts[i].T))
+            loss += float(head_loss(labels, found[-1].logits, wanted[test])) * len(test)
+        if loss > lowest:  # weaker ones fit worse still
             break
-        best = (loss, strength, torch.stack(starts).mean(dim=0))
-    return best[1:]
+        lowest, best = loss, (strength, torch.stack(starts).mean(dim=0), found)
+    return best
 
 
 def _folds(labels: Labels, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

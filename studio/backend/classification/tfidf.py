@@ -2,7 +2,8 @@
 
     words = Tfidf.fit(learned)                      # learned: the training rows, a `Truth`
     words.logits(["The match ended in a draw."])    # float64 [T, C], or the number of a regression
-    mean_logits(head_logits, words.logits(texts))   # the answer of both together
+    both = words.weighted(0.6, 0.8)                 # weights of the head and of TF-IDF, see `stacking.py`
+    both.with_head(head_logits, texts)              # the logits of both together
     words.save(folder)                              # safetensors and JSON, which run no code when they are loaded
     Tfidf.load(folder)
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Tfidf:
     """float32 `[C, V]`"""
     intercept: np.ndarray
     """float32 `[C]`"""
+    head_weight: float = 0.0
+    """What the logits of a head are multiplied by before they are added."""
 
     @classmethod
     def fit(cls, learned: Truth, balanced: bool = False) -> Tfidf:
@@ -74,11 +77,20 @@ class Tfidf:
         found: np.ndarray = self.vectorizer.transform(list(texts)) @ self.coef.T + self.intercept
         return found
 
+    def weighted(self, head: float, words: float) -> Tfidf:
+        """Return the part of a weighted sum with a head."""
+        return replace(self, coef=self.coef * words, intercept=self.intercept * words, head_weight=head)
+
+    def with_head(self, head: Tensor, texts: Sequence[str]) -> Tensor:
+        """Return the weighted sum with the logits `[T, C]` of a head, fp32."""
+        return head * self.head_weight + torch.from_numpy(self.logits(texts)).float()
+
     def save(self, folder: Path) -> None:
         """Write the two files. Raise OSError or SafetensorError if they can't be written."""
         idf = np.asarray(self.vectorizer.idf_, np.float32)  # [V]
         words = sorted(self.vectorizer.vocabulary_, key=self.vectorizer.vocabulary_.__getitem__)
-        save_file({"coef": self.coef, "intercept": self.intercept, "idf": idf}, folder / WEIGHTS)
+        tensors = {"coef": self.coef, "intercept": self.intercept, "idf": idf}
+        save_file(tensors | {"head_weight": np.array([self.head_weight], np.float32)}, folder / WEIGHTS)
         (folder / VOCABULARY).write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
@@ -95,23 +107,15 @@ class Tfidf:
             stored = load_file(folder / WEIGHTS)
             vectorizer = TfidfVectorizer(**OPTIONS, vocabulary=words)
             vectorizer.idf_ = stored["idf"].astype(np.float64)
-            coef, intercept = stored["coef"], stored["intercept"]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            coef, intercept, head_weight = stored["coef"], stored["intercept"], float(stored["head_weight"][0])
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError) as error:
             raise StudioError(
                 f"The TF-IDF part of the classifier in {folder.name} can't be read ({type(error).__name__}). Copy "
                 f"{WEIGHTS} and {VOCABULARY} from the original, or export it again."
             ) from error
         if coef.shape != (labels, len(words)) or intercept.shape != (labels,):
             raise StudioError(f"{WEIGHTS} in {folder.name} belongs to another classifier. Export it again.")
-        return cls(vectorizer, coef, intercept)
-
-
-def mean_logits(head: Tensor, words: np.ndarray) -> Tensor:
-    """Return float32 `[T, C]`, which give the mean of the log-probabilities of both, or of their numbers.
-
-    Logits differ from log-probabilities by a constant for each text, which a softmax ignores.
-    """
-    return (head + torch.from_numpy(words).float()) / 2
+        return cls(vectorizer, coef, intercept, head_weight)
 
 
 def _single(words: Any, learned: Truth, balanced: bool) -> tuple[np.ndarray, np.ndarray]:

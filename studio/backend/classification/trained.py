@@ -35,7 +35,7 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, is_same_model, require_model
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.classification.head import labels_of, probabilities
-from studio.backend.classification.tfidf import Tfidf, mean_logits
+from studio.backend.classification.tfidf import Tfidf
 from studio.backend.data.labelled import Labels
 from studio.backend.data.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.data.prompt import check_text
@@ -173,7 +173,7 @@ class TrainedClassifier:
             if recorder is not None:
                 traces.append(recorder.trace(ids, token_texts(self.body.tokenizer, ids), True))
         if self.words is not None:
-            logits = mean_logits(logits, self.words.logits(texts))
+            logits = self.words.with_head(logits, texts)
         scores = probabilities(self.problem, logits, self.labels.temperature).numpy()
         cut = tuple(i for i, (_, is_cut) in enumerate(encoded) if is_cut)
         return Predictions(self.names, self.problem, scores, cut, tuple(traces))

@@ -65,7 +65,7 @@ class Labels:
     temperature: float = 1.0
     """Divides the logits of single-label problems to calibrate the confidences."""
     with_tfidf: bool = False
-    """Whether the answer is the mean of the head's and that of a TF-IDF model."""
+    """Whether the logits of a TF-IDF model are added to those of the head."""
 
     def report(self) -> dict[str, Any]:
         """Return the problem and the label counts for events and model cards."""
@@ -79,6 +79,10 @@ class Truth(NamedTuple):
     names: tuple[str, ...]
     texts: Sequence[str]
     targets: Sequence[Target]
+
+    def part(self, rows: Sequence[int]) -> Truth:
+        """Return these rows, in this order."""
+        return self._replace(texts=[self.texts[i] for i in rows], targets=[self.targets[i] for i in rows])
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ LARGEST_CARD = 1 << 20
 # Placeholder for the place that the card's examples load from, until it is known.
 PLACE = "THIS FOLDER"
 WITH_TFIDF = (
-    "The code above gives the scores of the head alone. JetMoE Studio answers with the mean of these logits and those "
-    f"of TF-IDF with logistic regression (ridge regression for numbers), which is in `{tfidf.WEIGHTS}` and "
+    "The code above gives the scores of the head alone. JetMoE Studio answers with a weighted sum of these logits and "
+    f"those of TF-IDF with logistic regression (ridge regression for numbers), which is in `{tfidf.WEIGHTS}` and "
     f"`{tfidf.VOCABULARY}`. The latter lists words and word pairs of the training texts."
 )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from studio.backend.classification.features import read_features
 from studio.backend.classification.head import LabelledFeature, head_loss, measure
-from studio.backend.classification.head_fit import as_tensor, fit_heads
+from studio.backend.classification.head_fit import Fold, as_tensor, fit_heads
 from studio.backend.data.packing import pad_id
 from studio.backend.runs.run import Run
 from studio.backend.training.prepare import Prepared, TrainingData
@@ -42,6 +42,9 @@ class FittedHead:
     """The metrics of the held-out rows, under their names in events; empty if there are none."""
     curve: list[dict[str, float]]
     """The metrics of heads that were fitted to parts of the rows, and of this one; empty without held-out rows."""
+
+    folds: list[Fold]
+    """Its cross-validation; the indices are those of `rows_to_fit`."""
 
     def is_better(self, data: TrainingData, logits: Tensor) -> bool:
         """Return whether this head is better on the held-out rows than another one with these logits `[T, C]`."""
@@ -82,10 +85,10 @@ def fit(prepared: Prepared, run: Run, keep_going: Callable[[int, int], bool]) ->
     if features is None:
         return None
     targets, counts = [target for _, target in train], _counts(len(train), data)
-    heads = fit_heads(labels, features[: len(train)], targets, counts)
+    heads, folds = fit_heads(labels, features[: len(train)], targets, counts)
     logits = {count: features[len(train) :] @ weight.T for count, weight in heads.items()}  # [T, C] each
     figures = {count: _figures(data, logits[count]) for count in counts}
-    return FittedHead(heads[len(train)], logits[len(train)], figures[len(train)], _curve(figures))
+    return FittedHead(heads[len(train)], logits[len(train)], figures[len(train)], _curve(figures), folds)
 
 
 def _curve(figures: dict[int, dict[str, float]]) -> list[dict[str, float]]:
@@ -115,7 +118,12 @@ def forget(run: Run) -> None:
 
 
 def rows_to_fit(prepared: Prepared) -> list[LabelledFeature]:
-    """Return the training rows in random order: all for a probe, at most MOST_ROWS before LoRA."""
-    rows = prepared.data.train
-    most = len(rows) if prepared.recipe.method == "probe" else min(len(rows), MOST_ROWS)
-    return random.Random(prepared.recipe.seed).sample(rows, most)
+    """Return the training rows that the head is fitted to, in random order."""
+    return [prepared.data.train[i] for i in indices_to_fit(prepared)]
+
+
+def indices_to_fit(prepared: Prepared) -> list[int]:
+    """Return the indices of these rows: all for a probe, at most MOST_ROWS before LoRA."""
+    rows = len(prepared.data.train)
+    most = rows if prepared.recipe.method == "probe" else min(rows, MOST_ROWS)
+    return random.Random(prepared.recipe.seed).sample(range(rows), most)

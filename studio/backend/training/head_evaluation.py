@@ -1,22 +1,25 @@
-"""Evaluate the finished head of a run, beside the fitted head, TF-IDF, and the mean of both.
+"""Evaluate the finished head of a run, beside the fitted head, TF-IDF, and the weighted sum of both.
 
-words = fit_words(prepared, warn)                       # None if the texts hold no words
+words = fit_words(prepared, fitted, warn)               # None if the texts hold no words
 evaluate(prepared, run, logits, fitted, words)          # writes the report
+words.both.save(folder)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, from_numpy
 
 from studio.backend.classification import evaluation
 from studio.backend.classification.head import probabilities
-from studio.backend.classification.tfidf import Tfidf, mean_logits
+from studio.backend.classification.stacking import fit_weights
+from studio.backend.classification.tfidf import Tfidf
 from studio.backend.data.packing import pad_id
 from studio.backend.runs.run import Run
 from studio.backend.training import fsdp
-from studio.backend.training.fitted_head import FittedHead
+from studio.backend.training.fitted_head import FittedHead, indices_to_fit
 from studio.backend.training.prepare import Prepared
 from studio.errors import StudioError
 
@@ -26,20 +29,32 @@ CHOSEN = (
 )
 
 
-def fit_words(prepared: Prepared, warn: Callable[[str], None]) -> Tfidf | None:
-    """Fit TF-IDF to the training rows, and write into the configuration whether the classifier uses it."""
-    recipe, learned = prepared.recipe, prepared.data.learned
-    assert learned is not None
+class Words(NamedTuple):
+    plain: Tfidf
+    """The baseline."""
+    both: Tfidf
+    """The same as a part of the weighted sum with the head."""
+
+
+def fit_words(prepared: Prepared, fitted: FittedHead | None, warn: Callable[[str], None]) -> Words | None:
+    """Fit TF-IDF to the training rows, and write into the configuration whether the classifier uses it.
+
+    The weights are those of the head that was fitted to the frozen model, also after LoRA.
+    """
+    recipe, learned, labels = prepared.recipe, prepared.data.learned, prepared.data.labels
+    assert learned is not None and labels is not None
+    balanced = recipe.class_weights == "balanced"
     try:
-        words = Tfidf.fit(learned, recipe.class_weights == "balanced")
+        words = Tfidf.fit(learned, balanced)
     except StudioError as error:
         warn(f"TF-IDF is left out: {error}")
         return None
     prepared.base.config.score_with_tfidf = recipe.with_tfidf
-    return words
+    in_order = learned.part(indices_to_fit(prepared))
+    return Words(words, words.weighted(*fit_weights(labels, in_order, fitted.folds if fitted else [], balanced)))
 
 
-def evaluate(prepared: Prepared, run: Run, logits: Tensor, fitted: FittedHead | None, words: Tfidf | None) -> None:
+def evaluate(prepared: Prepared, run: Run, logits: Tensor, fitted: FittedHead | None, words: Words | None) -> None:
     """Evaluate on the held-out rows, write the report, and fit the temperature to these rows.
 
     Args:
@@ -62,7 +77,7 @@ def evaluate(prepared: Prepared, run: Run, logits: Tensor, fitted: FittedHead | 
     evaluation.write(report, run)
 
 
-def _systems(prepared: Prepared, logits: Tensor, fitted: FittedHead | None, words: Tfidf | None) -> dict[str, Tensor]:
+def _systems(prepared: Prepared, logits: Tensor, fitted: FittedHead | None, words: Words | None) -> dict[str, Tensor]:
     """Return the logits `[T, C]` of the classifier and of all that it is compared with, by name."""
     data = prepared.data
     assert data.measured is not None
@@ -71,10 +86,10 @@ def _systems(prepared: Prepared, logits: Tensor, fitted: FittedHead | None, word
         found[evaluation.FITTED] = fitted.held_out
     if words is None:
         return found
-    plain = words.logits(data.measured.texts)
-    both = mean_logits(logits, plain)
+    plain = from_numpy(words.plain.logits(data.measured.texts))
+    both = words.both.with_head(logits, data.measured.texts)
     if prepared.base.config.score_with_tfidf:
         found = {**found, evaluation.OURS: both, evaluation.ALONE: logits}
     else:
         found[evaluation.BOTH] = both
-    return found | {evaluation.plain_name(data.measured.problem): from_numpy(plain)}
+    return found | {evaluation.plain_name(data.measured.problem): plain}

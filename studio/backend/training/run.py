@@ -29,7 +29,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging as transformers_logging
 
 from studio.backend.adapters.checksums import write_checksums
-from studio.backend.classification.tfidf import Tfidf
 from studio.backend.data.dataset import resolve, settings_of
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
@@ -161,7 +160,7 @@ class _Training:
             _same_data(run, self.prepared)
         self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
         self.fitted: fitted_head.FittedHead | None = None
-        self.words: Tfidf | None = None
+        self.words: head_evaluation.Words | None = None
         self.trainer = trainer_class(self.recipe)(self.prepared, run, self.reporter)
 
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
@@ -239,7 +238,7 @@ class _Training:
         if not self.is_main:
             return
         if logits is not None or self.recipe.with_tfidf:
-            self.words = head_evaluation.fit_words(self.prepared, self.reporter.warn)
+            self.words = head_evaluation.fit_words(self.prepared, self.fitted, self.reporter.warn)
         if logits is not None:
             head_evaluation.evaluate(self.prepared, self.run, logits, self.fitted, self.words)
 
@@ -295,7 +294,7 @@ class _Training:
             if self.prepared.data.labels is not None:
                 save_labels(self.prepared.base.config, part)
             if self.words is not None and self.recipe.with_tfidf:
-                self.words.save(part)
+                self.words.both.save(part)
             write_checksums(part)
             shutil.rmtree(self.run.adapter, ignore_errors=True)
             publish(part, self.run.adapter)

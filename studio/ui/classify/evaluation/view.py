@@ -31,7 +31,7 @@ UNMEASURED = (
 )
 ADVICE = {
     FITTED: "Method probe is enough for these rows.",
-    BOTH: "Set with_tfidf, so that the classifier takes this mean.",
+    BOTH: "Set with_tfidf, so that the classifier takes this sum.",
     ALONE: "Leave out with_tfidf.",
 }
 """What to do if one of these systems does better than the classifier."""
@@ -164,7 +164,7 @@ def _advice(report: Report, best: str) -> str:
         return ADVICE[best]
     trained = report.get("trained", {})
     tries = ["method lora"] if trained.get("method") == "probe" else []
-    tries += ["with_tfidf, which takes the mean of both"] if trained.get("with_tfidf") is False else []
+    tries += ["with_tfidf, which takes the sum of both"] if trained.get("with_tfidf") is False else []
     return f"Try {', '.join([*tries, 'more rows'])}, or a prompt that says what the labels are."
 
 

@@ -39,7 +39,10 @@ def test_a_head_without_bias_is_as_good_as_logistic_regression_with_one(features
 
 def test_numbers_far_from_zero_are_estimated(features):
     numbers = 5000 + 100 * standard(features) @ torch.randn(SIZE)
-    head = fit_head(Labels("regression", ("n",)), features[:200], numbers[:200].tolist())
+    labels = Labels("regression", ("n",))
+    head = fit_head(labels, features[:200], numbers[:200].tolist())
+    for fold in fit_heads(labels, features[:200], numbers[:200].tolist(), [200]).folds:
+        assert (fold.logits.squeeze(-1) - numbers[fold.test]).square().mean() < 0.1 * numbers.var()
     error = (features[200:] @ head.T).squeeze(-1) - numbers[200:]
     assert error.square().mean() < 0.05 * numbers.var()
 
@@ -67,9 +70,11 @@ def test_balanced_weights_find_the_rare_label(features):
 @pytest.mark.usefixtures("two_threads")
 def test_heads_of_fewer_rows_are_fitted_to_these_alone(features):
     targets = (standard(features) @ torch.randn(SIZE, 3)).argmax(-1)
-    heads = fit_heads(THREE, features[:200], targets[:200].tolist(), [50, 200])
+    heads, folds = fit_heads(THREE, features[:200], targets[:200].tolist(), [50, 200])
+    assert sorted(row for fold in folds for row in fold.test.tolist()) == [*range(200)]
+    assert all({*fold.train.tolist()}.isdisjoint(fold.test.tolist()) for fold in folds)
     assert torch.get_num_threads() == 2, "one thread is used for the fit alone"
-    alone = fit_heads(THREE, features[:200], targets[:200].tolist(), [50])[50]
+    alone = fit_heads(THREE, features[:200], targets[:200].tolist(), [50]).heads[50]
     np.testing.assert_allclose(features @ heads[50].T, features @ alone.T, atol=0.05)
     few, all_of_them = ((features[200:] @ heads[count].T).argmax(-1) == targets[200:] for count in (50, 200))
     assert few.float().mean() < all_of_them.float().mean()

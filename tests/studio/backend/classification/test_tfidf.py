@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from studio.backend.classification.tfidf import OPTIONS, VOCABULARY, WEIGHTS, Tfidf, mean_logits
+from studio.backend.classification.tfidf import OPTIONS, VOCABULARY, WEIGHTS, Tfidf
 from studio.backend.data.labelled import Truth
 from studio.errors import StudioError
 
@@ -23,6 +23,11 @@ def truth(problem, names, targets, texts=TEXTS):
 def softmax(logits):
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def fitted():
+    return Tfidf.fit(truth("single_label", ("a", "b", "c"), [0, 1, 2] * 10))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -67,26 +72,24 @@ def test_what_cannot_be_learned_is_said(texts, targets, words):
         Tfidf.fit(truth("single_label", ("a", "b"), targets, texts))
 
 
-def test_the_mean_is_that_of_the_log_probabilities():
-    rng = np.random.default_rng(0)
-    head, words = rng.normal(size=(2, 5, 3))
-    mean = (np.log(softmax(head)) + np.log(softmax(words))) / 2
-    found = mean_logits(torch.tensor(head), words).softmax(-1)
+def test_the_sum_is_a_weighted_mean_of_log_probabilities(fitted):
+    head = np.random.default_rng(0).normal(size=(2, 3))
+    texts = ["good 1", "bad"]
+    mean = 0.3 * np.log(softmax(head)) + 0.7 * np.log(softmax(fitted.logits(texts)))
+    found = fitted.weighted(0.3, 0.7).with_head(torch.tensor(head), texts).softmax(-1)
     np.testing.assert_allclose(found, softmax(mean), rtol=1e-5)
 
 
 # --- files
 
 
-@pytest.fixture
-def fitted():
-    return Tfidf.fit(truth("single_label", ("a", "b", "c"), [0, 1, 2] * 10))
-
-
 def test_files_give_the_same_logits(fitted, tmp_path):
+    fitted = fitted.weighted(0.3, 0.7)
     fitted.save(tmp_path)
     texts = ["good 1", "a fair, bad one", "nothing known"]
-    np.testing.assert_allclose(Tfidf.load(tmp_path, 3).logits(texts), fitted.logits(texts), rtol=1e-5)
+    again = Tfidf.load(tmp_path, 3)
+    np.testing.assert_allclose(again.logits(texts), fitted.logits(texts), rtol=1e-5)
+    assert again.head_weight == pytest.approx(0.3)
     assert sorted(file.name for file in tmp_path.iterdir()) == [VOCABULARY, WEIGHTS]
 
 

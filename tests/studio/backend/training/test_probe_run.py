@@ -95,11 +95,11 @@ def test_tfidf_is_a_part_of_the_classifier_wherever_it_goes(settings, label, cha
     found = classifier.predict(texts).probabilities
     words, classifier.words = classifier.words, None
     alone = classifier.predict(texts).probabilities
-    logits = words.logits(texts)
     if classifier.problem == "regression":
-        np.testing.assert_allclose(found, (alone + logits) / 2, rtol=1e-4)
+        np.testing.assert_allclose(found, words.head_weight * alone + words.logits(texts), rtol=1e-4)
     elif classifier.problem == "multi_label":
-        np.testing.assert_allclose(np.log(found / (1 - found)), (np.log(alone / (1 - alone)) + logits) / 2, atol=1e-3)
+        logits, head = (np.log(each / (1 - each)) for each in (found, alone))
+        np.testing.assert_allclose(logits, words.head_weight * head + words.logits(texts), atol=1e-3)
     exported = export(run.id, tmp_path / "exported").folder
     assert {WEIGHTS, VOCABULARY} <= {*hub.files(exported)} and "of the head alone" in hub.card(exported, "a/b")
     np.testing.assert_allclose(
@@ -117,7 +117,7 @@ def test_tfidf_is_a_part_of_the_classifier_wherever_it_goes(settings, label, cha
         TrainedClassifier.load(run.id)
 
 
-def test_a_report_shows_the_parts_of_the_mean_and_the_mean_of_a_head_alone(settings):
+def test_a_report_shows_the_parts_of_the_sum_and_the_sum_of_a_head_alone(settings):
     alone, mean = (evaluation.of_run(started(settings, method="probe", with_tfidf=each)) for each in (False, True))
     names = [[system["name"] for system in report["systems"]] for report in (alone, mean)]
     rest = [evaluation.TFIDF, evaluation.MAJORITY]

@@ -132,9 +132,9 @@ def test_the_best_other_system_is_compared(single, macro_f1, name, sentence):
 @pytest.mark.parametrize(
     ("method", "with_tfidf", "advice"),
     [
-        ("probe", False, "Try method lora, with_tfidf, which takes the mean of both, more rows, or a prompt"),
+        ("probe", False, "Try method lora, with_tfidf, which takes the sum of both, more rows, or a prompt"),
         ("probe", True, "Try method lora, more rows, or a prompt"),
-        ("lora", False, "Try with_tfidf, which takes the mean of both, more rows, or a prompt"),
+        ("lora", False, "Try with_tfidf, which takes the sum of both, more rows, or a prompt"),
         ("lora", True, "Try more rows, or a prompt"),
     ],
 )
