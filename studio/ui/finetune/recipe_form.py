@@ -29,7 +29,8 @@ STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "ma
 )
 """Step sizes other than 1."""
 LABELS = {
-    "prompt": "Prompt around each text", "with_tfidf": "TF-IDF beside the head", "preset": "Trained weights", "r": "LoRA rank",
+    "prompt": "Prompt around each text", "with_tfidf": "TF-IDF beside the head",
+    "preset": "Trained weights", "r": "LoRA rank",
     "max_length": "Maximum row length in tokens",
     "eval_share": "Held-out share", "lr_scheduler": "Learning rate schedule",
     "warmup_share": "Warm-up share", "max_grad_norm": "Gradient clipping",
