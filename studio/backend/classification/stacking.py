@@ -37,17 +37,14 @@ def fit_weights(labels: Labels, learned: Truth, folds: Sequence[Fold], balanced:
         return USUAL
     try:
         words = [
-            torch.from_numpy(Tfidf.fit(_part(learned, fold.train), balanced).logits(_part(learned, fold.test).texts))
+            Tfidf.fit(learned.part(fold.train.tolist()), balanced).logits(learned.part(fold.test.tolist()).texts)
             for fold in folds
         ]
     except StudioError:  # a fold with one label, or without words
         return USUAL
     wanted = as_tensor(labels, [learned.targets[int(i)] for fold in folds for i in fold.test])
-    return _lowest(labels, torch.cat([fold.logits for fold in folds]), torch.cat(words).float(), wanted)
-
-
-def _part(learned: Truth, rows: Tensor) -> Truth:
-    return learned.part(rows.tolist())
+    head = torch.cat([fold.logits for fold in folds])
+    return _lowest(labels, head, torch.from_numpy(np.concatenate(words)).float(), wanted)
 
 
 def _lowest(labels: Labels, head: Tensor, words: Tensor, wanted: Tensor) -> tuple[float, float]:

@@ -34,7 +34,7 @@ MOST_WORDS = 100_000
 """Words and word pairs, of which the most frequent ones are kept."""
 INVERSE_STRENGTH = 10.0
 """scikit-learn's C, the inverse of the regularisation."""
-CERTAIN = 20.0
+CERTAIN = 10.0
 """Logit of a label that all training rows have, and of one that none has if negative."""
 
 

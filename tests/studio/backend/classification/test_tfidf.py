@@ -41,7 +41,7 @@ def test_probabilities_are_those_of_scikit_learn(classes):
 
 def test_a_label_without_training_rows_is_never_found():
     found = softmax(Tfidf.fit(truth("single_label", ("a", "none", "b"), [0, 2, 2] * 10)).logits(["good", "bad"]))
-    assert found.argmax(axis=-1).tolist() == [0, 2] and (found[:, 1] < 1e-6).all()
+    assert found.argmax(axis=-1).tolist() == [0, 2] and (found[:, 1] < 1e-3).all()
 
 
 def test_several_labels_are_independent():
