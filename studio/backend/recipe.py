@@ -146,10 +146,7 @@ class Recipe(Settings):
     )
     with_tfidf: bool = Field(
         default=False,
-        description=(
-            "For classify: add the weighted logits of TF-IDF with logistic regression, which are saved with the "
-            "classifier."
-        ),
+        description="For classify: add the weighted logits of TF-IDF with logistic regression, saved with the head.",
     )
     on_bad_rows: Literal["skip", "stop"] = Field(
         default="skip",
@@ -203,10 +200,7 @@ class Recipe(Settings):
     )
     r: int = Field(default=16, ge=1, le=512, description="LoRA rank. A higher rank learns more and needs more memory.")
     lora_alpha: int = Field(
-        default=32,
-        ge=1,
-        le=4096,
-        description="LoRA scaling: the adapter's change is multiplied by lora_alpha / r.",
+        default=32, ge=1, le=4096, description="LoRA scaling: the adapter's change is multiplied by lora_alpha / r."
     )
     learning_rate: float = Field(
         default=2e-4,
