@@ -243,10 +243,7 @@ class Recipe(Settings):
         description="Rows, or packs, per batch and device. Lower this first if memory runs out.",
     )
     gradient_accumulation: int = Field(
-        default=1,
-        ge=1,
-        le=4096,
-        description="Batches per optimizer step: a larger effective batch that costs time instead of memory.",
+        default=1, ge=1, le=4096, description="Batches per optimizer step: more rows that cost time instead of memory."
     )
     gradient_checkpointing: bool = Field(
         default=False,
