@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
+from studio.backend.data.encodings import NAMES as ENCODINGS
 from studio.backend.recipe import HUB_PREFIX
 from studio.cli.runs import Json
 from studio.errors import StudioError
@@ -29,6 +30,7 @@ from studio.errors import StudioError
 if TYPE_CHECKING:
     from studio.backend.classification.files import Predict
     from studio.backend.classification.prediction import LabelledRow, Prediction
+    from studio.backend.data.dataset import DataSettings
     from studio.backend.system.progress import Progress
 
 classify_app = typer.Typer(no_args_is_help=True, help="Classify texts, without training or with a trained head.")
@@ -53,6 +55,7 @@ Adapter = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Model id; the default is the adapter's base model, or starter.")]
 Precision = Annotated[str, typer.Option(help="nf4, bf16, fp32, or auto to choose by machine and model.")]
+Encoding = Annotated[str, typer.Option(help=f"Encoding of a text file: auto to detect it, or {', '.join(ENCODINGS)}.")]
 Column = Annotated[str, typer.Option(help="Column of the texts in a file, if its name is not recognized.")]
 
 
@@ -67,6 +70,7 @@ def predict(
     model: Model = None,
     precision: Precision = "auto",
     column: Column = "",
+    encoding: Encoding = "auto",
     out: Annotated[
         Path | None, typer.Option(help="New .csv or .jsonl file; the default is FILE.labelled.csv next to the input.")
     ] = None,
@@ -79,13 +83,15 @@ def predict(
         chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
         chosen.check()
         file = _file(source)
-        if file is None and (out or column):
-            raise StudioError(f"{'--out' if out else '--column'} only works with a file, not a text. Leave it out.")
+        reading = _reading(encoding)
+        of_file = {"--out": out, "--column": column, "--encoding": encoding != "auto"}
+        if file is None and (given := [name for name, value in of_file.items() if value]):
+            raise StudioError(f"{given[0]} only works with a file, not a text. Leave it out.")
         classifier = _classifier(chosen)
         if file is not None:
             beside = Path() if source.startswith(HUB_PREFIX) else file.parent
             out = out if out or as_json else beside / f"{file.stem}.labelled.csv"
-            _predict_file(file, classifier, out, column, chosen, as_json)
+            _predict_file(file, classifier, out, column, reading.encoding, chosen, as_json)
             return
         (prediction,) = classifier.predict([source])
     _print_prediction(prediction, as_json)
@@ -105,6 +111,7 @@ def evaluate(
     model: Model = None,
     precision: Precision = "auto",
     column: Column = "",
+    encoding: Encoding = "auto",
     as_json: Json = False,
 ) -> None:
     """Evaluate a classifier: metrics per label, calibration, and baselines on the same rows."""
@@ -114,7 +121,7 @@ def evaluate(
     with progress_bar() as progress:
         chosen = _Chosen(labels, template, calibrate, cut, adapter, model, precision, progress, threading.Event())
         chosen.check()
-        report = _held_out(chosen) if file is None else _tested(file, label_column, column, chosen)
+        report = _held_out(chosen) if file is None else _tested(file, label_column, column, _reading(encoding), chosen)
     print(json.dumps(report) if as_json else evaluation.table(report))
 
 
@@ -165,14 +172,21 @@ def _held_out(chosen: _Chosen) -> dict[str, Any]:
     return report
 
 
-def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict[str, Any]:
+def _reading(encoding: str) -> DataSettings:
+    """Return the settings for reading a file. Raise StudioError if there is no such encoding."""
+    from studio.backend.data.dataset import DataSettings
+
+    return DataSettings(encoding=encoding)
+
+
+def _tested(file: Path, label_column: str, column: str, reading: DataSettings, chosen: _Chosen) -> dict[str, Any]:
     from studio.backend.classification.file_evaluation import FileTest
     from studio.backend.classification.files import predict_file
     from studio.backend.classification.zero_shot import one_sided
     from studio.backend.data.dataset import column_names
 
     file = _existing(file)
-    names = column_names(file)
+    names = column_names(file, reading)
     if label_column not in names:
         choice = ", ".join(map(repr, names[:20]))
         raise StudioError(f"{file.name} has no column {label_column!r}. Pass --label-column with one of {choice}.")
@@ -180,7 +194,15 @@ def _tested(file: Path, label_column: str, column: str, chosen: _Chosen) -> dict
     test = FileTest(classifier.problem, classifier.labels, label_column)
     with _interrupted(chosen.cancel):
         report = predict_file(
-            file, classifier.predict, None, classifier.labels, column, chosen.cancel, chosen.progress, test.add
+            file,
+            classifier.predict,
+            None,
+            classifier.labels,
+            column,
+            chosen.cancel,
+            chosen.progress,
+            test.add,
+            encoding=reading.encoding,
         )
     if chosen.labels:
         report.note(one_sided(report.counts, classifier.labels))
@@ -276,6 +298,7 @@ def _predict_file(
     classifier: _Classifier,
     out: Path | None,
     column: str,
+    encoding: str,
     chosen: _Chosen,
     as_json: bool,
 ) -> None:
@@ -291,7 +314,15 @@ def _predict_file(
     each = keep if as_json else lambda row: None
     with _interrupted(chosen.cancel):
         report = predict_file(
-            file, classifier.predict, out, classifier.labels, column, chosen.cancel, chosen.progress, each
+            file,
+            classifier.predict,
+            out,
+            classifier.labels,
+            column,
+            chosen.cancel,
+            chosen.progress,
+            each,
+            encoding=encoding,
         )
     if chosen.labels:
         report.note(one_sided(report.counts, classifier.labels))

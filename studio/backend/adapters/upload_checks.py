@@ -145,8 +145,8 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Source]:
     """Return the adapter's two files by name. Notes of macOS and hidden files are ignored, as all others are."""
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        path = PurePosixPath(info.filename)
-        if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set("\\:\0"):
+        path = PurePosixPath(info.filename.replace("\\", "/"))  # some programs of Windows write backslashes
+        if path.is_absolute() or ".." in path.parts or set(info.orig_filename) & set(":\0"):
             raise StudioError("The .zip names files outside of itself. Zip only the adapter's two files.")
         if info.is_dir() or any(part.startswith((".", "__MACOSX")) for part in path.parts):
             continue

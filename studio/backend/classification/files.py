@@ -91,6 +91,7 @@ def predict_file(
     progress: Progress = lambda fraction, text: None,
     each: Callable[[LabelledRow], None] = lambda row: None,
     limits: Limits | None = None,
+    encoding: str = "auto",
 ) -> FileReport:
     """Classify every row of a file. Setting `cancel` stops early; finished rows are kept, also after a failure.
 
@@ -98,20 +99,21 @@ def predict_file(
         out: a new .csv or .jsonl file; None writes no file.
         text_column: the column of the texts; if empty, it is detected by its name.
         each: called with every finished row.
+        encoding: one of `encodings.NAMES`, or auto to detect it.
 
     Raises:
         StudioError: a file can't be read or written, no text column is found, or the prediction failed. The message
             contains the number of finished rows.
     """
     cancel = cancel or threading.Event()
-    survey = _survey(path, limits, text_column)
+    survey = _survey(Rows(path, limits, encoding), text_column)
     report = FileReport(out, survey.rows, survey.text_column)
     columns, notices = _new_columns(survey.columns, labels)
     report.note(notices)
     writer = _writer(out, survey.columns, columns)
     try:
         with writer as write:
-            rows = Rows(path, limits)
+            rows = Rows(path, limits, encoding)
             for row in _labelled(iter(rows), survey.text_column, predict, cancel):
                 write(row)
                 each(row)
@@ -127,6 +129,8 @@ def predict_file(
         raise
     report.cancelled = report.rows < survey.rows
     report.note(rows.notices)
+    if isinstance(writer, _CsvWriter):
+        report.note(writer.notices())
     if report.cut:
         report.note([f"Texts that were too long and were cut: {report.cut:,}. The first is on {report.first_cut}"])
     return report
@@ -138,15 +142,15 @@ class _Survey(NamedTuple):
     text_column: str
 
 
-def _survey(path: Path, limits: Limits | None, text_column: str) -> _Survey:
+def _survey(rows: Rows, text_column: str) -> _Survey:
     """Read the file once before classification, because a column may first occur in the last row."""
     columns: dict[str, None] = {}
     count = 0
-    for row in Rows(path, limits):
+    for row in rows:
         count += 1
         if isinstance(row, Row):
             columns.update(dict.fromkeys(row.cells))
-    return _Survey(count, list(columns), _text_column(path, list(columns), text_column))
+    return _Survey(count, list(columns), _text_column(rows.path, list(columns), text_column))
 
 
 def _text_column(path: Path, columns: list[str], named: str) -> str:
@@ -269,6 +273,7 @@ class _CsvWriter(_JsonWriter):
         self.columns = [*old, new.label, new.confidence, *new.scores.values()]
         # The default line terminator, because csv quotes only the line breaks that are part of the terminator.
         self.rows = csv.writer(file)
+        self.escaped = 0
 
     def __enter__(self) -> Write:
         self.rows.writerow(map(_harmless, self.columns))
@@ -278,7 +283,19 @@ class _CsvWriter(_JsonWriter):
         cells = {**row.cells, **_predicted(row.prediction, self.new)}
         if unknown := [name for name in cells if name not in self.columns]:
             raise StudioError(f"The file got a new column {unknown[0]!r} while it was read. Start again.")
-        self.rows.writerow([_csv_cell(cells.get(name)) for name in self.columns])
+        texts = [_csv_cell(cells.get(name)) for name in self.columns]
+        written = [*map(_harmless, texts)]
+        self.escaped += sum(before != after for before, after in zip(texts, written, strict=True))
+        self.rows.writerow(written)
+
+    def notices(self) -> list[str]:
+        """Return a sentence about the cells that are not as they were, if there are any."""
+        if not self.escaped:
+            return []
+        return [
+            f"Cells that a spreadsheet would read as a formula begin with an apostrophe now: {self.escaped:,}. Write a "
+            ".jsonl file to keep them as they are."
+        ]
 
 
 def _predicted(prediction: Prediction | None, new: _Columns) -> dict[str, Any]:
@@ -292,7 +309,7 @@ def _csv_cell(cell: Any) -> str:
     if _finite(cell) is None:
         return ""
     if isinstance(cell, str):
-        return _harmless(cell)
+        return cell
     return json.dumps(cell, ensure_ascii=False)
 
 

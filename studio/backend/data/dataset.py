@@ -11,10 +11,9 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +22,11 @@ import numpy as np
 from pydantic import Field
 
 from studio.backend.data import hub_dataset, stored, uploads
-from studio.backend.data.detection import Detected, Wanted, detect, first_of, formats, names_of, no_good_row
+from studio.backend.data.detection import Wanted, first_of, formats, names_of, no_good_row
 from studio.backend.data.encodings import NAMES
-from studio.backend.data.examples import Example, Examples, group_numbers, write_examples
-from studio.backend.data.rows import BadRow, Limits, Problem, Row, Rows
+from studio.backend.data.examples import Examples, group_numbers, write_examples
+from studio.backend.data.reading import Reading, probe
+from studio.backend.data.rows import BadRow, Limits, Row, Rows
 from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
 from studio.backend.settings import Settings, settings
@@ -34,14 +34,8 @@ from studio.backend.system.files import sha256
 from studio.errors import StudioError
 
 SAMPLES = {path.stem.replace("_", "-"): path for path in sorted(Path(__file__).with_name("samples").glob("*.jsonl"))}
-MISSING = ("nan", "null", "none", "n/a", "<na>")
-"""Words that programs write into cells without a value, in lower case."""
 IN_PLACE = Limits(file_bytes=2**40, rows=2**31)
 """Limits on a file that a person named by its path, which a page does not allow."""
-PROBED_ROWS = 50
-"""Good rows that are used to detect the format."""
-FIRST_CHARACTERS = 4_000_000
-"""Characters of text after which reading for a preview stops."""
 UNEVEN = 2
 """Ratio of the held-out share to the one that was asked for, or the reverse, above which a notice says so."""
 
@@ -97,9 +91,11 @@ class Dataset:
     examples: Examples
     bad_rows: list[BadRow]
     notices: tuple[str, ...]
-    """Assumptions of the reading, and what it left out; first those that change what is trained."""
+    """Other assumptions about the file."""
     total: int
     """Rows of the file; an estimate if only the first ones were read."""
+    warnings: tuple[str, ...] = ()
+    """What the reading assumes and leaves out, which changes what is trained."""
 
     @property
     def is_part(self) -> bool:
@@ -110,6 +106,19 @@ class Dataset:
     def duplicates(self) -> int:
         """Examples that repeat an earlier one, ignoring case and whitespace. They are kept."""
         return len(self.examples) - len(np.unique(self.examples.contents))
+
+    def without(self, bad_rows: Mapping[int, BadRow], on_bad_rows: str) -> Dataset:
+        """Return the data set without examples that turned out to be bad rows, by their index.
+
+        Raises:
+            StudioError: there are some, and `on_bad_rows` is stop.
+        """
+        if not bad_rows:
+            return self
+        examples = self.examples.where([i not in bad_rows for i in range(len(self.examples))])
+        every = sorted([*self.bad_rows, *bad_rows.values()], key=lambda bad: bad.line)
+        check_rows(self.path, len(examples), every, on_bad_rows)
+        return replace(self, examples=examples, bad_rows=every)
 
     def split(self, eval_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the (training, held-out) examples; the same seed gives the same split.
@@ -126,20 +135,26 @@ class Dataset:
         return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def split_notice(asked: float, held_out: int, total: int) -> str:
-    """Return a sentence if the held-out share is not the one that was asked for, else an empty text."""
+TOGETHER = "rows with the same prompt or text stay on one side"
+
+
+def split_notice(asked: float, held_out: int, total: int, reason: str = f"{TOGETHER}, and all have the same") -> str:
+    """Return a sentence if the held-out share is not the one that was asked for, else an empty text.
+
+    Args:
+        reason: why nothing is held out.
+    """
     got = held_out / max(total, 1)
-    together = "rows with the same prompt or text stay on one side"
     if not asked or total == 0:
         return ""
     if not held_out:
         return (
-            f"Nothing is held out, because {together}, and all have the same. The run has no held-out loss, keeps the "
-            "last checkpoint instead of the best one, and does not stop early."
+            f"Nothing is held out, because {reason}. The run has no held-out loss, keeps the last checkpoint instead "
+            "of the best one, and does not stop early."
         )
     if max(got, asked) <= UNEVEN * min(got, asked) or abs(held_out - asked * total) < 2:
         return ""
-    return f"{held_out:,} of {total:,} rows ({got:.0%}) are held out instead of {asked:.0%}, because {together}."
+    return f"{held_out:,} of {total:,} rows ({got:.0%}) are held out instead of {asked:.0%}, because {TOGETHER}."
 
 
 def read(name_or_path: str | Path, settings: DataSettings | None = None, first: int = 0) -> Dataset:
@@ -162,13 +177,12 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None, first: 
     key = f"{fingerprint} {path.name!r} {settings!r}"  # the type depends on the extension, and notices on the name
     if found := stored.find(key):
         examples, about = found
-        bad_rows = [BadRow(*bad) for bad in about["bad_rows"]]
-        return Dataset(
-            path, **{**about, "examples": examples, "bad_rows": bad_rows, "notices": tuple(about["notices"])}
-        )
+        about["bad_rows"] = [BadRow(*bad) for bad in about["bad_rows"]]
+        about |= {name: tuple(about[name]) for name in ("notices", "warnings")}
+        return Dataset(path, examples=examples, **about)
     with stored.part() as file:
         dataset = _read(path, settings, 0, fingerprint, file)
-        names = ("fingerprint", "format", "columns", "notices", "total")
+        names = ("fingerprint", "format", "columns", "notices", "warnings", "total")
         about = {name: getattr(dataset, name) for name in names}
         stored.keep(key, file, about | {"bad_rows": [*map(astuple, dataset.bad_rows)]})
     return dataset
@@ -176,71 +190,25 @@ def read(name_or_path: str | Path, settings: DataSettings | None = None, first: 
 
 def _read(path: Path, settings: DataSettings, first: int, fingerprint: str = "", file: Path | None = None) -> Dataset:
     """Read a file; the examples are written to `file`, if it is given."""
-    reading = _Reading(path, settings, first)
+    wanted = Wanted(settings.format, settings.columns, settings.task)
+    reading = Reading(Rows(path, settings.limits, settings.encoding), wanted, first)
     if file is not None:
         write_examples(reading.examples(), file)
     examples = Examples.of(reading.examples()) if file is None else Examples.open(file)
     check_rows(path, len(examples), reading.bad_rows, settings.on_bad_rows)
     if first and reading.is_complete:
         fingerprint = sha256(path)
-    notices = (*reading.words(), *reading.rows.notices, *reading.detected.notices)
-    columns = reading.detected.columns
     return Dataset(
-        path, fingerprint, reading.detected.format.name, columns, examples, reading.bad_rows, notices, reading.total()
+        path,
+        fingerprint,
+        reading.detected.format.name,
+        reading.detected.columns,
+        examples,
+        reading.bad_rows,
+        tuple(reading.notices()),
+        reading.total(),
+        tuple(reading.warnings()),
     )
-
-
-class _Reading:
-    """Convert the rows of a file, and collect what is noticed on the way."""
-
-    def __init__(self, path: Path, settings: DataSettings, first: int) -> None:
-        self.rows = Rows(path, settings.limits, settings.encoding)
-        self.first = first
-        self.bad_rows: list[BadRow] = []
-        self.missing: Counter[tuple[str, str]] = Counter()
-        self.count = 0
-        self.is_complete = False
-        stream = iter(self.rows)
-        probed = _probe(stream)
-        self.detected: Detected = detect(path, probed, Wanted(settings.format, settings.columns, settings.task))
-        self._stream = chain(probed, stream)
-
-    def examples(self) -> Iterator[Example]:
-        characters = 0
-        for row in self._stream:
-            self.count += 1
-            example = row if isinstance(row, BadRow) else self._example(row)
-            if isinstance(example, BadRow):
-                self.bad_rows.append(example)
-            else:
-                characters += sum(len(message["content"]) for message in example.messages)
-                yield example
-            if self.first and (self.count == self.first or characters > FIRST_CHARACTERS):
-                self.is_complete = next(self._stream, None) is None
-                return
-        self.is_complete = True
-
-    def total(self) -> int:
-        return self.count if self.is_complete else self.rows.total(self.count)
-
-    def words(self) -> list[str]:
-        """Return a notice for each word that may stand for a missing value."""
-        return [
-            f"Cells of {column!r} that hold the word {word!r}: {count:,}. It is read as text; leave a cell empty if "
-            "its value is missing."
-            for (column, word), count in self.missing.items()
-        ]
-
-    def _example(self, row: Row) -> Example | BadRow:
-        format, columns = self.detected.format, self.detected.columns
-        try:
-            example = Example(row.line, format.convert(row.cells, columns), format.labels_of(row.cells, columns))
-        except Problem as problem:
-            return BadRow(row.line, *problem.args)
-        for column in columns.values():
-            if isinstance(cell := row.cells.get(column), str) and cell.strip().lower() in MISSING:
-                self.missing[column, cell.strip()] += 1
-        return example
 
 
 def check_rows(path: Path, good: int, bad_rows: list[BadRow], on_bad_rows: str) -> None:
@@ -261,14 +229,14 @@ def first_rows(name_or_path: str | Path, settings: DataSettings | None = None) -
         StudioError: the file is missing or unreadable, or no row is good.
     """
     settings, path = settings or DataSettings(), resolve(name_or_path)
-    probed = _probe(iter(Rows(path, settings.limits, settings.encoding)))
+    probed = probe(iter(Rows(path, settings.limits, settings.encoding)))
     names_of(path, probed)
     return [row.cells for row in probed if isinstance(row, Row)]
 
 
-def column_names(name_or_path: str | Path) -> list[str]:
+def column_names(name_or_path: str | Path, settings: DataSettings | None = None) -> list[str]:
     """Return the column names of the first rows, in order. Raises as `first_rows`."""
-    return list(dict.fromkeys(chain(*first_rows(name_or_path))))
+    return list(dict.fromkeys(chain(*first_rows(name_or_path, settings))))
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -295,17 +263,6 @@ def settings_of(recipe: Recipe) -> DataSettings:
     """Return the recipe's settings for reading its file. Raises as `DataSettings`."""
     in_place = not (hub_dataset.is_reference(recipe.data) or uploads.holds(recipe.data))
     return DataSettings(recipe.format, recipe.columns, recipe.on_bad_rows, recipe.task, recipe.encoding, in_place)
-
-
-def _probe(stream: Iterator[Row | BadRow]) -> list[Row | BadRow]:
-    rows: list[Row | BadRow] = []
-    good = 0
-    for row in stream:
-        rows.append(row)
-        good += isinstance(row, Row)
-        if good == PROBED_ROWS:
-            break
-    return rows
 
 
 def _drawn(sizes: np.ndarray, eval_share: float, seed: int) -> np.ndarray:

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from studio.backend.data.formats import Format
 from studio.backend.data.row import BadRow, Problem, Row
-from studio.backend.data.turns import ROLES, TOOL_ROLES
+from studio.backend.data.turns import ROLES, TOOL_ROLES, turns
 from studio.errors import StudioError
 from studio.registry import discover
 
 SHOWN_BAD_ROWS = 20
+PROMPTS = ("prompt", "question", "query", "input", "instruction")
+"""Names of the column that holds what preferences answer."""
+GUESSED = "The column names don't tell what is trained, so the columns are a guess. Check them, and the first rows."
 
 
 class Wanted(NamedTuple):
@@ -40,11 +43,16 @@ def formats(task: str | None = None) -> list[Format]:
 
 
 class UnknownColumns(StudioError):
-    """No format fits the columns; `columns` is a guess for the format `format`, empty if there is none."""
+    """No format fits the columns; `columns` is a guess for the format `format`, empty if there is none.
 
-    def __init__(self, sentence: str, format: str = "", columns: dict[str, str] | None = None) -> None:
+    `assumption` is what a page shows about the guess.
+    """
+
+    def __init__(
+        self, sentence: str, format: str = "", columns: dict[str, str] | None = None, assumption: str = GUESSED
+    ) -> None:
         super().__init__(sentence)
-        self.format, self.columns = format, columns or {}
+        self.format, self.columns, self.assumption = format, columns or {}, assumption
 
 
 def detect(path: Path, probed: list[Row | BadRow], settings: Wanted) -> Detected:
@@ -57,58 +65,86 @@ def detect(path: Path, probed: list[Row | BadRow], settings: Wanted) -> Detected
     names = names_of(path, probed)
     rows = [row for row in probed if isinstance(row, Row)]
     if missing := [name for name in settings.columns.values() if name not in names]:
-        raise StudioError(f"{path.name} has no column {_listed(missing)}. Choose from {_listed(names)}.")
-    if settings.format == "auto" and not settings.columns and _is_turn_table(names, rows):
-        raise StudioError(
-            f"Each row of {path.name} is a message, not a conversation. Write a row for each conversation, with a "
-            'column messages that holds the list of its messages: [{"role": ..., "content": ...}, ...].'
-        )
-    unread: list[str] = []
+        raise StudioError(f"{path.name} has no column {listed(missing)}. Choose from {listed(names)}.")
+    if settings.format == "auto" and not settings.columns:
+        _refuse_turn_table(path, names, rows)
+        if settings.task == "chat":
+            _refuse_preferences(path, names, rows)
+    tried = []
     for format in formats(settings.task):
         columns = format.locate(names, settings.columns) if settings.format in ("auto", format.name) else None
         if columns is None:
             continue
         if settings.format != "auto" or any(format.fits(format.cells(row.cells, columns)) for row in rows):
-            return Detected(format, columns, _notices(format, columns, names, rows, settings))
-        unread += _reason(format, columns, rows)
-    raise _no_format(path, names, rows, settings, unread)
+            notices = [format.notice] if format.notice else []
+            return Detected(format, columns, (*notices, *guess_notice(format, columns, settings)))
+        if format.explains:
+            tried.append((format, columns))
+    raise _no_format(path, names, rows, settings, _reasons(tried, rows[0]))
 
 
-def _notices(
-    format: Format, columns: dict[str, str], names: list[str], rows: list[Row], settings: Wanted
-) -> tuple[str, ...]:
-    """Return what a person should know of a reading; first what changes the training."""
-    notices = [format.notice] if format.notice else []
+def guess_notice(format: Format, columns: dict[str, str], settings: Wanted) -> list[str]:
+    """Return a sentence about the fields whose column is a guess, if there are any."""
     guesses = [
         f"{field} is read from {column!r}"
         for field, column in columns.items()
         if column.strip().lower() in format.guessed and field not in settings.columns
     ]
-    if guesses:
-        notices.append(f"A guess from the column names: {', '.join(guesses)}. If it is wrong, choose the columns.")
-    keys: set[str] = set().union(*(format.unused_keys(format.cells(row.cells, columns)) for row in rows))
-    if keys:
-        notices.append(f"Unused keys of the messages: {_listed(sorted(keys))}.")
-    unused = [name for name in names if name not in columns.values()]
-    if unused:
-        notices.append(f"Unused columns: {_listed(unused)}.")
-    return tuple(notices)
+    if not guesses:
+        return []
+    return [f"A guess from the column names: {', '.join(guesses)}. If it is wrong, choose the columns."]
 
 
-def _is_turn_table(names: list[str], rows: list[Row]) -> bool:
-    """Return whether the rows are messages, one by one."""
+def _refuse_turn_table(path: Path, names: list[str], rows: list[Row]) -> None:
+    """Raise StudioError if the rows are messages, one by one."""
     known = {name.strip().lower(): name for name in names}
     role = next((known[key] for key, text in (("role", "content"), ("from", "value")) if {key, text} <= set(known)), "")
-    return bool(role) and all(str(row.cells.get(role)).lower() in (*ROLES, *TOOL_ROLES) for row in rows)
+    if role and all(str(row.cells.get(role)).lower() in (*ROLES, *TOOL_ROLES) for row in rows):
+        raise StudioError(
+            f"Each row of {path.name} is a message, not a conversation. Write a row for each conversation, with a "
+            'column messages that holds the list of its messages: [{"role": ..., "content": ...}, ...].'
+        )
 
 
-def _reason(format: Format, columns: dict[str, str], rows: list[Row]) -> list[str]:
-    """Return why the first row is not of this format."""
+def _refuse_preferences(path: Path, names: list[str], rows: list[Row]) -> None:
+    """Raise UnknownColumns for pairs of a chosen and a rejected answer: only the chosen one can be trained."""
+    known = {name.strip().lower(): name for name in names}
+    if not {"chosen", "rejected"} <= known.keys():
+        return
+    chosen = known["chosen"]
+    prompt = next((known[name] for name in PROMPTS if name in known), "")
+    whole = any(_first_role(row.cells.get(chosen)) in ("user", "system") for row in rows)
+    columns = {"messages": chosen} if whole else {"prompt": prompt, "completion": chosen} if prompt else {}
+    fields = ", ".join(f"{field}: {column}" for field, column in columns.items())
+    remedy = f"map them: columns={{{fields}}}" if fields else "write them as a column of lists of messages"
+    held = f"{path.name} holds preferences: a chosen and a rejected answer for each prompt."
+    raise UnknownColumns(
+        f"{held} Preferences can't be trained. To train on the chosen answers, {remedy}.",
+        "messages" if whole else "prompt_completion",
+        columns,
+        f"{held} The chosen answers are trained, and the rejected ones are not used.",
+    )
+
+
+def _first_role(cell: Any) -> str:
+    """Return the role of the first message in a cell; empty if it holds no messages."""
     try:
-        format.convert(rows[0].cells, columns)
-    except Problem as problem:
-        return [str(BadRow(rows[0].line, *problem.args))]
-    return []
+        found = turns({"messages": cell}, "messages")
+    except Problem:
+        return ""
+    return ROLES.get(str(found[0].get("role")).lower(), "") if found else ""
+
+
+def _reasons(tried: list[tuple[Format, dict[str, str]]], row: Row) -> list[str]:
+    """Return why a row is of none of these formats; first what it looks like."""
+    reasons = []
+    for read in (Format.check_row, Format.convert):
+        for format, columns in tried:
+            try:
+                read(format, row.cells, columns)
+            except Problem as problem:
+                reasons.append(str(BadRow(row.line, *problem.args)))
+    return reasons
 
 
 def names_of(path: Path, probed: list[Row | BadRow]) -> list[str]:
@@ -136,7 +172,7 @@ def _no_format(path: Path, names: list[str], rows: list[Row], settings: Wanted, 
     such = "{text: Review, label: Stars}" if settings.task == "classify" else "{prompt: Question, completion: Answer}"
     format, columns = guess(names, rows, settings.task)
     return UnknownColumns(
-        f"The columns of {path.name} ({_listed(names)}) don't match {' or '.join(known)}. Rename them, or choose the "
+        f"The columns of {path.name} ({listed(names)}) don't match {' or '.join(known)}. Rename them, or choose the "
         f"column of each field, as in columns={such}.",
         *((format, columns) if settings.format in ("auto", format) and not settings.columns else ()),
     )
@@ -177,6 +213,6 @@ def text_lengths(names: list[str], rows: list[dict[str, Any]]) -> dict[str, floa
     return lengths
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     shown = [repr(name[:40]) for name in names[:12]]
     return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

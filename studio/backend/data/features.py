@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from studio.backend.data.examples import Examples
 from studio.backend.data.packing import Feature, pack
-from studio.backend.data.rendering import Rendered, render_all
+from studio.backend.data.rendering import Rendered, render_all, unfit_rows
+from studio.backend.data.row import BadRow
 from studio.backend.recipe import Recipe
 
 BATCH = 256
@@ -28,6 +29,8 @@ class Features(NamedTuple):
     rows: list[Feature]
     rendered: list[Rendered]
     """The examples that were tokenized, in the order of the file."""
+    unfit: dict[int, BadRow]
+    """The examples that the chat template can't render, by their index."""
 
 
 def features_of(
@@ -57,7 +60,7 @@ def features_of(
         if needed and (tokens >= most_tokens if recipe.packing else rows >= needed):
             break
     rendered = [found[i] for i in sorted(found)]
-    return Features(_rows(rendered, recipe.max_length, recipe.packing), rendered)
+    return Features(_rows(rendered, recipe.max_length, recipe.packing), rendered, unfit_rows(found, examples))
 
 
 def _order(chosen: np.ndarray, seed: int, needed: int) -> Sequence[int]:

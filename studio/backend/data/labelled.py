@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import random
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ UNEVEN = 10
 """Ratio of the most to the least frequent label above which a warning recommends class weights."""
 LARGE = 10.0
 """Targets beyond this magnitude have large losses and gradients, which training by steps can't follow."""
+BATCH = 256
+"""Texts that are tokenized in one call."""
 SEPARATOR = re.compile("[;|]")
 Target = int | tuple[int, ...] | float
 """A label index, several label indices, or a number."""
@@ -220,7 +223,7 @@ def _split_at_commas(dataset: Dataset, column: str) -> Dataset:
     split = (replace(each, labels=_at_commas(each.labels)) for each in dataset.examples)
     examples = Examples.of(split)
     notice = f"Cells of {column!r} were split at commas into several labels. Use ; if a label has a comma."
-    return replace(dataset, examples=examples, notices=(notice, *dataset.notices))
+    return replace(dataset, examples=examples, warnings=(notice, *dataset.warnings))
 
 
 def _at_commas(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -230,12 +233,12 @@ def _at_commas(labels: tuple[str, ...]) -> tuple[str, ...]:
 def read_texts(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Messages], max_length: int, prompt: str
 ) -> list[Rendered]:
-    """Encode the texts of labelled rows in their prompt. No token is marked as trained."""
-    texts = [messages[0]["content"] for messages in conversations]
-    return [
-        Rendered(token_ids, [False] * len(token_ids), cut)
-        for token_ids, cut in encode_all(tokenizer, texts, max_length, prompt)
-    ]
+    """Encode the texts of labelled rows in their prompt, in batches. No token is marked as trained."""
+    texts, found = iter(conversations), []
+    while batch := [messages[0]["content"] for messages in islice(texts, BATCH)]:
+        encoded = encode_all(tokenizer, batch, max_length, prompt)
+        found += [Rendered(array("i", token_ids), bytes(len(token_ids)), cut) for token_ids, cut in encoded]
+    return found
 
 
 def summarized(texts: Iterable[Rendered], max_length: int) -> Summary:
@@ -359,7 +362,9 @@ def _alike(names: Sequence[str]) -> list[str]:
     joined = [name for name in names if SEPARATOR.search(name)]
     parts = [{part.strip() for part in name.split(",")} for name in names]
     single = set().union(*(each for each in parts if len(each) == 1))
-    joined += [name for name, each in zip(names, parts, strict=True) if len(each) > 1 and each <= single]
+    often = Counter(part for each in parts for part in each)
+    recurring = {part for part, count in often.items() if count > 1} | single
+    joined += [name for name, each in zip(names, parts, strict=True) if len(each) > 1 and each <= recurring]
     if joined:
         warnings.append(f"If cells such as {_listed(joined)} hold several labels, set problem to multi_label.")
     return warnings

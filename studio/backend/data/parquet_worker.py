@@ -68,9 +68,14 @@ def class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def named(cell: object, names: list[str]) -> object:
-    """Return the name of a class id, or the names of a list of them; other cells stay as they are."""
+    """Return the name of a class id, or the names of a list of them; other cells stay as they are.
+
+    The id -1 of `datasets` is no label.
+    """
     if isinstance(cell, list):
         return [named(each, names) for each in cell]
+    if cell == -1:
+        return None
     return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell
 
 

@@ -19,11 +19,11 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from studio.backend.data.dataset import SAMPLES, Dataset, first_rows, formats, read, resolve, settings_of
-from studio.backend.data.detection import UnknownColumns
+from studio.backend.data.detection import GUESSED, UnknownColumns
 from studio.backend.data.examples import Examples
 from studio.backend.data.labelled import read_labelled, read_texts, shown, summarized
 from studio.backend.data.notices import notices
-from studio.backend.data.rendering import Rendered, Span, Summary, render_all, summary
+from studio.backend.data.rendering import Rendered, Span, Summary, render_all, summary, unfit_rows
 from studio.backend.data.rendering import preview as spans
 from studio.backend.data.rows import BadRow
 from studio.backend.data.text_prompt import filled
@@ -35,7 +35,6 @@ FIRST = 2500
 """Rows that are read of a large file. Reading more would make the page slow."""
 SHOWN = 5
 SHOWN_BAD_ROWS = 100
-GUESSED = "The column names don't tell what is trained, so the columns are a guess. Check them, and the first rows."
 UNKNOWN = (
     "The column names of {} don't tell what is trained. Choose what the rows are used for and the format, then the "
     "column of each field."
@@ -100,22 +99,13 @@ def _preview(recipe: Recipe) -> Preview:
     first = first_rows(recipe.data, settings_of(recipe))
     unusable = Preview(name, list(dict.fromkeys(chain(*first))), first[:SHOWN])
     try:
-        if recipe.task == "classify":
-            return _labelled(recipe, unusable.names)
-        dataset = read(recipe.data, settings_of(recipe), FIRST)
+        return (
+            _labelled(recipe, unusable.names) if recipe.task == "classify" else _conversations(recipe, unusable.names)
+        )
     except UnknownColumns as error:
         return _guessed(recipe, error, unusable)
     except StudioError as error:
         return replace(unusable, problem=str(error))
-    train, held_out = dataset.split(recipe.eval_share, recipe.seed)
-    rendered, notice = _rendered(dataset.examples, recipe)
-    tokens = summary(rendered, recipe.max_length) if rendered else None
-    if tokens and tokens.untrained == len(rendered):
-        raising = f"raise max_length, which is {recipe.max_length} tokens."
-        return replace(unusable, problem=f"Every row is cut before its answer begins: {raising}")
-    found = [*notices(dataset, tokens, len(held_out), recipe), *notice]
-    seen = _of(dataset, unusable.names, len(train), len(held_out), found)
-    return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
 
 
 def _guessed(recipe: Recipe, error: UnknownColumns, unusable: Preview) -> Preview:
@@ -123,8 +113,31 @@ def _guessed(recipe: Recipe, error: UnknownColumns, unusable: Preview) -> Previe
     if error.columns:
         seen = _preview(replace(recipe, format=error.format, columns=error.columns))
         if not seen.problem:
-            return replace(seen, notices=[GUESSED, *seen.notices], raw=unusable.raw)
-    return replace(unusable, problem=UNKNOWN.format(unusable.file))
+            return replace(seen, notices=[error.assumption, *seen.notices], raw=unusable.raw)
+    return replace(unusable, problem=UNKNOWN.format(unusable.file) if error.assumption == GUESSED else str(error))
+
+
+def _conversations(recipe: Recipe, names: list[str]) -> Preview:
+    """Return the preview of conversations and plain texts.
+
+    Raises:
+        StudioError: the rows can't be used.
+    """
+    dataset = read(recipe.data, settings_of(recipe), FIRST)
+    parts = dataset.split(recipe.eval_share, recipe.seed)
+    rendered, notice = _rendered(dataset.examples, recipe)
+    unfit = unfit_rows(dict(enumerate(rendered)), dataset.examples)
+    dataset = dataset.without(unfit, recipe.on_bad_rows)
+    rendered = [each for each in rendered if not each.unfit]
+    train, held_out = (len([i for i in part.tolist() if i not in unfit]) for part in parts)
+    tokens = summary(rendered, recipe.max_length) if rendered else None
+    if tokens and tokens.untrained == len(rendered):
+        raise StudioError(
+            f"Every row is cut before its answer begins: raise max_length, which is {recipe.max_length} tokens."
+        )
+    found = [*notices(dataset, tokens, held_out, recipe), *notice]
+    seen = _of(dataset, names, train, held_out, found)
+    return replace(seen, examples=_shown(dataset, rendered, recipe), tokens=tokens)
 
 
 def _labelled(recipe: Recipe, names: list[str]) -> Preview:
@@ -138,9 +151,9 @@ def _labelled(recipe: Recipe, names: list[str]) -> Preview:
     texts, notice = _rendered(rows.examples, recipe, rows.prompt)
     tokens = summarized(texts, recipe.max_length) if texts else None
     pairs = zip(rows.examples[:SHOWN], rows.targets[:SHOWN], strict=True)
-    found = notices(rows.dataset, tokens, len(held_out), recipe)
+    found = notices(rows.dataset, tokens, len(held_out), recipe, rows.warnings(train, held_out, recipe))
     return replace(
-        _of(rows.dataset, names, len(train), len(held_out), [*found, *notice, *rows.warnings(train, held_out, recipe)]),
+        _of(rows.dataset, names, len(train), len(held_out), [*found, *notice]),
         examples=[
             [Span(f"{filled(rows.prompt, each.messages[0]['content'])} ", False), Span(shown(rows.labels, i), True)]
             for each, i in pairs

@@ -22,6 +22,14 @@ MAX_CHARACTERS = 1_000_000
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
+class UnfitConversation(StudioError):
+    """A conversation that the chat template can't render; `reason` and `remedy` are those of a bad row."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(f"The model's chat template {why}. {remedy}")
+        self.reason, self.remedy = f"does not fit the model's chat template, which {why}", remedy
+
+
 @dataclass(frozen=True)
 class Prompt:
     token_ids: list[int]
@@ -138,7 +146,8 @@ def chat_pieces(
     It is compared with the chat rendered with the contents themselves, because a template may strip them.
 
     Raises:
-        StudioError: the chat template rejects the messages, or can't be followed.
+        UnfitConversation: the chat template rejects the messages, or can't be followed.
+        StudioError: the model has several chat templates, and none is the default.
     """
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     text = _templated(tokenizer, messages, placeholders, add_generation_prompt)
@@ -155,7 +164,7 @@ def chat_pieces(
 def _templated(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, contents: Sequence[str], add_generation_prompt: bool
 ) -> str:
-    """Return the rendered chat with these contents. Raise StudioError if there is no template, or it rejects them."""
+    """Return the rendered chat with these contents. Raises as `chat_pieces`."""
     template: Any = tokenizer.chat_template or PLAIN_TEMPLATE
     if isinstance(template, dict):
         if "default" not in template:
@@ -170,7 +179,8 @@ def _templated(
     try:
         return tokenizer.apply_chat_template(turns, chat_template=template, **options)  # type: ignore[return-value]
     except TemplateError as error:
-        raise StudioError(f"The model's chat template rejects this conversation: {error}") from error
+        why = f"rejects this conversation: {str(error).rstrip('.')}"
+        raise UnfitConversation(why, "Correct the order of its messages, or leave one out.") from error
 
 
 def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]:
@@ -181,7 +191,7 @@ def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]
         real: the chat rendered with the contents.
 
     Raises:
-        StudioError: the text around the contents depends on them.
+        UnfitConversation: the text around the contents depends on them.
     """
     for candidate in (contents, [text.strip() for text in contents]):
         if "".join(chain.from_iterable(zip_longest(parts[::2], candidate, fillvalue=""))) == real:
@@ -193,9 +203,9 @@ def _contents(parts: Sequence[str], contents: list[str], real: str) -> list[str]
     found = re.fullmatch(pattern, real, re.S)
     # A content with text of the template in it could match at a wrong place, as another role.
     if found is None or not all(text in content for text, content in zip(found.groups(), contents, strict=True)):
-        raise StudioError(
-            "The model's chat template changes what is around a message by its content, so the prompt can't be built. "
-            "Simplify the template in the model's tokenizer_config.json, or leave that message out."
+        raise UnfitConversation(
+            "changes what is around a message by its content, so the prompt can't be built",
+            "Simplify the template in the model's tokenizer_config.json, or leave that message out.",
         )
     return list(found.groups())
 

@@ -1,4 +1,4 @@
-"""Parse lists that pandas wrote into a text cell: as JSON, as Python's repr, or as NumPy prints an array.
+"""Parse lists and objects that pandas wrote into a text cell: as JSON, as Python's repr, or as NumPy prints an array.
 
 parse_list('[{"role": "user"}]', "messages")       # JSON
 parse_list("[{'role': 'user'}]", "messages")       # df.to_csv() of a column of lists
@@ -25,10 +25,10 @@ REMEDY = "Save the file as JSON lines: df.to_json(path, orient='records', lines=
 
 
 def parse_list(text: str, key: str) -> Any:
-    """Return the list in a text.
+    """Return the list or the object in a text.
 
     Raises:
-        Problem: the text is neither JSON nor a Python list, or holds what no cell may hold, such as half an emoji that
+        Problem: the text is neither JSON nor Python, or holds what no cell may hold, such as half an emoji that
             was escaped.
     """
     found = _parsed(text, key)
@@ -40,7 +40,7 @@ def _parsed(text: str, key: str) -> Any:
     try:
         return parse_json(text)
     except Problem as problem:
-        if problem.reason.startswith("is nested") or not text.lstrip().startswith(("[", "array(")):
+        if problem.reason.startswith("is nested") or not text.lstrip().startswith(("[", "array(", "{")):
             raise Problem(key, problem.reason, problem.remedy) from None
         reason = problem.reason
     found = _python(text, key)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from studio.backend.data.prompt import Messages, Piece, chat_pieces, is_control_piece
+from studio.backend.data.examples import Example
+from studio.backend.data.prompt import Messages, Piece, UnfitConversation, chat_pieces, is_control_piece
+from studio.backend.data.row import BadRow
 from studio.errors import StudioError
 
 BINS = 20
@@ -35,6 +37,8 @@ class Rendered:
     """Whether the example was truncated to the limit."""
     controls: tuple[str, ...] = ()
     """The model's control tokens that its messages hold as text."""
+    unfit: UnfitConversation | None = None
+    """Why the chat template can't render the example; it has no tokens then."""
 
     @property
     def trained_tokens(self) -> int:
@@ -68,8 +72,16 @@ class Span(NamedTuple):
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> Rendered:
-    """Return the first `max_length` tokens of an example and which of them are trained. Raises as `render_all`."""
-    return render_all(tokenizer, [messages], max_length)[0]
+    """Return the first `max_length` tokens of an example and which of them are trained.
+
+    Raises:
+        UnfitConversation: the chat template can't render the example.
+        StudioError: as `render_all`.
+    """
+    (rendered,) = render_all(tokenizer, [messages], max_length)
+    if rendered.unfit:
+        raise rendered.unfit
+    return rendered
 
 
 def render_all(
@@ -78,20 +90,38 @@ def render_all(
     """Return the rendered examples, which are tokenized in one call.
 
     Raises:
-        StudioError: the chat template rejects the messages, or the tokenizer has no character offsets.
+        StudioError: there is no default chat template, or the tokenizer has no character offsets.
     """
     if not tokenizer.is_fast:
         raise StudioError("This model's tokenizer has no character offsets. Add a tokenizer.json to the model.")
     found = control_pattern(tokenizer)
-    examples = []
+    examples: list[tuple[list[_Run], tuple[str, ...]] | UnfitConversation] = []
     texts: dict[str, None] = {}
     for messages in conversations:
-        runs = [_Run(list(group)) for _, group in groupby(_marked(tokenizer, messages), _is_control)]
+        try:
+            runs = [_Run(list(group)) for _, group in groupby(_marked(tokenizer, messages), _is_control)]
+        except UnfitConversation as error:
+            examples.append(error)
+            continue
         controls = {token for message in messages for token in found.findall(message["content"])} if found else set()
         examples.append((runs, tuple(sorted(controls))))
         texts.update(dict.fromkeys(run.text for run in runs if run.text))
     encoded = _encoded(tokenizer, list(texts))
-    return [_rendered(runs, controls, encoded, max_length) for runs, controls in examples]
+    return [
+        Rendered((), (), False, unfit=each)
+        if isinstance(each, UnfitConversation)
+        else _rendered(*each, encoded, max_length)
+        for each in examples
+    ]
+
+
+def unfit_rows(rendered: Mapping[int, Rendered], examples: Sequence[Example]) -> dict[int, BadRow]:
+    """Return the examples that the chat template can't render as bad rows, by their index."""
+    return {
+        i: BadRow(examples[i].line, "", each.unfit.reason, each.unfit.remedy)
+        for i, each in rendered.items()
+        if each.unfit
+    }
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
@@ -101,10 +131,13 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | Non
 
 
 def summary(rendered: Iterable[Rendered], max_length: int) -> Summary:
+    """Return the statistics of the examples that could be rendered."""
     lengths: list[int] = []
     cut = untrained = tokens = trained_tokens = 0
     controls: Counter[str] = Counter()
     for each in rendered:
+        if each.unfit:
+            continue
         lengths.append(len(each.token_ids))
         cut += each.cut
         controls.update(each.controls)

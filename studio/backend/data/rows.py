@@ -47,9 +47,10 @@ class Rows:
         try:
             for count, row in enumerate(self._read(), start=1):
                 if count > self.limits.rows:
-                    self.notices.append(
+                    self.notices.insert(
+                        0,
                         f"Only the first {self.limits.rows:,} rows of {self.path.name} were read, which is the limit. "
-                        "Split the file to use the rest."
+                        "Split the file to use the rest.",
                     )
                     return
                 yield row if isinstance(row, BadRow) else self._checked(row)

@@ -26,7 +26,7 @@ LARGE = 32 << 20
 """Size of a file in bytes above which its examples are stored on disk."""
 KEPT_BYTES = 4 << 30
 """Size above which the oldest data sets are deleted before another one is stored."""
-VERSION = 2
+VERSION = 3
 """Increase it when rows are read differently, so that older files are not used."""
 
 

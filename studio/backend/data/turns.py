@@ -6,6 +6,7 @@ conversation(found, "messages", system="Be brief.")  # [{"role": "system", ...},
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from studio.backend.data.formats import Cells, Messages, needed_text, optional_text
@@ -21,6 +22,7 @@ TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "fu
 TOOL_KEYS = ("tool_calls", "function_call")
 WEIGHTS = ("weight", "train", "loss", "training")
 """Keys of a message that say whether it is trained."""
+TRAINS = (1, "1", "true", "True")
 TEXT_PARTS = ("text", "input_text", "output_text")
 REMOVE = "Delete the row: only text is trained."
 
@@ -32,10 +34,16 @@ def turns(cells: Cells, key: str) -> list[Cells]:
         Problem: the cell is not a list of objects.
     """
     cell = cells.get(key)
-    found = parse_list(cell, key) if isinstance(cell, str) else cell
+    found = _parsed(cell, key) if isinstance(cell, str) else cell
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         raise Problem(key, "is not a list of messages", "Write a list of objects, one for each message.")
     return found
+
+
+@lru_cache(maxsize=2)
+def _parsed(text: str, key: str) -> Any:
+    """Parse the text of a cell. It is cached, because a cell is read for its format, its keys and its messages."""
+    return parse_list(text, key)
 
 
 def has_keys(cells: Cells, key: str, keys: set[str]) -> bool:
@@ -47,13 +55,20 @@ def has_keys(cells: Cells, key: str, keys: set[str]) -> bool:
 
 
 def unused_keys(cells: Cells, key: str, keys: set[str]) -> set[str]:
-    """Return the keys with a value in the messages of a cell, without `keys` and those that are read."""
+    """Return the keys with a value in the messages of a cell, without `keys` and those that are read.
+
+    A weight is only read in answers: one that trains another message is unused.
+    """
     try:
         found = turns(cells, key)
     except Problem:
         return set()
     read = {*keys, *WEIGHTS, *TOOL_KEYS}
-    return {name for turn in found for name, value in turn.items() if name not in read and value not in (None, "", [])}
+    unused = {
+        name for turn in found for name, value in turn.items() if name not in read and value not in (None, "", [])
+    }
+    others = [turn for turn in found if ROLES.get(str(turn.get("role", turn.get("from"))).lower()) != "assistant"]
+    return unused | {f"{name} of a question" for turn in others for name in WEIGHTS if turn.get(name) in TRAINS}
 
 
 def conversation(
@@ -86,7 +101,7 @@ def conversation(
 
 
 def _add_system(messages: Messages, text: str, number: int, key: str) -> None:
-    if not text or (messages and messages[0] == {"role": "system", "content": text}):
+    if not text or (messages and messages[0]["role"] == "system" and messages[0]["content"].strip() == text.strip()):
         return
     if len(messages) == 1 and messages[0]["role"] == "system":
         raise Problem(key, f"has a second, different system message as message {number}", "Delete one of the two.")

@@ -22,14 +22,12 @@ from studio.backend.classification.head import LabelledFeature, head_loss, measu
 from studio.backend.classification.head_fit import Fold, as_tensor, fit_heads
 from studio.backend.data.packing import pad_id
 from studio.backend.runs.run import Run
-from studio.backend.training.prepare import Prepared, TrainingData
+from studio.backend.training.prepare import HEAD_ROWS, Prepared, TrainingData
 from studio.errors import StudioError
 
 FEATURES = "features"
 FEWEST_ROWS = 32
 """Rows of the first point of the learning curve at least."""
-MOST_ROWS = 4000
-"""Training rows that are read before LoRA, which only starts from the head; a probe reads all."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def rows_to_fit(prepared: Prepared) -> list[LabelledFeature]:
 
 
 def indices_to_fit(prepared: Prepared) -> list[int]:
-    """Return the indices of these rows: all for a probe, at most MOST_ROWS before LoRA."""
+    """Return the indices of these rows: all for a probe, at most HEAD_ROWS before LoRA."""
     rows = len(prepared.data.train)
-    most = rows if prepared.recipe.method == "probe" else min(rows, MOST_ROWS)
+    most = rows if prepared.recipe.method == "probe" else min(rows, HEAD_ROWS)
     return random.Random(prepared.recipe.seed).sample(range(rows), most)

@@ -8,6 +8,7 @@ ready.model, ready.data.train, ready.warnings
 from __future__ import annotations
 
 import atexit
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ HOT_TOKENS = 16_384
 SAMPLES = 3
 MEASURED = 2000
 """Held-out rows of a chat run that an evaluation reads at most."""
+HEAD_ROWS = 4000
+"""Training rows to which a head is fitted before LoRA; a probe reads all."""
 # Seconds in which the threads of the collectives release their last tensors.
 SETTLE_S = 0.5
 
@@ -170,15 +173,17 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
     dataset = read(recipe.data, settings_of(recipe))
     train, held_out = dataset.split(recipe.eval_share, recipe.seed)
     trained = features_of(tokenizer, dataset.examples, train, recipe, _rows_needed(recipe))
-    measured = features_of(tokenizer, dataset.examples, _sampled(held_out, recipe.seed), recipe)
+    sampled = _sampled(held_out, recipe.seed)
+    measured = features_of(tokenizer, dataset.examples, sampled, recipe)
+    unfit = trained.unfit | measured.unfit
+    shown = [i for i in (sampled if len(sampled) else train).tolist() if i not in unfit][:SAMPLES]
+    prompts = _prompts(recipe, [dataset.examples[i] for i in shown])
+    dataset = dataset.without(unfit, recipe.on_bad_rows)
     total = summary([*trained.rendered, *measured.rendered], recipe.max_length)
-    warnings = notices(dataset, total, len(held_out), recipe)
-    if len(trained.rendered) < len(train):
-        read_rows = f"{len(trained.rendered):,} of the {len(train):,}"
-        warnings.insert(0, f"{recipe.max_steps:,} steps read {read_rows} training rows. Tokens are counted in these.")
+    warnings = notices(dataset, total, len(held_out) - len(measured.unfit), recipe)
+    warnings += _of_part(len(trained.rendered), len(train), recipe)
     if len(measured.rendered) < len(held_out):
-        warnings.insert(0, f"The held-out loss is measured on {MEASURED:,} of the {len(held_out):,} held-out rows.")
-    prompts = _prompts(recipe, [dataset.examples[i] for i in (held_out if len(held_out) else train)[:SAMPLES]])
+        warnings.append(f"The held-out loss is measured on {MEASURED:,} of the {len(held_out):,} held-out rows.")
     data = TrainingData(dataset, trained.rows, measured.rows, prompts, total, warnings)
     if not data.train:
         raise StudioError(
@@ -190,22 +195,39 @@ def prepare_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Training
 
 def _labelled_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
     found = read_labelled(recipe)
-    train, held_out = found.split(recipe.eval_share, recipe.seed)
-    texts = read_texts(tokenizer, (each.messages for each in found.examples), recipe.max_length, found.prompt)
-    total = summarized(texts, recipe.max_length)
+    whole, held_out = found.split(recipe.eval_share, recipe.seed)
+    train = _labelled_rows(whole, recipe)
+    read_rows = sorted([*train, *held_out])
+    conversations = (found.examples[i].messages for i in read_rows)
+    texts = dict(zip(read_rows, read_texts(tokenizer, conversations, recipe.max_length, found.prompt), strict=True))
+    total = summarized(texts.values(), recipe.max_length)
     labels = Labels(found.problem, found.names, found.counts(train), recipe.class_weights, len(train), found.prompt)
-    rows = [(text.token_ids, target) for text, target in zip(texts, found.targets, strict=True)]
+    warnings = notices(found.dataset, total, len(held_out), recipe, found.warnings(whole, held_out, recipe))
     return TrainingData(
         found.dataset,
-        [rows[i] for i in train],
-        [rows[i] for i in held_out],
+        [(texts[i].token_ids, found.targets[i]) for i in train],
+        [(texts[i].token_ids, found.targets[i]) for i in held_out],
         [],
         total,
-        [*notices(found.dataset, total, len(held_out), recipe), *found.warnings(train, held_out, recipe)],
+        [*warnings, *_of_part(len(train), len(whole), recipe)],
         labels,
         found.truth(train),
         found.truth(held_out),
     )
+
+
+def _labelled_rows(train: list[int], recipe: Recipe) -> list[int]:
+    """Return the training rows that the steps and the first head read, which are random ones; all for a probe."""
+    needed = max(_rows_needed(recipe), HEAD_ROWS)
+    if not recipe.max_steps or recipe.method == "probe" or len(train) <= needed:
+        return train
+    return sorted(random.Random(recipe.seed).sample(train, needed))
+
+
+def _of_part(count: int, total: int, recipe: Recipe) -> list[str]:
+    if count == total:
+        return []
+    return [f"{recipe.max_steps:,} steps read {count:,} of the {total:,} training rows. Tokens are counted in these."]
 
 
 def _sampled(held_out: np.ndarray, seed: int) -> np.ndarray:

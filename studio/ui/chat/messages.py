@@ -8,7 +8,7 @@ from typing import Any
 from studio.backend.models.catalog import STARTER
 from studio.ui.chat.answering import Draft
 from studio.ui.chat.conversation import EDITED, Answer, Conversation, Turn
-from studio.ui.common.markdown import as_markdown, as_text, closed
+from studio.ui.common.markdown import as_markdown, as_text, closed, verbatim, verbatim_text
 
 FINISHES = {"cancelled": "stopped", EDITED: "edited"}
 WELCOME = "### Ask a question\nThe answer appears here, and the experts behind each token in the routing panel."
@@ -79,7 +79,7 @@ def statistics(answer: Answer) -> str:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    text = as_markdown(turn.content)
+    text = verbatim(turn.content) if turn.role == "user" else as_markdown(turn.content)
     if turn.answer and turn.answer.notices:
         text = closed(text) + _notes(turn.answer)
     # A dict, because Gradio strips the indentation of plain strings.
@@ -88,6 +88,8 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 def edited_text(markdown: str, turn: Turn) -> str:
     """Return the text of a message that was edited on the page, without the notes below the answer."""
+    if turn.role == "user":
+        return verbatim_text(markdown)
     return as_text(markdown.removesuffix(_notes(turn.answer)) if turn.answer else markdown)
 
 

@@ -50,11 +50,7 @@ TO_BOX = (
 )
 CONFIRM_DELETE = """(picked) =>
   [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
-STORAGE = "jetmoe-studio-conversation"
-ELSEWHERE = (
-    "Another tab has stored a conversation. The latest message of either tab replaces what the other one stored: "
-    "export the conversation that you want to keep."
-)
+STORAGE = "jetmoe-studio-conversation"  # each tab of the browser has its own, by `page/storage.js`
 UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
 
 
@@ -92,7 +88,6 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
-        browser.elsewhere(ELSEWHERE, STORAGE, "conversation-elsewhere")
         with gr.Row(elem_id="sides", equal_height=False):
             with gr.Column(min_width=240, elem_id="own-side"):
                 self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)

@@ -70,7 +70,7 @@ class ClassifyEvents:
         choices = keep_listed(handlers.choices(), [])
         by = form.by if form.by in [identity for _, identity in choices] else NONE.id
         taken = handlers.taken(form)
-        file = _file_controls(taken) if taken else ["", "", *[gr.skip()] * 4]
+        file = _file_controls(taken) if taken else ["", "", *[gr.skip()] * 5]
         earlier, hint = handlers.earlier(result), view.waiting(view.READY if taken else view.FILE_HINT)
         return [
             form.labels, form.template, template_name(form.template), form.calibrate, form.one_a_line,
@@ -120,6 +120,12 @@ class ClassifyEvents:
         return gr.update(choices=choices, value="") if form.true_column == form.column else gr.update(choices=choices)
 
     @shows_errors
+    def choose_encoding(self, request: gr.Request, *values: Any) -> list[Any]:
+        """Update the columns, whose names depend on the encoding."""
+        form = _form(values)
+        return _file_controls(self.handlers.of(request).decoded(form)) if form.upload else [gr.skip()] * 7
+
+    @shows_errors
     def train(self, *values: Any) -> Any:
         return _form(values).training_data()
 
@@ -129,12 +135,13 @@ def _form(values: tuple[Any, ...]) -> Form:
 
 
 def _file_controls(taken: Taken) -> list[Any]:
-    """Return updates for the upload's id and name, its button, both columns and the train button."""
+    """Return updates for the upload's id and name, its button, both columns, the encoding and the train button."""
     label = f"Text column of {taken.name}"
     column = gr.update(choices=taken.columns, value=taken.column, visible=True, label=label)
     button = gr.update(label="Upload another file")
     true_column = gr.update(choices=[NO_COLUMN, *taken.label_columns], value=taken.true_column, visible=True)
-    return [taken.upload, taken.name, button, column, true_column, gr.update(visible=True)]
+    encoding = gr.update(value=taken.encoding, visible=True)
+    return [taken.upload, taken.name, button, column, true_column, encoding, gr.update(visible=True)]
 
 
 def _texts(now: Shown) -> tuple[Any, ...]:

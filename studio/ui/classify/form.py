@@ -81,6 +81,8 @@ class Form:
     column: str = ""
     true_column: str = ""
     """Column of the true labels for the evaluation; empty for none."""
+    encoding: str = "auto"
+    """Encoding of the file, if it is a text file."""
 
     def kept(self) -> dict[str, Any]:
         """Return the values for browser storage."""
@@ -102,13 +104,15 @@ class Form:
             raise StudioError("Training needs texts and labels. Choose the text column and the label column first.")
         columns = {"text": self.column, "label": self.true_column}
         # With the time, every click changes the state, even for the same file.
-        return {"upload": self.upload, "file": self.file, "columns": columns, "at": time.time()}
+        return {
+            "upload": self.upload, "file": self.file, "columns": columns, "encoding": self.encoding, "at": time.time()
+        }  # fmt: skip
 
 
 NAMES = [field.name for field in fields(Form)]
 LONGEST = {
     "labels": MAX_LABELS_TEXT, "template": LONGEST_TEMPLATE, "by": MAX_NAME, "upload": MAX_NAME, "file": MAX_NAME,
-    "column": 10_000, "true_column": 10_000,
+    "column": 10_000, "true_column": 10_000, "encoding": MAX_NAME,
 }  # fmt: skip
 
 

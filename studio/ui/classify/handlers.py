@@ -32,7 +32,7 @@ from studio.backend.classification.trained import TrainedClassifier
 from studio.backend.classification.trained_predictions import TrainedHead
 from studio.backend.classification.zero_shot import ZeroShot, one_sided
 from studio.backend.data import uploads
-from studio.backend.data.dataset import first_rows
+from studio.backend.data.dataset import DataSettings, first_rows
 from studio.backend.data.detection import text_lengths
 from studio.backend.data.formats.labelled import FORMAT as LABELLED
 from studio.backend.data.rows import Limits
@@ -84,6 +84,7 @@ class Taken(NamedTuple):
     """Text column, if its name is recognised."""
     true_column: str = ""
     """Label column, if its name is recognised."""
+    encoding: str = "auto"
 
     @property
     def label_columns(self) -> list[str]:
@@ -196,7 +197,7 @@ class ClassifyHandlers(Owned):
     def taken(self, form: Form) -> Taken | None:
         """Return the file of an earlier visit, if it still exists."""
         try:
-            taken = self._taken(form.upload, form.file) if form.upload else None
+            taken = self.decoded(form) if form.upload else None
         except StudioError:
             return None
         if taken is None:
@@ -204,10 +205,18 @@ class ClassifyHandlers(Owned):
         taken = taken._replace(column=form.column if form.column in taken.columns else taken.column)
         return taken._replace(true_column=form.true_column if form.true_column in taken.label_columns else "")
 
-    def _taken(self, upload: str, name: str) -> Taken:
-        rows = first_rows(uploads.find(upload, self.owner))
+    def decoded(self, form: Form) -> Taken:
+        """Return the uploaded file as it is read in the form's encoding.
+
+        Raises:
+            StudioError: it can't be read, or there is no such encoding.
+        """
+        return self._taken(form.upload, form.file, form.encoding)
+
+    def _taken(self, upload: str, name: str, encoding: str = "auto") -> Taken:
+        rows = first_rows(uploads.find(upload, self.owner), DataSettings(encoding=encoding))
         columns = list(dict.fromkeys(chain(*rows)))
-        taken = Taken(upload, name, columns, _text_column(columns, rows))
+        taken = Taken(upload, name, columns, _text_column(columns, rows), encoding=encoding)
         return taken._replace(true_column=_named_like("label", taken.label_columns) or "")
 
     def classify_file(self, form: Form, session: str) -> Iterator[FileShown]:
@@ -229,7 +238,9 @@ class ClassifyHandlers(Owned):
             result = folder.name
             yield FileShown(view.waiting("Reading the file …", busy=True), result)
             test = _test(classifier, form.true_column)
-            job = _FileJob(source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel, test)
+            job = _FileJob(
+                source, folder / f"{source.stem}{LABELLED_ENDING}", form.column, run.cancel, test, form.encoding
+            )
             with closing(job.watched(classifier)) as watched:
                 for html in watched:
                     yield FileShown(html)
@@ -312,6 +323,7 @@ class _FileJob:
     cancel: threading.Event
     test: FileTest | None = None
     """Set if the file has true labels."""
+    encoding: str = "auto"
     first: list[LabelledRow] = field(default_factory=list)
     """The first finished rows."""
     fraction: float = 0.0
@@ -361,6 +373,7 @@ class _FileJob:
             self._progress,
             self._row,
             Limits(rows=limits.rows) if (limits := demo.limits()) else None,
+            self.encoding,
         )
         if isinstance(classifier, _Labels):
             report.note(classifier.notices(report.counts))

@@ -139,6 +139,7 @@ class _Page:
             allow_custom_value=True, elem_id="classify-true-column",
             info=f"True labels, which are compared with the predictions; see “{evaluation_view.NAME}”.",
         )  # fmt: skip
+        self.encoding = browser.encoding_list("classify-encoding", visible=False)
         with gr.Row(elem_classes="buttons"):
             self.file_go = gr.Button("Classify file", variant="primary", elem_id="classify-file-go")
             self.cancel = gr.Button("Cancel", interactive=False, elem_id="classify-cancel")
@@ -152,11 +153,11 @@ class _Page:
     def form(self) -> list[Any]:
         """Return the controls in the order of the fields of `Form`."""
         asked = [self.labels, self.template_text, self.calibrate, self.one_a_line, self.by]
-        return [*asked, self.upload, self.file, self.column, self.true_column]
+        return [*asked, self.upload, self.file, self.column, self.true_column, self.encoding]
 
     def file_controls(self) -> list[Any]:
         """Return the controls in the order of `_file_controls`."""
-        return [self.upload, self.file, self.bring, self.column, self.true_column, self.train]
+        return [self.upload, self.file, self.bring, self.column, self.true_column, self.encoding, self.train]
 
 
 def _wire_form(page: _Page, events: ClassifyEvents) -> None:
@@ -204,4 +205,5 @@ def _wire_file(page: _Page, events: ClassifyEvents) -> None:
     ).then(lambda: gr.update(interactive=False), None, page.cancel, **AT_ONCE)  # fmt: skip
     page.cancel.click(events.cancel, None, None, **AT_ONCE)
     page.column.input(events.choose_column, page.form(), page.true_column, preprocess=False, **AT_ONCE)
+    page.encoding.input(events.choose_encoding, page.form(), page.file_controls(), preprocess=False, **AT_ONCE)
     page.train.click(events.train, page.form(), page.handed, preprocess=False, **QUIET)

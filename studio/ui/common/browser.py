@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.backend.data.encodings import NAMES
 from studio.ui.server.identity import owner_of
 
 ROW_FILES = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
@@ -55,6 +56,15 @@ def upload_button(elem_id: str) -> gr.UploadButton:
     """Return an upload button for a file of rows."""
     label, endings = f"Upload file ({', '.join(ROW_FILES)})", [f".{ending}" for ending in ROW_FILES]
     return gr.UploadButton(label, file_types=endings, elem_id=elem_id, size="sm")
+
+
+def encoding_list(elem_id: str, visible: bool = True) -> gr.Dropdown:
+    """Return a list of the encodings of text files."""
+    choices = [("auto", "auto"), *((title, name) for name, title in NAMES.items())]
+    help_text = "Of a text file. “auto” detects it."
+    return gr.Dropdown(
+        choices, value="auto", label="Encoding", info=help_text, elem_id=elem_id, min_width=180, visible=visible
+    )
 
 
 def page() -> gr.Blocks:

@@ -6,6 +6,11 @@ r"""User and model text as markdown, with HTML shown as text and without loading
 Gradio sanitises HTML in markdown, but still renders `<b>` and loads remote images, which tells another server that the
 page was opened. So the `<` of a tag and the `[` of an image get a backslash, which markdown removes. Code stays as it
 is, because the backslash would show there.
+
+    shown = verbatim(typed)
+    assert verbatim_text(shown) == typed
+
+What a person typed has no markup at all: it becomes a code block, unless markdown shows it as it is anyway.
 """
 
 from __future__ import annotations
@@ -24,6 +29,11 @@ _IMAGE = re.compile(r"(?P<before>!)(?P<slashes>\\*+)(?P<sign>\[)")
 _CLOSING = re.compile(r"\n {0,3}(?:`{3,}|~{3,})[ \t]*\Z")
 _MERMAID = re.compile(r"^( {0,3}(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE)
 
+_LINE = r"(?:[^\W\d_]|\d++(?![.)]))(?:[^\s\\`*_{}\[\]<>#|~$&%^]| (?=\S))*+"
+_PLAIN = re.compile(rf"{_LINE}(?:\n{{1,2}}{_LINE})*+")
+"""Words and punctuation that no markdown changes."""
+_VERBATIM = re.compile(r"(?P<fence>`{3,}+)text\n(?P<text>.*)\n(?P=fence)", re.DOTALL)
+
 
 def as_markdown(text: str) -> str:
     """Return markdown that keeps the text's own markup, and shows HTML and images as typed."""
@@ -35,6 +45,20 @@ def as_text(markdown: str) -> str:
     """Return the text that was passed to `as_markdown`, except that mermaid fences stay text fences."""
     unescape = lambda plain: _IMAGE.sub(_unescape, _TAG.sub(_unescape, plain))  # noqa: E731
     return _replace(markdown, outside=unescape, inside=str)
+
+
+def verbatim(text: str) -> str:
+    """Return markdown that shows a text character by character, with its blanks and line breaks."""
+    if _PLAIN.fullmatch(text):
+        return text
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def verbatim_text(markdown: str) -> str:
+    """Return the text that was passed to `verbatim`."""
+    found = _VERBATIM.fullmatch(markdown)
+    return found["text"] if found else markdown
 
 
 def closed(markdown: str) -> str:

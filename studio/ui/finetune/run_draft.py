@@ -165,10 +165,10 @@ def from_handed(handed: Any) -> Draft:
     Raises:
         StudioError: see `from_json`.
     """
-    names = ("upload", "file", "columns")
+    names = ("upload", "file", "columns", "encoding")
     if not isinstance(handed, dict) or not all(name in handed for name in names):
         raise StudioError("There is no file to train on. Choose a file in the Classify tab first.")
-    draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"])
+    draft = Draft(OWN_FILE, handed["upload"], handed["file"], LABELLED, handed["columns"], encoding=handed["encoding"])
     return from_json(draft.loaded(bundled_recipe(CLASSIFIER), CLASSIFIER).to_json())
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.backend.data.dataset import SAMPLES
-from studio.backend.data.encodings import NAMES as ENCODINGS
 from studio.backend.recipe_file import recipes
 from studio.backend.system import zero_gpu
 from studio.ui.common import browser, card
@@ -112,10 +111,7 @@ class _NewRun:
                 FORMATS, value="auto", label="Format", elem_id="format", min_width=180,
                 info="“auto” detects it from the columns.",
             )  # fmt: skip
-            self.encoding = gr.Dropdown(
-                [("auto", "auto"), *((title, name) for name, title in ENCODINGS.items())], value="auto",
-                label="Encoding", elem_id="encoding", min_width=180, info="Of a text file. “auto” detects it.",
-            )  # fmt: skip
+            self.encoding = browser.encoding_list("encoding")
         with gr.Row(elem_classes="settings"):
             self.columns = {
                 name: gr.Dropdown(

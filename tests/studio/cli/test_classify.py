@@ -71,6 +71,20 @@ def test_json_of_a_file_has_a_document_for_every_row(toy, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
+def test_an_encoding_is_chosen(toy, tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes("metin,label\nÇok güzel bir şehir,sport\n".encode("cp1254"))
+    (found,) = json.loads(
+        predict(*LABELS, *toy, str(file), "--json", "--column", "metin", "--encoding", "cp1254").stdout
+    )
+    assert found["text"] == "Çok güzel bir şehir"
+    evaluate(*LABELS, *toy, str(file), "--column", "metin", "--encoding", "cp1254")
+    with pytest.raises(StudioError, match="encoding must be one of"):
+        predict(*LABELS, *toy, str(file), "--encoding", "latin")
+    with pytest.raises(StudioError, match="--encoding only works with a file"):
+        predict(*LABELS, *toy, "A draw.", "--encoding", "cp1254")
+
+
 def test_json_and_out_write_both(toy, tmp_path):
     file = file_of(tmp_path, "body,n\nA draw.,1\n")
     out = tmp_path / "new.jsonl"

@@ -40,6 +40,10 @@ class Format:
     optional: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fits: Callable[[Cells], bool] = lambda cells: True
     """Whether a row is of this format, for formats that share column names."""
+    check: Callable[[Cells], None] = lambda cells: None
+    """Raises Problem with what a row looks like, if `fits` is False for another reason than those of `messages`."""
+    explains: bool = True
+    """Whether the reason why a row does not fit helps if no format does."""
     guessed: frozenset[str] = frozenset()
     """Recognized column names, in lower case, that may also mean something else."""
     unused_keys: Callable[[Cells], set[str]] = lambda cells: set()
@@ -68,6 +72,10 @@ class Format:
             Problem: the row is bad. Its `column` is the column of the file.
         """
         return self._read(self.messages, row, columns)
+
+    def check_row(self, row: dict[str, Any], columns: dict[str, str]) -> None:
+        """Raise Problem as `check`, with the column of the file."""
+        self._read(self.check, row, columns)
 
     def labels_of(self, row: dict[str, Any], columns: dict[str, str]) -> tuple[str, ...]:
         """Return the labels of a row. Raises as `convert`."""

@@ -54,8 +54,11 @@ def _name(cell: Any) -> str:
 
 
 def spelled(name: str) -> str:
-    """Return the spelling of a label in all types of files: csv has `True` and `1.0` where json has true and 1."""
-    if name in ("True", "False"):
+    """Return the spelling of a label in all types of files.
+
+    csv has `True` of pandas, `TRUE` of Excel and `1.0` where json has true and 1.
+    """
+    if name in ("True", "False", "TRUE", "FALSE"):
         return name.lower()
     return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from studio.backend.data.formats import SYSTEM, Cells, Format, Messages, needed_text, optional_text
 from studio.backend.data.python_text import parse_list
 from studio.backend.data.row import Problem
-from studio.backend.data.turns import conversation, has_keys, turns
+from studio.backend.data.turns import conversation, has_keys, turns, unused_keys
 
 # Columns that may also mean something else.
 SOURCES = ("document", "article", "dialogue", "text")
 SUMMARIES = ("summary", "highlights")
 CONTEXT = ("context", "passage")
 ROLES = {"prompt": "user", "completion": "assistant"}
+KEYS = {"role", "content"}
 
 
 def messages(cells: Cells) -> Messages:
@@ -43,7 +44,7 @@ def _is_list(cells: Cells, key: str) -> bool:
     cell = cells[key]
     if not isinstance(cell, str):
         return isinstance(cell, list)
-    return cell.lstrip()[:2] in ("[{", "[ ", "[\n") and has_keys(cells, key, {"role", "content"})
+    return cell.lstrip()[:2] in ("[{", "[ ", "[\n") and has_keys(cells, key, KEYS)
 
 
 def _conversation(cells: Cells, lists: dict[str, bool]) -> Messages:
@@ -53,6 +54,10 @@ def _conversation(cells: Cells, lists: dict[str, bool]) -> Messages:
         for key, role in ROLES.items()
     ]
     return conversation([*found[0], *found[1]], "completion", system=optional_text(cells, "system"))
+
+
+def _unused_keys(cells: Cells) -> set[str]:
+    return set().union(*(unused_keys(cells, key, KEYS) for key in ROLES if _is_list(cells, key)))
 
 
 FORMAT = Format(
@@ -65,5 +70,6 @@ FORMAT = Format(
     },
     optional={"system": SYSTEM, "history": ("history",), "context": CONTEXT},
     messages=messages,
+    unused_keys=_unused_keys,
     guessed=frozenset({*SOURCES, *SUMMARIES, *CONTEXT}),
 )

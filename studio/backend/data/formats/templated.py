@@ -20,17 +20,20 @@ TEMPLATES = [
     )
 ]
 """Blanks beside a lazy group are part of it and stripped later: `\\s*.*?` would try each way to divide them."""
+NOTICE = (
+    "The rows hold the control tokens of a chat template. They were read as messages, which get the model's own one."
+)
 
 
 def messages(cells: Cells) -> Messages:
     text = needed_text(cells, "text")
-    found = _turns(text)
+    found = template_turns(text)
     if not found:
         raise Problem("text", f"holds no chat template: {text[:60]!r}", "Choose the format text to train it as it is.")
     return conversation(found, "text")
 
 
-def _turns(text: str) -> list[Cells]:
+def template_turns(text: str) -> list[Cells]:
     """Return the turns if they are the whole text, else []."""
     for template in TEMPLATES:
         at, found = 0, []
@@ -56,7 +59,7 @@ FORMAT = Format(
     help="text: rows that hold a chat template, such as <|im_start|>user",
     fields={"text": ("text", "content", "prompt", "conversation")},
     messages=messages,
-    fits=lambda cells: isinstance(cells["text"], str) and bool(_turns(cells["text"])),
-    notice="The rows hold the control tokens of a chat template. They were read as messages, which get the model's own "
-    "template. Choose the format text to train them as they are.",
+    fits=lambda cells: isinstance(cells["text"], str) and bool(template_turns(cells["text"])),
+    explains=False,
+    notice=f"{NOTICE} Choose the format text to train them as they are.",
 )

@@ -369,6 +369,7 @@ SURPLUS = {
         "snapshots/1f/training_args.bin",
     ],
     "a zip of macOS": ["one/.DS_Store", f"__MACOSX/one/._{CONFIG}", f"__MACOSX/one/._{WEIGHTS}"],
+    "a zip of Windows": ["one\\README.md"],
     "a folder of Trainer": [
         "README.md",
         f"checkpoint-2/{CONFIG}",
@@ -381,7 +382,9 @@ SURPLUS = {
 
 @pytest.mark.parametrize("what", SURPLUS)
 def test_files_beside_an_adapter_are_ignored(folder, tmp_path, home, what):
-    prefix = {"a snapshot of the Hub": "snapshots/1f/", "a zip of macOS": "one/"}.get(what, "")
+    prefix = {"a snapshot of the Hub": "snapshots/1f/", "a zip of macOS": "one/", "a zip of Windows": "one\\"}.get(
+        what, ""
+    )
     (file,) = zipped(folder / "one", tmp_path, prefix)
     with zipfile.ZipFile(file, "a") as archive:
         for name in SURPLUS[what]:
@@ -594,6 +597,7 @@ BAD_MEMBERS = {
     "a way out": ([(f"../{CONFIG}", b"{}"), (f"../{WEIGHTS}", b"")], "outside of itself"),
     "an absolute path": ([(f"/{CONFIG}", b"{}"), (f"/{WEIGHTS}", b"")], "outside of itself"),
     "a Windows path": ([(f"C:\\{CONFIG}", b"{}"), (WEIGHTS, b"")], "outside of itself"),
+    "a way out with backslashes": ([(f"..\\{CONFIG}", b"{}"), (WEIGHTS, b"")], "outside of itself"),
     "a pickle": ([(CONFIG, b"{}"), ("adapter_model.bin", b"")], "is a pickle, which can run code"),
     "a zip in it": ([("inner.zip", b"")], "An adapter is .*; this is inner.zip"),
     "nothing": ([], "An adapter is .*; this is nothing"),

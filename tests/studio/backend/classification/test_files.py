@@ -56,6 +56,31 @@ def test_all_columns_stay_and_those_of_the_prediction_come(tmp_path):
     assert report.counts == {"odd": 2} and report.text_column == "text" and not report.notices
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_words_for_missing_values_stay_in_the_persons_own_columns(tmp_path, ending):
+    words = ["null", "nan", "NaN", "NULL", "None", "n/a", ""]
+    file = written(tmp_path / "a.csv", "text,code\n" + "".join(f"abc,{word}\n" for word in words))
+    out = tmp_path / f"out.{ending}"
+    predict_file(file, by_length, out, LABELS)
+    rows = csv_rows(out) if ending == "csv" else [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["code"] for row in rows] == words
+
+
+def test_escaped_formulas_are_counted(tmp_path):
+    file = written(tmp_path / "a.csv", "text,code\nabc,=1+1\nabc,-5\n@you,+x\n")
+    found = predict_file(file, by_length, tmp_path / "out.csv", LABELS)
+    assert any("begin with an apostrophe now: 3" in notice for notice in found.notices)
+    assert not predict_file(file, by_length, tmp_path / "out.jsonl", LABELS).notices
+
+
+def test_a_file_is_read_in_the_chosen_encoding(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes("text\nÇok güzel bir şehir\n".encode("cp1254"))
+    found = []
+    predict_file(file, by_length, None, LABELS, each=found.append, encoding="cp1254")
+    assert found[0].prediction.text == "Çok güzel bir şehir"
+
+
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
 def test_every_kind_of_file_is_read(tmp_path, ending):
     import pyarrow as pa

@@ -48,7 +48,7 @@ def test_a_file_as_people_have_it(write):
     ]
     assert [(bad.line, bad.column) for bad in found.bad_rows] == [(4, "Answer"), (5, ""), (6, "Answer")]
     assert str(found.bad_rows[0]) == "line 4, column 'Answer': is empty. Fill it in, or delete the row."
-    assert found.notices == ("Unused columns: 'id'.",)
+    assert found.warnings == ("Unused columns: 'id'.",)
 
 
 def test_stop_lists_the_first_bad_rows_and_their_number(write):
@@ -135,3 +135,62 @@ def test_a_split_has_its_share_and_depends_on_the_seed():
     assert data.split(0.2, 0)[1].tolist() != data.split(0.2, 1)[1].tolist()
     with pytest.raises(StudioError, match="eval_share"):
         data.split(1.0, 0)
+
+
+def rows_of(write, late: dict, count: int = 60):
+    """The path of a file whose row on line 56 has more keys."""
+    rows = [{"prompt": f"Say {i}", "completion": str(i)} for i in range(count)]
+    rows[55] |= late
+    return write("\n".join(map(json.dumps, rows)), "x.jsonl")
+
+
+def test_an_optional_field_that_occurs_late_is_read(write):
+    found = read(rows_of(write, {"system": "Be brief."}))
+    assert found.examples[55].messages[0] == {"role": "system", "content": "Be brief."}
+    assert found.columns["system"] == "system"
+    assert found.warnings == ("'system' first occurs on line 56, and is read as system.",)
+    guessed = read(rows_of(write, {"passage": "Once"}))
+    assert guessed.examples[55].messages[0]["content"] == "Once\n\nSay 55"
+    assert "A guess from the column names: context is read from 'passage'" in guessed.warnings[1]
+
+
+def test_a_late_column_takes_no_field_that_has_one(write):
+    found = read(rows_of(write, {"response": "Other", "score": 1}))
+    assert found.examples[55].messages[1]["content"] == "55"
+    assert found.warnings == (
+        "Unused columns: 'response', 'score' ('response' from line 56 on, 'score' from line 56 on).",
+    )
+
+
+def test_keys_of_late_messages_are_noticed(write):
+    rows = [
+        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "a"}]} for i in range(60)
+    ]
+    rows[55]["messages"][1]["mask"] = True
+    found = read(write("\n".join(map(json.dumps, rows)), "x.jsonl"))
+    assert found.warnings == ("Unused keys of the messages: 'mask'.",)
+
+
+def test_keys_in_prompts_that_are_messages_are_noticed(write):
+    row = {
+        "prompt": [{"role": "user", "content": "a", "mask": 1}],
+        "completion": [{"role": "assistant", "content": "b"}],
+    }
+    assert read(write(json.dumps(row), "x.jsonl")).warnings == ("Unused keys of the messages: 'mask'.",)
+
+
+def test_preferences_are_read_by_mapping_the_chosen_answer(write):
+    path = write("prompt,chosen,rejected\nHi,Hello,No\n")
+    with pytest.raises(StudioError, match=r"map them: columns=\{prompt: prompt, completion: chosen\}"):
+        read(path)
+    found = read(path, DataSettings(columns={"prompt": "prompt", "completion": "chosen"}))
+    assert found.examples[0].messages[1]["content"] == "Hello"
+    with pytest.raises(StudioError, match="write them as a column of lists of messages"):
+        read(write("chosen,rejected\nHuman: Hi,Human: No\n"))
+
+
+def test_the_format_text_takes_json_only_if_it_is_chosen(write):
+    path = write('"data"\n"{""a"": 1}"\n')
+    with pytest.raises(StudioError, match="holds a JSON object with 'a', not plain text"):
+        read(path)
+    assert read(path, DataSettings(format="text")).examples[0].messages[0]["content"] == '{"a": 1}'

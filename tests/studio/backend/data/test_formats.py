@@ -169,3 +169,15 @@ def test_bad_conversations(turns, reason):
     with pytest.raises(Problem) as problem:
         format.convert({"Chat": turns}, {"messages": "Chat"})
     assert problem.value.args[0] == "Chat" and reason in problem.value.args[1] and problem.value.args[2]
+
+
+def test_a_system_column_repeats_the_turn_but_for_blanks():
+    row = {"system": "Be brief. ", "messages": [{"role": "system", "content": "Be brief."}, *TURNS]}
+    assert found(row)[1] == [{"role": "system", "content": "Be brief. "}, *TURNS]
+
+
+def test_a_weight_that_trains_a_question_is_an_unused_key():
+    row = {"messages": [{**TURNS[0], "train": True}, {**TURNS[1], "train": True}]}
+    messages = next(each for each in formats() if each.name == "messages")
+    assert messages.unused_keys(row) == {"train of a question"}
+    assert messages.unused_keys({"messages": [{**TURNS[0], "train": False}, TURNS[1]]}) == set()

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,6 +198,28 @@ def test_what_a_person_should_know_of_the_labels(rows_of, tmp_path):
         assert words in warnings
     large = rows_of([("a", 900), ("b", 1000)], problem="regression")
     assert "range from 900 to 1000" in large.warnings([0, 1], [], recipe(tmp_path / "rows.jsonl"))[0]
+
+
+def test_joined_labels_are_noticed_without_a_single_one_among_them(rows_of, tmp_path):
+    joined = rows_of([("a", "anger, joy"), ("b", "joy, fear"), ("c", "fear, anger"), ("d", "anger, joy")])
+    warnings = joined.warnings([0, 1], [2, 3], recipe(tmp_path / "rows.jsonl"))
+    assert any("If cells such as 'anger, joy', 'fear, anger', 'joy, fear' hold several" in each for each in warnings)
+    places = rows_of([("a", "Paris, France"), ("b", "Lyon, France"), ("c", "Bonn, Germany")])
+    assert not any("hold several" in each for each in places.warnings([0, 1], [2], recipe(tmp_path / "rows.jsonl")))
+
+
+def test_truth_values_have_one_spelling(rows_of):
+    assert rows_of([("a", "TRUE"), ("b", "True"), ("c", True), ("d", "FALSE")]).names == ("false", "true")
+
+
+def test_the_class_id_minus_one_is_no_label(tmp_path):
+    features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    found = read_labelled(recipe(tmp_path / "rows.parquet"))
+    assert found.names == ("neg", "pos") and found.targets == [1, 0]
+    assert [(bad.line, bad.reason) for bad in found.dataset.bad_rows] == [(2, "is empty")]
 
 
 def test_the_report_counts_what_is_trained():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_page_and_command_line_say_the_same(name, recipe, tokenizer):
 def test_it_is_refused_with_what_it_looks_like(name, recipe, tokenizer):
     case = CASES[name]
     seen = preview(recipe(case))
-    assert case["refused"] in seen.problem or seen.notices[0] == GUESSED
+    assert case["refused"] in seen.problem or seen.notices[0] == GUESSED or case["refused"] in seen.notices[0]
     assert seen.raw
-    with pytest.raises(StudioError, match=case["refused"]):
+    with pytest.raises(StudioError, match=re.escape(case["refused"])):
         prepare_data(recipe(case), tokenizer)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 
 import pytest
+from transformers import AutoTokenizer
 
+from studio.backend.data.preview import preview as preview_data
 from studio.backend.data.prompt import default_system_prompt, encode_chat, fit_prompt
 from studio.backend.data.rendering import preview, render
+from studio.backend.recipe import Recipe
+from studio.backend.training.prepare import prepare_data
 from studio.errors import StudioError
-from tests.builders.toy_folder import TEMPLATE, toy_tokenizer
+from tests.builders.toy_folder import TEMPLATE, toy_folder, toy_tokenizer
 
 TRIMS = TEMPLATE.replace("message['content'] }}", "message['content'] | trim }}")
 SPLITS = TEMPLATE.replace("message['content'] }}", "message['content'].split('</think>')[-1] }}")
@@ -92,3 +98,41 @@ def test_an_answer_without_weight_is_not_trained():
     messages = [USER, {**ANSWER, "train": False}, USER, {"role": "assistant", "content": "Yes"}]
     trained = "".join(span.text for span in preview(tokenizer, render(tokenizer, messages, 1000)) if span.trained)
     assert trained == "Yes<|im_end|>"
+
+
+ROWS = [{"prompt": f"Write {'code' if i == 3 else 'text'} {i}.", "completion": str(i)} for i in range(8)]
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = toy_folder(tmp_path / "toy")
+    tokenizer_with(ASKS).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(model, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    return Recipe(str(model), data=str(tmp_path / "rows.jsonl"), eval_share=0.25)
+
+
+def test_a_row_that_the_template_changes_is_a_bad_row(recipe, model):
+    seen, data = preview_data(recipe), prepare_data(recipe, AutoTokenizer.from_pretrained(model))
+    assert seen.bad_rows == data.dataset.bad_rows and [bad.line for bad in seen.bad_rows] == [4]
+    assert "does not fit the model's chat template, which changes" in seen.bad_rows[0].reason
+    assert (seen.rows, seen.train_rows + seen.held_out_rows) == (7, 7) and len(data.dataset.examples) == 7
+    assert seen.tokens == data.summary and sum(data.summary.counts) == 7 and seen.notices == data.warnings
+    assert data.prompts and not any("code" in turn["content"] for prompt in data.prompts for turn in prompt)
+
+
+def test_a_row_that_the_template_changes_can_stop_a_run(recipe, model):
+    stopped = replace(recipe, on_bad_rows="stop")
+    with pytest.raises(StudioError, match="1 bad rows, and on_bad_rows is stop"):
+        prepare_data(stopped, AutoTokenizer.from_pretrained(model))
+    assert "line 4: does not fit" in preview_data(stopped).problem
+
+
+def test_a_template_that_fits_no_row_is_a_sentence(recipe, model):
+    tokenizer_with("{{ raise_exception('no user') }}").save_pretrained(model)
+    with pytest.raises(StudioError, match="which rejects this conversation: no user"):
+        prepare_data(recipe, AutoTokenizer.from_pretrained(model))

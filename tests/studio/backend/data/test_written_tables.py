@@ -145,3 +145,40 @@ def test_a_chosen_encoding_is_used(tmp_path, encoding):
     path = tmp_path / "x.csv"
     path.write_bytes(f"prompt,completion\n{text},{text}\n".encode(encoding))
     assert read(path, encoding) == [{"prompt": text, "completion": text}]
+
+
+TYPED = {
+    "text": st.one_of(st.none(), CELL),
+    "whole": st.one_of(st.none(), st.integers(-(2**53), 2**53)),
+    "number": st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
+    "flag": st.one_of(st.none(), st.booleans()),
+    "day": st.one_of(st.none(), st.dates()),
+}
+TYPED_ROWS = st.lists(st.fixed_dictionaries(TYPED), min_size=1, max_size=6)
+
+
+@FEW
+@given(rows=TYPED_ROWS)
+def test_numbers_dates_and_missing_values_in_json_lines(tmp_path, rows):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), "utf-8")
+    assert read(path) == [{**row, "day": row["day"] and str(row["day"])} for row in rows]
+
+
+@FEW
+@given(rows=TYPED_ROWS)
+def test_numbers_dates_and_missing_values_in_csv(tmp_path, rows):
+    path = tmp_path / "x.csv"
+    path.write_text(written([{"id": i, **row} for i, row in enumerate(rows)]), "utf-8", newline="")
+    texts = [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in rows]
+    assert read(path) == [{"id": str(i), **row} for i, row in enumerate(texts)]
+
+
+@FEW
+@given(rows=TYPED_ROWS)
+def test_numbers_dates_and_missing_values_in_parquet(tmp_path, rows):
+    types = {"text": pa.string(), "whole": pa.int64(), "number": pa.float64(), "flag": pa.bool_(), "day": pa.date32()}
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(list(types.items()))), tmp_path / "x.parquet")
+    found = Rows(tmp_path / "x.parquet")
+    assert [row.cells for row in found] == [{k: v for k, v in row.items() if k != "day"} for row in rows]
+    assert found.notices == ["Columns without text were not read: day."]

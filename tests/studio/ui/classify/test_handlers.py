@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
@@ -268,6 +269,21 @@ def test_the_column_of_the_texts_is_found_or_asked_for(handlers, tmp_path):
         again = handlers.taken(Form(upload=taken.upload, file=taken.name, column=taken.columns[0]))
         assert again.column == taken.columns[0]
     assert handlers.taken(Form(upload="0" * 32)) is None and handlers.taken(Form()) is None
+
+
+def test_the_encoding_of_a_file_is_chosen(handlers, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_bytes("açık,kind\nÇok güzel bir şehir,sport\n".encode("cp1254"))
+    taken = handlers.take(file)
+    assert taken.columns == ["açýk", "kind"] and taken.encoding == "auto"
+    form = Form(**{**FORM.kept(), "upload": taken.upload, "file": taken.name, "encoding": "cp1254"})
+    decoded = handlers.decoded(form)
+    assert (decoded.columns, decoded.encoding) == (["açık", "kind"], "cp1254") and handlers.taken(form) == decoded
+    first, *_ = handlers.classify_file(replace(form, column="açık"), "me")
+    assert rows_of(first.result)[0]["açık"] == "Çok güzel bir şehir"
+    assert from_handed(replace(form, column="açık", true_column="kind").training_data()).encoding == "cp1254"
+    with pytest.raises(StudioError, match="encoding must be one of"):
+        handlers.decoded(replace(form, encoding="x"))
 
 
 # --- how good it is

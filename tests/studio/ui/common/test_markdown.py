@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.ui.common.markdown import as_markdown, as_text, closed
+from studio.ui.common.markdown import as_markdown, as_text, closed, verbatim, verbatim_text
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,29 @@ def test_editing_gets_the_text_back(text):
     assert as_text(as_markdown(text)) == text
 
 
+@pytest.mark.parametrize(
+    "text", ["What is 1 + 1?", "Hello, you!\nHow are you?\n\nBye (for now).", "12 apples", "Où ça ?"]
+)
+def test_plain_words_stay_as_they_are(text):
+    assert verbatim(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["__init__", "a*b*c", "  x", "1986. A year", "a  b", "a\n\n\nb", "<b>", "$x$", "&amp;", "- a"]
+)
+def test_what_markdown_would_change_becomes_a_code_block(text):
+    assert verbatim(text) == f"```text\n{text}\n```"
+
+
+def test_a_block_has_a_longer_fence_than_the_text():
+    assert verbatim("````\nx\n````") == "`````text\n````\nx\n````\n`````"
+
+
+@given(st.text(alphabet="`ab\n text") | st.text())
+def test_editing_gets_what_was_typed_back(text):
+    assert verbatim_text(verbatim(text)) == text
+
+
 SLOW = ["` `` ", "`a", "<a", "\\", "```\n", "`", "~", "!", "![", "!\\", "``` ", "`\n", "~~~a\n", " ", "\n ", "<\\"]
 
 
@@ -54,3 +77,4 @@ SLOW = ["` `` ", "`a", "<a", "\\", "```\n", "`", "~", "!", "![", "!\\", "``` ", 
 @pytest.mark.timeout(60)  # what takes the square of the length takes far longer
 def test_no_text_makes_it_slow(text):
     as_text(as_markdown(text))
+    verbatim_text(verbatim(text))
