@@ -11,10 +11,12 @@ IDS = torch.randint(3, 99, (90,), generator=torch.Generator().manual_seed(0)).to
 
 
 @torch.no_grad()
-def decode(model, native=True, prompt=9, tokens=8):
-    """Return the logits after each token `[tokens, vocabulary]`, and the recorder."""
+def decode(model, native=True, prompt=9, tokens=8, threads=1):
+    """Return the logits after each token `[tokens, vocabulary]`, and the recorder. One thread reads the prompt."""
+    torch.set_num_threads(1)
     recorder, cache = RoutingRecorder(model, 128), StaticCache(config=model.config, max_cache_len=prompt + tokens)
     model(torch.tensor([IDS[:prompt]]), past_key_values=cache, recorder=recorder)
+    torch.set_num_threads(threads)
     run = NativeStep(model) if native else None
     logits = []
     for position, token in enumerate(IDS[prompt : prompt + tokens], start=prompt):

@@ -170,16 +170,15 @@ def test_adapters_in_4_bits(family, tmp_path):
 def test_the_number_of_threads_does_not_change_a_bit(threads):
     model = toy_model(hidden_size=96, intermediate_size=200, num_hidden_layers=3)
     one, _ = decode(model, tokens=40)
-    torch.set_num_threads(threads)
-    assert torch.equal(decode(model, tokens=40)[0], one)
+    assert torch.equal(decode(model, tokens=40, threads=threads)[0], one)
 
 
 def test_it_runs_in_several_threads_and_in_a_fork():
     model = toy_model()
-    torch.set_num_threads(2)
-    expected, _ = decode(model)
+    expected, _ = decode(model, threads=2)
     with ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(logits, expected) for logits, _ in pool.map(lambda _: decode(model), range(8)))
+        results = pool.map(lambda _: decode(model, threads=2), range(8))
+        assert all(torch.equal(logits, expected) for logits, _ in results)
     cache = StaticCache(config=model.config, max_cache_len=10)
     with torch.no_grad():
         model(torch.tensor([IDS[:9]]), past_key_values=cache)
