@@ -56,17 +56,18 @@ static void narrow_into(Vector v, long first, long count)
         v.narrow[i] = narrow(v.wide[i]);
 }
 
-/* Widest vectors of the processor, for gcc and clang. */
+/* The widest vectors of the processor, for gcc and clang. */
 #if defined(__AVX512F__)
+#include <immintrin.h>
 enum { WIDTH = 64 };
-#elif defined(__AVX__)
+#elif defined(__AVX2__)
+#include <immintrin.h>
 enum { WIDTH = 32 };
 #else
 enum { WIDTH = 16 };
 #endif
 typedef float Lanes __attribute__((vector_size(WIDTH)));
-typedef uint32_t WideBits __attribute__((vector_size(WIDTH)));
-typedef uint16_t NarrowBits __attribute__((vector_size(WIDTH / 2)));
+typedef float Four __attribute__((vector_size(16)));
 enum { LANES = WIDTH / 4 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -80,18 +81,25 @@ INLINE Lanes lanes_fp32(const float *x)
 
 INLINE Lanes lanes_bf16(const uint16_t *x)
 {
-    NarrowBits bits;
-    memcpy(&bits, x, sizeof bits);
-    return (Lanes)(__builtin_convertvector(bits, WideBits) << 16);
+#if defined(__AVX512F__) /* gcc splits a conversion of vectors into six instructions */
+    return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+#elif defined(__AVX2__)
+    return (Lanes)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16);
+#else
+    float wide[LANES];
+    for (int i = 0; i < LANES; i++)
+        wide[i] = widen(x[i]);
+    return lanes_fp32(wide);
+#endif
 }
 
 INLINE float sum_of(Lanes lanes)
 {
-    float parts[LANES];
+    Four parts[LANES / 4];
     memcpy(parts, &lanes, sizeof parts);
-    for (int i = 4; i < LANES; i++)
-        parts[i % 4] += parts[i];
-    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    for (int i = 1; i < LANES / 4; i++)
+        parts[0] += parts[i];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 /* Computes y [inputs, rows] = W x for each of some inputs; a row of y begins `stride` after the one before. Four rows
