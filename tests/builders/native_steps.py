@@ -13,16 +13,10 @@ IDS = torch.randint(3, 99, (90,), generator=torch.Generator().manual_seed(0)).to
 
 
 @torch.no_grad()
-def decode(model, native=True, prompt=9, tokens=8, threads=None):
-    """Return the logits after each token `[tokens, vocabulary]`, and the recorder.
-
-    Args:
-        threads: torch's threads after the prompt, whose bits depend on them.
-    """
+def decode(model, native=True, prompt=9, tokens=8):
+    """Return the logits after each token `[tokens, vocabulary]`, and the recorder."""
     recorder, cache = RoutingRecorder(model, 128), StaticCache(config=model.config, max_cache_len=prompt + tokens)
     model(torch.tensor([IDS[:prompt]]), past_key_values=cache, recorder=recorder)
-    if threads is not None:
-        torch.set_num_threads(threads)
     run = NativeStep(model) if native else None
     logits = []
     for position, token in enumerate(IDS[prompt : prompt + tokens], start=prompt):

@@ -11,6 +11,7 @@ from jetmoe.native.step import NativeStep
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker
+from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
 
 TOY = {
@@ -50,6 +51,14 @@ def test_several_answers_are_decoded_together(work, monkeypatch):
     monkeypatch.setattr(NativeStep, "together", lambda step, calls: sizes.append(len(calls)) or together(step, calls))
     row = worker.main({**work, "weights": "bf16", "system": "jetmoe-studio-4-answers", "new_tokens": 30})
     assert row["decode_tok_s"] > 0 and row["note"] == "native" and max(sizes) > 1
+
+
+def test_a_shape_has_fewer_layers_if_asked(work):
+    assert shapes.settings("toy:1") == {**TOY, "num_hidden_layers": 1}
+    assert shapes.settings("toy") == TOY
+    for layers in ("0", "3", "two"):
+        with pytest.raises(StudioError, match=f"'{layers}' is no number of layers; toy has 2"):
+            shapes.settings(f"toy:{layers}")
 
 
 def test_a_row_of_a_peer(work, tmp_path, monkeypatch):
