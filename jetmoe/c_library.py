@@ -19,7 +19,9 @@ from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger("jetmoe")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+TIMEOUT_S = 120.0
+"""A compiler needs two seconds, and more on a busy machine."""
 
 
 def c_compiler() -> str | None:
@@ -34,7 +36,7 @@ def built(source: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, _announced("No C compiler was found; install gcc for faster generation on this CPU.")
     try:
         return _compiled(compiler, source), ""
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         logger.warning("%s of %s failed: %s", compiler, source, getattr(error, "stderr", "") or error)
     return None, _announced(
         f"The C compiler {compiler} can't build {source.name} (see the log), so generation is slower. "
@@ -46,8 +48,10 @@ def _compiled(compiler: str, source: Path) -> ctypes.CDLL:
     # A private folder, deleted once the library is loaded, so that the file can't be replaced.
     with tempfile.TemporaryDirectory(prefix="jetmoe-") as folder:
         library = Path(folder) / source.with_suffix(".so").name
-        command = [compiler, *FLAGS, str(source), "-lm", "-o", str(library)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        # step.c has threads of its own, and its only pragmas of OpenMP are for vectors.
+        threads = ["-fopenmp"] if "omp parallel" in source.read_text() else ["-fopenmp-simd", "-pthread"]
+        command = [compiler, *FLAGS, *threads, str(source), "-lm", "-o", str(library)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
         return ctypes.CDLL(str(library))
 
 

@@ -6,7 +6,9 @@ Shape letters are declared in `jetmoe/routing.py`; H key-value heads, G query he
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -48,24 +50,39 @@ class Description:
         self._kept: list[Tensor] = []
         self._dtype = model.dtype
         self._largest_rank = 0
-        self._cache: Cache | None = None
+        self._caches: WeakKeyDictionary[Cache, DescribedCache] = WeakKeyDictionary()
         parts: list[LayerParts] = [layer.parts() for layer in model.model.layers[: config.num_hidden_layers]]
         if any(part.activation != "silu" for part in parts):
             raise NotNativeError("C code only computes experts with silu")
         self.layers = (structs.Layer * len(parts))(*map(self._layer, parts))
         self.model = self._model(model, parts[0])
         self._reserve()
-        self._set_frequencies(0)
 
-    def use_cache(self, cache: Cache) -> None:
-        """Point to the keys and values of a static cache.
+    def sequence(self, token: int, cache: Cache) -> structs.Sequence:
+        """Describe the next token of a sequence in a static cache, without recording. The caller keeps the cache.
 
         Raises:
             TypeError: the cache is not static, not for one sequence, or not in the dtype of the model.
         """
-        if cache is self._cache:
-            return
-        for layer, stored in zip(self.layers, cache.layers, strict=True):
+        described = self._caches.get(cache)
+        if described is None:
+            described = self._caches[cache] = self._describe(cache)
+        position = int(cache.layers[0].cumulative_length)  # type: ignore[union-attr]
+        if self.config.check_rope_type() == "dynamic":
+            described.frequencies = self._frequencies_at(position)
+        frequencies, rotary_scaling = described.frequencies
+        return structs.Sequence(
+            token=token,
+            position=position,
+            cache_size=described.size,
+            caches=ctypes.addressof(described.layers),
+            frequencies=frequencies.data_ptr(),
+            rotary_scaling=rotary_scaling,
+        )
+
+    def _describe(self, cache: Cache) -> DescribedCache:
+        layers = (structs.Cache * len(self.layers))()
+        for layer, stored in zip(layers, cache.layers, strict=True):
             if not isinstance(stored, StaticLayer) or stored.is_sliding:
                 raise TypeError(f"The native step needs a static cache, and not one of {type(stored).__name__}.")
             if not stored.is_initialized:
@@ -76,8 +93,8 @@ class Description:
                 raise TypeError("The native step needs a cache for one sequence, in the dtype of the model.")
             layer.keys, layer.values = stored.keys.data_ptr(), stored.values.data_ptr()
             layer.length = stored.cumulative_length.data_ptr()
-        self.model.cache_size = cache.layers[0].keys.shape[2]  # type: ignore[union-attr]
-        self._cache = cache  # holds the tensors
+        size = cache.layers[0].keys.shape[2]  # type: ignore[union-attr]
+        return DescribedCache(layers, size, self._frequencies_at(0))
 
     def require_fitting(self, recorder: RoutingRecorder) -> None:
         """Raise ValueError if the recorder was made for a model with other routers or on another device."""
@@ -89,14 +106,9 @@ class Description:
                 f"experts write {[self.routers, E, self.routers, K]}."
             )
 
-    def use_position(self, position: int) -> None:
-        """Set the rotary frequencies of a position if the rope type is dynamic."""
-        if self.config.check_rope_type() == "dynamic":
-            self._set_frequencies(position)
-
-    def _set_frequencies(self, position: int) -> None:
-        self._frequencies, scaling = frequencies(self.config, torch.tensor([[position]]))  # [C / 2]
-        self.model.frequencies, self.model.rotary_scaling = self._frequencies.data_ptr(), scaling
+    def _frequencies_at(self, position: int) -> tuple[Tensor, float]:
+        """Return the rotary frequencies `[C / 2]` and their scaling; they depend on the position if rope is dynamic."""
+        return frequencies(self.config, torch.tensor([[position]]))
 
     def _model(self, model: MoeForCausalLM, parts: LayerParts) -> structs.Model:
         config, embedding, norm = model.config, self._keep(model.model.embed_tokens.weight), model.model.norm
@@ -186,19 +198,29 @@ class Description:
 
     def _reserve(self) -> None:
         """Allocate scratch memory. C writes fp32, whatever torch's default dtype is while another model is made."""
-        model = self.model
-        model.inner_size = model.K * self._largest_rank
-        heads = model.H * model.C
+        model, T = self.model, structs.MAX_TOKENS
+        heads, chosen = model.H * model.C, T * model.K
+        model.inner_size = chosen * self._largest_rank
         sizes = {
-            "hidden": model.D, "rotary": model.C, "projected": (model.G + 2) * heads,
-            "inner": structs.MAX_PRODUCTS * model.inner_size,
-            "logits": model.E, "experts": model.K, "gates": model.K,
+            "hidden": T * model.D, "rotary": T * model.C, "projected": T * (model.G + 2) * heads,
+            "inner": structs.MAX_PRODUCTS * model.inner_size, "parts": chosen * model.D,
+            "logits": T * model.E, "gates": chosen,
+            "experts": chosen, "group_experts": chosen, "group_starts": chosen + 1, "order": chosen,
         }  # fmt: skip
         for name, size in sizes.items():
             setattr(model, name, self._keep(torch.empty(size, dtype=torch.float32)).data_ptr())
-        for name, size in {"normed": model.D, "attended": model.G * heads, "active": model.K * model.I}.items():
+        for name, size in {"normed": T * model.D, "attended": T * model.G * heads, "active": chosen * model.I}.items():
             wide, narrow = (self._keep(torch.empty(size, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
             setattr(model, name, structs.Vector(wide.data_ptr(), narrow.data_ptr()))
+
+
+@dataclass
+class DescribedCache:
+    """Pointers into a static cache, its length, and the rotary frequencies of its next token with their scaling."""
+
+    layers: Any
+    size: int
+    frequencies: tuple[Tensor, float]
 
 
 def _stored(layer: Any, name: str) -> Tensor | Parts:

@@ -1,8 +1,9 @@
-/* One decoding step of a whole model, for one sequence. Built and called by step.py.
+/* One decoding step of a whole model, for one token of each of several sequences. Built and called by step.py.
  *
- * Weights are read where they are: in fp32, bf16 or tiles of NF4. Sums, norms, routers and softmaxes are in fp32. No
- * sum depends on the number of threads, so that a step always gives the same bits. Shape letters are declared in
- * jetmoe/routing.py; H key-value heads, G query heads of each, C channels per head, I the width inside an expert.
+ * Weights are read where they are: in fp32, bf16 or tiles of NF4, and once for all tokens. Sums, norms, routers and
+ * softmaxes are in fp32. No sum depends on the number of threads or on the other sequences, so that a step always gives
+ * the same bits. Shape letters are declared in jetmoe/routing.py; H key-value heads, G query heads of each, C channels
+ * per head, I the width inside an expert.
  *
  * A layer has up to seven stages: inputs (dense projections, and the router of the attention experts), queries of the
  * attention experts, attention, output, router, gate and up projections, down projections. */
@@ -16,14 +17,16 @@ typedef struct Stage Stage;
 
 typedef struct {
     const Model *model;
+    Sequence *sequences;
+    long tokens; /* one of each sequence */
     const Layer *layer;
     const Stage *stage;
-    long position, turn;     /* number of stages begun, counting those of A */
-    bool inner;              /* whether units are of products with A of the adapters */
-    float *logits;           /* [vocabulary] */
-    float *router_logits;    /* [L * N, E], from the next router on, or NULL */
-    uint8_t *router_experts; /* [L * N, K] */
-    float *present_logits;   /* [E], of the last router */
+    long turn;     /* number of stages begun, counting those of A */
+    long routers;  /* number of routers that are done */
+    bool inner;    /* whether units are of products with A of the adapters */
+    float *logits; /* [tokens, vocabulary] */
+    Groups whole;  /* one group of all tokens, for maps that are not of experts */
+    Groups chosen; /* assignments of the last router */
     Product products[MAX_PRODUCTS];
     int count;
 } Run;
@@ -34,8 +37,8 @@ struct Stage {
     void (*unit)(Run *, long);
 };
 
-static const int32_t ONLY[1] = {0};
-static const float WHOLE[1] = {1.0f};
+static int32_t NONE[1] = {0}, IN_ORDER[MAX_TOKENS] = {0, 1, 2, 3, 4, 5, 6, 7};
+static const float WHOLE[MAX_TOKENS] = {1, 1, 1, 1, 1, 1, 1, 1};
 
 static void rms_norm(const float *x, const float *weight, long size, double eps, float *y)
 {
@@ -51,22 +54,33 @@ static void rms_norm(const float *x, const float *weight, long size, double eps,
 static void norm_into_input(Run *r, const float *weight, double eps)
 {
     const Model *m = r->model;
-    rms_norm(m->hidden, weight, m->D, eps, m->normed.wide);
-    narrow_into(m->normed, 0, m->D);
+    for (long t = 0; t < r->tokens; t++)
+        rms_norm(m->hidden + t * m->D, weight, m->D, eps, m->normed.wide + t * m->D);
+    narrow_into(m->normed, 0, r->tokens * m->D);
 }
 
-static void add_product(Run *r, const Linear *linear, Vector input, float *result)
+static Product *new_product(Run *r, const Linear *linear, Vector input)
+{
+    Product *p = r->products + r->count;
+    *p = (Product){.linear = linear, .input = input, .inner = r->model->inner + r->count * r->model->inner_size};
+    r->count++;
+    return p;
+}
+
+/* Results of a token begin `stride` after those of the token before. */
+static void add_product(Run *r, const Linear *linear, Vector input, float *result, long stride)
 {
     if (linear->rows) {
-        float *inner = r->model->inner + r->count * r->model->inner_size;
-        r->products[r->count++] = (Product){linear, ONLY, 1, input, 1, inner, result};
+        Product *p = new_product(r, linear, input);
+        p->groups = &r->whole, p->per_token = 1, p->shared = true, p->result = result, p->stride = stride;
     }
 }
 
-static void add_expert_product(Run *r, const Linear *linear, Vector input, bool shared, float *result)
+static void add_expert_product(Run *r, const Linear *linear, Vector input, bool shared, float *result, long stride)
 {
-    const Model *m = r->model;
-    r->products[r->count++] = (Product){linear, m->experts, m->K, input, shared, m->inner, result};
+    Product *p = new_product(r, linear, input);
+    p->groups = &r->chosen, p->per_token = r->model->K, p->shared = shared;
+    p->result = result, p->stride = stride;
 }
 
 static void exchange(int32_t *first, int32_t *second)
@@ -76,12 +90,11 @@ static void exchange(int32_t *first, int32_t *second)
     *second = kept;
 }
 
-/* Selects the K largest logits, the first of equal ones, and records them. */
-static void select_experts(Run *r, const Change *change)
+/* Selects the K largest of a token's logits, the first of equal ones. */
+static void select_experts(const Model *m, const Change *change, float *logits, int32_t *experts, float *gates)
 {
-    const Model *m = r->model;
     const uint8_t *forced = change->forced;
-    float *logits = r->present_logits, sum = 0.0f;
+    float sum = 0.0f;
     if (change->biases)
         for (long e = 0; e < m->E; e++)
             logits[e] += change->biases[e];
@@ -90,43 +103,73 @@ static void select_experts(Run *r, const Change *change)
         for (long e = 0; e < m->E; e++) {
             bool is_taken = false;
             for (long j = 0; j < k; j++)
-                is_taken |= m->experts[j] == e;
+                is_taken |= experts[j] == e;
             bool is_larger = best < 0 || logits[e] > logits[best];
             if (forced && best >= 0 && forced[e] != forced[best])
                 is_larger = forced[e];
             if (!is_taken && is_larger)
                 best = e;
         }
-        m->experts[k] = (int32_t)best;
+        experts[k] = (int32_t)best;
     }
     if (forced) /* the largest first */
         for (long i = 1; i < m->K; i++)
-            for (long j = i; j > 0 && logits[m->experts[j]] > logits[m->experts[j - 1]]; j--)
-                exchange(m->experts + j, m->experts + j - 1);
+            for (long j = i; j > 0 && logits[experts[j]] > logits[experts[j - 1]]; j--)
+                exchange(experts + j, experts + j - 1);
     for (long k = 0; k < m->K; k++)
-        sum += m->gates[k] = expf(logits[m->experts[k]] - logits[m->experts[0]]);
+        sum += gates[k] = expf(logits[experts[k]] - logits[experts[0]]);
     if (!m->gates_sum_to_one) {
         sum = 0.0f;
         for (long e = 0; e < m->E; e++)
-            sum += expf(logits[e] - logits[m->experts[0]]);
+            sum += expf(logits[e] - logits[experts[0]]);
     }
     for (long k = 0; k < m->K; k++)
-        m->gates[k] /= sum;
+        gates[k] /= sum;
     if (change->scales)
         for (long k = 0; k < m->K; k++)
-            m->gates[k] *= change->scales[m->experts[k]];
-    if (r->router_logits) {
-        for (long k = 0; k < m->K; k++)
-            r->router_experts[k] = (uint8_t)m->experts[k];
-        r->router_logits += m->E;
-        r->router_experts += m->K;
-    }
+            gates[k] *= change->scales[experts[k]];
 }
 
-static float *place_of_logits(Run *r)
+static void record(const Run *r, long token)
 {
-    r->present_logits = r->router_logits ? r->router_logits : r->model->logits;
-    return r->present_logits;
+    const Model *m = r->model;
+    const Sequence *s = r->sequences + token;
+    if (s->router_logits == NULL)
+        return;
+    memcpy(s->router_logits + r->routers * m->E, m->logits + token * m->E, (size_t)m->E * sizeof *m->logits);
+    for (long k = 0; k < m->K; k++)
+        s->router_experts[r->routers * m->K + k] = (uint8_t)m->experts[token * m->K + k];
+}
+
+static void group_by_expert(const Model *m, long tokens, Groups *groups)
+{
+    int32_t filled = 0;
+    groups->count = 0;
+    for (int32_t e = 0; e < m->E; e++) {
+        groups->starts[groups->count] = filled;
+        for (int32_t a = 0; a < tokens * m->K; a++)
+            if (m->experts[a] == e)
+                groups->order[filled++] = a;
+        if (filled > groups->starts[groups->count])
+            groups->experts[groups->count++] = e;
+    }
+    groups->starts[groups->count] = filled;
+}
+
+static void route(Run *r, const Change *change)
+{
+    const Model *m = r->model;
+    for (long t = 0; t < r->tokens; t++) {
+        select_experts(m, change, m->logits + t * m->E, m->experts + t * m->K, m->gates + t * m->K);
+        record(r, t);
+    }
+    r->routers++;
+    group_by_expert(m, r->tokens, &r->chosen);
+}
+
+static long heads_size(const Model *m)
+{
+    return (m->G + 2) * m->H * m->C;
 }
 
 static void prepare_inputs(Run *r)
@@ -135,18 +178,19 @@ static void prepare_inputs(Run *r)
     float *result = m->projected;
     norm_into_input(r, r->layer->attention_norm, m->layer_eps);
     if (r->layer->attention_router.rows) {
-        add_product(r, &r->layer->attention_router, m->normed, place_of_logits(r));
+        add_product(r, &r->layer->attention_router, m->normed, m->logits, m->E);
         result += m->G * m->H * m->C; /* the queries are those of the attention experts */
     }
     for (int i = 0; i < MAX_PROJECTIONS; result += r->layer->projections[i++].rows)
-        add_product(r, r->layer->projections + i, m->normed, result);
+        add_product(r, r->layer->projections + i, m->normed, result, heads_size(m));
 }
 
 static void prepare_queries(Run *r)
 {
     if (r->layer->attention_router.rows) {
-        select_experts(r, &r->layer->attention_change);
-        add_expert_product(r, &r->layer->query, r->model->normed, true, r->model->projected);
+        const Model *m = r->model;
+        route(r, &r->layer->attention_change);
+        add_expert_product(r, &r->layer->query, m->normed, true, m->projected, heads_size(m));
     }
 }
 
@@ -157,20 +201,20 @@ static void clip(float *x, long count, float limit)
 }
 
 /* Channel i of the first half of a head pairs with channel i of the second half. */
-static void rotate(const Model *m, float *head)
+static void rotate(const Model *m, const float *rotary, float *head)
 {
     long half = m->C / 2;
     for (long i = 0; i < half; i++) {
         float first = head[i], second = head[half + i];
-        head[i] = first * m->rotary[i] - second * m->rotary[half + i];
-        head[half + i] = second * m->rotary[i] + first * m->rotary[half + i];
+        head[i] = first * rotary[i] - second * rotary[half + i];
+        head[half + i] = second * rotary[i] + first * rotary[half + i];
     }
 }
 
-static void store_in_cache(const Model *m, void *cache, long position, const float *heads)
+static void store_in_cache(const Model *m, const Sequence *s, void *cache, const float *heads)
 {
     for (long h = 0; h < m->H; h++) {
-        long start = (h * m->cache_size + position) * m->C;
+        long start = (h * s->cache_size + s->position) * m->C;
         for (long c = 0; c < m->C; c++)
             if (m->cache_kind == FP32)
                 ((float *)cache)[start + c] = heads[h * m->C + c];
@@ -179,13 +223,15 @@ static void store_in_cache(const Model *m, void *cache, long position, const flo
     }
 }
 
-/* Completes queries, keys and values, and adds the position to the cache. */
-static void prepare_attention(Run *r)
+/* Completes queries, keys and values of a token, and adds its position to the cache. */
+static void complete_heads(const Run *r, long token)
 {
     const Model *m = r->model;
     const Layer *layer = r->layer;
+    const Sequence *s = r->sequences + token;
+    const Cache *cache = s->caches + (layer - m->layer);
     long queries = m->G * m->H * m->C, size = m->H * m->C;
-    float *query = m->projected, *key = query + queries, *value = key + size;
+    float *query = m->projected + token * heads_size(m), *key = query + queries, *value = key + size;
     if (layer->query_norm)
         rms_norm(query, layer->query_norm, queries, m->layer_eps, query);
     if (layer->key_norm)
@@ -193,15 +239,21 @@ static void prepare_attention(Run *r)
     if (m->clip > 0)
         clip(query, queries + 2 * size, (float)m->clip);
     for (long head = 0; head < (m->G + 1) * m->H; head++)
-        rotate(m, query + head * m->C);
-    store_in_cache(m, layer->keys, r->position, key);
-    store_in_cache(m, layer->values, r->position, value);
-    *layer->length = r->position + 1;
+        rotate(m, m->rotary + token * m->C, query + head * m->C);
+    store_in_cache(m, s, cache->keys, key);
+    store_in_cache(m, s, cache->values, value);
+    *cache->length = s->position + 1;
+}
+
+static void prepare_attention(Run *r)
+{
+    for (long t = 0; t < r->tokens; t++)
+        complete_heads(r, t);
 }
 
 static long query_heads(const Run *r)
 {
-    return r->model->G * r->model->H;
+    return r->tokens * r->model->G * r->model->H;
 }
 
 /* total += the sum of values [count, C] with these weights */
@@ -216,19 +268,23 @@ static long query_heads(const Run *r)
 DEFINE_ADD_VALUES(add_values_fp32, float, )
 DEFINE_ADD_VALUES(add_values_bf16, uint16_t, widen)
 
-/* Attention of a query head over all positions, in blocks, with a running maximum of the scores. */
-static void attend(Run *r, long index)
+/* Attention of a query head of a token over all positions, in blocks, with a running maximum of the scores. */
+static void attend(Run *r, long unit)
 {
     enum { POSITIONS = 64 };
     const Model *m = r->model;
-    long head = m->by_slot ? index % m->H : index / m->G, start = head * m->cache_size * m->C;
-    float *query = m->projected + index * m->C, *total = m->attended.wide + index * m->C;
+    long token = unit / (m->G * m->H), index = unit % (m->G * m->H);
+    const Sequence *s = r->sequences + token;
+    const Cache *cache = s->caches + (r->layer - m->layer);
+    long head = m->by_slot ? index % m->H : index / m->G, start = head * s->cache_size * m->C;
+    const float *query = m->projected + token * heads_size(m) + index * m->C;
+    float *total = m->attended.wide + unit * m->C;
     float highest = -INFINITY, sum = 0.0f, scaling = 1.0f / sqrtf((float)m->C);
     memset(total, 0, (size_t)m->C * sizeof *total);
-    for (long first = 0; first <= r->position; first += POSITIONS, start += POSITIONS * m->C) {
-        long count = at_most(r->position + 1 - first, POSITIONS);
+    for (long first = 0; first <= s->position; first += POSITIONS, start += POSITIONS * m->C) {
+        long count = at_most(s->position + 1 - first, POSITIONS);
         float scores[POSITIONS], largest = highest;
-        dense(m->cache_kind, r->layer->keys, start, query, count, m->C, scores);
+        dense(m->cache_kind, cache->keys, start, &query, 1, count, m->C, scores, POSITIONS);
         for (long j = 0; j < count; j++)
             largest = (scores[j] *= scaling) > largest ? scores[j] : largest;
         float kept = power_of_e(highest - largest);
@@ -240,44 +296,52 @@ static void attend(Run *r, long index)
         for (long j = 0; j < count; j++)
             sum += scores[j];
         if (m->cache_kind == FP32)
-            add_values_fp32((const float *)r->layer->values + start, scores, count, m->C, total);
+            add_values_fp32((const float *)cache->values + start, scores, count, m->C, total);
         else
-            add_values_bf16((const uint16_t *)r->layer->values + start, scores, count, m->C, total);
+            add_values_bf16((const uint16_t *)cache->values + start, scores, count, m->C, total);
         highest = largest;
     }
     for (long c = 0; c < m->C; c++)
         total[c] /= sum;
-    narrow_into(m->attended, index * m->C, m->C);
+    narrow_into(m->attended, unit * m->C, m->C);
+}
+
+/* A product whose weighted sum over the assignments of a token is added to its hidden state. */
+static void add_weighted(Run *r, const Linear *linear, Vector input, bool of_experts)
+{
+    const Model *m = r->model;
+    if (of_experts)
+        add_expert_product(r, linear, input, false, m->parts, m->K * m->D);
+    else
+        add_product(r, linear, input, m->parts, m->D);
+    r->products->weighted = true;
 }
 
 static void prepare_output(Run *r)
 {
-    if (r->layer->attention_router.rows)
-        add_expert_product(r, &r->layer->output, r->model->attended, false, NULL);
-    else
-        add_product(r, &r->layer->output, r->model->attended, NULL);
+    add_weighted(r, &r->layer->output, r->model->attended, r->layer->attention_router.rows);
 }
 
 static void output(Run *r, long unit)
 {
-    add_block(r->products, r->layer->attention_router.rows ? r->model->gates : WHOLE, r->model->hidden, unit);
+    add_block(r->products, r->layer->attention_router.rows ? r->model->gates : WHOLE, r->model->hidden, r->tokens, unit);
 }
 
 static void prepare_router(Run *r)
 {
     norm_into_input(r, r->layer->feed_forward_norm, r->model->layer_eps);
-    add_product(r, &r->layer->router, r->model->normed, place_of_logits(r));
+    add_product(r, &r->layer->router, r->model->normed, r->model->logits, r->model->E);
 }
 
 static void prepare_gate_up(Run *r)
 {
-    select_experts(r, &r->layer->change);
-    add_expert_product(r, &r->layer->gate_up, r->model->normed, true, NULL);
+    route(r, &r->layer->change);
+    add_expert_product(r, &r->layer->gate_up, r->model->normed, true, NULL, 0);
 }
 
 static long active_units(const Run *r)
 {
-    return r->model->K * blocks(r->model->I, ROWS);
+    return r->chosen.count * blocks(r->model->I, ROWS);
 }
 
 static void activate(Run *r, long unit)
@@ -287,12 +351,12 @@ static void activate(Run *r, long unit)
 
 static void prepare_down(Run *r)
 {
-    add_expert_product(r, &r->layer->down, r->model->active, false, NULL);
+    add_weighted(r, &r->layer->down, r->model->active, true);
 }
 
 static void down(Run *r, long unit)
 {
-    add_block(r->products, r->model->gates, r->model->hidden, unit);
+    add_block(r->products, r->model->gates, r->model->hidden, r->tokens, unit);
 }
 
 static long hidden_units(const Run *r)
@@ -303,12 +367,12 @@ static long hidden_units(const Run *r)
 static void prepare_head(Run *r)
 {
     norm_into_input(r, r->model->norm, r->model->norm_eps);
-    add_product(r, &r->model->head, r->model->normed, r->logits);
+    add_product(r, &r->model->head, r->model->normed, r->logits, r->model->head.rows);
 }
 
 static long units_of(const Product *p, bool inner)
 {
-    return p->assignments * (inner ? blocks(p->linear->rank, RANKS) : blocks(p->linear->rows, ROWS));
+    return p->groups->count * (inner ? blocks(p->linear->rank, RANKS) : blocks(p->linear->rows, ROWS));
 }
 
 static long product_units(const Run *r)
@@ -369,25 +433,26 @@ static void run_unit(void *run, long unit)
         r->stage->unit(r, unit);
 }
 
-static void start_from(const Model *m, long token, long position)
+static void start_from(const Model *m, const Sequence *s, float *hidden, float *rotary)
 {
     for (long i = 0; i < m->D; i++)
-        m->hidden[i] = m->embedding_kind == FP32 ? ((const float *)m->embedding)[token * m->D + i]
-                                                 : widen(((const uint16_t *)m->embedding)[token * m->D + i]);
+        hidden[i] = m->embedding_kind == FP32 ? ((const float *)m->embedding)[s->token * m->D + i]
+                                              : widen(((const uint16_t *)m->embedding)[s->token * m->D + i]);
     for (long i = 0; i < m->C / 2; i++) {
-        float angle = (float)position * m->frequencies[i];
-        m->rotary[i] = cosf(angle) * (float)m->rotary_scaling;
-        m->rotary[m->C / 2 + i] = sinf(angle) * (float)m->rotary_scaling;
+        float angle = (float)s->position * s->frequencies[i];
+        rotary[i] = cosf(angle) * (float)s->rotary_scaling;
+        rotary[m->C / 2 + i] = sinf(angle) * (float)s->rotary_scaling;
     }
 }
 
-/* Writes the logits [vocabulary] after a token, its keys and values in the cache at `position`, and the routers'
- * logits [L * N, E] and experts [L * N, K], unless they are NULL. The caller checks all sizes. */
-void jetmoe_step(Threads *threads, const Model *model, long token, long position, float *logits, float *router_logits,
-                 uint8_t *router_experts)
+/* Writes the logits [tokens, vocabulary] after a token of each sequence, 1 to MAX_TOKENS, its keys and values in the
+ * cache, and its routing where that is recorded. The caller checks all sizes. */
+void jetmoe_step(Threads *threads, const Model *model, Sequence *sequences, long tokens, float *logits)
 {
-    Run run = {.model = model, .position = position, .logits = logits, .router_logits = router_logits,
-               .router_experts = router_experts, .turn = -1};
-    start_from(model, token, position);
+    int32_t bounds[2] = {0, (int32_t)tokens};
+    Run run = {.model = model, .sequences = sequences, .tokens = tokens, .logits = logits, .turn = -1,
+               .whole = {1, NONE, bounds, IN_ORDER}, .chosen = {0, model->group_experts, model->group_starts, model->order}};
+    for (long t = 0; t < tokens; t++)
+        start_from(model, sequences + t, model->hidden + t * model->D, model->rotary + t * model->C);
     run_work(threads, (Work){&run, run_unit, next_stage});
 }

@@ -25,7 +25,7 @@ def bench_generate(
     prompt_tokens: int = 512,
     new_tokens: int = 128,
     threads: int = 2,
-    repeats: int = 3,
+    repeats: int = 5,
     busy: Annotated[int, typer.Option(help="Other processes that keep a core busy meanwhile.")] = 0,
     as_json: Json = False,
 ) -> None:

@@ -34,7 +34,9 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help=OWN)] = None,
     min_p: Annotated[float | None, typer.Option(help=OWN)] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help=OWN)] = None,
-    seed: int | None = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, settings and number of threads repeat an answer.")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,10 +103,11 @@ def write_answer(
     assert timing is not None
     if show:
         print()
-        print(
-            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} tok/s, time to first token {timing.ttft_s:.2f} s",
-            file=sys.stderr,
+        speed = (
+            f"{timing.new_tokens} tokens, {timing.decode_tok_s:.1f} tok/s, time to first token {timing.ttft_s:.2f} s"
         )
+        steps = engine.status().speed
+        print(f"{speed}; steps are {steps}" if steps.startswith("eager: ") else speed, file=sys.stderr)
     return {
         "text": text,
         "adapter": adapter,
@@ -112,6 +115,7 @@ def write_answer(
         "prompt_tokens": timing.prompt_tokens,
         "ttft_s": round(timing.ttft_s, 4),
         "decode_tok_s": round(timing.decode_tok_s, 2),
+        "steps": engine.status().speed,
         "routing": routing_summary(RoutingTrace.concatenate(traces)),
     }
 

@@ -1,5 +1,7 @@
 """Decoding with the native step, and with the eager one, which it must equal."""
 
+import copy
+
 import torch
 from transformers import StaticCache
 
@@ -32,3 +34,21 @@ def assert_equal(model, **lengths):
     assert (native - eager).abs().max() <= 1e-5 * eager.abs().max()
     assert recorded.length == expected.length and torch.equal(recorded.experts, expected.experts)
     torch.testing.assert_close(recorded.logits, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def assert_same_in_company(model, lengths, tokens=3):
+    """Sequences of these lengths get the same bits one by one and all in one step: logits, caches and routing."""
+    run, starts = NativeStep(model), []
+    for number, length in enumerate(lengths):
+        recorder, cache = RoutingRecorder(model, 80), StaticCache(config=model.config, max_cache_len=80)
+        model(torch.tensor([IDS[number : number + length]]), past_key_values=cache, recorder=recorder)
+        starts.append((cache, recorder))
+    company = copy.deepcopy(starts)
+    for token in IDS[20 : 20 + tokens]:
+        alone = [run(token + number, *start) for number, start in enumerate(starts)]
+        together = run.together([run.prepare(token + number, *start) for number, start in enumerate(company)])
+        assert torch.equal(together, torch.cat(alone))
+    for (cache, recorder), (other_cache, other) in zip(starts, company, strict=True):
+        assert torch.equal(recorder.logits, other.logits) and torch.equal(recorder.experts, other.experts)
+        assert all(torch.equal(a.keys, b.keys) for a, b in zip(cache.layers, other_cache.layers, strict=True))

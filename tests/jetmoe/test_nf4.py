@@ -337,12 +337,15 @@ def fresh():
         function.cache_clear()
 
 
-@pytest.fixture(params=["fails", "makes nothing of use", "is not there", "is too old", "has no place to write"])
+@pytest.fixture(
+    params=["fails", "makes nothing of use", "is not there", "is too old", "has no place to write", "never ends"]
+)
 def bad_compiler(request, fresh, tmp_path, monkeypatch):
     """A C compiler that does not help, and what is said of it."""
     scripts = {
         "fails": "echo 'no such option: -fopenmp' >&2; exit 1",
         "makes nothing of use": 'for last; do :; done; echo garbage > "$last"',
+        "never ends": "exec sleep 600",
         "is too old": 'shift 2; gcc -O1 -march=x86-64 "$@"',
     }
     if request.param == "is not there":
@@ -351,6 +354,8 @@ def bad_compiler(request, fresh, tmp_path, monkeypatch):
     if request.param == "has no place to write":
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
         return "set CC .* and TMPDIR"
+    if request.param == "never ends":
+        monkeypatch.setattr(c_library, "TIMEOUT_S", 0.2)
     compiler = tmp_path / "fake-cc"
     compiler.write_text(f"#!/bin/sh\n{scripts[request.param]}\n")
     compiler.chmod(0o755)

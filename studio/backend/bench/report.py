@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from studio.backend.bench import peers, shapes
 from studio.backend.models import catalog, starter
@@ -27,6 +28,8 @@ from studio.errors import StudioError
 Row = dict[str, Any]
 Report = dict[str, Any]
 STUDIO = ["jetmoe-studio", "jetmoe-studio-unrecorded", "jetmoe-studio-eager"]
+# Decoding speeds of all answers together.
+SEVERAL = [f"jetmoe-studio-{count}-answers" for count in (2, 4, 8)]
 # "transformers" in nf4 is loaded with bitsandbytes' load_in_4bit, which leaves the experts in 16 bits.
 PEERS = ["jetmoe-studio", "transformers"]
 CHECKPOINTED = "jetmoe-studio-checkpointed"
@@ -66,7 +69,7 @@ def generate(
     shape: str | None = None,
     busy: int = 0,
 ) -> Report:
-    """Benchmark one prompt and greedy decoding, one sequence at a time, on a GPU if there is one.
+    """Benchmark one prompt and greedy decoding on a GPU if there is one; on a CPU, also of several answers at once.
 
     Args:
         shape: use random weights of a released model's shape (`shapes.SHAPES`) instead of a model.
@@ -84,7 +87,7 @@ def generate(
         "repeats": repeats,
         "busy": busy,
     }
-    systems = PEERS if shape else [*STUDIO, "transformers"]
+    systems = PEERS if shape else [*STUDIO, *(() if torch.cuda.is_available() else SEVERAL), "transformers"]
     runs = [(system, kind) for kind in _known(weights) for system in systems]
     if shape is None and model_id == "starter":
         runs += [(system, "q4_1") for system, (package, _) in peers.PEERS.items() if find_spec(package)]

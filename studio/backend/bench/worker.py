@@ -148,7 +148,11 @@ def stock(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str
 
 
 def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]]:
-    """Prepare the studio's decoder as the engine uses it; the system's name may ask for no recording or eager steps."""
+    """Prepare the studio's decoder as the engine uses it.
+
+    The system's name may ask for no recording, eager steps, or several answers at the same time.
+    """
+    from studio.backend.bench import conversations
     from studio.backend.chat.decoder import Decoder
     from studio.backend.chat.steps import Steps
 
@@ -158,6 +162,9 @@ def ours(model: Any, work: Work) -> tuple[Callable[[], Timed], Callable[[], str]
     if work["system"] == "jetmoe-studio-eager":
         decoder.steps = Steps(model)
     note = compile_now(decoder, prompt.shape[1] + work["new_tokens"])
+    if count := conversations.COUNTS.get(work["system"]):
+        prompts = [prompt_ids(model.config.vocab_size, work, seed)[0].tolist() for seed in range(count)]
+        return conversations.several(decoder, prompts, work["new_tokens"]), lambda: note
 
     def once() -> Timed:
         decoder.token_ids = []
@@ -226,9 +233,9 @@ def figures(runs: list[Timed], work: Work) -> dict[str, float]:
     }
 
 
-def prompt_ids(vocab_size: int, work: Work) -> Tensor:
+def prompt_ids(vocab_size: int, work: Work, seed: int = 0) -> Tensor:
     """Return `[1, prompt_tokens]`, the same random tokens for every system."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(100, vocab_size, (1, work["prompt_tokens"]), generator=generator).to(device())
 
 

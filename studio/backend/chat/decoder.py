@@ -1,4 +1,4 @@
-"""Prefill and decode one sequence at a time, with a static cache and recorded routing.
+"""Prefill and decode one sequence, with a static cache and recorded routing.
 
 decoder = Decoder(model, context_size=8192)
 logits = decoder.prefill(token_ids, room=512)      # [1, vocabulary]
@@ -34,9 +34,12 @@ class Decoder:
 
     Args:
         record: record the routing of every token, for `trace`.
+        steps: the steps of another decoder of this model, for an answer at the same time.
     """
 
-    def __init__(self, model: MoeForCausalLM, context_size: int, record: bool = True) -> None:
+    def __init__(
+        self, model: MoeForCausalLM, context_size: int, record: bool = True, steps: Steps | None = None
+    ) -> None:
         self.model = model
         self.context_size = context_size
         self.recorder = RoutingRecorder(model, context_size) if record else None
@@ -44,8 +47,11 @@ class Decoder:
         """Tokens in the cache and the recorder. A prompt that shares a prefix with them reuses it."""
         self.cache: Cache | None = None
         self.cache_length = 0
-        on_cpu = model.device.type == "cpu"
-        self.steps: Steps = NativeSteps(model) if on_cpu else CompiledSteps(model, context_size, record)
+        self.steps = steps or _steps(model, context_size, record)
+
+    def beside(self) -> Decoder:
+        """Return a decoder for another sequence at the same time; it shares the weights and the steps."""
+        return Decoder(self.model, self.context_size, self.recorder is not None, self.steps)
 
     @torch.no_grad()
     def prefill(
@@ -70,7 +76,7 @@ class Decoder:
                 "text."
             )
         self._fit_cache(min(len(token_ids) + room, self.context_size))
-        self._keep(min(_common_length(self.token_ids, token_ids), len(token_ids) - 1) if reuse else 0)
+        self._keep(min(common_length(self.token_ids, token_ids), len(token_ids) - 1) if reuse else 0)
         piece = GPU_PREFILL_TOKENS if self.model.device.type == "cuda" else PREFILL_TOKENS
         logits = None
         while len(self.token_ids) < len(token_ids) and not (logits is not None and cancelled()):
@@ -109,6 +115,14 @@ class Decoder:
         return quantized_share(self.model)
 
     @property
+    def longest_bytes(self) -> int:
+        """Memory of a decoder for a whole context, without the weights."""
+        config = self.model.config
+        cached = 2 * config.num_key_value_heads * config.head_dim * self.model.dtype.itemsize
+        recorded = 4 * config.num_local_experts * len(config.family.router_kinds)
+        return self.context_size * config.num_hidden_layers * (cached + recorded)
+
+    @property
     def cache_bytes(self) -> int:
         """Size of the cached keys and values."""
         if self.cache is None:
@@ -120,14 +134,15 @@ class Decoder:
         ids = torch.tensor([list(token_ids)], device=self.model.device)
         self._announce(len(token_ids))
         positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) + len(self.token_ids)
-        output = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            recorder=self.recorder,
-        )
+        with self.steps.alone():
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+                recorder=self.recorder,
+            )
         self.token_ids += token_ids
         return output.logits[:, -1].float()
 
@@ -154,7 +169,12 @@ class Decoder:
             layer.cumulative_length.fill_(length)  # type: ignore[union-attr]
 
 
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+def _steps(model: MoeForCausalLM, context_size: int, record: bool) -> Steps:
+    return NativeSteps(model) if model.device.type == "cpu" else CompiledSteps(model, context_size, record)
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of tokens that both begin with."""
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return i

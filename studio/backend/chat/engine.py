@@ -14,11 +14,11 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -31,11 +31,13 @@ from jetmoe.lora import AdapterError
 from studio.backend.adapters.find import Found, find, find_id, is_id, require_model
 from studio.backend.chat.answer import Answer
 from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.decoders import Decoders
 from studio.backend.chat.events import TokenEvent
-from studio.backend.chat.loading import Change, Loader, silent
-from studio.backend.chat.model_defaults import NO_DEFAULTS, ModelDefaults, model_defaults
+from studio.backend.chat.loading import Loader, silent
+from studio.backend.chat.model_defaults import model_defaults
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
+from studio.backend.chat.status import EngineStatus, memory_text
 from studio.backend.chat.steps import keep_all
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.data.prompt import Messages, fit_prompt
@@ -51,28 +53,6 @@ transformers_logging.disable_progress_bar()
 MAX_ENSURED = 4
 
 
-@dataclass(frozen=True)
-class EngineStatus:
-    state: Literal["empty", "preparing", "loading", "ready", "failed"] = "empty"
-    model_id: str | None = None
-    text: str = "No model is loaded."
-    """A sentence for the user."""
-    progress: float | None = None
-    """0 to 1, or None if unknown."""
-    speed: str = ""
-    """"native", "eager", "compiling", "compiled", or "eager: " with the reason."""
-    context_size: int = 0
-    precision: str = ""
-    """"nf4", "bf16", "fp16" or "fp32"."""
-    memory: str = ""
-    """Memory of the weights and the cache, and the share of parameters in 4 bits."""
-    title: str = ""
-    """Name of the model that answers."""
-    defaults: ModelDefaults = NO_DEFAULTS
-    change: Change | None = None
-    """Another model that is being loaded, or that could not be loaded."""
-
-
 class Turn(NamedTuple):
     """Exclusive access to the model for the head of the queue."""
 
@@ -83,13 +63,18 @@ class Turn(NamedTuple):
 
 
 class Engine:
-    """Serve one model to a queue of requests; on a GPU, `compile_steps` compiles its steps in the background."""
+    """Serve one model to a queue of requests; on a GPU, `compile_steps` compiles its steps in the background.
+
+    Where steps are native, answers with the same adapter are generated together, as many as memory allows.
+    """
 
     def __init__(self, compile_steps: bool = True) -> None:
         self.compile_steps = compile_steps
-        self._queue = Queue()
+        self._queue = Queue(self.answers_at_once)
         self._status = EngineStatus()
-        self._decoder: Decoder | None = None
+        self._decoders: Decoders | None = None
+        self._beginning = threading.Lock()
+        """Held while an answer picks its decoder, and switches the adapter if it is the only one."""
         self._adapters: Adapters | None = None
         # Adapters loaded by id, least recently used first, with the state of their files at loading.
         self._ensured: dict[str, tuple[int, ...]] = {}
@@ -101,7 +86,8 @@ class Engine:
         """Return the state of the model that answers; without one, that of the model that is being loaded."""
         decoder, change = self._decoder, self.loader.change
         if decoder is not None:
-            return replace(self._status, speed=decoder.steps.text, memory=memory_text(decoder), change=change)
+            memory = memory_text(decoder, self._cache_bytes())
+            return replace(self._status, speed=decoder.steps.text, memory=memory, change=change)
         if change is not None:
             return EngineStatus(change.state, change.model_id, change.text, change.progress, change=change)
         return EngineStatus()
@@ -194,7 +180,7 @@ class Engine:
             StudioError: no model is ready, the adapter is unavailable, or the messages can't be answered.
         """
         cancel = cancel or threading.Event()
-        with self._queue.join() as ticket:
+        with self._queue.join(("answers", adapter)) as ticket:
             for ahead in ticket.wait(cancel.is_set):
                 yield TokenEvent("queued", place=ahead)
             if cancel.is_set():
@@ -242,11 +228,20 @@ class Engine:
         self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
     ) -> Iterator[TokenEvent]:
         """Generate an answer. The caller must hold the queue, here and in all methods below."""
-        decoder, tokenizer = self._ready()
-        prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
-        yield from self._switch(adapter)
-        self._require_answers(adapter)
-        with placement.shortage("while answering: lower 'Max new tokens', start a new chat or load the model in nf4"):
+        first, tokenizer = self._ready()
+        assert self._decoders is not None
+        prompt = fit_prompt(tokenizer, messages, first.context_size, sampling.max_new_tokens)
+        with ExitStack() as lent:
+            with self._beginning:
+                if not self._decoders.in_use:  # other answers use the same adapter
+                    yield from self._switch(adapter)
+                self._require_answers(adapter)
+                lent.enter_context(
+                    placement.shortage(
+                        "while answering: lower 'Max new tokens', start a new chat or load the model in nf4"
+                    )
+                )
+                decoder = lent.enter_context(self._decoders.lend(prompt.token_ids))
             yield from Answer(decoder, tokenizer, prompt, sampling, cancel.is_set).events()
 
     def _trace(self, token_ids: list[int], prompt_tokens: int, adapter: str | None) -> RoutingTrace:
@@ -270,7 +265,7 @@ class Engine:
             yield TokenEvent("notice", "The adapter answers once the running compilation has finished.")
         self._ensure(adapter, missing)
         if adapter != self._adapters.used:
-            self._decoder.change_model(partial(self._adapters.use, adapter))
+            self._change_model(partial(self._adapters.use, adapter))
 
     def _require_answers(self, adapter: str | None) -> None:
         """Raise StudioError if the adapter was trained to classify."""
@@ -310,19 +305,23 @@ class Engine:
             self._ensured[adapter] = self._ensured.pop(adapter)
 
     def _load_adapter(self, found: Found, name: str) -> None:
-        assert self._decoder is not None and self._adapters is not None and self._status.model_id is not None
+        assert self._adapters is not None and self._status.model_id is not None
         require_model(found, self._status.model_id)
         try:
             with placement.shortage("while loading the adapter: close other programs"):
-                self._decoder.change_model(partial(self._adapters.load, found.folder, name))
+                self._change_model(partial(self._adapters.load, found.folder, name))
             self._adapter_loads[name] = self._adapter_loads.get(name, 0) + 1
         except AdapterError as error:
             raise StudioError(str(error)) from error
 
     def _drop(self, name: str) -> None:
-        if self._decoder is not None and self._adapters is not None and name in self._adapters.names:
-            self._decoder.change_model(partial(self._adapters.remove, name))
+        if self._adapters is not None and name in self._adapters.names:
+            self._change_model(partial(self._adapters.remove, name))
         self._ensured.pop(name, None)
+
+    def _change_model(self, change: Callable[[], None]) -> None:
+        assert self._decoders is not None
+        self._decoders.change_model(change)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -335,7 +334,19 @@ class Engine:
     def loaded_gib(self) -> float:
         """Return the memory of the loaded model and its cache, in GiB; 0 if there is none."""
         decoder = self._decoder
-        return 0.0 if decoder is None else (decoder.weight_bytes + decoder.cache_bytes) / placement.GIB
+        return 0.0 if decoder is None else (decoder.weight_bytes + self._cache_bytes()) / placement.GIB
+
+    def answers_at_once(self) -> int:
+        """Return how many answers can be generated at the same time now."""
+        return 1 if self._decoders is None else self._decoders.limit()
+
+    @property
+    def _decoder(self) -> Decoder | None:
+        """For work that holds the model alone."""
+        return None if self._decoders is None else self._decoders.first
+
+    def _cache_bytes(self) -> int:
+        return 0 if self._decoders is None else self._decoders.cache_bytes
 
     def install(self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> str:
         """Replace the loaded model and return a sentence about the new one. The caller must hold the queue."""
@@ -343,7 +354,7 @@ class Engine:
             self._decoder.steps.close()
             gc.unfreeze()  # so that `keep_all` frees the replaced model
         self._status = self._ready_status(model_id, place, decoder, tokenizer)
-        self._decoder, self._tokenizer, self._adapters = decoder, tokenizer, Adapters(decoder.model)
+        self._decoders, self._tokenizer, self._adapters = Decoders(decoder), tokenizer, Adapters(decoder.model)
         self._ensured = {}
         keep_all()
         torch.cuda.empty_cache()
@@ -373,20 +384,11 @@ class Engine:
         """Free the memory of the loaded model. The caller must hold the queue."""
         if self._decoder is not None:
             self._decoder.steps.close()
-            self._decoder = self._tokenizer = self._adapters = None
+            self._decoders = self._tokenizer = self._adapters = None
             self._ensured = {}
             gc.unfreeze()
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def memory_text(decoder: Decoder) -> str:
-    """Return the memory use, as in "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
-    parts = [f"weights {decoder.weight_bytes / placement.GIB:.2f} GiB"]
-    if decoder.cache_bytes:
-        parts.append(f"cache {decoder.cache_bytes / placement.GIB:.2f} GiB")
-    share = decoder.quantized_share
-    return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
 
 def _state(folder: Path) -> tuple[int, ...]:

@@ -61,8 +61,8 @@ class Sampling(Settings):
         default=None,
         ge=0,
         le=2**63 - 1,
-        description="The same seed and settings give the same answer (on a GPU, once the model is compiled); leave "
-        "empty for a random seed.",
+        description="The same seed and settings give the same answer with the same number of threads (on a GPU, once "
+        "the model is compiled); leave empty for a random seed.",
     )
     stop: tuple[StopText, ...] = Field(
         default=(),

@@ -1,4 +1,4 @@
-"""Decoding steps of one model: eager, or as one call of a C function on a CPU.
+"""Decoding steps of one model: eager, or on a CPU as one call of a C function, for several answers together.
 
 steps = NativeSteps(model)
 logits = steps.run(token_id, cache, recorder)       # [1, vocabulary]
@@ -7,7 +7,11 @@ logits = steps.run(token_id, cache, recorder)       # [1, vocabulary]
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +21,8 @@ from jetmoe import RoutingRecorder
 from jetmoe.decode import Step, step
 from jetmoe.modeling import MoeForCausalLM
 from jetmoe.native.description import NotNativeError
-from jetmoe.native.step import NativeStep
+from jetmoe.native.step import MAX_TOKENS, NativeStep
+from studio.backend.chat.joint_steps import JointSteps
 
 
 class Steps:
@@ -40,6 +45,15 @@ class Steps:
         position = cache.layers[0].cumulative_length.view(1, 1).clone()  # type: ignore[union-attr]
         return run(token, position, cache, recorder=recorder)
 
+    @property
+    def together(self) -> int:
+        """Number of answers that can be generated at the same time, in a thread each."""
+        return 1
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the model for a piece of a prompt, between the steps of other answers."""
+        return nullcontext()
+
     def enable(self) -> None:
         """Prepare faster steps, if that takes time."""
 
@@ -61,25 +75,41 @@ class NativeSteps(Steps):
 
     def __init__(self, model: MoeForCausalLM) -> None:
         super().__init__(model)
-        self._native: NativeStep | None = None
+        self._lock = threading.Lock()
+        self._joint = JointSteps(self._together, MAX_TOKENS)
         self._describe()
 
     def run(self, token_id: int, cache: Cache, recorder: RoutingRecorder | None) -> Tensor:
-        if self._changed:
-            self._describe()
-        if self._native is None:
+        with self._lock:
+            if self._changed:
+                self._describe()
+            native = self._native
+        if native is not None:
+            return self._joint.step(id(cache), native.prepare(token_id, cache, recorder))
+        with self.alone():
             return super().run(token_id, cache, recorder)
-        return self._native(token_id, cache, recorder)
+
+    @property
+    def together(self) -> int:
+        return 1 if self._native is None else MAX_TOKENS
+
+    def alone(self) -> AbstractContextManager[None]:
+        return self._joint.alone()
 
     def pause(self) -> None:
-        self._native, self._changed = None, True
+        self._changed = True
 
     def _describe(self) -> None:
         self._changed = False
+        self._native: NativeStep | None = None
         try:
             self._native, self.text = NativeStep(self.model), "native"
         except NotNativeError as reason:
             self.text = f"eager: {reason}"
+
+    def _together(self, sequences: Sequence[Any]) -> Tensor:
+        assert self._native is not None
+        return self._native.together(sequences)
 
 
 def keep_all() -> None:

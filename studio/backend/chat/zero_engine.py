@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jetmoe import RoutingTrace
 from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.decoders import Decoders
 from studio.backend.chat.engine import Engine, EngineStatus
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.sampling import Sampling
@@ -67,6 +68,10 @@ class ZeroEngine(Engine):
             return status
         # Answers are not written by this process, so its kind of step says nothing about them.
         return replace(status, speed="eager", text=f"{status.text} {WHERE}")
+
+    def answers_at_once(self) -> int:
+        """Return 1: each visitor's GPU time is requested on its own."""
+        return 1
 
     def _write(
         self, messages: Messages, sampling: Sampling, cancel: threading.Event, adapter: str | None
@@ -118,7 +123,7 @@ class ZeroEngine(Engine):
         assert self._decoder is not None
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = self._decoder.model.to(device)  # type: ignore[arg-type]
-        self._decoder = Decoder(model, self._decoder.context_size)
+        self._decoders = Decoders(Decoder(model, self._decoder.context_size))
 
 
 _served: ZeroEngine | None = None

@@ -36,6 +36,9 @@ KEPT = {
 }  # fmt: skip
 KEPT_PREFIXES = ("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "MKL_", "TORCH", "PYTORCH_", "TRITON_",
                  "MALLOC_", "JETMOE_", "BNB_", "PIP_")  # fmt: skip
+# Settings of glibc's malloc, see mallopt(3). A training run's packs of different lengths would otherwise raise the
+# threshold above which freed memory is returned to the system.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20), "MALLOC_ARENA_MAX": "1"}
 # Chat answers take priority over a training run, which takes hours.
 NICENESS = 19
 TICK_S = 0.2
@@ -116,7 +119,7 @@ def killed(code: int) -> str:
 def environment() -> dict[str, str]:
     """Return this process's environment without the variables that a child doesn't need."""
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
-    return kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return MALLOC | kept | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _go_last(pid: int) -> None:

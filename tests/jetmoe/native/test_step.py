@@ -16,9 +16,9 @@ from jetmoe import RoutingRecorder, c_library
 from jetmoe.lora import lora_config
 from jetmoe.low_rank import pack
 from jetmoe.native.description import NotNativeError
-from jetmoe.native.step import NativeStep
+from jetmoe.native.step import MAX_TOKENS, NativeStep
 from tests.builders.four_bits import assert_rounded, dequantized, four_bit_toy
-from tests.builders.native_steps import IDS, assert_equal, decode
+from tests.builders.native_steps import IDS, assert_equal, assert_same_in_company, decode
 from tests.builders.toy_model import TOYS, toy_model
 
 FAMILIES = list(TOYS)
@@ -161,6 +161,41 @@ def test_adapters_in_4_bits(family, tmp_path):
         torch.manual_seed(1)
         adapted(one, "all", family)
     assert_rounded(decode(model)[0], decode(exact, native=False)[0], products=6)
+
+
+# --- several sequences
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    family=st.sampled_from(FAMILIES),
+    lengths=st.lists(st.sampled_from([1, 5, 63, 64]), min_size=1, max_size=MAX_TOKENS),
+    experts=st.integers(3, 9),
+    width=st.sampled_from([7, 33]),
+    seed=st.integers(0, 99),
+)
+def test_a_sequence_in_company_is_the_one_alone(family, lengths, experts, width, seed):
+    sizes = {"intermediate_size": width, "num_local_experts" if family == "jetmoe" else "num_experts": experts}
+    assert_same_in_company(toy_model(seed=seed, family=family, num_hidden_layers=2, **sizes), lengths)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "4 bits", "adapters", "dynamic rope"])
+def test_company_changes_no_bit(kind, tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12}
+    model = toy_model(**({"rope_parameters": rope} if kind == "dynamic rope" else {}))
+    if kind == "bf16":
+        model = model.bfloat16()
+    if kind == "4 bits":
+        model = four_bit_toy(tmp_path, torch.bfloat16)
+    if kind == "adapters":
+        adapted(model, "all+router")
+    assert_same_in_company(model, range(3, 3 + MAX_TOKENS))
+
+
+@pytest.mark.parametrize("count", [0, MAX_TOKENS + 1])
+def test_the_number_of_sequences_is_checked(count):
+    with pytest.raises(ValueError, match=f"A step takes 1 to 8 sequences, and not {count}"):
+        NativeStep(toy_model()).together([None] * count)
 
 
 # --- threads

@@ -55,7 +55,7 @@ def test_chat_json_of_the_starter(starter_path):
     assert (layers, kinds, chosen) == (30, 2, 3)
     assert tokens == document["prompt_tokens"] + len(document["token_ids"])
     assert all(sum(load) == pytest.approx(1, abs=1e-3) for layer in document["routing"]["load"] for load in layer)
-    assert document["ttft_s"] > 0 and document["decode_tok_s"] > 0
+    assert document["ttft_s"] > 0 and document["decode_tok_s"] > 0 and document["steps"] == "native"
 
 
 @pytest.mark.processes
@@ -154,7 +154,7 @@ def test_chat_with_the_adapter_of_a_run(run):
     """The run tells the model."""
     options = ("--prompt", "Say 7", "--max-new-tokens", "6", *GREEDY)
     tuned = json.loads(studio("chat", "--adapter", run.id[:8], *options).stdout)
-    assert set(tuned) == {"text", "adapter", "token_ids", "prompt_tokens", "ttft_s", "decode_tok_s", "routing"}
+    assert set(tuned) == {"text", "adapter", "token_ids", "prompt_tokens", "ttft_s", "decode_tok_s", "steps", "routing"}
     base = json.loads(studio("chat", "--model", run.model, *options).stdout)
     assert tuned["adapter"] == run.id[:8] and base["adapter"] is None
     assert tuned["token_ids"] != base["token_ids"]

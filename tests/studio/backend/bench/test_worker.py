@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jetmoe.experts.experts import LinearExperts
+from jetmoe.native.step import NativeStep
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker
@@ -43,6 +44,13 @@ def test_a_row_says_its_share_of_the_bandwidth(work, monkeypatch, weights):
     model, _ = worker.load_model({**work, "weights": weights})
     limit = 1e6 / worker.bytes_per_token(model.config, {**work, "weights": weights})
     assert row["bandwidth"] == pytest.approx(row["decode_tok_s"] / limit, abs=0.01)
+
+
+def test_several_answers_are_decoded_together(work, monkeypatch):
+    sizes, together = [], NativeStep.together
+    monkeypatch.setattr(NativeStep, "together", lambda step, calls: sizes.append(len(calls)) or together(step, calls))
+    row = worker.main({**work, "weights": "bf16", "system": "jetmoe-studio-4-answers", "new_tokens": 30})
+    assert row["decode_tok_s"] > 0 and row["note"] == "native" and max(sizes) > 1
 
 
 def test_a_shape_has_fewer_layers_if_asked(work):

@@ -1,13 +1,16 @@
 """The engine with the real starter: events, sampling, stopping, the line, replay, overflow, typed control tokens."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
 from studio.backend.chat.decoder import Decoder
+from studio.backend.chat.decoders import Decoders
 from studio.backend.chat.engine import Engine, Sampling, memory_text
+from studio.backend.chat.events import TokenEvent
 from studio.errors import StudioError
 from tests.builders.toy_model import toy_model
 from tests.builders.waiting import until
@@ -123,7 +126,8 @@ def test_length_limit_is_announced(engine):
     assert any(event.kind == "notice" and "5 tokens" in event.text for event in events)
 
 
-def test_others_wait_in_line_and_see_their_place(engine):
+def test_others_wait_in_line_and_see_their_place(engine, monkeypatch):
+    monkeypatch.setattr(Decoders, "limit", lambda decoders: 1)
     places: dict[int, list[int]] = {0: [], 1: [], 2: []}
     order = []
 
@@ -141,6 +145,86 @@ def test_others_wait_in_line_and_see_their_place(engine):
         person.join()
     assert order == [0, 1, 2]
     assert places[0] == [] and places[1] == [1] and places[2] == [2, 1]
+
+
+ASKED = [
+    [{"role": "user", "content": text}]
+    for text in ("What is the capital of France?", "Tell me a story.", "def fib(n):")
+]
+
+
+def ask_all(engine, conversations, **settings) -> list[list[TokenEvent]]:
+    """Ask at the same time; a number is the seed of an answer."""
+
+    def ask(number):
+        sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=number, **settings)
+        return answer(engine, conversations[number], sampling)
+
+    with ThreadPoolExecutor(len(conversations)) as pool:
+        return list(pool.map(ask, range(len(conversations))))
+
+
+def test_an_answer_in_company_is_the_one_alone(engine, monkeypatch):
+    joint, sizes = engine._decoder.steps._joint, []
+    together = joint._together
+    monkeypatch.setattr(joint, "_together", lambda calls: sizes.append(len(calls)) or together(calls))
+    answers = ask_all(engine, ASKED)
+    assert max(sizes) > 1 and len(engine._decoders._idle) > 1
+    for number, events in enumerate(answers):
+        alone = answer(engine, ASKED[number], Sampling(max_new_tokens=8, temperature=1.0, seed=number))
+        for one, other in zip(of_kind(events, "prompt", "token"), of_kind(alone, "prompt", "token"), strict=True):
+            assert (one.token_id, one.logprob, one.text) == (other.token_id, other.logprob, other.text)
+            assert np.array_equal(one.trace.experts, other.trace.experts)
+            assert np.array_equal(one.trace.gates, other.trace.gates)
+
+
+def of_kind(events, *kinds):
+    return [event for event in events if event.kind in kinds]
+
+
+def test_a_slow_reader_does_not_hold_the_others(engine):
+    slow = engine.generate(ASKED[1], Sampling(max_new_tokens=12, seed=1))
+    while next(slow).kind != "token":
+        pass
+    assert answer(engine)[-1].finish == "stop"
+    assert [event.kind for event in slow][-1] == "done"
+
+
+def test_a_cancelled_answer_leaves_the_others(engine):
+    cancel = threading.Event()
+    stopped = engine.generate(ASKED[1], Sampling(max_new_tokens=200, seed=1), cancel)
+    while next(stopped).kind != "token":
+        pass
+    other = engine.generate(QUESTION, GREEDY)
+    while next(other).kind != "token":
+        pass
+    cancel.set()
+    assert list(stopped)[-1].finish == "cancelled" and list(other)[-1].finish == "stop"
+
+
+def test_other_work_waits_until_all_answers_are_done(engine):
+    writing = engine.generate(ASKED[1], Sampling(max_new_tokens=200, seed=1))
+    while next(writing).kind != "token":
+        pass
+    order = []
+
+    def read() -> None:
+        engine.replay([5, 6, 7], 0)
+        order.append("replay")
+
+    def ask() -> None:
+        answer(engine)
+        order.append("answer")
+
+    people = [threading.Thread(target=read), threading.Thread(target=ask)]
+    for number, person in enumerate(people, start=2):
+        person.start()
+        until(lambda number=number: len(engine._queue) == number)
+    assert order == []
+    writing.close()
+    for person in people:
+        person.join()
+    assert order == ["replay", "answer"]
 
 
 def test_typed_control_tokens_are_plain_text(engine):
@@ -231,8 +315,9 @@ def test_model_that_is_not_there_is_a_sentence():
 def test_the_status_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
     toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
     plain = JetMoeForCausalLM.from_pretrained(tmp_path)
-    assert "4-bit" not in memory_text(Decoder(plain, 64))
+    assert "4-bit" not in memory_text(Decoder(plain, 64), 0)
     decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
-    assert memory_text(decoder).startswith("weights 0.00 GiB, ") and memory_text(decoder).endswith(" in 4-bit")
+    text = memory_text(decoder, decoder.cache_bytes)
+    assert text.startswith("weights 0.00 GiB, ") and text.endswith(" in 4-bit") and "cache" not in text
     decoder.prefill([3, 4, 5], room=2)
-    assert "cache 0.00 GiB" in memory_text(decoder) and decoder.cache_bytes > 0
+    assert "cache 0.00 GiB" in memory_text(decoder, decoder.cache_bytes) and decoder.cache_bytes > 0

@@ -33,6 +33,13 @@ def test_its_output_goes_to_the_log_and_it_has_a_group_of_its_own(waiting, tmp_p
     assert os.getpgid(waiting.pid) == waiting.pid != os.getpgid(0)
 
 
+def test_it_keeps_its_memory_small_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    environment = child.environment()
+    assert environment["MALLOC_ARENA_MAX"] == "1" and environment["MALLOC_TRIM_THRESHOLD_"] == "1"
+
+
 def test_it_keeps_the_choice_of_compilers_and_libraries(monkeypatch):
     kept = {"CC": "gcc-12", "CXX": "g++-12", "BNB_CUDA_VERSION": "130", "CUDA_VISIBLE_DEVICES": "1"}
     for name, value in {**kept, "HF_TOKEN": "hf_secret"}.items():
