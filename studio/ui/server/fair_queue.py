@@ -17,6 +17,7 @@ from gradio.queueing import Event, Queue
 from starlette.types import Scope
 
 from studio.backend.hosting import demo
+from studio.ui.server.cached_files import CachedFiles, named_in, owner_in
 from studio.ui.server.limits import visitor_of
 
 OWN_EVENTS = 12
@@ -27,6 +28,7 @@ LISTEN_S = 15.0
 """Seconds after which an event is dropped if nobody listens to its session."""
 SESSIONS = 20_000
 FOREIGN = "This session belongs to another visitor. Reload the page."
+FOREIGN_FILE = "The uploaded file is gone, or it belongs to another visitor. Upload it again."
 BUSY = "You have {} requests in the queue already. Wait until one is answered, or stop one."
 
 
@@ -51,6 +53,7 @@ class FairQueue(Queue):
     """`gradio.queueing.Queue` with limits per visitor. The event loop is the only thread that uses it."""
 
     claims: Claims
+    files: CachedFiles
     listeners: Counter[str]
 
     @classmethod
@@ -59,22 +62,43 @@ class FairQueue(Queue):
         made = blocks._queue
         fair = cls(made.live_updates, made.max_thread_count, made.update_intervals, made.max_size, blocks)
         fair.default_concurrency_limit = made.default_concurrency_limit
-        fair.claims, fair.listeners = Claims(), Counter()
+        fair.claims, fair.files, fair.listeners = Claims(), CachedFiles(), Counter()
         return fair
 
     async def push(self, body: Any, request: Any, username: str | None) -> Any:
         scope, session = request.scope, body.session_hash
-        owner = known_owner(scope)
-        if session and self.claims.refuses(session, owner):
+        if session and self.claims.refuses(session, claimant(scope)):
             return False, FOREIGN, "error"
+        if any(self.files.refuses(path, owner_in(scope)) for path in named_in([body.data, body.event_data])):
+            return False, FOREIGN_FILE, "error"
         await self._drop_unheard()
-        if problem := self._problem(scope, owner):
-            return False, problem, "queue_full"
-        answer = await super().push(body, request, username)
-        if answer[0] and owner:
+        problem = self._problem(scope, known_owner(scope))
+        answer = (False, problem, "queue_full") if problem else await super().push(body, request, username)
+        if not answer[0]:
+            self.files.release(named_in(body.data), owner_in(scope))
+        elif owner := claimant(scope):
             self.claims.claim(session or str(answer[1]), owner)
             self.claims.claim(str(answer[1]), owner)
         return answer
+
+    async def process_events(self, events: list[Event], *args: Any, **options: Any) -> None:
+        """Process events like Gradio, and delete their uploaded files at the end."""
+        named = _files_of(events)
+        try:
+            await super().process_events(events, *args, **options)
+        finally:
+            self._release(named)
+
+    async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
+        """Drop the events of a session, with their uploaded files."""
+        waiting = [each for queue in self.event_queue_per_concurrency_id.values() for each in queue.queue]
+        named = _files_of([each for each in waiting if session_hash == each.session_hash or event_id == each._id])
+        await super().clean_events(session_hash=session_hash, event_id=event_id)
+        self._release(named)
+
+    def _release(self, named: list[tuple[str, list[str]]]) -> None:
+        for owner, paths in named:
+            self.files.release(paths, owner)
 
     @contextmanager
     def listening(self, session: str) -> Iterator[None]:
@@ -110,13 +134,24 @@ class FairQueue(Queue):
         return waiting + running
 
 
+def _files_of(events: list[Event]) -> list[tuple[str, list[str]]]:
+    """Return the owner of each event, and the paths of its files."""
+    return [(owner_in(each.request.scope), [*named_in(each.data.data)]) for each in events if each.data]
+
+
 def known_owner(scope: Scope) -> str:
     """Return the owner of a request if later requests have the same one, else an empty string.
 
-    A client without cookies is another visitor in each request. Gradio's MCP server passes cookies on when it sends an
-    event, and not when it listens.
+    A client without cookies is another visitor in each request.
     """
     state = scope.get("state", {})
-    if (b"x-gradio-user", b"mcp") in scope.get("headers", ()):
-        return ""
     return state.get("owner", "") if state.get("is_known") else ""
+
+
+def claimant(scope: Scope) -> str:
+    """Return the owner who can claim sessions, or an empty string.
+
+    Gradio's MCP server passes cookies on when it sends an event, and not when it listens. A client that only claims to
+    be that server gains nothing: its events count as its own, and others may read them.
+    """
+    return "" if (b"x-gradio-user", b"mcp") in scope.get("headers", ()) else known_owner(scope)

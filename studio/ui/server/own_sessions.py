@@ -11,11 +11,12 @@ import json
 import re
 from contextlib import ExitStack
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from studio.ui.server.fair_queue import FOREIGN, Claims, FairQueue, known_owner
+from studio.ui.server.cached_files import named_in, owner_in
+from studio.ui.server.fair_queue import FOREIGN, FOREIGN_FILE, FairQueue, claimant, known_owner
 from studio.ui.server.limits import UPLOAD
 from studio.ui.server.refusal import refusal
 
@@ -24,11 +25,13 @@ API = "/gradio_api"
 NAMED = re.compile(
     rf"{API}/(?:heartbeat/(?P<heartbeat>[^/]+)|call/(?:v2/)?[^/]+/(?P<event>[^/]+)|stream/(?P<stream>[^/]+)(?:/.*)?)/?"
 )
-FILE = re.compile(rf"{API}/file[=/](.+)")
+# All of `file=PATH` and `file/PATH`.
+FILE = f"{API}/file"
 # Paths whose body names them. `queue/join` and `call` are checked by the queue.
-BODIES = (f"{API}/cancel", f"{API}/component_server", f"{API}/run/", f"{API}/api/", f"{API}/reset")
-# It would give the login's token, which the browser hides from scripts, to every script.
-TOKEN = f"{API}/token"
+BODIES = tuple(f"{API}/{name}" for name in ("cancel", "component_server", "run/", "api/", "reset", "stream/"))
+# Routes that the page doesn't need. `token` would give the login's token, which the browser hides from scripts, to
+# every script; the others write files that are never deleted, or fetch from other servers.
+CLOSED = tuple(f"{API}/{name}" for name in ("token", "deep_link", "process_recording", "proxy=", "vibe-", "undo-vibe-"))
 
 
 class OwnSessions:
@@ -36,37 +39,48 @@ class OwnSessions:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.files = Claims()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(API):
             await self.app(scope, receive, send)
             return
-        if scope["path"].rstrip("/") == TOKEN:
+        path, queue = scope["path"], scope["app"].get_blocks()._queue
+        # Gradio's routes ignore a line feed at the end, and the patterns here don't.
+        if path.startswith(CLOSED) or not path.isprintable():
             await refusal(scope, 404, "There is no such page.")(scope, receive, send)
             return
-        queue, path, owner = scope["app"].get_blocks()._queue, scope["path"], known_owner(scope)
+        ids, files = _ids_of_path(scope), _file_of_path(path)
         if path.startswith(BODIES) and scope["method"] == "POST":
             body, receive = await _read(receive)
-            ids = _ids_of_body(body)
+            values = _json(body, dict)
+            if not values:  # a form, which the page doesn't send
+                await refusal(scope, 400, "The request is not a JSON object.")(scope, receive, send)
+                return
+            ids, files = ids + _ids_in(values), [*files, *named_in(values)]
+        if isinstance(queue, FairQueue):
+            await self._answer(queue, ids, files, scope, receive, send)
         else:
-            ids = _ids_of_path(scope)
-        file = FILE.fullmatch(path)
-        if self._is_foreign(queue, ids, owner) or (file and self.files.refuses(unquote(file[1]), owner)):
-            await refusal(scope, 403, FOREIGN)(scope, receive, send)
+            await self.app(scope, receive, send)
+
+    async def _answer(
+        self, queue: FairQueue, ids: list[str], files: list[str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        owner = claimant(scope)
+        is_foreign = any(queue.claims.refuses(each, owner) for each in ids)
+        if is_foreign or any(queue.files.refuses(each, owner_in(scope)) for each in files):
+            await refusal(scope, 403, FOREIGN if is_foreign else FOREIGN_FILE)(scope, receive, send)
             return
         with ExitStack() as stack:
-            if isinstance(queue, FairQueue):
-                for each in ids:
-                    stack.enter_context(queue.listening(each))
-            await self.app(scope, receive, self._claiming(send, owner) if path == UPLOAD and owner else send)
+            for each in ids:
+                stack.enter_context(queue.listening(each))
+            await self.app(scope, receive, self._claiming(queue, scope, ids, send) if scope["path"] == UPLOAD else send)
 
-    def _is_foreign(self, queue: Any, ids: list[str], owner: str) -> bool:
-        return isinstance(queue, FairQueue) and any(queue.claims.refuses(each, owner) for each in ids)
-
-    def _claiming(self, send: Send, owner: str) -> Send:
-        """Pass an upload's answer on, which lists the paths of its files."""
+    def _claiming(self, queue: FairQueue, scope: Scope, ids: list[str], send: Send) -> Send:
+        """Pass an upload's answer on, which lists the paths of its files. `ids` names its progress."""
         answer = b""
+        owner = known_owner(scope)
+        for each in ids if owner else ():
+            queue.claims.claim(each, owner)
 
         async def claiming(message: Message) -> None:
             nonlocal answer
@@ -74,7 +88,7 @@ class OwnSessions:
                 answer += message.get("body", b"")
                 if not message.get("more_body"):
                     for path in _json(answer, list):
-                        self.files.claim(str(path), owner)
+                        queue.files.claim(str(path), owner_in(scope))
             await send(message)
 
         return claiming
@@ -93,15 +107,19 @@ async def _read(receive: Receive) -> tuple[bytes, Receive]:
     return body, again
 
 
-def _ids_of_body(body: bytes) -> list[str]:
-    values = _json(body, dict)
+def _ids_in(values: dict[str, Any]) -> list[str]:
     return [values[name] for name in ("session_hash", "event_id") if isinstance(values.get(name), str)]
 
 
 def _ids_of_path(scope: Scope) -> list[str]:
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
     found = NAMED.fullmatch(scope["path"])
-    return query.get("session_hash", []) + [each for each in (found.groups() if found else ()) if each]
+    in_query = [each for name in ("session_hash", "upload_id") for each in query.get(name, [])]
+    return in_query + [each for each in (found.groups() if found else ()) if each]
+
+
+def _file_of_path(path: str) -> list[str]:
+    return [path[len(FILE) + 1 :]] if path.startswith(FILE) else []
 
 
 def _json(text: bytes, kind: type) -> Any:
