@@ -19,16 +19,13 @@ from pathlib import Path
 
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
+from studio.backend.runs.room import OWNER, owner_of_upload, require_room
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, require_space, sync, sync_all, unwritable
+from studio.backend.system.files import atomic_write, sync, sync_all, unwritable
 from studio.backend.system.home import home
 from studio.backend.system.plan import size as folder_size
 from studio.errors import StudioError
 
-OWNER = ".owner"
-"""File next to an upload that stores its owner. The name of an upload never begins with a dot."""
-OWN_BYTES = 10 * 2**30
-"""For all uploads and results of an owner, if there are several."""
 UNUSED_S = 24 * 3600.0
 """Seconds after which a file that no run uses is deleted."""
 
@@ -53,19 +50,17 @@ def keep(file: Path, owner: str = "") -> str:
     if same := _same(file, owner):
         os.utime(same)  # unused for a day from now on
         return same.name
-    _require_share(owner, size)
+    if limits and owner:
+        _require_share(owner, size, limits.uploads_bytes)
+    require_room(RunStore(), owner, size)
     folder = new_folder(owner)
     try:
-        require_space(folder, size)
         shutil.copyfile(file, folder / _clean_name(file.name))
         sync_all(folder)
         sync(folder.parent)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise unwritable(_folder(), error) from error
-    except StudioError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return folder.name
 
 
@@ -94,7 +89,7 @@ def find(upload: str, owner: str = "") -> Path:
     """
     folder = _folder() / upload if re.fullmatch("[0-9a-f]{32}", upload) else None
     files = [file for file in folder.iterdir() if file.name != OWNER] if folder is not None and folder.is_dir() else []
-    if folder is None or not files or owner not in ("", _owner_of(folder)):
+    if folder is None or not files or owner not in ("", owner_of_upload(folder)):
         raise StudioError("The uploaded file is gone: unused files are deleted after a day. Upload it again.")
     return files[0]
 
@@ -108,19 +103,17 @@ def _same(file: Path, owner: str) -> Path | None:
     return None
 
 
-def _require_share(owner: str, size: int) -> None:
-    limits = demo.limits()
-    most = limits.uploads_bytes if limits else OWN_BYTES
-    used = sum(folder_size(folder) for folder in _owned(owner)) if owner else 0
+def _require_share(owner: str, size: int, most: int) -> None:
+    used = sum(folder_size(folder) for folder in _owned(owner))
     if used + size > most:
         raise StudioError(
             f"Your uploads use {used / 2**20:,.0f} of {most / 2**20:,.0f} MiB. Those that no run uses are deleted "
-            "after a day. Try again then, or delete runs that are no longer needed."
+            "after a day. Try again then, or delete some under Storage in the Fine-tune tab."
         )
 
 
 def _owned(owner: str) -> list[Path]:
-    return [folder for folder in _folder().glob("*") if _owner_of(folder) == owner]
+    return [folder for folder in _folder().glob("*") if owner_of_upload(folder) == owner]
 
 
 def holds(file: str | Path) -> bool:
@@ -136,7 +129,7 @@ def transfer_owner(before: str, after: str) -> None:
     """
     try:
         for folder in _folder().glob("*"):
-            if _owner_of(folder) == before:
+            if owner_of_upload(folder) == before:
                 atomic_write(folder / OWNER, after)
     except OSError as error:
         raise unwritable(_folder(), error) from error
@@ -150,11 +143,6 @@ def clean(store: RunStore) -> None:
     for folder in _folder().iterdir():
         if folder not in used and time.time() - folder.stat().st_mtime > UNUSED_S:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _owner_of(folder: Path) -> str:
-    file = folder / OWNER
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _folder() -> Path:
