@@ -304,6 +304,10 @@ class RunStore:
         """See `recovery.repair`."""
         return recovery.repair(self.database, self.home)
 
+    def take_notice(self) -> str:
+        """See `recovery.take_notice`."""
+        return recovery.take_notice(self.database)
+
     def keep_copy(self) -> None:
         """See `Database.keep_copy`."""
         self.database.keep_copy()

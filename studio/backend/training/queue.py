@@ -234,6 +234,8 @@ class Jobs:
             self._running = self.training()
             return
         self._keep_copy()
+        if notice := self.store.take_notice():
+            self._notify(notice)
         self._clean()
         self._record_ends()
         self.store.reconcile(self._children)

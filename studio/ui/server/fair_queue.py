@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from fastapi import HTTPException
+from gradio.components import Component
 from gradio.queueing import Event, Queue
 from starlette.types import Scope
 
 from studio.backend.hosting import demo
 from studio.ui.server.cached_files import CachedFiles, named_in, owner_in
-from studio.ui.server.limits import visitor_of
+from studio.ui.server.endpoints import NO_ENDPOINT, is_function
+from studio.ui.server.limits import BODY_BYTES, OTHER_BYTES, visitor_of
 
 OWN_EVENTS = 12
 """Events of a known visitor that wait or run."""
@@ -29,6 +32,7 @@ LISTEN_S = 15.0
 SESSIONS = 20_000
 FOREIGN = "This session belongs to another visitor. Reload the page."
 FOREIGN_FILE = "The uploaded file is gone, or it belongs to another visitor. Upload it again."
+TOO_LARGE = "The request is too large: at most {} KiB can be sent at once without a conversation or a long text."
 BUSY = "You have {} requests in the queue already. Wait until one is answered, or stop one."
 
 
@@ -71,6 +75,10 @@ class FairQueue(Queue):
             return False, FOREIGN, "error"
         if any(self.files.refuses(path, owner_in(scope)) for path in named_in([body.data, body.event_data])):
             return False, FOREIGN_FILE, "error"
+        if body.fn_index is not None and not is_function(self.blocks, body.fn_index):
+            raise HTTPException(404, NO_ENDPOINT)
+        if problem := self.too_large(body.fn_index, scope):
+            return False, problem, "error"
         await self._drop_unheard()
         problem = self._problem(scope, known_owner(scope))
         answer = (False, problem, "queue_full") if problem else await super().push(body, request, username)
@@ -99,6 +107,13 @@ class FairQueue(Queue):
     def _release(self, named: list[tuple[str, list[str]]]) -> None:
         for owner, paths in named:
             self.files.release(paths, owner)
+
+    def too_large(self, fn_index: Any, scope: Scope) -> str:
+        """Return a sentence if an event has more bytes than its inputs need."""
+        fn = self.blocks.fns.get(fn_index) if isinstance(fn_index, int) else None
+        is_long = fn is not None and (fn.api_visibility == "public" or any(map(may_be_long, fn.inputs)))
+        is_too_large = not is_long and scope.get("state", {}).get(BODY_BYTES, 0) > OTHER_BYTES
+        return TOO_LARGE.format(OTHER_BYTES // 1024) if is_too_large else ""
 
     @contextmanager
     def listening(self, session: str) -> Iterator[None]:
@@ -132,6 +147,16 @@ class FairQueue(Queue):
         waiting = [event for each in self.event_queue_per_concurrency_id.values() for event in each.queue]
         running = [event for jobs in self.active_jobs for event in jobs or () if event.alive]
         return waiting + running
+
+
+def long(component: Component) -> Any:
+    """Mark a component whose value may be a conversation or a long text, and return it."""
+    component.may_be_long = True  # type: ignore[attr-defined]
+    return component
+
+
+def may_be_long(component: Any) -> bool:
+    return getattr(component, "may_be_long", False)
 
 
 def _files_of(events: list[Event]) -> list[tuple[str, list[str]]]:

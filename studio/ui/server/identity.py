@@ -58,7 +58,7 @@ class Owned:
         """Return a copy for the owner of this request."""
         same = copy(self)
         same.owner = owner_of(request)
-        same.address = visitor_of(request.scope) if same.owner else ""
+        same.address = visitor_of({"client": request.client}) if same.owner else ""
         return same
 
 

@@ -16,11 +16,11 @@ from urllib.parse import parse_qs
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.ui.server.cached_files import named_in, owner_in
+from studio.ui.server.endpoints import API, problem_of
 from studio.ui.server.fair_queue import FOREIGN, FOREIGN_FILE, FairQueue, claimant, known_owner
 from studio.ui.server.limits import UPLOAD
 from studio.ui.server.refusal import refusal
 
-API = "/gradio_api"
 # Paths that name a session or an event.
 NAMED = re.compile(
     rf"{API}/(?:heartbeat/(?P<heartbeat>[^/]+)|call/(?:v2/)?[^/]+/(?P<event>[^/]+)|stream/(?P<stream>[^/]+)(?:/.*)?)/?"
@@ -35,7 +35,10 @@ CLOSED = tuple(f"{API}/{name}" for name in ("token", "deep_link", "process_recor
 
 
 class OwnSessions:
-    """Answer 403 if a session, event or file belongs to another known visitor."""
+    """Answer 403 if a session, event or file belongs to another known visitor, and 404 if there is nothing to answer.
+
+    The queue of the page must be a `FairQueue`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -44,36 +47,19 @@ class OwnSessions:
         if scope["type"] != "http" or not scope["path"].startswith(API):
             await self.app(scope, receive, send)
             return
-        path, queue = scope["path"], scope["app"].get_blocks()._queue
-        # Gradio's routes ignore a line feed at the end, and the patterns here don't.
-        if path.startswith(CLOSED) or not path.isprintable():
-            await refusal(scope, 404, "There is no such page.")(scope, receive, send)
-            return
+        path, queue, values = scope["path"], scope["app"].get_blocks()._queue, _query(scope)
         ids, files = _ids_of_path(scope), _file_of_path(path)
         if path.startswith(BODIES) and scope["method"] == "POST":
             body, receive = await _read(receive)
             values = _json(body, dict)
-            if not values:  # a form, which the page doesn't send
-                await refusal(scope, 400, "The request is not a JSON object.")(scope, receive, send)
-                return
             ids, files = ids + _ids_in(values), [*files, *named_in(values)]
-        if isinstance(queue, FairQueue):
-            await self._answer(queue, ids, files, scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _answer(
-        self, queue: FairQueue, ids: list[str], files: list[str], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        owner = claimant(scope)
-        is_foreign = any(queue.claims.refuses(each, owner) for each in ids)
-        if is_foreign or any(queue.files.refuses(each, owner_in(scope)) for each in files):
-            await refusal(scope, 403, FOREIGN if is_foreign else FOREIGN_FILE)(scope, receive, send)
+        if problem := _problem(queue, scope, ids, files, values):
+            await refusal(scope, *problem)(scope, receive, send)
             return
         with ExitStack() as stack:
             for each in ids:
                 stack.enter_context(queue.listening(each))
-            await self.app(scope, receive, self._claiming(queue, scope, ids, send) if scope["path"] == UPLOAD else send)
+            await self.app(scope, receive, self._claiming(queue, scope, ids, send) if path == UPLOAD else send)
 
     def _claiming(self, queue: FairQueue, scope: Scope, ids: list[str], send: Send) -> Send:
         """Pass an upload's answer on, which lists the paths of its files. `ids` names its progress."""
@@ -94,6 +80,26 @@ class OwnSessions:
         return claiming
 
 
+def _problem(
+    queue: FairQueue, scope: Scope, ids: list[str], files: list[str], values: dict[str, Any]
+) -> tuple[int, str] | None:
+    """Return the status and the sentence of a refusal, if the request must be refused."""
+    path, owner, is_post = scope["path"], claimant(scope), scope["method"] == "POST"
+    # Gradio's routes ignore a line feed at the end, and the patterns here don't.
+    if path.startswith(CLOSED) or any(character < " " for character in path):
+        return 404, "There is no such page."
+    if path.startswith(BODIES) and is_post and not values:  # a form, which the page doesn't send
+        return 400, "The request is not a JSON object."
+    if any(queue.claims.refuses(each, owner) for each in ids):
+        return 403, FOREIGN
+    if any(queue.files.refuses(each, owner_in(scope)) for each in files):
+        return 403, FOREIGN_FILE
+    if sentence := problem_of(queue.blocks, scope["method"], path, values):
+        return 404, sentence
+    sentence = queue.too_large(values.get("fn_index"), scope) if path.startswith(BODIES) else ""
+    return (413, sentence) if sentence else None
+
+
 async def _read(receive: Receive) -> tuple[bytes, Receive]:
     """Read a short body, whose size `Bodies` limits; return it and a `receive` that returns it again."""
     messages: list[Message] = []
@@ -112,10 +118,17 @@ def _ids_in(values: dict[str, Any]) -> list[str]:
 
 
 def _ids_of_path(scope: Scope) -> list[str]:
-    query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
-    found = NAMED.fullmatch(scope["path"])
+    query, found = parse_qs(_query_string(scope)), NAMED.fullmatch(scope["path"])
     in_query = [each for name in ("session_hash", "upload_id") for each in query.get(name, [])]
     return in_query + [each for each in (found.groups() if found else ()) if each]
+
+
+def _query(scope: Scope) -> dict[str, Any]:
+    return {name: values[-1] for name, values in parse_qs(_query_string(scope)).items()}
+
+
+def _query_string(scope: Scope) -> str:
+    return scope.get("query_string", b"").decode("latin-1")
 
 
 def _file_of_path(path: str) -> list[str]:

@@ -290,6 +290,16 @@ def test_an_address_with_many_cookies_leaves_room_for_others(store, monkeypatch)
     assert queue.start(Recipe(), owner="anon:4", address="192.0.2.1")
 
 
+def test_a_list_that_is_lost_while_the_server_runs_is_restored_with_a_notice(store, supervise):
+    kept = store.create(Recipe(preset="hot"))
+    queue = supervise()
+    until(lambda: queue.training())
+    for suffix in ("-wal", "-shm", ""):
+        store.path.with_name(store.path.name + suffix).unlink(missing_ok=True)
+    until(lambda: "A run has been restored" in queue.status("user:ada"))
+    assert [run.id for run in store.list()] == [kept.id]
+
+
 def test_unused_uploads_are_deleted_while_the_server_runs(store, supervise, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "CLEAN_S", 0.1)
     supervise(Jobs())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import anyio
 import pytest
@@ -300,3 +301,21 @@ def test_who_waits_long_for_an_answer_is_not_slow(tmp_path):
     with start_blocking_portal() as portal:
         portal.call(bodies, {"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, None)
     assert told == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("rows.csv", 413), ("pirate.ZIP", 200), ("x.safetensors", 200)])
+def test_a_limit_for_data_is_applied_while_it_arrives(tmp_path, name, status):
+    asking = client(Middleware(Bodies, folder=tmp_path, data_bytes=MIB))
+    answer = asking.post("/gradio_api/upload", files=[("files", (name, b"x" * 2 * MIB))])
+    assert answer.status_code == status
+    assert status == 200 or "at most 1 MiB" in answer.json()["detail"]
+
+
+def test_empty_files_that_gradio_leaves_are_deleted(tmp_path):
+    for number in range(3):
+        (tmp_path / f"tmp{number}").touch()
+        os.utime(tmp_path / f"tmp{number}", (0, 0))
+    (tmp_path / "tmp9").touch()
+    asking = client(Middleware(Bodies, folder=tmp_path))
+    assert asking.post("/gradio_api/upload", files=files(1)).status_code == 200
+    assert [each.name for each in tmp_path.iterdir()] == ["tmp9"]

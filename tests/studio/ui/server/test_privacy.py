@@ -280,3 +280,17 @@ def test_a_form_names_no_session_past_the_check(studio):
     form = {"session_hash": "x", "component_id": "1", "fn_name": "rows", "data": "[]"}
     answer = studio.bob.http.post("/gradio_api/component_server", files=[("f", ("x", b""))], data=form)
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("route", ["queue/join", "run/predict"])
+def test_only_events_with_a_conversation_or_a_long_text_are_large(studio, route):
+    listeners = {each["api_name"]: each for each in studio.ada.config["dependencies"]}
+    answers = {}
+    for name in ("undo", "start"):  # a part of the chat, and of the Fine-tune tab
+        listener = listeners[name]
+        data = ["x" * 300_000, *[None] * (len(listener["inputs"]) - 1)]
+        body = {"data": data, "fn_index": listener["id"], "session_hash": uuid.uuid4().hex}
+        answers[name] = studio.ada.http.post(f"/gradio_api/{route}", json=body | {"trigger_id": None})
+    refused = answers["start"]
+    assert refused.status_code in (400, 413) and "256 KiB" in refused.text
+    assert "256 KiB" not in answers["undo"].text and answers["undo"].status_code != 413
