@@ -29,7 +29,7 @@ from studio.backend.models import catalog
 from studio.backend.runs.room import ABOUT, require_room
 from studio.backend.runs.run import checked_name
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, publish, read_json, sha256, unwritable
+from studio.backend.system.files import atomic_write, make_private, publish, read_json, sha256, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -88,7 +88,8 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
     blank = _blank(model_id)
     work = _uploads() / f".{upload_id}.part"
     try:
-        work.mkdir(parents=True)
+        make_private(_uploads())
+        work.mkdir()
         collect(files, work)
         config = read_config(work)
         check_weights(work, config, blank)

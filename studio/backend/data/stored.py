@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.data.examples import Examples
-from studio.backend.system.files import atomic_write, read_json, unwritable
+from studio.backend.system.files import atomic_write, make_private, read_json, unwritable
 from studio.backend.system.home import home
 
 LARGE = 32 << 20
@@ -53,7 +53,7 @@ def part() -> Iterator[Path]:
     """
     file = _folder() / f".{uuid.uuid4().hex}.part"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(file.parent)
         _make_room(file.parent)
         yield file
     except OSError as error:

@@ -21,7 +21,7 @@ from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
 from studio.backend.runs.room import OWNER, owner_of_upload, require_room
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, sync, sync_all, unwritable
+from studio.backend.system.files import atomic_write, make_private, sync, sync_all, unwritable
 from studio.backend.system.home import home
 from studio.backend.system.plan import size as folder_size
 from studio.errors import StudioError
@@ -72,7 +72,8 @@ def new_folder(owner: str = "") -> Path:
     """
     folder = _folder() / uuid.uuid4().hex
     try:
-        folder.mkdir(parents=True)
+        make_private(_folder())
+        folder.mkdir()
         if owner:
             (folder / OWNER).write_text(owner, encoding="utf-8")
     except OSError as error:

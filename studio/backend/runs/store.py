@@ -44,7 +44,7 @@ from studio.backend.runs.run import (
     process_created,
     recorded_outcome,
 )
-from studio.backend.system.files import atomic_write, sha256, sync, unwritable
+from studio.backend.system.files import atomic_write, make_private, sha256, sync, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -387,6 +387,7 @@ def _fingerprint(recipe: Recipe) -> str:
 def _make_folder(folder: Path, recipe: Recipe, fingerprint: str) -> None:
     make_folder(folder)
     try:
+        make_private(folder.parent)
         atomic_write(folder / "recipe.yaml", recipe.to_yaml())
         if fingerprint:
             atomic_write(folder / DATA, json.dumps({"fingerprint": fingerprint}))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def require_space(folder: Path, need_bytes: int, variable: str = "STUDIO_HOME") 
             f"The disk is too full: {need_bytes / 2**30:.1f} GiB are needed under {folder} and {free / 2**30:.1f} GiB "
             f"are free. Free some space, or set {variable} to a folder on another disk."
         )
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that no other account of this machine can open; an existing one is closed to them."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        with suppress(OSError):  # it belongs to another account, or the storage has no permissions
+            folder.chmod(0o700)
 
 
 def sha256(path: Path) -> str:

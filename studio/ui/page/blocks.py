@@ -12,8 +12,8 @@ from studio.ui.server.fair_queue import FairQueue
 from studio.ui.server.log_lines import safe
 
 logger = logging.getLogger(__name__)
-LONGEST_ERROR = 300
-"""Characters of an error about an input."""
+LONGEST_ERROR, HALF = 400, 200
+"""Characters of an error about an input, which may hold all of the input."""
 
 
 class Blocks(gr.Blocks):
@@ -34,7 +34,9 @@ class Blocks(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:
-            sentence = safe(str(error))[:LONGEST_ERROR]
+            text = str(error)
+            cut = text if len(text) <= LONGEST_ERROR else f"{text[:HALF]} … {text[-HALF:]}"
+            sentence = safe(cut)
             logger.info("the inputs of an event were refused: %s", sentence)
             raise gr.Error(sentence, print_exception=False) from None
 

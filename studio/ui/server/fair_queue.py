@@ -111,7 +111,7 @@ class FairQueue(Queue):
     def too_large(self, fn_index: Any, scope: Scope) -> str:
         """Return a sentence if an event has more bytes than its inputs need."""
         fn = self.blocks.fns.get(fn_index) if isinstance(fn_index, int) else None
-        is_long = fn is not None and (fn.api_visibility == "public" or any(map(may_be_long, fn.inputs)))
+        is_long = fn is None or fn.api_visibility == "public" or any(map(may_be_long, fn.inputs))
         is_too_large = not is_long and scope.get("state", {}).get(BODY_BYTES, 0) > OTHER_BYTES
         return TOO_LARGE.format(OTHER_BYTES // 1024) if is_too_large else ""
 

@@ -27,11 +27,15 @@ NAMED = re.compile(
 )
 # All of `file=PATH` and `file/PATH`.
 FILE = f"{API}/file"
-# Paths whose body names them. `queue/join` and `call` are checked by the queue.
-BODIES = tuple(f"{API}/{name}" for name in ("cancel", "component_server", "run/", "api/", "reset", "stream/"))
+# Paths whose body names them, or the arguments of an endpoint. The queue checks `queue/join` and `call`.
+BODIES = tuple(
+    f"{API}/{name}" for name in ("cancel", "component_server", "run/", "api/", "call/v2/", "reset", "stream/")
+)
 # Routes that the page doesn't need. `token` would give the login's token, which the browser hides from scripts, to
-# every script; the others write files that are never deleted, or fetch from other servers.
-CLOSED = tuple(f"{API}/{name}" for name in ("token", "deep_link", "process_recording", "proxy=", "vibe-", "undo-vibe-"))
+# every script; the others write files that are never deleted, fetch from other servers, or wait without end.
+CLOSED = tuple(
+    f"{API}/{name}" for name in ("token", "deep_link", "process_recording", "proxy=", "vibe-", "undo-vibe-", "dev/")
+)
 
 
 class OwnSessions:
@@ -47,12 +51,13 @@ class OwnSessions:
         if scope["type"] != "http" or not scope["path"].startswith(API):
             await self.app(scope, receive, send)
             return
-        path, queue, values = scope["path"], scope["app"].get_blocks()._queue, _query(scope)
+        path, queue = scope["path"], scope["app"].get_blocks()._queue
+        values: dict[str, Any] | None = _query(scope)
         ids, files = _ids_of_path(scope), _file_of_path(path)
         if path.startswith(BODIES) and scope["method"] == "POST":
             body, receive = await _read(receive)
             values = _json(body, dict)
-            ids, files = ids + _ids_in(values), [*files, *named_in(values)]
+            ids, files = ids + _ids_in(values or {}), [*files, *named_in(values)]
         if problem := _problem(queue, scope, ids, files, values):
             await refusal(scope, *problem)(scope, receive, send)
             return
@@ -73,7 +78,7 @@ class OwnSessions:
             if message["type"] == "http.response.body":
                 answer += message.get("body", b"")
                 if not message.get("more_body"):
-                    for path in _json(answer, list):
+                    for path in _json(answer, list) or []:
                         queue.files.claim(str(path), owner_in(scope))
             await send(message)
 
@@ -81,23 +86,22 @@ class OwnSessions:
 
 
 def _problem(
-    queue: FairQueue, scope: Scope, ids: list[str], files: list[str], values: dict[str, Any]
+    queue: FairQueue, scope: Scope, ids: list[str], files: list[str], values: dict[str, Any] | None
 ) -> tuple[int, str] | None:
     """Return the status and the sentence of a refusal, if the request must be refused."""
-    path, owner, is_post = scope["path"], claimant(scope), scope["method"] == "POST"
+    path, owner = scope["path"], claimant(scope)
     # Gradio's routes ignore a line feed at the end, and the patterns here don't.
     if path.startswith(CLOSED) or any(character < " " for character in path):
         return 404, "There is no such page."
-    if path.startswith(BODIES) and is_post and not values:  # a form, which the page doesn't send
+    if values is None:  # a form, which the page doesn't send
         return 400, "The request is not a JSON object."
     if any(queue.claims.refuses(each, owner) for each in ids):
         return 403, FOREIGN
     if any(queue.files.refuses(each, owner_in(scope)) for each in files):
         return 403, FOREIGN_FILE
-    if sentence := problem_of(queue.blocks, scope["method"], path, values):
-        return 404, sentence
-    sentence = queue.too_large(values.get("fn_index"), scope) if path.startswith(BODIES) else ""
-    return (413, sentence) if sentence else None
+    if sentence := queue.too_large(values.get("fn_index"), scope):
+        return 413, sentence
+    return problem_of(queue.blocks, scope["method"], path, values)
 
 
 async def _read(receive: Receive) -> tuple[bytes, Receive]:
@@ -136,9 +140,9 @@ def _file_of_path(path: str) -> list[str]:
 
 
 def _json(text: bytes, kind: type) -> Any:
-    """Return the value of a JSON text; an empty one if it is of another kind, which Gradio refuses itself."""
+    """Return the value of a JSON text, or None if it is of another kind."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return kind()
-    return value if isinstance(value, kind) else kind()
+        return None
+    return value if isinstance(value, kind) else None

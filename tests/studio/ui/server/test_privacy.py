@@ -294,3 +294,43 @@ def test_only_events_with_a_conversation_or_a_long_text_are_large(studio, route)
     refused = answers["start"]
     assert refused.status_code in (400, 413) and "256 KiB" in refused.text
     assert "256 KiB" not in answers["undo"].text and answers["undo"].status_code != 413
+
+
+UNKNOWN_ENDPOINTS = {
+    "call/nope": {"data": []},
+    "call/v2/nope": {},
+    "call/v2/send": {},  # of the page, not of the API
+    "run/nope": {"data": []},
+    "run/predict": {"data": [], "fn_index": 9999},
+    "run/predict?": {"data": [], "fn_index": [0]},
+    "queue/join": {"data": [], "fn_index": 9999, "session_hash": "unknown"},
+    "component_server": {"data": [], "component_id": 99999, "fn_name": "rows", "session_hash": "unknown"},
+    "component_server?": {"data": [], "component_id": 1, "fn_name": ["rows"], "session_hash": "unknown"},
+    "queue/data?session_hash=unknown": None,
+    "call/chat/unknown": None,
+}
+
+
+@pytest.mark.parametrize("path", [*UNKNOWN_ENDPOINTS])
+def test_what_does_not_exist_is_not_found(studio, path):
+    body = UNKNOWN_ENDPOINTS[path]
+    answer = studio.bob.http.request("POST" if body is not None else "GET", f"/gradio_api/{path}", json=body)
+    assert answer.status_code == 404 and "There is no such" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"text": "x"}, {"message": "x", "other": 1}])
+def test_wrong_arguments_of_the_api_are_named(studio, arguments):
+    answer = studio.bob.http.post("/gradio_api/call/v2/chat", json=arguments)
+    assert answer.status_code == 422 and "it needs message" in answer.json()["detail"]
+
+
+def test_a_bad_value_is_neither_printed_nor_returned_in_full(studio, capfd):
+    listener = next(each for each in studio.bob.config["dependencies"] if each["api_name"] == "export_1")
+    kind = "forged\nline" + "x" * 100_000
+    body = {"data": ["", kind], "fn_index": listener["id"], "session_hash": uuid.uuid4().hex}
+    answer = studio.bob.http.post("/gradio_api/queue/join", json=body | {"trigger_id": None})
+    session = {"session_hash": body["session_hash"]}
+    with studio.bob.http.stream("GET", "/gradio_api/queue/data", params=session) as stream:
+        told = next(line for line in stream.iter_lines() if '"process_completed"' in line)
+    assert answer.status_code == 200 and "not in the list of choices" in told and len(told) < 2000
+    assert "forged" not in "".join(capfd.readouterr())
