@@ -26,6 +26,7 @@ from studio.backend.system.home import home
 from studio.backend.system.plan import size as folder_size
 from studio.errors import StudioError
 
+UPLOAD_ID = "[0-9a-f]{32}"
 UNUSED_S = 24 * 3600.0
 """Seconds after which a file that no run uses is deleted."""
 
@@ -88,11 +89,40 @@ def find(upload: str, owner: str = "") -> Path:
     Raises:
         StudioError: the owner has no such upload, or it was deleted.
     """
-    folder = _folder() / upload if re.fullmatch("[0-9a-f]{32}", upload) else None
-    files = [file for file in folder.iterdir() if file.name != OWNER] if folder is not None and folder.is_dir() else []
-    if folder is None or not files or owner not in ("", owner_of_upload(folder)):
+    folder = _folder() / upload
+    files = _files_in(folder) if re.fullmatch(UPLOAD_ID, upload) else []
+    if not files or owner not in ("", owner_of_upload(folder)):
         raise StudioError("The uploaded file is gone: unused files are deleted after a day. Upload it again.")
     return files[0]
+
+
+def stored(owner: str = "") -> list[Path]:
+    """Return the files and results of an owner; the empty owner sees all."""
+    folders = [each for each in _folder().glob("*") if owner in ("", owner_of_upload(each))]
+    return [file for folder in folders for file in _files_in(folder)]
+
+
+def delete(upload: str, store: RunStore, owner: str = "") -> str:
+    """Delete an uploaded file or a result, and return its name.
+
+    Raises:
+        StudioError: the owner has no such upload, a run uses it, or it can't be deleted.
+    """
+    file = find(upload, owner)
+    if run := next((run for run in store.list() if Path(run.data) == file), None):
+        raise StudioError(f"{file.name} is the data of the run “{run.name}”. Delete the run first.")
+    try:
+        shutil.rmtree(file.parent)
+    except OSError as error:
+        raise StudioError(f"{file.parent} can't be deleted ({error.strerror}). Delete it by hand.") from error
+    return file.name
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return [file for file in folder.iterdir() if file.name != OWNER]
+    except OSError:  # it is no folder, or was deleted meanwhile
+        return []
 
 
 def _same(file: Path, owner: str) -> Path | None:

@@ -68,6 +68,7 @@ TOLD = {
     "the classifiers": lambda v, t: v.event("open_list", "classify-by"),
     "the form of classifying": lambda v, t: v.event("open_page", "classify-labels", kept_form(t), t.result),
     "the columns of a file": lambda v, t: v.event("choose_column", "classify-true-column", *form(t)),
+    "what is stored": lambda v, t: v.event("listed", "stored"),
     "what is being trained": lambda v, t: v.event("update", "status"),
 }  # fmt: skip
 
@@ -89,6 +90,7 @@ ASKED = {
     "cancelling": lambda v, t: v.event("act", "runs", event={"action": "cancel", "id": t.other_run}),
     "resuming": lambda v, t: v.event("act", "runs", event={"action": "resume", "id": t.run}),
     "deleting": lambda v, t: v.event("act", "runs", event={"action": "delete", "id": t.run}),
+    "deleting from the list": lambda v, t: v.event("delete", "stored", [f"run:{t.run}", f"file:{t.upload}"], "yes"),
     "pushing": lambda v, t: v.event("push", "push-result", t.run, "stolen", True),
     "what a push would bring": lambda v, t: v.event("preview_push", "push-preview", t.run, "stolen"),
     "the rows of a trace": lambda v, t: v.function("routing", "rows", [t.trace, 0]),
