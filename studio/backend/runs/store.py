@@ -41,6 +41,7 @@ from studio.backend.runs.run import (
     checked_name,
     in_queue,
     is_alive,
+    last_sign,
     process_created,
     recorded_outcome,
 )
@@ -229,7 +230,7 @@ class RunStore:
     def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
         """Store the outcome of runs that are marked as running but have no process, and return them.
 
-        The outcome is the recorded one, else "interrupted".
+        The outcome is the recorded one, else "interrupted". The run ended when it last wrote something.
 
         Args:
             ours: ids of runs whose process is a child of this one; they are skipped, because the parent gets the exit
@@ -242,7 +243,7 @@ class RunStore:
             self._write(
                 "UPDATE runs SET state = ?, message = ?, ended = ? "
                 "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
-                (state, message, time.time(), run.id, run.pid, run.pid_created),
+                (state, message, last_sign(run), run.id, run.pid, run.pid_created),
             )
         return [self._noted(run.id) for run in dead]
 
