@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -207,5 +208,11 @@ def read_upload(upload_id: str) -> Upload | None:
     try:
         return TypeAdapter(Upload).validate_json(json.dumps({**about, "id": upload_id}), strict=True)
     except ValidationError:
-        logger.warning("the adapter in %s is left out, because its %s is damaged", folder, ABOUT)
+        _warn(folder)
         return None
+
+
+@cache
+def _warn(folder: Path) -> None:
+    """Log a damaged upload once, because the list is read often."""
+    logger.warning("the adapter in %s is left out, because its %s is damaged", folder, ABOUT)

@@ -149,13 +149,16 @@ def _remount(place: Place, mode: str) -> None:
 
 
 def damage_adapter(place: Place, chance: random.Random) -> str:
-    return _damage(chance.choice(sorted(place.adapter.iterdir())), chance) if place.adapter.exists() else "none left"
+    return _damage_one_of(place.adapter, chance)
 
 
 def damage_upload(place: Place, chance: random.Random) -> str:
-    return (
-        _damage(chance.choice(sorted(place.upload.iterdir())), chance) if any(place.upload.iterdir()) else "none left"
-    )
+    return _damage_one_of(place.upload, chance)
+
+
+def _damage_one_of(folder: Path, chance: random.Random) -> str:
+    files = sorted(folder.iterdir()) if folder.exists() else []
+    return _damage(chance.choice(files), chance) if files else "nothing to damage"
 
 
 def cut_upload(place: Place, chance: random.Random) -> str:
