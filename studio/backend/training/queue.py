@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -45,6 +46,7 @@ POLL_S = 1.0
 COPY_S = 20.0
 # Between two searches for uploads that no run uses.
 CLEAN_S = 3600.0
+DAY_S = 24 * 3600.0
 # How long a cancelled run may take to finish its step, at least, and then to save a checkpoint and exit.
 STEP_S = 30.0
 END_S = 60.0
@@ -260,6 +262,7 @@ class Jobs:
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_S
             clean(self.store)
+            _delete_leftovers(self.store.home, DAY_S)
 
     def _require_alone(self) -> None:
         """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses."""
@@ -330,10 +333,17 @@ def _seconds_per_step(run: Run) -> float:
     return figures(run.events.read()).get("step_s") or 0.0
 
 
-def _delete_leftovers(home: Path) -> None:
-    """Delete what exports and imports of a killed server left; none is written before the supervisor runs."""
+def _delete_leftovers(home: Path, age_s: float = 0.0) -> None:
+    """Delete what exports and imports of a killed server left.
+
+    Args:
+        age_s: how long ago they were last changed, at least. A server that takes over the home may delete all of them;
+            later, another server may be writing some.
+    """
     for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it was deleted meanwhile
+            if time.time() - folder.stat().st_mtime >= age_s:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

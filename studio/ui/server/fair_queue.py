@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 import gradio as gr
@@ -87,6 +88,7 @@ class FairQueue(Queue):
         elif owner := claimant(scope):
             self.claims.claim(session or str(answer[1]), owner)
             self.claims.claim(str(answer[1]), owner)
+        self._take_turns()
         return answer
 
     async def process_events(self, events: list[Event], *args: Any, **options: Any) -> None:
@@ -124,6 +126,17 @@ class FairQueue(Queue):
             self.listeners[session] -= 1
             if not self.listeners[session]:
                 del self.listeners[session]
+
+    def _take_turns(self) -> None:
+        """Order the waiting events: the first one of every address, then the second ones, and so on."""
+        running = [each for jobs in self.active_jobs for each in jobs or ()]
+        for queue in self.event_queue_per_concurrency_id.values():
+            turns, order = Counter(visitor_of(each.request.scope) for each in running), []
+            for event in queue.queue:
+                visitor = visitor_of(event.request.scope)
+                order.append((turns[visitor], event))
+                turns[visitor] += 1
+            queue.queue[:] = [event for _, event in sorted(order, key=itemgetter(0))]
 
     def _problem(self, scope: Scope, owner: str) -> str:
         if not scope.get("state", {}).get("owner"):  # a single user

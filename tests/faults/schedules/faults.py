@@ -136,16 +136,13 @@ def full_disk(place: Place, chance: random.Random) -> str:
 def read_only(place: Place, chance: random.Random) -> str:
     if not place.is_small_disk:
         return "no disk to make read-only"
-    _remount(place, "ro")
+    home = str(place.home)
+    # A mount over the home, because files that are open for writing keep the disk itself from becoming read-only.
+    for command in (["--bind", home, home], ["-o", "remount,ro,bind", home]):
+        subprocess.run(["mount", *command], check=True, capture_output=True)
     time.sleep(chance.uniform(0.1, FULL_S))
-    _remount(place, "rw")
-    return "the disk was read-only for a while"
-
-
-def _remount(place: Place, mode: str) -> None:
-    # Open files make the plain way fail; the kernel then does it for this mount only.
-    command = ["mount", "-o", f"remount,{mode},bind", str(place.home.parent)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(["umount", "-l", home], check=True, capture_output=True)
+    return "the home was read-only for a while"
 
 
 def damage_adapter(place: Place, chance: random.Random) -> str:

@@ -165,8 +165,9 @@ def _check_export(place: Place, run: Run, told: list[str], chance: random.Random
     time.sleep(chance.uniform(0.0, 0.1))
     export.kill()
     export.wait()
-    place.servers[-1].kill()
-    place.servers[-1].wait()
+    for server in place.servers:
+        server.kill()
+        server.wait()
     place.servers.append(start_server(place.home))
     folder = run.folder / "exports" / "adapter"
     told.append("an export was killed before its end" if not folder.exists() else "an export was killed after its end")

@@ -341,6 +341,18 @@ def test_what_a_killed_server_left_half_written_is_deleted(store, supervise):
     assert whole.exists()
 
 
+def test_what_another_server_left_half_written_is_deleted_after_a_day(store, supervise, monkeypatch):
+    monkeypatch.setattr(jobs, "CLEAN_S", 0.1)
+    queue = supervise()
+    until(lambda: queue._lock.is_locked)
+    fresh, old = store.home / "adapters" / ".0.part", store.home / "adapters" / ".1.part"
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    until(lambda: not old.exists())
+    assert fresh.exists()
+
+
 def test_how_a_command_ended_is_told():
     with pytest.raises(StudioError, match=r"^Lower it\.$"):
         child.run_json(["-c", "import sys; print('a traceback'); print('Lower it.', file=sys.stderr); sys.exit(2)"])
