@@ -108,7 +108,7 @@ def upcycle(
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE or OLMoE checkpoint.")],
     directory: Annotated[Path, typer.Argument(help="Folder for the 4-bit checkpoint; finished files are kept.")],
     double: Annotated[bool, typer.Option(help="Quantize the scales too, which makes the experts 8 % smaller.")] = False,
 ) -> None:
