@@ -9,7 +9,7 @@ import gradio as gr
 
 from studio.backend.training import storage
 from studio.errors import StudioError
-from studio.ui.common.listeners import AT_ONCE, QUIET
+from studio.ui.common.listeners import QUIET
 from studio.ui.common.shown_errors import shows_errors
 from studio.ui.server.identity import owner_of
 
@@ -32,7 +32,7 @@ def build(jobs: Jobs, tab: gr.Tab) -> None:
     listed = gr.CheckboxGroup([], label="Stored", elem_id="stored", info="Select what to delete.")
     confirmed = gr.Textbox(visible="hidden")
     button = gr.Button("Delete selected", size="sm", elem_id="delete-stored")
-    tab.select(events.listed, None, listed, **AT_ONCE)
+    tab.select(events.listed, None, listed, **QUIET)
     # Without Gradio's check, which knows only the choices of the page's start.
     button.click(events.delete, [listed, confirmed], listed, js=CONFIRM, preprocess=False, **QUIET)
 

@@ -29,7 +29,7 @@ from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity, secret, serves_several
-from studio.ui.server.limits import DEMO_SHARE, RATES, SHARE, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates
+from studio.ui.server.limits import DEMO_SHARE, RATES, SHARE, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates, Turns
 from studio.ui.server.login import login_of
 from studio.ui.server.own_sessions import OwnSessions
 from studio.ui.server.request_ids import RequestIds
@@ -151,6 +151,7 @@ def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
         Middleware(Forwarded, exposure=exposure),
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates, rates=SPACE_RATES if exposure.space else RATES),
+        *([Middleware(Turns)] if several else []),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
         Middleware(Identity, secret=secret(store.home) if several else None, merge=account_merger(store)),
         Middleware(

@@ -14,6 +14,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 FILES = 20_000
+PATHS = 64
+"""In one event; an upload has at most 16 files. Each is resolved in the event loop."""
+LONGEST_PATH = 4096
+"""Of Linux; longer ones would take long to resolve."""
 
 
 class CachedFiles:
@@ -39,6 +44,11 @@ class CachedFiles:
     def refuses(self, path: str, owner: str) -> bool:
         """Return whether a file belongs to others only. A single user, the owner "", gets every file."""
         return bool(owner) and owner not in self._owners.get(_real(path), ())
+
+    def refuses_any(self, paths: Iterable[str], owner: str) -> bool:
+        """Return whether one of the paths is refused, or there are too many."""
+        some = [*islice(paths, PATHS + 1)]
+        return len(some) > PATHS or any(self.refuses(each, owner) for each in some)
 
     def release(self, paths: Iterable[str], owner: str) -> None:
         """Delete an owner's files, whose content was stored elsewhere or refused."""
@@ -75,6 +85,8 @@ def owner_in(scope: Scope) -> str:
 
 def _real(path: str) -> str:
     """Return the path that Gradio opens, without links; a URL and an impossible path become paths of no file."""
+    if len(path) > LONGEST_PATH:
+        return ""
     try:
         return str(Path(os.path.abspath(path)).resolve())  # noqa: PTH100  like Gradio, which resolves `..` before links
     except ValueError:  # a null character

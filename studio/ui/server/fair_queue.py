@@ -74,7 +74,7 @@ class FairQueue(Queue):
         scope, session = request.scope, body.session_hash
         if session and self.claims.refuses(session, claimant(scope)):
             return False, FOREIGN, "error"
-        if any(self.files.refuses(path, owner_in(scope)) for path in named_in([body.data, body.event_data])):
+        if self.files.refuses_any(named_in([body.data, body.event_data]), owner_in(scope)):
             return False, FOREIGN_FILE, "error"
         if body.fn_index is not None and not is_function(self.blocks, body.fn_index):
             raise HTTPException(404, NO_ENDPOINT)

@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +54,10 @@ VISITORS = 10_000
 """Number of visitors with counted requests; the least recent are dropped first."""
 UPLOAD = "/gradio_api/upload"
 EVENTS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/mcp", "/gradio_api/run/", "/gradio_api/api/")
+DIRECT = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/component_server")
+"""Events that bypass the queue."""
+AT_ONCE = 12
+"""Of an address; the server has 40 threads for all."""
 ADAPTER = re.compile(rb'filename="[^"\r\n]{0,255}\.(?:zip|safetensors)"', re.IGNORECASE)
 HEADER_BYTES = 512
 """Of a part of an upload, which holds the file's name."""
@@ -165,6 +169,34 @@ def visitor_of(scope: Scope) -> str:
             return str(address.ipv4_mapped)
         return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
     return str(address)
+
+
+class Turns:
+    """Run only some direct events of an address at once, because they share the server's threads; others wait.
+
+    Events of the queue have limits of their own.
+    """
+
+    def __init__(self, app: ASGIApp, most: int = AT_ONCE) -> None:
+        self.app = app
+        self.most = most
+        self._turns: dict[str, anyio.Semaphore] = {}
+        self._requests: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(DIRECT):
+            await self.app(scope, receive, send)
+            return
+        visitor = visitor_of(scope)
+        turns = self._turns.setdefault(visitor, anyio.Semaphore(self.most))
+        self._requests[visitor] += 1
+        try:
+            async with turns:
+                await self.app(scope, receive, send)
+        finally:
+            self._requests[visitor] -= 1
+            if not self._requests[visitor]:
+                del self._requests[visitor], self._turns[visitor]
 
 
 class Bodies:

@@ -97,7 +97,7 @@ def _problem(
         return 400, "The request is not a JSON object."
     if any(queue.claims.refuses(each, owner) for each in ids):
         return 403, FOREIGN
-    if any(queue.files.refuses(each, owner_in(scope)) for each in files):
+    if queue.files.refuses_any(files, owner_in(scope)):
         return 403, FOREIGN_FILE
     if sentence := queue.too_large(values.get("fn_index"), scope):
         return 413, sentence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -336,3 +337,11 @@ def test_a_bad_value_is_neither_printed_nor_returned_in_full(studio, capfd):
         told = next(line for line in stream.iter_lines() if '"process_completed"' in line)
     assert answer.status_code == 200 and "not in the list of choices" in told and len(told) < 2000
     assert "forged" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("paths", [["/x" * 1_000_000], ["/x/y"] * 10_000], ids=["long", "many"])
+def test_paths_that_would_take_long_to_resolve_are_refused_at_once(studio, paths):
+    data = [{"path": path} for path in paths]
+    begun = time.monotonic()
+    assert "belongs to another visitor" in studio.bob.event("take", "data-preview", data)
+    assert time.monotonic() - begun < 20  # on a busy machine
