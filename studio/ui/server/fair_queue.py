@@ -14,9 +14,9 @@ from operator import itemgetter
 from typing import Any
 
 import gradio as gr
-from fastapi import HTTPException
 from gradio.components import Component
 from gradio.queueing import Event, Queue
+from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from studio.backend.hosting import demo
