@@ -30,6 +30,7 @@ from studio.backend.models.starter import ConsoleProgress
 from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
 from studio.ui.page.layout import build, launch_settings
+from studio.ui.server import log_lines
 from studio.ui.server.connections import limit_connections
 
 PORT = 7860
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     exposure = Exposure.from_environment(flags.host, flags.public, flags.auth, flags.proxy)
     try:
         exposure.require_safe()
+        log_lines.install()
         limit_connections(by_address=not exposure.forwarded)
         _require_port(exposure.host, flags.port)
         engine, jobs = ZeroEngine() if zero_gpu.ACTIVE else Engine(), Jobs()

@@ -62,6 +62,8 @@ class Visitor:
         body = {"data": inputs, "event_data": event, "fn_index": listener["id"], "session_hash": session}
         joined = self.http.post("/gradio_api/queue/join", json=body | {"trigger_id": None} | self.extra)
         told = [joined.text]
+        if joined.is_error:
+            return joined.text
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
                 told.append(line)

@@ -283,6 +283,20 @@ def test_bad_settings_and_files_are_said_and_make_no_run(form):
     assert len(RunStore().list()) == before
 
 
+def test_what_is_stored_is_listed_and_deleted(form):
+    page, name = form.page, "stored.csv"
+    form.upload(name, b"prompt,completion\na,b\n")
+    expect(form.preview.locator("h3")).to_contain_text(name, timeout=SLOW)
+    page.get_by_role("tab", name="Storage").click()
+    item = page.locator("#stored label").filter(has_text=name)
+    expect(item).to_contain_text("0.0 MiB", timeout=SLOW)
+    item.get_by_role("checkbox").check()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.locator("#delete-stored").click()
+    expect(form.toast.filter(has_text=f"The file “{name}” was deleted")).to_be_visible(timeout=SLOW)
+    expect(item).to_have_count(0, timeout=SLOW)
+
+
 def discard(store: RunStore, run_id: str) -> None:
     run = store.get(run_id)
     if is_alive(run):

@@ -10,7 +10,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from studio.backend.system.files import sha256
+from studio.backend.system.files import read_json, sha256
 from studio.errors import StudioError
 
 CHECKSUMS = "checksums.json"
@@ -27,10 +27,9 @@ def require_undamaged(folder: Path) -> None:
     file = folder / CHECKSUMS
     if not file.is_file():
         return
-    try:
-        digests = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise StudioError(f"The adapter is damaged: {file.name} can't be read. {REMEDY}") from error
+    digests = read_json(file)
+    if digests is None:
+        raise StudioError(f"The adapter is damaged: {file.name} can't be read. {REMEDY}")
     for name, digest in digests.items():
         require_digest(folder / str(name), digest)
 

@@ -7,16 +7,19 @@ delete_upload(choice.id, owner)
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from jetmoe.adapters.files import CONFIG, WEIGHTS, check_weights, read_config
@@ -24,12 +27,14 @@ from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError
 from studio.backend.adapters.upload_checks import collect, require_finite
 from studio.backend.models import catalog
+from studio.backend.runs.room import ABOUT, require_room
 from studio.backend.runs.run import checked_name
-from studio.backend.system.files import atomic_write, publish, sha256, unwritable
+from studio.backend.runs.store import RunStore
+from studio.backend.system.files import atomic_write, make_private, publish, read_json, sha256, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
-ABOUT = "about.json"
+logger = logging.getLogger(__name__)
 RUN_ID = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 UPLOAD_ID = "[0-9a-f]{32}"
 OWN_UPLOADS = 20
@@ -84,7 +89,8 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
     blank = _blank(model_id)
     work = _uploads() / f".{upload_id}.part"
     try:
-        work.mkdir(parents=True)
+        make_private(_uploads())
+        work.mkdir()
         collect(files, work)
         config = read_config(work)
         check_weights(work, config, blank)
@@ -95,6 +101,7 @@ def import_adapter(files: Sequence[Path], name: str, model_id: str, owner: str =
         if same := _same(upload, work):
             return same
         (work / ABOUT).write_text(_about(upload))
+        require_room(RunStore(), owner)  # which counts `work`, too
         publish(work, upload.folder)
     except AdapterError as error:
         raise StudioError(str(error)) from error
@@ -193,8 +200,19 @@ def find_upload(upload_id: str, owner: str) -> Upload:
 
 
 def read_upload(upload_id: str) -> Upload | None:
-    """Return the upload with this id, or None if it is missing or incomplete."""
+    """Return the upload with this id, or None if it is missing, incomplete or damaged."""
     folder = _uploads() / upload_id
     if not (is_complete(folder) and (folder / ABOUT).is_file()):
         return None
-    return Upload(upload_id, **json.loads((folder / ABOUT).read_text()))
+    about = read_json(folder / ABOUT) or {}
+    try:
+        return TypeAdapter(Upload).validate_json(json.dumps({**about, "id": upload_id}), strict=True)
+    except ValidationError:
+        _warn(folder)
+        return None
+
+
+@cache
+def _warn(folder: Path) -> None:
+    """Log a damaged upload once, because the list is read often."""
+    logger.warning("the adapter in %s is left out, because its %s is damaged", folder, ABOUT)

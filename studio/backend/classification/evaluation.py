@@ -29,7 +29,7 @@ from studio.backend.classification.text_routing import expert_counts
 from studio.backend.data.labelled import Truth
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write
+from studio.backend.system.files import atomic_write, read_json
 from studio.errors import StudioError
 
 FILE = "evaluation.json"
@@ -56,14 +56,10 @@ def of_run(run: Run | str) -> Report | None:
         StudioError: there is no such run, or its report is damaged.
     """
     run = run if isinstance(run, Run) else RunStore().get(run)
-    try:
-        report: Report = json.loads((run.folder / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StudioError(
-            f"{FILE} of the run {run.id[:8]} can't be read ({error}). Resume the run to evaluate it again."
-        ) from error
+    file = run.folder / FILE
+    report = read_json(file)
+    if report is None and file.exists():
+        raise StudioError(f"{FILE} of the run {run.id[:8]} is damaged. Resume the run to evaluate it again.")
     return report
 
 

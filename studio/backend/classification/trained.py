@@ -11,7 +11,6 @@ C labels; the other letters are declared in `jetmoe/routing.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from studio.backend.data.packing import in_batches, pack, pad_id, side_by_side
 from studio.backend.data.prompt import check_text
 from studio.backend.data.text_prompt import encode_all
 from studio.backend.models import catalog, placement
+from studio.backend.system.files import read_json
 from studio.backend.system.progress import Progress, reading
 from studio.errors import StudioError
 
@@ -207,11 +207,7 @@ def _is_merged(folder: Path) -> bool:
     file = folder / MODEL_CONFIG
     if not file.is_file() or (folder / CONFIG).is_file():
         return False
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return False
-    named = config.get("architectures") if isinstance(config, dict) else None
+    named = (read_json(file) or {}).get("architectures")
     return isinstance(named, list) and any(str(name).endswith("ForSequenceClassification") for name in named)
 
 

@@ -97,17 +97,22 @@ def _commit_of(reference: Reference, folder: Path) -> str:
     known = folder / "refs" / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', revision)}.txt"
     commit, problem = _ask_hub(reference.repo, reference.revision, int(time.monotonic() // 60))
     if commit:
-        if not known.is_file() or known.read_text() != commit:
+        if _known(known) != commit:
             _store(known, commit)
         return commit
-    if not known.is_file():
+    if not (commit := _known(known)):
         raise StudioError(
             f"The Hugging Face Hub can't be reached for {reference.repo} ({problem[:200]}). Check the network, or give "
             "a file."
         )
-    commit = known.read_text()
     logger.warning("The Hub can't be reached (%s): %s is read at commit %s.", problem, reference.repo, commit)
     return commit
+
+
+def _known(file: Path) -> str:
+    """Return the commit in a file, or "" if it is missing or damaged."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return text if COMMIT.fullmatch(text) else ""
 
 
 def _store(file: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.backend.data.examples import Examples
-from studio.backend.system.files import atomic_write, unwritable
+from studio.backend.system.files import atomic_write, make_private, read_json, unwritable
 from studio.backend.system.home import home
 
 LARGE = 32 << 20
@@ -31,13 +31,17 @@ VERSION = 3
 
 
 def find(key: str) -> tuple[Examples, dict[str, Any]] | None:
-    """Return the examples with this key, mapped from their file, and the values stored with them."""
+    """Return the examples with this key, mapped from their file, and the values stored with them.
+
+    None if they were not stored, or the values are damaged; they are then read and stored again.
+    """
     file = _file(key)
     about = file.with_suffix(".json")
-    if not (file.is_file() and about.is_file()):
+    values = read_json(about)
+    if values is None or not file.is_file():
         return None
     file.touch()
-    return Examples.open(file), json.loads(about.read_text(encoding="utf-8"))
+    return Examples.open(file), values
 
 
 @contextmanager
@@ -49,7 +53,7 @@ def part() -> Iterator[Path]:
     """
     file = _folder() / f".{uuid.uuid4().hex}.part"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(file.parent)
         _make_room(file.parent)
         yield file
     except OSError as error:

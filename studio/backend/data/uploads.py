@@ -19,16 +19,14 @@ from pathlib import Path
 
 from studio.backend.data.rows import Limits
 from studio.backend.hosting import demo
+from studio.backend.runs.room import OWNER, owner_of_upload, require_room
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, require_space, sync, sync_all, unwritable
+from studio.backend.system.files import atomic_write, make_private, sync, sync_all, unwritable
 from studio.backend.system.home import home
 from studio.backend.system.plan import size as folder_size
 from studio.errors import StudioError
 
-OWNER = ".owner"
-"""File next to an upload that stores its owner. The name of an upload never begins with a dot."""
-OWN_BYTES = 10 * 2**30
-"""For all uploads and results of an owner, if there are several."""
+UPLOAD_ID = "[0-9a-f]{32}"
 UNUSED_S = 24 * 3600.0
 """Seconds after which a file that no run uses is deleted."""
 
@@ -53,19 +51,17 @@ def keep(file: Path, owner: str = "") -> str:
     if same := _same(file, owner):
         os.utime(same)  # unused for a day from now on
         return same.name
-    _require_share(owner, size)
+    if limits and owner:
+        _require_share(owner, size, limits.uploads_bytes)
+    require_room(RunStore(), owner, size)
     folder = new_folder(owner)
     try:
-        require_space(folder, size)
         shutil.copyfile(file, folder / _clean_name(file.name))
         sync_all(folder)
         sync(folder.parent)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise unwritable(_folder(), error) from error
-    except StudioError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return folder.name
 
 
@@ -77,7 +73,8 @@ def new_folder(owner: str = "") -> Path:
     """
     folder = _folder() / uuid.uuid4().hex
     try:
-        folder.mkdir(parents=True)
+        make_private(_folder())
+        folder.mkdir()
         if owner:
             (folder / OWNER).write_text(owner, encoding="utf-8")
     except OSError as error:
@@ -92,11 +89,40 @@ def find(upload: str, owner: str = "") -> Path:
     Raises:
         StudioError: the owner has no such upload, or it was deleted.
     """
-    folder = _folder() / upload if re.fullmatch("[0-9a-f]{32}", upload) else None
-    files = [file for file in folder.iterdir() if file.name != OWNER] if folder is not None and folder.is_dir() else []
-    if folder is None or not files or owner not in ("", _owner_of(folder)):
+    folder = _folder() / upload
+    files = _files_in(folder) if re.fullmatch(UPLOAD_ID, upload) else []
+    if not files or owner not in ("", owner_of_upload(folder)):
         raise StudioError("The uploaded file is gone: unused files are deleted after a day. Upload it again.")
     return files[0]
+
+
+def stored(owner: str = "") -> list[Path]:
+    """Return the files and results of an owner; the empty owner sees all."""
+    folders = [each for each in _folder().glob("*") if owner in ("", owner_of_upload(each))]
+    return [file for folder in folders for file in _files_in(folder)]
+
+
+def delete(upload: str, store: RunStore, owner: str = "") -> str:
+    """Delete an uploaded file or a result, and return its name.
+
+    Raises:
+        StudioError: the owner has no such upload, a run uses it, or it can't be deleted.
+    """
+    file = find(upload, owner)
+    if run := next((run for run in store.list() if Path(run.data) == file), None):
+        raise StudioError(f"{file.name} is the data of the run “{run.name}”. Delete the run first.")
+    try:
+        shutil.rmtree(file.parent)
+    except OSError as error:
+        raise StudioError(f"{file.parent} can't be deleted ({error.strerror}). Delete it by hand.") from error
+    return file.name
+
+
+def _files_in(folder: Path) -> list[Path]:
+    try:
+        return [file for file in folder.iterdir() if file.name != OWNER]
+    except OSError:  # it is no folder, or was deleted meanwhile
+        return []
 
 
 def _same(file: Path, owner: str) -> Path | None:
@@ -108,19 +134,17 @@ def _same(file: Path, owner: str) -> Path | None:
     return None
 
 
-def _require_share(owner: str, size: int) -> None:
-    limits = demo.limits()
-    most = limits.uploads_bytes if limits else OWN_BYTES
-    used = sum(folder_size(folder) for folder in _owned(owner)) if owner else 0
+def _require_share(owner: str, size: int, most: int) -> None:
+    used = sum(folder_size(folder) for folder in _owned(owner))
     if used + size > most:
         raise StudioError(
             f"Your uploads use {used / 2**20:,.0f} of {most / 2**20:,.0f} MiB. Those that no run uses are deleted "
-            "after a day. Try again then, or delete runs that are no longer needed."
+            "after a day. Try again then, or delete some under Storage in the Fine-tune tab."
         )
 
 
 def _owned(owner: str) -> list[Path]:
-    return [folder for folder in _folder().glob("*") if _owner_of(folder) == owner]
+    return [folder for folder in _folder().glob("*") if owner_of_upload(folder) == owner]
 
 
 def holds(file: str | Path) -> bool:
@@ -136,7 +160,7 @@ def transfer_owner(before: str, after: str) -> None:
     """
     try:
         for folder in _folder().glob("*"):
-            if _owner_of(folder) == before:
+            if owner_of_upload(folder) == before:
                 atomic_write(folder / OWNER, after)
     except OSError as error:
         raise unwritable(_folder(), error) from error
@@ -150,11 +174,6 @@ def clean(store: RunStore) -> None:
     for folder in _folder().iterdir():
         if folder not in used and time.time() - folder.stat().st_mtime > UNUSED_S:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _owner_of(folder: Path) -> str:
-    file = folder / OWNER
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _folder() -> Path:

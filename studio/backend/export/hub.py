@@ -125,7 +125,7 @@ def files(folder: Path) -> list[str]:
 
 def card(folder: Path, repo_id: str) -> str:
     """Return the model card as it is pushed, with the model's name on the hub."""
-    text = (folder / CARD).read_text(encoding="utf-8")
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
     return LOCAL_BASE.sub("", text, count=1).replace(PLACE, repo_id)
 
 

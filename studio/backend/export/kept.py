@@ -6,7 +6,6 @@ exported(store, run.id, "merged-bf16")            # the folder; None if it was n
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import threading
@@ -19,13 +18,15 @@ from studio.backend.export.base import PROOF
 from studio.backend.export.export import export
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import publish
+from studio.backend.system.files import publish, read_json
 from studio.backend.system.process import run_json
 from studio.errors import StudioError
 
 MERGED = {"merged-bf16": ["--merge"], "merged-nf4": ["--merge", "--four-bit"]}
 """Command line options by kind."""
 KINDS = ("adapter", *MERGED)
+PROVEN = ("error", "tolerance", "from_base", "change", "tokens")
+"""Numbers in every merge proof."""
 
 
 def make(store: RunStore, run_id: str, kind: str, cancel: threading.Event | None = None) -> Path:
@@ -59,14 +60,23 @@ def exported(store: RunStore, run_id: str, kind: str, owner: str = "") -> Path |
 
 
 def proof(folder: Path) -> dict[str, Any] | None:
-    """Return the merge proof, or None for an adapter."""
+    """Return the merge proof, or None for an adapter.
+
+    Raises:
+        StudioError: the file is damaged.
+    """
     file = folder / PROOF
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = read_json(file) or {}
+    if not all(isinstance(found.get(name), int | float) for name in PROVEN):
+        raise StudioError("The merge proof of this export is damaged. Export the model again.")
+    return found
 
 
 def card(folder: Path) -> str:
     """Return the model card without its front matter."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     return text.split("---\n", 2)[-1] if text.startswith("---\n") else text
 
 

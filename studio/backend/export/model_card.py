@@ -19,6 +19,7 @@ from studio.backend.data.text_prompt import filled
 from studio.backend.export.base import Base, labels_of_adapter
 from studio.backend.models import catalog
 from studio.backend.runs.run import DATA, Run
+from studio.backend.system.files import read_json
 
 # Classifier metrics where higher is better.
 HIGHER = {"accuracy": "held-out accuracy", "macro_f1": "held-out macro-F1", "r2": "held-out R²"}
@@ -138,8 +139,7 @@ def _series(run: Run, kind: str, name: str) -> list[float]:
 
 
 def _report(run: Run) -> dict[str, Any]:
-    file = run.folder / DATA
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(run.folder / DATA) or {}
 
 
 def _data(run: Run) -> str:

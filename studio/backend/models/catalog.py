@@ -7,12 +7,12 @@ prepare("allenai/OLMoE-1B-7B-0924")       # any JetMoE or OLMoE model of the Hub
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from studio.backend.models import hub, starter
+from studio.backend.system.files import read_json
 from studio.backend.system.home import home
 from studio.backend.system.plan import total_memory
 from studio.backend.system.progress import Progress
@@ -224,7 +224,7 @@ def _of_hub(reference: hub.Reference, folder: Path | None = None) -> ModelEntry:
 
 
 def _estimated(folder: Path, model_id: str, source: str, description: str) -> ModelEntry:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json") or {}
     memory = _memory(config, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
     family, template = config.get("model_type", "unknown"), _has_chat_template(folder)
     return ModelEntry(model_id, model_id, family, source, description, chat_template=template, **memory)

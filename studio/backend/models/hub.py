@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
 
 from studio.backend.models import transfer
-from studio.backend.system.files import require_space
+from studio.backend.system.files import read_json, require_space
 from studio.backend.system.home import home, local
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
@@ -132,7 +132,7 @@ def downloaded() -> Iterator[tuple[Reference, Path]]:
             continue
         cache = next(parent for parent in ref.parents if parent.parent == Path(constants.HF_HUB_CACHE))
         revision = ref.relative_to(cache / "refs").as_posix()
-        folder = cache / "snapshots" / ref.read_text().strip()
+        folder = cache / "snapshots" / ref.read_text(errors="replace").strip()
         repo = cache.name.removeprefix("models--").replace("--", "/", 1)
         reference = Reference(repo, None if revision == constants.DEFAULT_REVISION else revision)
         if is_reference(reference.id) and _is_ours(folder) and any(folder.glob("*.safetensors")):
@@ -187,7 +187,7 @@ def is_whole(folder: Path) -> bool:
     try:
         files = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
         return all((folder / file).is_file() for file in files)
-    except (ValueError, KeyError, TypeError, AttributeError):  # a damaged index
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a damaged index
         return False
 
 
@@ -329,10 +329,7 @@ def _folder(repo: str) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")) in FAMILIES
-    except (OSError, ValueError, AttributeError):
-        return False
+    return str((read_json(folder / "config.json") or {}).get("model_type")) in FAMILIES
 
 
 def _is_safe(name: str) -> bool:

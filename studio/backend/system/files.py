@@ -1,5 +1,6 @@
 """Free disk space, checksums, and writes that survive a power cut.
 
+read_json(folder / "about.json")                            # None if the file is missing or damaged
 atomic_write(folder / "run.json", text)                     # the old content or all of the new content
 publish(part, folder)                                       # rename a folder once all of its files are on the disk
 raise unwritable(folder, error) from error                  # what is wrong and what to do
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
@@ -31,9 +35,26 @@ def require_space(folder: Path, need_bytes: int, variable: str = "STUDIO_HOME") 
         )
 
 
+def make_private(folder: Path) -> None:
+    """Create a folder that no other account of this machine can open; an existing one is closed to them."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        with suppress(OSError):  # it belongs to another account, or the storage has no permissions
+            folder.chmod(0o700)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """Return a small JSON object; None if the file is missing, can't be read or holds something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def unwritable(path: Path, error: OSError, remedy: str = "", need_bytes: int = 2**20) -> StudioError:

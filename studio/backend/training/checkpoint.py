@@ -58,7 +58,7 @@ def damage(folder: Path) -> str:
     """Return what is wrong with a checkpoint, or an empty string if it is whole."""
     try:
         files = _marker(folder).files
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return f"{WHOLE} can't be read"
     for name in (*REQUIRED, *files):
         file = folder / name

@@ -13,7 +13,6 @@ process of a run continues, and the next server identifies it by its pid and sta
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,13 +30,13 @@ from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
 from studio.backend.runs.database import DamagedStore
 from studio.backend.runs.events import figures
+from studio.backend.runs.room import require_room
 from studio.backend.runs.run import Ending, Run, recorded_outcome
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
 from studio.backend.system.files import atomic_write, require_space
 from studio.backend.system.home import is_mounted
-from studio.backend.system.plan import size
 from studio.backend.training.checkpoint import last_step
 from studio.errors import StudioError
 
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 # Between two copies of the list of runs into a mounted home.
 COPY_S = 20.0
+# Between two searches for uploads that no run uses.
+CLEAN_S = 3600.0
+DAY_S = 24 * 3600.0
 # How long a cancelled run may take to finish its step, at least, and then to save a checkpoint and exit.
 STEP_S = 30.0
 END_S = 60.0
@@ -51,13 +54,12 @@ END_S = 60.0
 STEPS_WAITED = 2.0
 # How long the page shows a problem with the list of runs after it is solved.
 NOTICE_S = 60.0
-GIB = 2**30
-QUOTA_GIB = 50.0
 # More than a checkpoint of the largest adapter and the log need.
-SPACE_BYTES = GIB
+SPACE_BYTES = 2**30
 QUEUED_AT_MOST = 20
-# The part of the queue and of the quota that one owner can use, if there are several.
-SHARE = 0.5
+# The part of the queue for one owner and for one address, if there are several. On a Space, visitors may seem to share
+# an address.
+SHARE, SPACE_SHARE = 0.5, 0.75
 
 
 class Jobs:
@@ -85,12 +87,15 @@ class Jobs:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._term_at: dict[str, float] = {}
         """When to send SIGTERM to a cancelled run."""
-        self._changing = threading.Lock()
+        self._addresses: dict[str, str] = {}
+        """Who queued a run, as far as this server knows."""
+        self._adding, self._changing = threading.Lock(), threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
         self._notice_until = 0.0
         self._copied_at = 0.0
+        self._clean_at = 0.0
 
     def open(self) -> None:
         """Start the supervisor. Only one server per home supervises; another one takes over when it ends.
@@ -111,25 +116,32 @@ class Jobs:
             self._thread.join()
         self._lock.release()
 
-    def start(self, recipe: Recipe, name: str = "", owner: str = "") -> Run:
+    def start(self, recipe: Recipe, name: str = "", owner: str = "", address: str = "") -> Run:
         """Add a new run to the end of the queue.
+
+        Args:
+            address: of the visitor, who may appear as several owners.
 
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
         """
-        self._require_room(owner)
-        run = self.store.create(recipe, name, owner=owner)
+        with self._adding:
+            self._require_room(owner, address)
+            run = self.store.create(recipe, name, owner=owner)
+            self._remember(run.id, address)
         self._wake.set()
         return run
 
-    def resume(self, run_id: str) -> Run:
+    def resume(self, run_id: str, address: str = "") -> Run:
         """Add a run that ended early to the end of the queue, to resume it from its last complete checkpoint.
 
         Raises:
             StudioError: as for `start`, or the run can't be resumed.
         """
-        self._require_room(self.store.get(run_id).owner)
-        run = self.store.resume(run_id)
+        with self._adding:
+            self._require_room(self.store.get(run_id).owner, address)
+            run = self.store.resume(run_id)
+            self._remember(run.id, address)
         self.store.update(run.id, step=last_step(run))
         self._wake.set()
         return self.store.get(run.id)
@@ -169,7 +181,7 @@ class Jobs:
         run = self._running
         return "" if run is None else f"{name_for(owner, run)} is being trained, so answers are slower."
 
-    def _require_room(self, owner: str) -> None:
+    def _require_room(self, owner: str, address: str) -> None:
         limits, queue = demo.limits(), self.store.queue()
         most = limits.queued if limits else QUEUED_AT_MOST
         if len(queue) >= most:
@@ -177,27 +189,17 @@ class Jobs:
         own = sum(run.owner == owner for run in queue)
         if owner and own >= most * SHARE:
             raise StudioError(f"You have {own} runs in the queue already. Cancel one, or wait until one has ended.")
-        self.require_quota(owner)
-
-    def require_quota(self, owner: str = "") -> None:
-        """Raise StudioError if the disk is full, or the runs with their exports use more than the quota.
-
-        Args:
-            owner: whose runs may use a part of the quota only.
-        """
+        here = sum(self._addresses.get(run.id) == address for run in queue)
+        if owner and address and here >= most * (SPACE_SHARE if demo.space_id() else SHARE):
+            raise StudioError(f"Your address has {here} runs in the queue already. Wait until one has ended.")
         require_space(self.store.home, SPACE_BYTES)
-        limits = demo.limits()
-        used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
-        if used > quota:
-            raise StudioError(
-                f"The runs use {used:.1f} GiB, and the quota is {quota:g} GiB. Delete runs that are no longer needed."
-            )
-        own = sum(size(run.folder) for run in self.store.list(owner)) / GIB if owner else 0.0
-        if own > quota * SHARE:
-            raise StudioError(
-                f"Your runs use {own:.1f} GiB, and your part of the quota is {quota * SHARE:g} GiB. Delete runs that "
-                "are no longer needed."
-            )
+        require_room(self.store, owner)
+
+    def _remember(self, run_id: str, address: str) -> None:
+        """Count a queued run for an address, until it starts."""
+        queued = {run.id for run in self.store.queue()}
+        self._addresses = {each: self._addresses[each] for each in self._addresses if each in queued}
+        self._addresses[run_id] = address
 
     # --- the supervisor's thread
 
@@ -234,6 +236,9 @@ class Jobs:
             self._running = self.training()
             return
         self._keep_copy()
+        if notice := self.store.take_notice():
+            self._notify(notice)
+        self._clean()
         self._record_ends()
         self.store.reconcile(self._children)
         self._running = running = self.training()
@@ -253,10 +258,16 @@ class Jobs:
                 self._require_alone()
             self.store.keep_copy()
 
+    def _clean(self) -> None:
+        if time.monotonic() >= self._clean_at:
+            self._clean_at = time.monotonic() + CLEAN_S
+            clean(self.store)
+            _delete_leftovers(self.store.home, DAY_S)
+
     def _require_alone(self) -> None:
         """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses."""
         file, name = self.store.home / "server.txt", socket.gethostname()
-        if file.exists() and file.read_text() != name and time.time() - file.stat().st_mtime < 3 * COPY_S:
+        if file.exists() and file.read_bytes() != name.encode() and time.time() - file.stat().st_mtime < 3 * COPY_S:
             raise StudioError(
                 "Another server uses the same storage, so this one does not save its list of runs there. Stop one of "
                 "them, or give it another STUDIO_HOME."
@@ -270,7 +281,6 @@ class Jobs:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
-        clean(self.store)
         _delete_leftovers(self.store.home)
         return True
 
@@ -323,10 +333,17 @@ def _seconds_per_step(run: Run) -> float:
     return figures(run.events.read()).get("step_s") or 0.0
 
 
-def _delete_leftovers(home: Path) -> None:
-    """Delete what exports and imports of a killed server left; none is written before the supervisor runs."""
+def _delete_leftovers(home: Path, age_s: float = 0.0) -> None:
+    """Delete what exports and imports of a killed server left.
+
+    Args:
+        age_s: how long ago they were last changed, at least. A server that takes over the home may delete all of them;
+            later, another server may be writing some.
+    """
     for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it was deleted meanwhile
+            if time.time() - folder.stat().st_mtime >= age_s:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
@@ -338,19 +355,6 @@ def _silent_end(run: Run, code: int) -> tuple[Ending, str]:
 def name_for(owner: str, run: Run) -> str:
     """Return a run's name, hidden from other owners."""
     return f"“{run.name}”" if run.is_of(owner) else "Another user's run"
-
-
-def quota_gib() -> float:
-    """Return the quota for all runs in GiB.
-
-    Raises:
-        StudioError: `$STUDIO_QUOTA_GIB` is not a number.
-    """
-    text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
-    try:
-        return float(text)
-    except ValueError as error:
-        raise StudioError(f"STUDIO_QUOTA_GIB must be a number of GiB, such as {QUOTA_GIB:g}, not {text!r}.") from error
 
 
 def tail(log: Path, most: int = 2000) -> str:

@@ -35,7 +35,7 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
 from studio.backend.runs.run import DATA, Ending, Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, is_full, publish, unwritable
+from studio.backend.system.files import atomic_write, is_full, publish, read_json, unwritable
 from studio.backend.system.progress import Progress
 from studio.backend.training import fitted_head, fsdp, head_evaluation
 from studio.backend.training.audit import audit_report, total_steps
@@ -332,12 +332,10 @@ def _read_data(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         return {}
-    try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise StudioError(
-            f"{file} is damaged, so it is unknown whether the data has changed. Start a new run."
-        ) from error
+    known = read_json(file)
+    if known is None:
+        raise StudioError(f"{file} is damaged, so it is unknown whether the data has changed. Start a new run.")
+    return known
 
 
 def _agree(make: Callable[[], str]) -> str:

@@ -15,6 +15,7 @@ from studio.ui.common import browser
 from studio.ui.common.listeners import ANSWERING, AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE, Picked
 from studio.ui.routing.routing_panel import routing_panel
+from studio.ui.server.fair_queue import long
 from studio.ui.server.scripts import mounting
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Tab:
 
     def keep(self) -> list[gr.BrowserState]:
         """Create the browser storage for the conversation and the selected adapter."""
-        return [browser.kept("", STORAGE), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+        return [long(browser.kept("", STORAGE)), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         _wire(_Page(engine, *kept), ChatEvents(engine))
@@ -104,6 +105,7 @@ class _Page:
             elem_id="box", label="Your message", show_label=False, placeholder="Ask something …", lines=1, max_lines=8,
             submit_btn="Send", stop_btn=False, autofocus=True,
         )  # fmt: skip
+        long(self.box)
         gr.HTML('<a href="#routing-column">↓ Routing</a>', elem_classes="phone-link", js_on_load=None)
         with gr.Row(elem_id="who"):
             self.adapter = gr.Dropdown(

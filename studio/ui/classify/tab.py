@@ -18,6 +18,7 @@ from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.listeners import AT_ONCE, CLASSIFYING, QUIET
 from studio.ui.common.picked_adapter import NONE
 from studio.ui.routing.routing_panel import nothing, routing_panel
+from studio.ui.server.fair_queue import long
 from studio.ui.server.scripts import mounting
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class _Page:
             label="Text", placeholder="Enter or paste a text …", lines=1, max_lines=12, elem_id="classify-box",
             info="Press Enter to classify, Shift+Enter for a new line.",
         )  # fmt: skip
+        long(self.box)
         self.one_a_line = gr.Checkbox(self.default.one_a_line, label="One text per line", elem_id="classify-lines")
         with gr.Row(elem_classes="buttons"):
             self.go = gr.Button("Classify", variant="primary", elem_id="classify-go")

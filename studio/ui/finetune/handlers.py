@@ -29,6 +29,7 @@ from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.recipe import Recipe
 from studio.backend.recipe_file import recipes
+from studio.backend.runs.room import require_room
 from studio.backend.runs.run import Run
 from studio.backend.system.process import run_json
 from studio.backend.training.queue import name_for
@@ -165,7 +166,7 @@ class FinetuneHandlers(Owned):
         with self._starting:
             if recipe is None or key in self._started:
                 return self.jobs.store.get(self._started[key])
-            run = self.jobs.start(recipe, draft.name, self.owner)
+            run = self.jobs.start(recipe, draft.name, self.owner, self.address)
             self._started[key] = run.id
             while len(self._started) > TICKETS:
                 self._started.popitem(last=False)
@@ -219,7 +220,7 @@ class FinetuneHandlers(Owned):
             case "resume":
                 if limits := demo.limits():  # the run may be from before, or from another model's days
                     limits.check_recipe(run.recipe(), self._model_ids())
-                step = self.jobs.resume(run.id).step
+                step = self.jobs.resume(run.id, self.address).step
                 stay = "" if self.jobs.begins else f" {STAY}"
                 return f"“{run.name}” is in the queue and resumes from {f'step {step}' if step else 'its start'}.{stay}"
             case "delete":
@@ -244,7 +245,7 @@ class FinetuneHandlers(Owned):
         """
         run = self._run(run_id)
         if kind != "adapter":  # which is small, and needed before its run is deleted
-            self.jobs.require_quota(self.owner)
+            require_room(self.jobs.store, self.owner)
         text = "Copying the adapter" if kind == "adapter" else "Merging and verifying the model"
         try:
             for seconds, folder in _beside(lambda cancel: kept.make(self.jobs.store, run.id, kind, cancel)):

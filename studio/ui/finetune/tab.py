@@ -13,7 +13,7 @@ from studio.backend.system import zero_gpu
 from studio.ui.common import browser, card
 from studio.ui.common.handed_draft import handed_draft
 from studio.ui.common.listeners import AT_ONCE, QUIET
-from studio.ui.finetune import audit_view, data_preview
+from studio.ui.finetune import audit_view, data_preview, storage
 from studio.ui.finetune.events import HINT, FinetuneEvents
 from studio.ui.finetune.export_view import TITLES
 from studio.ui.finetune.handlers import FIELDS, FORMATS
@@ -63,6 +63,8 @@ class Tab:
                 new = _NewRun(events.handlers.models(), kept)
             with gr.Tab("Runs", id="runs"):
                 runs = _Runs()
+            with gr.Tab("Storage", id="storage") as stored:
+                storage.build(jobs, stored)
         _wire_new_run(new, parts, runs, events)
         _wire_runs(runs, parts, events)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import gradio as gr
 
 from studio.ui.server.fair_queue import FairQueue
+from studio.ui.server.log_lines import safe
+
+logger = logging.getLogger(__name__)
+LONGEST_ERROR, HALF = 400, 200
+"""Characters of an error about an input, which may hold all of the input."""
 
 
 class Blocks(gr.Blocks):
@@ -22,6 +28,17 @@ class Blocks(gr.Blocks):
         super().queue(*args, **options)
         self._queue = FairQueue.of(self)
         return self
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False) -> Any:
+        """Return what the handler gets, like `gr.Blocks`. Gradio prints a bad value in full, line breaks included."""
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except Exception as error:
+            text = str(error)
+            cut = text if len(text) <= LONGEST_ERROR else f"{text[:HALF]} … {text[-HALF:]}"
+            sentence = safe(cut)
+            logger.info("the inputs of an event were refused: %s", sentence)
+            raise gr.Error(sentence, print_exception=False) from None
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """Return the value for each output, like `gr.Blocks`."""

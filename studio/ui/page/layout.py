@@ -29,7 +29,7 @@ from studio.ui.page.theme import css, theme
 from studio.ui.server import run_routes, scripts, sign_in
 from studio.ui.server.headers import SafeHeaders
 from studio.ui.server.identity import Identity, secret, serves_several
-from studio.ui.server.limits import DEMO_SHARE, RATES, SHARE, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates
+from studio.ui.server.limits import DEMO_SHARE, RATES, SHARE, SPACE_RATES, UPLOAD_BYTES, Bodies, Rates, Turns
 from studio.ui.server.login import login_of
 from studio.ui.server.own_sessions import OwnSessions
 from studio.ui.server.request_ids import RequestIds
@@ -58,7 +58,7 @@ def build(engine: Engine, jobs: Jobs) -> gr.Blocks:
     All events are private except those of the API; only polls bypass Gradio's queue.
     """
     tabs = discover("studio.ui", "TAB", module="tab")
-    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         add_api(engine)  # first, because a later listener of the same name gets another one
         _masthead(engine, jobs)
         # Created outside the tabs, because Gradio renders the contents of a tab only when it is opened.
@@ -143,16 +143,23 @@ def _middleware(exposure: Exposure, store: RunStore) -> list[Middleware]:
     guarded = accounts is not None or not exposure.space  # a Space's API answers other websites, as every Space's does
     # A frame of any website may hold a Space, unless the page in it could act with the visitor's account.
     anywhere = exposure.space and accounts is None and not sign_in.offered()
-    several = serves_several(exposure)
-    share = (DEMO_SHARE if demo.limits() else SHARE) if several else None
+    several, limits = serves_several(exposure), demo.limits()
+    share = (DEMO_SHARE if limits else SHARE) if several else None
     return [
         Middleware(RequestIds),
         Middleware(SafeHeaders, space=exposure.space, anywhere=anywhere),
         Middleware(Forwarded, exposure=exposure),
         *([Middleware(SameOrigin, exposure=exposure)] if guarded else []),
         Middleware(Rates, rates=SPACE_RATES if exposure.space else RATES),
+        *([Middleware(Turns)] if several else []),
         *([Middleware(RequireLogin, accounts=accounts)] if accounts else []),
         Middleware(Identity, secret=secret(store.home) if several else None, merge=account_merger(store)),
-        Middleware(Bodies, folder=Path(get_upload_folder()), share=share),
+        Middleware(
+            Bodies,
+            folder=Path(get_upload_folder()),
+            data_bytes=limits.file_bytes if limits else None,
+            share=share,
+            upload_bytes=limits.uploads_bytes if limits else UPLOAD_BYTES,
+        ),
         Middleware(OwnSessions),
     ]

@@ -31,6 +31,7 @@ from studio.backend.system.files import atomic_write
 from studio.backend.system.home import local
 from studio.errors import StudioError
 from studio.ui.server import sign_in
+from studio.ui.server.limits import visitor_of
 from studio.ui.server.visitors import user_of
 
 if TYPE_CHECKING:
@@ -50,11 +51,14 @@ class Owned:
     """Handlers restricted to one owner's data; the initial owner "" sees everything."""
 
     owner = ""
+    address = ""
+    """Of the visitor."""
 
     def of(self, request: gr.Request) -> Self:
         """Return a copy for the owner of this request."""
         same = copy(self)
         same.owner = owner_of(request)
+        same.address = visitor_of({"client": request.client}) if same.owner else ""
         return same
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ MIB = 2**20
 UPLOAD_BYTES = 200 * MIB
 """Per upload; `Blocks.launch` limits each of its files to the same size."""
 EVENT_BYTES = 8 * MIB
-"""Per event; enough for the longest conversation in four-byte characters."""
+"""Per event with a conversation, for the longest one in four-byte characters. The queue limits events without one."""
 OTHER_BYTES = 256 * 1024
 """Per request of any other kind."""
 NODES = 50_000
@@ -52,7 +53,18 @@ GRACE_S, SLOWEST = 60.0, 16 * 1024
 VISITORS = 10_000
 """Number of visitors with counted requests; the least recent are dropped first."""
 UPLOAD = "/gradio_api/upload"
-EVENTS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/mcp")
+EVENTS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/mcp", "/gradio_api/run/", "/gradio_api/api/")
+DIRECT = ("/gradio_api/run/", "/gradio_api/api/", "/gradio_api/component_server")
+"""Events that bypass the queue."""
+AT_ONCE = 12
+"""Of an address; the server has 40 threads for all."""
+ADAPTER = re.compile(rb'filename="[^"\r\n]{0,255}\.(?:zip|safetensors)"', re.IGNORECASE)
+HEADER_BYTES = 512
+"""Of a part of an upload, which holds the file's name."""
+LEFTOVER_S = 3600.0
+"""Age after which an empty file in the upload folder is deleted: Gradio leaves one for each file that a page uses."""
+BODY_BYTES = "body_bytes"
+"""Size of a body that has arrived, in the request's state."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,34 @@ def visitor_of(scope: Scope) -> str:
     return str(address)
 
 
+class Turns:
+    """Run only some direct events of an address at once, because they share the server's threads; others wait.
+
+    Events of the queue have limits of their own.
+    """
+
+    def __init__(self, app: ASGIApp, most: int = AT_ONCE) -> None:
+        self.app = app
+        self.most = most
+        self._turns: dict[str, anyio.Semaphore] = {}
+        self._requests: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(DIRECT):
+            await self.app(scope, receive, send)
+            return
+        visitor = visitor_of(scope)
+        turns = self._turns.setdefault(visitor, anyio.Semaphore(self.most))
+        self._requests[visitor] += 1
+        try:
+            async with turns:
+                await self.app(scope, receive, send)
+        finally:
+            self._requests[visitor] -= 1
+            if not self._requests[visitor]:
+                del self._requests[visitor], self._turns[visitor]
+
+
 class Bodies:
     """Limit request bodies while they arrive, whatever the Content-Length header claims.
 
@@ -166,6 +206,7 @@ class Bodies:
 
     Args:
         folder: Gradio's upload folder.
+        data_bytes: most bytes of an upload without an adapter, if they are fewer.
         grace_s: seconds allowed for the first bytes.
         share: the part of the room for uploads that an address can use in a day; None for a single user.
     """
@@ -173,12 +214,14 @@ class Bodies:
     def __init__(
         self, app: ASGIApp, folder: Path, upload_bytes: int = UPLOAD_BYTES, event_bytes: int = EVENT_BYTES,
         other_bytes: int = OTHER_BYTES, files: int = FILES, folder_bytes: int = FOLDER_BYTES,
-        folder_files: int = FOLDER_FILES, grace_s: float = GRACE_S, share: float | None = None,
+        folder_files: int = FOLDER_FILES, data_bytes: int | None = None, grace_s: float = GRACE_S,
+        share: float | None = None,
     ) -> None:  # fmt: skip
         self.app = app
         self.folder = folder
         # File names and separators come on top.
         self.upload_bytes = upload_bytes + 64 * 1024
+        self.data_bytes = self.upload_bytes if data_bytes is None else data_bytes + 64 * 1024
         self.event_bytes, self.other_bytes = event_bytes, other_bytes
         self.files = files
         self.folder_bytes, self.folder_files = folder_bytes, folder_files
@@ -199,7 +242,7 @@ class Bodies:
             if used + self._arriving + body.announced > self.folder_bytes or files >= self.folder_files:
                 body.problem = (507, "The server has no room for more uploads. Try again tomorrow.")
             body.separator = _separator(Headers(scope=scope).get("content-type", ""))
-            body.most_parts = self.files
+            body.most_parts, body.data_limit = self.files, self.data_bytes
         body.on_arrival = partial(self._count, body, "uploads" if upload else "events")
         try:
             await body.through(self.app)
@@ -236,6 +279,7 @@ class _Body:
         self.announced = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
         self.arrived = 0
         self.separator, self.most_parts, self._parts, self._seam = b"", 0, 0, b""
+        self.data_limit, self._has_adapter, self._header = limit, False, b""
         self.on_arrival: Callable[[int], None] = lambda size: None
         self.count = NodeCount()
         self.problem: tuple[int, str] | None = None
@@ -243,7 +287,7 @@ class _Body:
 
     async def through(self, app: ASGIApp) -> None:
         if self.announced > self.limit:
-            self.problem = self._too_large()
+            self.problem = _too_large(self.limit)
         if self.problem is None:
             with suppress(_NoMore):
                 await app(self.scope, self._receive, self._send)
@@ -261,8 +305,12 @@ class _Body:
         data = message.get("body", b"")
         self.arrived += len(data)
         self.on_arrival(len(data))
+        self.scope.setdefault("state", {})[BODY_BYTES] = self.arrived
+        self._find_adapter(data)
         if self.arrived > self.limit:
-            self.problem = self._too_large()
+            self.problem = _too_large(self.limit)
+        elif self.separator and not self._has_adapter and self.arrived > self.data_limit:
+            self.problem = _too_large(self.data_limit)
         elif self.separator and self._count_parts(data) > self.most_parts:
             self.problem = (413, f"At most {self.most_parts} files can be uploaded at once. Upload fewer files.")
         elif not self.separator and self.count.add(data) > NODES:
@@ -293,9 +341,16 @@ class _Body:
         self._seam = text[-(len(self.separator) - 1) :] if len(self.separator) > 1 else b""
         return self._parts - 1  # one separator precedes the first file, and one follows the last
 
-    def _too_large(self) -> tuple[int, str]:
-        most = f"{self.limit // MIB} MiB" if self.limit >= MIB else f"{self.limit // 1024} KiB"
-        return 413, f"The request is too large: at most {most} can be sent at once."
+    def _find_adapter(self, data: bytes) -> None:
+        """Note whether one of the files is an adapter; its name may be split across two pieces."""
+        if self.separator and not self._has_adapter:
+            self._has_adapter = ADAPTER.search(self._header + data) is not None
+            self._header = (self._header + data)[-HEADER_BYTES:]
+
+
+def _too_large(limit: int) -> tuple[int, str]:
+    most = f"{limit // MIB} MiB" if limit >= MIB else f"{limit // 1024} KiB"
+    return 413, f"The request is too large: at most {most} can be sent at once."
 
 
 def _separator(content_type: str) -> bytes:
@@ -305,10 +360,16 @@ def _separator(content_type: str) -> bytes:
 
 
 def _contents(folder: Path) -> tuple[int, int]:
-    """Return the total size and number of files below a folder; files may be deleted meanwhile."""
+    """Return the total size and number of files below a folder; files may be deleted meanwhile.
+
+    Empty files in the folder itself are deleted after an hour.
+    """
     size = number = 0
     for file in folder.rglob("*"):
         with suppress(OSError):
             if file.is_file():
-                size, number = size + file.stat().st_size, number + 1
+                found = file.stat()
+                size, number = size + found.st_size, number + 1
+                if file.parent == folder and not found.st_size and time.time() - found.st_mtime > LEFTOVER_S:
+                    file.unlink()
     return size, number

@@ -3,10 +3,11 @@
     python -m tests.faults.schedules --seed 1 --count 200
 
 Each schedule starts a server and a run, and injects up to four faults at random moments: signals to the trainer, the
-server or both, cancel, resume, delete, a second server, damaged checkpoints, events, run.json or database, a full disk
-(as root, on a disk in memory). Then the run must be in a true state within 30 seconds, resume from the newest whole
-checkpoint and say so, and end with the losses and the adapter of an undisturbed run; no process may be left. Prints the
-schedules that violate this, each with the seed that repeats it, and exits with 1 if there are any.
+server or both, cancel, resume, delete, a second server, damaged checkpoints, events, run.json, database, upload or
+adapter, an upload that is cut, a full disk or a read-only home (as root, on a disk in memory). Then the page must list
+the run; the run must be in a true state within 30 seconds, resume from the newest whole checkpoint and say so,
+and end with the losses and the adapter of an undisturbed run; no process, and no part of a killed export, may be left.
+Prints the schedules that violate this, each with the seed that repeats it, and exits with 1 if there are any.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,6 +53,13 @@ def stop_trainer(place: Place, chance: random.Random) -> str:
                 os.kill(each.pid, number)
         time.sleep(chance.uniform(0.0, 0.5))
     return "the trainer was stopped for a while"
+
+
+def stop_server(place: Place, chance: random.Random) -> str:
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        place.servers[-1].kill(number)
+        time.sleep(chance.uniform(0.0, 0.5))
+    return "the server was stopped for a while"
 
 
 def second_server(place: Place, chance: random.Random) -> str:
@@ -124,6 +133,45 @@ def full_disk(place: Place, chance: random.Random) -> str:
     return "the disk was full for a while"
 
 
+def read_only(place: Place, chance: random.Random) -> str:
+    if not place.is_small_disk:
+        return "no disk to make read-only"
+    home = str(place.home)
+    # A mount over the home, because files that are open for writing keep the disk itself from becoming read-only.
+    for command in (["--bind", home, home], ["-o", "remount,ro,bind", home]):
+        subprocess.run(["mount", *command], check=True, capture_output=True)
+    time.sleep(chance.uniform(0.1, FULL_S))
+    subprocess.run(["umount", "-l", home], check=True, capture_output=True)
+    return "the home was read-only for a while"
+
+
+def damage_adapter(place: Place, chance: random.Random) -> str:
+    return _damage_one_of(place.adapter, chance)
+
+
+def damage_upload(place: Place, chance: random.Random) -> str:
+    return _damage_one_of(place.upload, chance)
+
+
+def _damage_one_of(folder: Path, chance: random.Random) -> str:
+    files = sorted(folder.iterdir()) if folder.exists() else []
+    return _damage(chance.choice(files), chance) if files else "nothing to damage"
+
+
+def cut_upload(place: Place, chance: random.Random) -> str:
+    """Begin an upload and leave in the middle of it."""
+    part = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="rows.csv"\r\n\r\n'
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{place.servers[-1].port}\r\nContent-Length: 100000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=edge\r\n\r\n"
+    try:
+        with socket.create_connection(("127.0.0.1", place.servers[-1].port), timeout=5) as sending:
+            sending.sendall(head.encode() + part + b"x" * chance.randrange(90_000))
+            time.sleep(chance.uniform(0.0, 0.1))
+    except OSError as error:
+        return f"no server to upload to: {error.strerror}"
+    return "an upload was cut"
+
+
 def _damage(file: Path, chance: random.Random) -> str:
     """Truncate, change, empty or remove a file."""
     how = chance.choice(("truncated", "flipped", "emptied", "removed"))
@@ -144,6 +192,7 @@ FAULTS: dict[str, Fault] = {
     each.__name__: each
     for each in (
         kill_trainer, kill_server, kill_both, stop_trainer, second_server, cancel, resume, delete, damage_checkpoint,
-        damage_events, damage_record, damage_database, full_disk,
+        damage_events, damage_record, damage_database, full_disk, stop_server, read_only, damage_adapter,
+        damage_upload, cut_upload,
     )
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Servers and trainers that are forked from a process with all imports, so that a schedule takes seconds.
 
-A server is the supervisor of the training queue without the page; a trainer runs `carry_out`, as in the studio.
+A server is the supervisor of the training queue with the page over HTTP, whose engine loads no model; a trainer runs
+`carry_out`, as in the studio.
 Nothing here may compute a gradient before the fork: autograd's threads do not survive it.
 """
 
@@ -15,19 +16,28 @@ from pathlib import Path
 
 import psutil
 
+from studio.backend.chat.engine import Engine
+from studio.backend.hosting.exposure import Exposure
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
 from studio.backend.training import queue
 from studio.backend.training import run as training
 from studio.errors import StudioError
+from studio.ui.page.layout import build, launch_settings
+from tests.builders.ports import free_port
 from tests.builders.waiting import until
 
 PIDS = "pids"
 READY = "ready"
+UPLOADS = "gradio"
+"""Gradio's folder for uploads, on the disk of the schedule."""
 
 
 class Forked:
     """The part of `subprocess.Popen` that the supervisor uses."""
+
+    port = 0
+    """Of the page of a server."""
 
     def __init__(self, work: Callable[[], None], log: Path) -> None:
         self.returncode: int | None = None
@@ -50,9 +60,10 @@ class Forked:
 
 
 def start_server(home: Path) -> Forked:
-    ready = home.parent / READY
+    ready, port = home.parent / READY, free_port()
     ready.unlink(missing_ok=True)
-    server = Forked(lambda: _serve(home), home.parent / "server.txt")
+    server = Forked(lambda: _serve(home, port), home.parent / "server.txt")
+    server.port = port
     until(lambda: ready.exists() or server.poll() is not None)
     return server
 
@@ -86,12 +97,17 @@ def _become(work: Callable[[], None], log: Path) -> None:
         os._exit(code)
 
 
-def _serve(home: Path) -> None:
+def _serve(home: Path, port: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     queue.POLL_S = 0.05
     queue.child.spawn = _spawn  # type: ignore[attr-defined]
     jobs = queue.Jobs(RunStore(home), step_s=2.0, end_s=2.0)
     jobs.open()
+    engine, exposure = Engine(), Exposure()
+    settings = launch_settings(engine, jobs, exposure) | {"mcp_server": False}
+    build(engine, jobs).launch(
+        server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, quiet=True, **settings
+    )
     (home.parent / READY).touch()
     while True:
         time.sleep(60)
@@ -114,5 +130,7 @@ def _spawn(arguments: Sequence[str], log: Path) -> Forked:
 
 
 def environment(home: Path) -> None:
-    os.environ["STUDIO_HOME"] = str(home)
+    os.environ |= {
+        "STUDIO_HOME": str(home), "GRADIO_TEMP_DIR": str(home.parent / UPLOADS), "GRADIO_ANALYTICS_ENABLED": "False",
+    }  # fmt: skip
     child.NICENESS = 0

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from safetensors.torch import load_file
 
+from studio.backend.adapters import uploads as adapters
+from studio.backend.data import uploads
+from studio.backend.export import kept
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run, is_alive
 from studio.backend.runs.store import RunStore
 from studio.backend.training.checkpoint import last_checkpoint
 from studio.errors import StudioError
 from tests.faults.schedules.faults import FAULTS
-from tests.faults.schedules.processes import Forked, environment, start_server, trainers
+from tests.faults.schedules.processes import UPLOADS, Forked, environment, start_server, trainers
 
 TRUE_STATE_S, DONE_S = 30.0, 90.0
 RUN_S = 3.0
@@ -41,8 +47,13 @@ class Place:
     store: RunStore
     run: Run
     is_small_disk: bool
+    upload: Path
+    adapter: Path
+    """Folders of a visitor's file and adapter, which faults may damage; there are others beside them."""
     servers: list[Forked] = field(default_factory=list)
     is_deleted: bool = False
+    others: tuple[Path, ...] = ()
+    """Folders of another file and adapter, which no fault damages."""
     is_damaged: bool = False
     """Whether a checkpoint was damaged; then the newest one that was reported may be refused."""
 
@@ -84,7 +95,7 @@ def run_schedule(seed: int, folder: Path, settings: dict[str, Any], expected: Re
             _apply_faults(place, chance, told)
             if not all(server.poll() is None for server in place.servers[-1:]):
                 place.servers.append(start_server(place.home))
-            _check(place, expected, told)
+            _check(place, expected, told, chance)
         except Exception as error:
             for each in told:
                 error.add_note(each)
@@ -101,7 +112,8 @@ def _apply_faults(place: Place, chance: random.Random, told: list[str]) -> None:
         told.append(f"{at:.2f} s, {name}: {FAULTS[name](place, chance)}")
 
 
-def _check(place: Place, expected: Reference, told: list[str]) -> None:
+def _check(place: Place, expected: Reference, told: list[str], chance: random.Random) -> None:
+    _wait(lambda: _answers(place), TRUE_STATE_S, "the server does not answer")
     if place.is_deleted:
         _wait(lambda: not trainers(place.home), TRUE_STATE_S, "a trainer of a deleted run is left")
         if place.run.folder.exists() or place.run.id in [run.id for run in place.store.list()]:
@@ -109,6 +121,7 @@ def _check(place: Place, expected: Reference, told: list[str]) -> None:
         return
     _wait(lambda: _is_true(place), TRUE_STATE_S, "the run's state is not true")
     _check_saved(place)
+    _check_others(place)
     while (run := _settled(place)).state != "done":
         told.append(f"{run.state}: {run.message}")
         if run.state == "failed" and not re.search("disk is full|can't be written|exit code", run.message):
@@ -117,6 +130,51 @@ def _check(place: Place, expected: Reference, told: list[str]) -> None:
     if trainers(place.home):
         raise Violation("a trainer is left after the run is done")
     _compare(run, expected)
+    _check_export(place, run, told, chance)
+
+
+def _answers(place: Place) -> bool:
+    """Return whether the page answers, and its list of runs holds the run, or not if it was deleted."""
+    page = f"http://127.0.0.1:{place.servers[-1].port}"
+    try:
+        config, listing = (httpx.get(f"{page}/{path}", timeout=10) for path in ("config", "watch/runs"))
+    except httpx.HTTPError:
+        return False
+    is_listed = place.run.id in [row["id"] for row in listing.json()["runs"]]
+    return config.status_code == listing.status_code == 200 and is_listed != place.is_deleted
+
+
+def _check_others(place: Place) -> None:
+    """Damage of one upload or adapter leaves the others, and nothing of an upload that was cut is left."""
+    if other := [each for each in place.others if not any(map(each.samefile, _listed(place)))]:
+        raise Violation(f"{other} are not listed any more")
+    _wait(lambda: not _parts(place), TRUE_STATE_S, "parts of an upload are left")
+
+
+def _listed(place: Place) -> list[Path]:
+    return [file.parent for file in uploads.stored("ada")] + [each.folder for each in adapters.list_uploads()]
+
+
+def _parts(place: Place) -> list[Path]:
+    return [file for file in (place.home.parent / UPLOADS).rglob("*") if file.is_file() and file.stat().st_size]
+
+
+def _check_export(place: Place, run: Run, told: list[str], chance: random.Random) -> None:
+    """Kill an export at a random moment, and then the server: the export is whole or missing, and no part is left."""
+    export = Forked(lambda: kept.make(RunStore(place.home), run.id, "adapter"), place.home.parent / "export.txt")
+    time.sleep(chance.uniform(0.0, 0.1))
+    export.kill()
+    export.wait()
+    for server in place.servers:
+        server.kill()
+        server.wait()
+    place.servers.append(start_server(place.home))
+    folder = run.folder / "exports" / "adapter"
+    told.append("an export was killed before its end" if not folder.exists() else "an export was killed after its end")
+    _wait(lambda: not [*folder.parent.glob(".*")], TRUE_STATE_S, "a part of an export is left")
+    if folder.exists() and (folder / WEIGHTS).read_bytes() != (run.adapter / WEIGHTS).read_bytes():
+        raise Violation("an export is not whole")
+    _wait(lambda: _answers(place), TRUE_STATE_S, "the server does not answer after an export")
 
 
 def _is_true(place: Place) -> bool:
@@ -189,6 +247,20 @@ def _wait(condition: Callable[[], bool], seconds: float, problem: str) -> None:
         time.sleep(0.05)
 
 
+def _stored(folder: Path, name: str) -> tuple[Path, Path]:
+    """Store a file and an adapter of a visitor, and return their folders."""
+    rows = folder / f"{name}.csv"
+    rows.write_text(f"{name}\n")
+    upload = uploads.find(uploads.keep(rows, "ada")).parent
+    adapter = folder / "home" / "adapters" / uuid.uuid4().hex
+    adapter.mkdir(parents=True)
+    for file in (WEIGHTS, "adapter_config.json"):
+        (adapter / file).write_text("{}")
+    about = {"name": name, "model": "starter", "created": 1.0, "sha256": "", "owner": "ada"}
+    (adapter / "about.json").write_text(json.dumps(about))
+    return upload, adapter
+
+
 @contextmanager
 def place_of(folder: Path, settings: dict[str, Any], small: bool) -> Any:
     """Yield a place with a queued run, on a disk of its own if possible; end all of its processes."""
@@ -198,7 +270,8 @@ def place_of(folder: Path, settings: dict[str, Any], small: bool) -> Any:
     home = folder / "home"
     environment(home)
     store = RunStore(home)
-    place = Place(home, store, store.create(Recipe.from_settings(settings)), is_small)
+    damaged, others = _stored(folder, "damaged"), _stored(folder, "other")
+    place = Place(home, store, store.create(Recipe.from_settings(settings)), is_small, *damaged, others=others)
     try:
         yield place
     finally:

@@ -702,6 +702,20 @@ def test_an_owner_has_each_adapter_once_and_so_many_of_them(folder, home, monkey
     assert import_one(folder, "two", "user:eve").title == "two"
 
 
+DAMAGED = ("", "{", "[]", "\xff", '{"name": 3}', '{"name": "x", "owner": null}', '{"name": "\\ud800"}')
+
+
+@pytest.mark.parametrize("about", DAMAGED)
+def test_a_damaged_description_hides_one_adapter_only(folder, home, about):
+    files = [folder / "one" / CONFIG, folder / "one" / WEIGHTS]
+    damaged, whole = (import_adapter(files, name, str(folder / "toy")) for name in ("damaged", "whole"))
+    (home / "adapters" / damaged.id / "about.json").write_text(about, encoding="latin-1")
+    assert [each.id for each in choices(str(folder / "toy"))] == [whole.id]
+    with pytest.raises(StudioError, match="There is no adapter"):
+        find_id(damaged.id)
+    adapter_uploads.transfer_owner("user:ada", "hf:ada")
+
+
 def test_a_full_disk(folder, home, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(StudioError, match="The disk is too full"):

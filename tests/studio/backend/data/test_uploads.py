@@ -80,12 +80,25 @@ def test_the_same_file_of_an_owner_is_stored_once(tmp_path):
 
 
 def test_an_owner_can_not_fill_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "OWN_BYTES", 10_000)
+    monkeypatch.setenv("STUDIO_QUOTA_GIB", str(20_000 / 2**30))
     file = tmp_path / "rows.csv"
     for i in range(9):
         file.write_text(f"{i}" * 1000)
         uploads.keep(file, "user:ada")
     file.write_text("x" * 1000)
-    with pytest.raises(StudioError, match="Your uploads use"):
+    with pytest.raises(StudioError, match="your part of the quota"):
         uploads.keep(file, "user:ada")
     assert uploads.keep(file, "user:bob") and uploads.keep(file)
+
+
+def test_a_damaged_owner_hides_one_upload_only(tmp_path, home):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b\n")
+    damaged, whole = uploads.keep(file, "user:ada"), uploads.keep(file, "user:bob")
+    (home / "uploads" / damaged / uploads.OWNER).write_bytes(b"\xff")
+    assert uploads.find(whole, "user:bob") and uploads.find(damaged)
+    with pytest.raises(StudioError, match="Upload it again"):
+        uploads.find(damaged, "user:ada")
+    assert uploads.keep(file, "user:ada") != damaged
+    uploads.transfer_owner("user:bob", "hf:bob")
+    assert uploads.find(whole, "hf:bob")

@@ -144,6 +144,19 @@ def test_reconcile_finds_dead_processes_and_spares_live_ones(store, child):
     assert run.state == "interrupted" and "can be resumed" in run.message and run.ended
 
 
+def test_a_dead_run_ended_when_it_last_wrote_something(store, child):
+    run = store.create(Recipe())
+    store.mark_running(run.id, child.pid)
+    with sqlite3.connect(store.path) as db:
+        db.execute("UPDATE runs SET started = 1000 WHERE id = ?", (run.id,))
+    run.events.append("log", 1, {})
+    os.utime(run.events.path, (2000, 2000))
+    child.kill()
+    child.wait()
+    (dead,) = store.reconcile()
+    assert (dead.started, dead.ended) == (1000, 2000)
+
+
 def test_the_first_word_on_the_end_holds_but_a_guess_does_not(store):
     run = store.create(Recipe())
     store.mark_running(run.id)

@@ -12,6 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from studio.backend.data import uploads
 from studio.backend.recipe import Recipe
 from studio.backend.runs.run import is_alive
 from studio.backend.runs.store import RunStore
@@ -241,7 +242,7 @@ def test_full_queue_quota_and_disk_are_said_before_a_run_is_made(store, monkeypa
     (store.home / "runs" / "x").mkdir(parents=True)
     (store.home / "runs" / "x" / "file").write_bytes(b"x" * 4096)
     monkeypatch.setenv("STUDIO_QUOTA_GIB", "0.000001")
-    with pytest.raises(StudioError, match="Delete runs"):
+    with pytest.raises(StudioError, match="Delete what is no longer needed"):
         queue.start(Recipe())
     monkeypatch.setenv("STUDIO_QUOTA_GIB", "much")
     with pytest.raises(StudioError, match="must be a number of GiB"):
@@ -273,6 +274,42 @@ def test_an_owner_leaves_room_for_others(store, monkeypatch):
     assert queue.start(Recipe(), owner="anon:other")
 
 
+def test_an_address_with_many_cookies_leaves_room_for_others(store, monkeypatch):
+    queue = Jobs(store)
+    monkeypatch.setattr(jobs, "QUEUED_AT_MOST", 4)
+    made = [queue.start(Recipe(), owner=f"anon:{i}", address="192.0.2.1") for i in range(2)]
+    with pytest.raises(StudioError, match="Your address has 2 runs"):
+        queue.start(Recipe(), owner="anon:2", address="192.0.2.1")
+    with pytest.raises(StudioError, match="Your address has 2 runs"):
+        store.request_cancel(queue.start(Recipe(), owner="anon:3", address="192.0.2.2").id)
+        queue.resume(store.list("anon:3")[0].id, address="192.0.2.1")
+    monkeypatch.setenv("SPACE_ID", "me/studio")
+    monkeypatch.setenv("STUDIO_DEMO", "0")
+    assert queue.start(Recipe(), owner="anon:2", address="192.0.2.1")
+    store.request_cancel(made[0].id)
+    assert queue.start(Recipe(), owner="anon:4", address="192.0.2.1")
+
+
+def test_a_list_that_is_lost_while_the_server_runs_is_restored_with_a_notice(store, supervise):
+    kept = store.create(Recipe(preset="hot"))
+    queue = supervise()
+    until(lambda: queue.training())
+    for suffix in ("-wal", "-shm", ""):
+        store.path.with_name(store.path.name + suffix).unlink(missing_ok=True)
+    until(lambda: "A run has been restored" in queue.status("user:ada"))
+    assert [run.id for run in store.list()] == [kept.id]
+
+
+def test_unused_uploads_are_deleted_while_the_server_runs(store, supervise, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "CLEAN_S", 0.1)
+    supervise(Jobs())
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b\n")
+    old = store.home / "uploads" / uploads.keep(rows)
+    os.utime(old, (0, 0))
+    until(lambda: not old.exists())
+
+
 def test_a_child_sees_no_secret(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("OAUTH_CLIENT_SECRET", "secret")
@@ -302,6 +339,18 @@ def test_what_a_killed_server_left_half_written_is_deleted(store, supervise):
     supervise()
     until(lambda: not half.exists() and not upload.exists())
     assert whole.exists()
+
+
+def test_what_another_server_left_half_written_is_deleted_after_a_day(store, supervise, monkeypatch):
+    monkeypatch.setattr(jobs, "CLEAN_S", 0.1)
+    queue = supervise()
+    until(lambda: queue._lock.is_locked)
+    fresh, old = store.home / "adapters" / ".0.part", store.home / "adapters" / ".1.part"
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    until(lambda: not old.exists())
+    assert fresh.exists()
 
 
 def test_how_a_command_ended_is_told():

@@ -229,6 +229,13 @@ def test_exports_are_made_shown_and_downloaded_by_their_address_only(handlers, t
         assert client.get("/" + other).status_code == 404
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"error": "0"}', "\xff"])
+def test_a_damaged_merge_proof_is_a_sentence(home, text):
+    (home / "merge_proof.json").write_text(text, encoding="latin-1")
+    with pytest.raises(StudioError, match="Export the model again"):
+        kept.proof(home)
+
+
 def test_a_merged_model_comes_with_its_proof(handlers, trained, monkeypatch):
     monkeypatch.setattr(kept, "run_json", run_json)
     *_, html = handlers.export(trained.id, "merged-bf16")

@@ -63,6 +63,18 @@ def test_one_address_with_many_cookies_leaves_room_for_others(queue):
     run(both())
 
 
+def test_addresses_take_turns(queue):
+    async def both() -> None:
+        await greedy(queue, 5, address="192.0.2.1")
+        for number in range(2):
+            await push(queue, f"polite {number}", "anon:polite", "198.51.100.1")
+        waiting = [event.session_hash for each in queue.event_queue_per_concurrency_id.values() for event in each.queue]
+        assert [waiting.index(f"polite {number}") for number in range(2)] == [1, 3]
+        assert waiting[0] == "made up 0 " and waiting[-1] == "made up 4 "
+
+    run(both())
+
+
 def test_events_that_nobody_listens_to_are_dropped(queue, monkeypatch):
     async def both() -> None:
         with queue.listening("kept"):

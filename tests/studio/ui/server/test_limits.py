@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import anyio
 import pytest
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from studio.ui.server.json_nodes import NodeCount
-from studio.ui.server.limits import MIB, RATES, Bodies, Buckets, Rate, Rates, kind_of, visitor_of
+from studio.ui.server.limits import MIB, RATES, Bodies, Buckets, Rate, Rates, Turns, kind_of, visitor_of
 
 RATE = Rate(per_second=2, burst=3)
 
@@ -300,3 +301,50 @@ def test_who_waits_long_for_an_answer_is_not_slow(tmp_path):
     with start_blocking_portal() as portal:
         portal.call(bodies, {"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, None)
     assert told == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("rows.csv", 413), ("pirate.ZIP", 200), ("x.safetensors", 200)])
+def test_a_limit_for_data_is_applied_while_it_arrives(tmp_path, name, status):
+    asking = client(Middleware(Bodies, folder=tmp_path, data_bytes=MIB))
+    answer = asking.post("/gradio_api/upload", files=[("files", (name, b"x" * 2 * MIB))])
+    assert answer.status_code == status
+    assert status == 200 or "at most 1 MiB" in answer.json()["detail"]
+
+
+def test_empty_files_that_gradio_leaves_are_deleted(tmp_path):
+    for number in range(3):
+        (tmp_path / f"tmp{number}").touch()
+        os.utime(tmp_path / f"tmp{number}", (0, 0))
+    (tmp_path / "tmp9").touch()
+    asking = client(Middleware(Bodies, folder=tmp_path))
+    assert asking.post("/gradio_api/upload", files=files(1)).status_code == 200
+    assert [each.name for each in tmp_path.iterdir()] == ["tmp9"]
+
+
+def test_direct_events_of_an_address_take_turns_and_those_of_others_do_not_wait():
+    running: dict[str, int] = {}
+    most: dict[str, int] = {}
+
+    async def app(scope, receive, send):
+        address = scope["client"][0]
+        running[address] = running.get(address, 0) + 1
+        most[address] = max(most.get(address, 0), running[address])
+        if address == "greedy":
+            await done.wait()
+        running[address] -= 1
+
+    async def all_of_them() -> None:
+        nonlocal done
+        done, turns = anyio.Event(), Turns(app, most=3)
+        async with anyio.create_task_group() as group:
+            for address in ["greedy"] * 20 + ["polite"]:
+                scope = {"type": "http", "path": "/gradio_api/run/predict", "client": (address, 1)}
+                group.start_soon(turns, scope, None, None)
+            await anyio.wait_all_tasks_blocked()
+            assert most == {"greedy": 3, "polite": 1} and running["polite"] == 0
+            done.set()
+        assert running == {"greedy": 0, "polite": 0} and not turns._turns and not turns._requests
+
+    done = None
+    with start_blocking_portal() as portal:
+        portal.call(all_of_them)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -66,6 +69,7 @@ TOLD = {
     "the classifiers": lambda v, t: v.event("open_list", "classify-by"),
     "the form of classifying": lambda v, t: v.event("open_page", "classify-labels", kept_form(t), t.result),
     "the columns of a file": lambda v, t: v.event("choose_column", "classify-true-column", *form(t)),
+    "what is stored": lambda v, t: v.event("listed", "stored"),
     "what is being trained": lambda v, t: v.event("update", "status"),
 }  # fmt: skip
 
@@ -87,6 +91,7 @@ ASKED = {
     "cancelling": lambda v, t: v.event("act", "runs", event={"action": "cancel", "id": t.other_run}),
     "resuming": lambda v, t: v.event("act", "runs", event={"action": "resume", "id": t.run}),
     "deleting": lambda v, t: v.event("act", "runs", event={"action": "delete", "id": t.run}),
+    "deleting from the list": lambda v, t: v.event("delete", "stored", [f"run:{t.run}", f"file:{t.upload}"], "yes"),
     "pushing": lambda v, t: v.event("push", "push-result", t.run, "stolen", True),
     "what a push would bring": lambda v, t: v.event("preview_push", "push-preview", t.run, "stolen"),
     "the rows of a trace": lambda v, t: v.function("routing", "rows", [t.trace, 0]),
@@ -196,8 +201,147 @@ def test_the_login_token_is_not_given_to_scripts(studio):
         assert studio.ada.http.get(path).status_code == 404
 
 
-def test_an_uploaded_file_is_its_uploaders_only(studio):
-    (path,) = studio.ada.http.post("/gradio_api/upload", files=[("files", ("rows.csv", b"a,b\n"))]).json()
+def uploaded(visitor: Visitor, name: str = "rows.csv", text: bytes = b"prompt,completion\n1,2\n") -> str:
+    """The path of a file that is uploaded and not used yet."""
+    (path,) = visitor.http.post("/gradio_api/upload", files=[("files", (name, text))]).json()
+    return path
+
+
+def variants(path: str, link: Path) -> dict[str, str]:
+    """Other ways to write the path of the same file in a URL."""
+    folder, name = path.rsplit("/", 1)
+    link.symlink_to(folder)
+    return {
+        "as it is": f"file={path}",
+        "encoded": f"file={quote(path, safe='')}",
+        "a dot": f"file={folder}/%2E/{name}",
+        "two dots": f"file={folder}/x/%2E%2E/{name}",
+        "slashes": f"file=/{folder}///{name}",
+        "relative": f"file={quote(os.path.relpath(path), safe='').replace('.', '%2E')}",
+        "the older route": f"file/{path}",
+        "a line feed at the end": f"file={path}%0a",
+        "a link": f"file={link}/{name}",
+        "encoded twice": f"file={quote(quote(path, safe=''))}",
+        "backslashes": f"file={path.replace('/', '%5C')}",
+        "a full-width dot": f"file={folder}/%EF%BC%8E/{name}",
+        "another case": f"file={folder}/{name.upper()}",
+        "a URL": f"file=file://{path}",
+    }
+
+
+def test_an_uploaded_file_is_its_uploaders_only(studio, tmp_path):
+    path = uploaded(studio.ada)
     assert studio.ada.http.get(f"/gradio_api/file={path}").status_code == 200
-    assert studio.bob.http.get(f"/gradio_api/file={path}").status_code == 403
-    assert studio.bob.http.get(f"/gradio_api/file={quote(path, safe='')}").status_code == 403
+    ways = variants(path, tmp_path / "link")
+    refused = {way: studio.bob.http.get(f"/gradio_api/{url}").status_code for way, url in ways.items()}
+    assert set(refused.values()) == {403, 404}, refused
+    with httpx.Client(base_url=studio.bob.http.base_url) as nobody:  # without a cookie
+        assert nobody.get(f"/gradio_api/file={path}").status_code == 403
+        assert nobody.get("/gradio_api/file=https://example.org/").status_code == 403
+
+
+@pytest.mark.parametrize("nested", ["plain", "without meta", "in a list", "in other data"])
+def test_an_event_reads_no_file_of_another_visitor(studio, nested):
+    path = uploaded(studio.ada, f"{MARK}.csv", f"prompt,completion\n{MARK},{MARK}\n".encode())
+    other = f"{path.rpartition('/')[0]}/./{MARK}.csv"
+    file: dict[str, Any] = {"path": other, "meta": {"_type": "gradio.FileData"}}
+    if nested == "without meta":
+        del file["meta"]
+    data = {"in a list": [[file]], "in other data": {"x": [{"path": "", "deep": {"deeper": [file]}}]}}.get(nested, file)
+    told = studio.bob.event("take", "data-preview", data)
+    assert MARK not in told and "belongs to another visitor" in told
+
+
+def test_a_file_whose_event_has_ended_leaves_the_cache(studio):
+    for name, shows in (("rows.csv", "data-preview"), ("recipe.yaml", "data-preview")):
+        path = uploaded(studio.ada, name)
+        event = "take" if name == "rows.csv" else "load"
+        studio.ada.event(event, shows, {"path": path, "meta": {"_type": "gradio.FileData"}})
+        until(lambda path=path: not Path(path).exists())
+
+
+def test_two_visitors_who_upload_the_same_file_both_have_it(studio):
+    path = uploaded(studio.ada, "same.csv")
+    assert uploaded(studio.bob, "same.csv") == path
+    studio.ada.event("take", "data-preview", {"path": path, "meta": {"_type": "gradio.FileData"}})
+    until(lambda: studio.ada.http.get(f"/gradio_api/file={path}").status_code == 403)
+    assert studio.bob.http.get(f"/gradio_api/file={path}").status_code == 200
+
+
+def test_the_progress_of_an_upload_is_its_uploaders_only(studio):
+    query = {"upload_id": uuid.uuid4().hex}
+    studio.ada.http.post("/gradio_api/upload", params=query, files=[("files", ("rows.csv", b"a\n"))])
+    assert studio.bob.http.get("/gradio_api/upload_progress", params=query).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["deep_link?session_hash=x", "proxy=https://x.hf.space/", "vibe-code", "token%0a"])
+def test_routes_that_the_page_does_not_need_are_closed(studio, path):
+    assert studio.ada.http.get(f"/gradio_api/{path}").status_code == 404
+
+
+def test_a_form_names_no_session_past_the_check(studio):
+    form = {"session_hash": "x", "component_id": "1", "fn_name": "rows", "data": "[]"}
+    answer = studio.bob.http.post("/gradio_api/component_server", files=[("f", ("x", b""))], data=form)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("route", ["queue/join", "run/predict"])
+def test_only_events_with_a_conversation_or_a_long_text_are_large(studio, route):
+    listeners = {each["api_name"]: each for each in studio.ada.config["dependencies"]}
+    answers = {}
+    for name in ("undo", "start"):  # a part of the chat, and of the Fine-tune tab
+        listener = listeners[name]
+        data = ["x" * 300_000, *[None] * (len(listener["inputs"]) - 1)]
+        body = {"data": data, "fn_index": listener["id"], "session_hash": uuid.uuid4().hex}
+        answers[name] = studio.ada.http.post(f"/gradio_api/{route}", json=body | {"trigger_id": None})
+    refused = answers["start"]
+    assert refused.status_code in (400, 413) and "256 KiB" in refused.text
+    assert "256 KiB" not in answers["undo"].text and answers["undo"].status_code != 413
+
+
+UNKNOWN_ENDPOINTS = {
+    "call/nope": {"data": []},
+    "call/v2/nope": {},
+    "call/v2/send": {},  # of the page, not of the API
+    "run/nope": {"data": []},
+    "run/predict": {"data": [], "fn_index": 9999},
+    "run/predict?": {"data": [], "fn_index": [0]},
+    "queue/join": {"data": [], "fn_index": 9999, "session_hash": "unknown"},
+    "component_server": {"data": [], "component_id": 99999, "fn_name": "rows", "session_hash": "unknown"},
+    "component_server?": {"data": [], "component_id": 1, "fn_name": ["rows"], "session_hash": "unknown"},
+    "queue/data?session_hash=unknown": None,
+    "call/chat/unknown": None,
+}
+
+
+@pytest.mark.parametrize("path", [*UNKNOWN_ENDPOINTS])
+def test_what_does_not_exist_is_not_found(studio, path):
+    body = UNKNOWN_ENDPOINTS[path]
+    answer = studio.bob.http.request("POST" if body is not None else "GET", f"/gradio_api/{path}", json=body)
+    assert answer.status_code == 404 and "There is no such" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"text": "x"}, {"message": "x", "other": 1}])
+def test_wrong_arguments_of_the_api_are_named(studio, arguments):
+    answer = studio.bob.http.post("/gradio_api/call/v2/chat", json=arguments)
+    assert answer.status_code == 422 and "it needs message" in answer.json()["detail"]
+
+
+def test_a_bad_value_is_neither_printed_nor_returned_in_full(studio, capfd):
+    listener = next(each for each in studio.bob.config["dependencies"] if each["api_name"] == "export_1")
+    kind = "forged\nline" + "x" * 100_000
+    body = {"data": ["", kind], "fn_index": listener["id"], "session_hash": uuid.uuid4().hex}
+    answer = studio.bob.http.post("/gradio_api/queue/join", json=body | {"trigger_id": None})
+    session = {"session_hash": body["session_hash"]}
+    with studio.bob.http.stream("GET", "/gradio_api/queue/data", params=session) as stream:
+        told = next(line for line in stream.iter_lines() if '"process_completed"' in line)
+    assert answer.status_code == 200 and "not in the list of choices" in told and len(told) < 2000
+    assert "forged" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("paths", [["/x" * 1_000_000], ["/x/y"] * 10_000], ids=["long", "many"])
+def test_paths_that_would_take_long_to_resolve_are_refused_at_once(studio, paths):
+    data = [{"path": path} for path in paths]
+    begun = time.monotonic()
+    assert "belongs to another visitor" in studio.bob.event("take", "data-preview", data)
+    assert time.monotonic() - begun < 20  # on a busy machine
