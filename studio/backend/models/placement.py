@@ -20,8 +20,7 @@ from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.models.catalog import ModelEntry
-from studio.backend.system import zero_gpu
-from studio.backend.system.plan import available_memory
+from studio.backend.system import plan, zero_gpu
 from studio.errors import StudioError
 
 Precision = Literal["auto", "nf4", "bf16", "fp32"]
@@ -157,7 +156,7 @@ def needed_gib(model: ModelEntry, place: Placement) -> float:
 def free_gib(place: Placement) -> float:
     """Return the free memory of the place: that of the machine, or of all its GPUs together."""
     if place.device == "cpu":
-        return available_memory() / GIB
+        return plan.available_memory() / GIB
     return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / GIB
 
 

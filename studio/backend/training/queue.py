@@ -20,7 +20,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -85,7 +86,7 @@ class Jobs:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._term_at: dict[str, float] = {}
         """When to send SIGTERM to a cancelled run."""
-        self._changing = threading.Lock()
+        self._changing, self._pause = threading.Lock(), threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
@@ -157,6 +158,28 @@ class Jobs:
         """Return the run's place in the queue: 1 starts next, 0 is not queued."""
         ids = [run.id for run in self.store.queue()]
         return ids.index(run_id) + 1 if run_id in ids else 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Start no run inside the block, because there is memory for one model at a time.
+
+        Raises:
+            StudioError: a run is being trained, or the queue is paused already.
+        """
+        if not self._pause.acquire(blocking=False):
+            raise StudioError("Another check is running. Try again in a moment.")
+        try:
+            with self._changing:  # not while a run is being started
+                training = self.training()
+            if training is not None:
+                raise StudioError(
+                    "Another run is being trained, and there is memory for one at a time. Check again when it has "
+                    "ended, or start your run: it waits in the queue and is checked before its first step."
+                )
+            yield
+        finally:
+            self._pause.release()
+            self._wake.set()
 
     def training(self) -> Run | None:
         """Return the run that is being trained, by this server or in a terminal."""
@@ -243,7 +266,7 @@ class Jobs:
             return
         with self._changing:
             queue = self.store.queue()
-            if queue:
+            if queue and not self._pause.locked():
                 self._begin(queue[0])
 
     def _keep_copy(self) -> None:
