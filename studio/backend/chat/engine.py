@@ -68,6 +68,8 @@ class EngineStatus:
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
     title: str = ""
     """Name of the model that answers."""
+    warning: str = ""
+    """What is wrong with the machine, as `Placement` says it."""
     defaults: ModelDefaults = NO_DEFAULTS
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""
@@ -366,6 +368,7 @@ class Engine:
             context_size=decoder.context_size,
             precision=precision,
             title=entry.title,
+            warning=place.warning,
             defaults=model_defaults(entry, decoder.model.generation_config, tokenizer),
         )
 

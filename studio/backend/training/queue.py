@@ -37,7 +37,7 @@ from studio.backend.system import process as child
 from studio.backend.system import zero_gpu
 from studio.backend.system.files import atomic_write, require_space
 from studio.backend.system.home import is_mounted
-from studio.backend.system.plan import size
+from studio.backend.system.plan import size, total_disk
 from studio.backend.training.checkpoint import last_step
 from studio.errors import StudioError
 
@@ -210,7 +210,8 @@ class Jobs:
         """
         require_space(self.store.home, SPACE_BYTES)
         limits = demo.limits()
-        used, quota = size(self.store.home / "runs") / GIB, limits.quota_gib if limits else quota_gib()
+        used = size(self.store.home / "runs") / GIB
+        quota = limits.quota_gib if limits else quota_gib(self.store.home)
         if used > quota:
             raise StudioError(
                 f"The runs use {used:.1f} GiB, and the quota is {quota:g} GiB. Delete runs that are no longer needed."
@@ -363,13 +364,15 @@ def name_for(owner: str, run: Run) -> str:
     return f"“{run.name}”" if run.is_of(owner) else "Another user's run"
 
 
-def quota_gib() -> float:
-    """Return the quota for all runs in GiB.
+def quota_gib(home: Path) -> float:
+    """Return the quota for all runs in GiB; by default 50 GiB, or half of a smaller disk.
 
     Raises:
         StudioError: `$STUDIO_QUOTA_GIB` is not a number.
     """
-    text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
+    text = os.environ.get("STUDIO_QUOTA_GIB")
+    if text is None:
+        return min(QUOTA_GIB, total_disk(home) / 2 / GIB)
     try:
         return float(text)
     except ValueError as error:

@@ -128,7 +128,7 @@ def test_a_gpu_that_torch_can_not_use_is_said(plenty, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("SPACE_ID", "me/studio")
     said = "This Space has a GPU that torch can't use: .* for CUDA 13.0, which the driver may be too old for"
-    assert re.match(said, placement.place_of(STARTER, "auto").notice)
+    assert re.match(said, placement.place_of(STARTER, "auto").warning)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert placement.unused_gpu() == "", "it was hidden on purpose"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

@@ -75,6 +75,8 @@ def test_the_status_line_escapes_and_shows_progress():
     )
     assert "<summary>&lt;b&gt;Starter is ready. One trains.</summary><p>In bf16. Compiled" in ready
     assert "progressbar" not in ready
+    warned = banner(EngineStatus("ready", text="In bf16.", title="Starter", warning="The GPU is not used."))
+    assert "<summary>Starter is ready. The GPU is not used.</summary>" in warned, "not folded away"
 
 
 def test_the_status_line_says_that_the_present_model_still_answers():
