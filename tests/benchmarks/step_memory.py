@@ -41,7 +41,9 @@ def measure(batch_size: int, precision: str, checkpointing: bool) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     figures = f"{saved / GIB:.2f} | {_peak_gib():.1f} | {forecast / GIB:.1f}"
-    print(f"| {ready.precision} | {'yes' if checkpointing else 'no'} | {batch_size * LENGTH:,} | {figures} |", flush=True)
+    print(
+        f"| {ready.precision} | {'yes' if checkpointing else 'no'} | {batch_size * LENGTH:,} | {figures} |", flush=True
+    )
 
 
 def _peak_gib() -> float:

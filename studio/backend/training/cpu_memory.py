@@ -1,7 +1,7 @@
 """The memory that a run needs on a CPU, from what a forward pass saves for its backward pass.
 
-    require_memory(prepared)                         # before the first step, and before a trial of whole steps
-    needed, free = needed_and_free(prepared, trained, saved)
+require_memory(prepared)                         # before the first step, and before a trial of whole steps
+needed, free = needed_and_free(prepared, trained, saved)
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def require(precision: torch.dtype, monkeypatch, longest: int | None = None, fre
 
 
 def test_the_largest_steps_of_a_demo_do_not_fit_without_checkpointing(monkeypatch):
-    with pytest.raises(StudioError, match=r"needs up to 13\.\d GiB of memory, and 12\.0 GiB are free: lower batch_size"):
+    with pytest.raises(StudioError, match=r"needs up to 13\.\d GiB of memory, and 12\.0 GiB are free: lower"):
         require(BF16, monkeypatch, batch_size=8, max_length=1024)
     require(BF16, monkeypatch, batch_size=8, max_length=1024, gradient_checkpointing=True)
     require(BF16, monkeypatch, batch_size=8, max_length=512, gradient_accumulation=2)
