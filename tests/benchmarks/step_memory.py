@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 ROWS = ((1, "auto", False), (4, "auto", False), (2, "fp32", False), (4, "auto", True))
 LENGTH = 512
@@ -47,8 +48,8 @@ def measure(batch_size: int, precision: str, checkpointing: bool) -> None:
 
 
 def _peak_gib() -> float:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 if __name__ == "__main__":

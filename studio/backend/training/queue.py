@@ -91,7 +91,8 @@ class Jobs:
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
         self._notice_until = 0.0
-        self._copied_at = 0.0
+        self._copied_at = self._alone_at = -COPY_S
+        self._has_waited = False  # for another server that used the home
 
     def open(self) -> None:
         """Start the supervisor. Only one server per home supervises; another one takes over when it ends.
@@ -161,11 +162,7 @@ class Jobs:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Start no run inside the block, because there is memory for one model at a time.
-
-        Raises:
-            StudioError: a run is being trained, or the queue is paused already.
-        """
+        """Start no run inside the block; raise StudioError if one is being trained, or the queue is paused already."""
         if not self._pause.acquire(blocking=False):
             raise StudioError("Another check is running. Try again in a moment.")
         try:
@@ -250,13 +247,16 @@ class Jobs:
                 self._notify(notice)
 
     def _notify(self, notice: str) -> None:
-        logger.warning("%s", notice)
+        if notice != self.notice:
+            logger.warning("%s", notice)
         self.notice, self._notice_until = notice, time.monotonic() + NOTICE_S
 
     def _tick(self) -> None:
         if not self._supervises():
             self._running = self.training()
             return
+        if is_mounted(self.store.home):
+            self._require_alone()
         self._keep_copy()
         self._record_ends()
         self.store.reconcile(self._children)
@@ -273,19 +273,27 @@ class Jobs:
     def _keep_copy(self) -> None:
         if time.monotonic() - self._copied_at >= COPY_S:
             self._copied_at = time.monotonic()
-            if is_mounted(self.store.home):
-                self._require_alone()
             self.store.keep_copy()
 
     def _require_alone(self) -> None:
-        """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses."""
+        """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses.
+
+        Once that server is gone, its runs are added to the list of this one.
+        """
+        if time.monotonic() - self._alone_at < COPY_S:
+            return
         file, name = self.store.home / "server.txt", socket.gethostname()
         if file.exists() and file.read_text() != name and time.time() - file.stat().st_mtime < 3 * COPY_S:
+            self._has_waited = True
             raise StudioError(
-                "Another server uses the same storage, so this one does not save its list of runs there. Stop one of "
-                "them, or give it another STUDIO_HOME."
+                "Another server uses the same storage, so this one starts no runs and does not save its list of runs. "
+                "Its runs wait in the queue. Stop one of the servers, or give it another STUDIO_HOME."
             )
         atomic_write(file, name)
+        self._alone_at = time.monotonic()
+        if self._has_waited and (notice := self.store.repair()):
+            self._notify(notice)
+        self._has_waited = False
 
     def _supervises(self) -> bool:
         if self._lock.is_locked:

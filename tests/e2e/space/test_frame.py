@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.e2e.space.openid import NAME, TOKEN
 from tests.e2e.space.surroundings import HUB, Space
 from tests.e2e.studio_page import SLOW, StudioPage, settle
 
+# Each takes a core for a second or two. If half of the reloads stayed at "Loading…" again, all of them would pass once in
+# sixteen runs.
 RELOADS = 4
 SHORT = {"max_steps": 2, "batch_size": 1, "gradient_accumulation": 1, "max_length": 64, "eval_steps": 2,
          "save_steps": 2}  # fmt: skip
@@ -46,6 +49,7 @@ def test_every_reload_shows_the_page(frame, space: Space):
 
 def test_a_visitor_chats_classifies_and_tunes_within_the_limits(frame, space: Space):
     expect(frame.locator("#own-tab")).to_contain_text("the browser refuses storage")
+    expect(frame.locator("#sign-in")).to_have_attribute("title", re.compile("its own tab"))
     expect(frame.get_by_role("link", name="Open this studio in its own tab")).to_have_attribute("href", space.own)
     expect(frame.locator("#demo")).to_contain_text("This Space forgets runs when it sleeps")
     link = frame.get_by_role("link", name="Duplicate this Space")
