@@ -219,8 +219,8 @@ def test_large_activations_do_not_overflow_in_fp16(monkeypatch):
 # --- costs
 
 
-# A layer's operations at most: of a step, of a prompt, of training with checkpointing; and whether its two routers' loops
-# over experts wait for the GPU, once in each pass.
+# A layer's operations at most: of a step, of a prompt, of training with checkpointing; and whether the loops over the
+# experts of its two routers wait for the GPU, once in each pass.
 BUDGETS = [
     ("16-bit", HOPPER, (42, 58, 275), False),
     ("nf4", HOPPER, (54, 62, 290), False),

@@ -216,5 +216,5 @@ def _trial_rows(prepared: Prepared) -> list[Any]:
 
 def _free_gib() -> float:
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] / GIB
+        return gpu_memory.unused() / GIB
     return available_memory() / GIB
