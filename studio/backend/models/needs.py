@@ -21,8 +21,9 @@ from studio.backend.system.home import home
 from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
 
-# Of the starter in bf16, measured by `python -m tests.benchmarks.step_memory`: what a step needs for each token of a
-# batch, without and with gradient checkpointing, and a process with an adapter for each of its ranks.
+# Of the starter in bf16: what a step needs for each token of a batch, without gradient checkpointing (measured by
+# `python -m tests.benchmarks.step_memory`) and with it (the inputs of 30 layers and what one of them saves), and what a
+# process needs, with an adapter for each of its ranks.
 STEP_MIB = {False: 1.4, True: 0.15}
 PROCESS_GIB, RANK_GIB = 1.8, 0.023
 
