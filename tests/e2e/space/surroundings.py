@@ -81,12 +81,11 @@ class Space:
 
 
 @contextmanager
-def surroundings(folder: Path, model: Path, start: str = START, **variables: str) -> Iterator[Space]:
+def surroundings(folder: Path, model: Path, **variables: str) -> Iterator[Space]:
     """Start `app.py` as a Space would.
 
     Args:
         model: a folder that the Space's user can't write.
-        start: Python that runs the app.
         variables: of the Space.
     """
     files, home, data = exported(folder / "app"), folder / "user", folder / "user" / "studio"
@@ -105,7 +104,7 @@ def surroundings(folder: Path, model: Path, start: str = START, **variables: str
     }  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*(AS_USER if is_root else []), sys.executable, "-c", start], cwd=files, env=environment, stdout=output,
+            [*(AS_USER if is_root else []), sys.executable, "-c", START], cwd=files, env=environment, stdout=output,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
