@@ -27,8 +27,6 @@ class ZeroGpu:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str]]] = []
         self.lends = True
-        self.left_s: int | None = None
-        """Seconds that are left of a visitor's quota, if they are too few."""
         self.steps = Gate()
         asked, service = self.asked, self
 
@@ -42,10 +40,9 @@ class ZeroGpu:
                     return
                 asked.append((address.path, {name: values[0] for name, values in parse_qs(address.query).items()}))
                 lent = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "GPU-0", "allowToken": str(len(asked))}
-                is_asked = address.path == "/schedule"
-                is_used_up = is_asked and service.left_s is not None
-                body = json.dumps({"left": service.left_s, "wait": 3600} if is_used_up else lent).encode()
-                self.send_response(429 if is_used_up else 503 if is_asked and not service.lends else 200)
+                refused = address.path == "/schedule" and not service.lends
+                body = json.dumps(lent).encode()
+                self.send_response(503 if refused else 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -96,7 +93,9 @@ def _ask_before_each_step() -> None:
     Decoder.step = asking  # type: ignore[method-assign]
 
 
-def main() -> int:
+if __name__ == "__main__":
+    import sys
+
     _leave_the_card_out()
     _ask_before_each_step()
     import app
@@ -105,10 +104,4 @@ def main() -> int:
 
     zero_gpu_slices.SLICE_S = 4.0  # so that the run of a toy takes several
     process.NICENESS = 0  # as in `eager_app`
-    return app.main()
-
-
-if __name__ == "__main__":
-    import sys
-
-    sys.exit(main())
+    sys.exit(app.main())

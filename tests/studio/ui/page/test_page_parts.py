@@ -17,7 +17,7 @@ from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
 from studio.registry import discover
 from studio.ui.chat.conversation import Answer
-from studio.ui.chat.messages import heading, statistics
+from studio.ui.chat.messages import heading, quota_note, statistics
 from studio.ui.chat.sampling_form import field_help, read_sampling
 from studio.ui.common.running import Running
 from studio.ui.page.status import actions, banner, present
@@ -65,6 +65,12 @@ def test_the_name_of_an_adapter_is_text():
     named = Answer("starter", "", (1, 2), 1, context_size=9, adapter="3f2a", adapter_title="<b>Pirate")
     assert ">&lt;b&gt;Pirate</span>" in statistics(named) and "Pirate" not in statistics(Answer(context_size=9))
     assert heading("<b>Pirate") == "<h2>&lt;b&gt;Pirate</h2>"
+
+
+def test_the_quota_of_an_answer_is_that_on_the_dearest_gpu_and_at_most_a_days():
+    # 15 s and 1 s for 12 tokens, each of which may count as 1.5 s.
+    assert "up to 24 s of your daily GPU quota" in quota_note(12)
+    assert "up to 120 s" in quota_note(2048)
 
 
 def test_the_status_line_escapes_and_shows_progress():
