@@ -67,7 +67,7 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
         self.storages: dict[int, int] = {}
         super().__init__(self._count, lambda tensor: tensor)
 
-    def __enter__(self) -> Saved:
+    def __enter__(self) -> Saved:  # type: ignore[override]
         super().__enter__()
         return self
 

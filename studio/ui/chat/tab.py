@@ -149,7 +149,7 @@ class _Page:
         self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
         with gr.Row(elem_id="sampling"):
             self.sampling = sampling_controls()
-        length = self.sampling["max_new_tokens"]
+        length: Any = self.sampling["max_new_tokens"]
         if zero_gpu.ACTIVE:
             self.quota.value = quota_note(length.value)
             length.change(quota_note, length, self.quota, **AT_ONCE)
