@@ -46,6 +46,7 @@ class SortedAssignments:
     inverse: Tensor  # [A] sorted place of each assignment
     ends: Tensor  # [E] int32, the place after the last assignment of each expert
     _sizes: list[int] | None = field(default=None, repr=False)
+    _tokens: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, routing: Routing) -> SortedAssignments:
@@ -55,6 +56,12 @@ class SortedAssignments:
         ids = torch.arange(routing.logits.shape[-1], device=order.device)  # [E]
         ends = torch.searchsorted(ordered, ids, right=True, out_int32=True)  # [E]
         return cls(order, inverse, ends)
+
+    def tokens(self, top_k: int) -> Tensor:
+        """Return the token of each sorted assignment, `[A]`."""
+        if self._tokens is None:
+            self._tokens = self.order // top_k
+        return self._tokens
 
     def sizes(self) -> list[int]:
         """Return the number of assignments per expert, on the host (a device sync on accelerators)."""
@@ -76,7 +83,7 @@ def dispatch(tokens: Tensor, routing: Routing) -> Tensor:
     assignments = routing.sorted()
     if has_custom_backward(tokens):
         return _Dispatch.apply(tokens, assignments, routing.top_k)
-    return tokens.index_select(0, assignments.order // routing.top_k)
+    return tokens.index_select(0, assignments.tokens(routing.top_k))
 
 
 def repeat_tokens(tokens: Tensor, routing: Routing) -> Tensor:
@@ -120,7 +127,7 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens: Tensor, assignments: SortedAssignments, top_k: int) -> Tensor:
         ctx.assignments, ctx.top_k = assignments, top_k
-        return tokens.index_select(0, assignments.order // top_k)  # [A, in]
+        return tokens.index_select(0, assignments.tokens(top_k))  # [A, in]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -135,7 +142,7 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad.index_select(0, ctx.assignments.order // ctx.top_k), None, None
+        return grad.index_select(0, ctx.assignments.tokens(ctx.top_k)), None, None
 
 
 class _Permute(torch.autograd.Function):

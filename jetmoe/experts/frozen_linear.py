@@ -41,9 +41,10 @@ class FrozenLinear(torch.autograd.Function):
         size = max((span.end for span in spans), default=0)
         result = rows.new_empty(max(size, len(rows) * top_k), weight.shape[1])  # [A and padding, out]
         inner = []  # [n, R] of each span
+        matrices = expert_matrices(weight, rows, len(spans))
         for span in spans:
             part = _gathered(rows, assignments, span, top_k, zeros=False)  # [n, in]
-            inner.append(_product_of_span(part, span, weight, (A, B, scaling), result[span.start : span.end]))
+            inner.append(_product_of_span(part, span, matrices, (A, B, scaling), result[span.start : span.end]))
         # Save the rows only for the gradient of A.
         ctx.save_for_backward(None if A is None else rows, A, B, *(one for one in inner if one is not None))
         ctx.scaling, ctx.weight = scaling, weight
@@ -59,11 +60,12 @@ class FrozenLinear(torch.autograd.Function):
         grad_rows = None
         if ctx.needs_input_grad[0]:
             grad_rows = grad.new_empty(max(size, len(grad)), ctx.weight.shape[2])  # [A and padding, in]
+        matrices = expert_matrices(ctx.weight, grad, len(ctx.spans) if ctx.needs_input_grad[0] else 0)
         for i, span in enumerate(ctx.spans):
             part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
             if grad_rows is not None:
                 place = grad_rows[span.start : span.end]  # [n, in]
-                torch.mm(part, expert_matrix(ctx.weight, span.expert, grad.dtype), out=place)
+                torch.mm(part, expert_matrix(matrices, span.expert, grad.dtype), out=place)
             if grad_A is not None and grad_B is not None:
                 grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 if grad_rows is not None:
@@ -96,9 +98,10 @@ class GatedLinear(torch.autograd.Function):
         size = max((span.end for span in spans), default=0)
         result = rows.new_empty(max(size, len(rows)), weight.shape[1])  # [A and padding, out]
         inner = []  # [n, R] of each span
+        matrices = expert_matrices(weight, rows, len(spans))
         for span in spans:
             part = before(*(_gathered(one, assignments, span, 1, zeros=False) for one in (rows, gates)))  # [n, in]
-            inner.append(_product_of_span(part, span, weight, (A, B, scaling), result[span.start : span.end]))
+            inner.append(_product_of_span(part, span, matrices, (A, B, scaling), result[span.start : span.end]))
         ctx.save_for_backward(rows, gates, A, B, *(one for one in inner if one is not None))
         ctx.scaling, ctx.weight = scaling, weight
         ctx.assignments, ctx.spans, ctx.before = assignments, spans, before
@@ -110,12 +113,13 @@ class GatedLinear(torch.autograd.Function):
         rows, gates, A, B, *inner = ctx.saved_tensors
         grad_A, grad_B = (None, None) if A is None else (A.new_zeros(A.shape), B.new_zeros(B.shape))
         grad_rows, grad_gates = torch.empty_like(rows), torch.empty_like(gates)
+        matrices = expert_matrices(ctx.weight, grad, len(ctx.spans))
         for i, span in enumerate(ctx.spans):
             part = _gathered(grad, ctx.assignments, span, 1)  # [n, out]
             sources = [_gathered(one, ctx.assignments, span, 1).detach().requires_grad_() for one in (rows, gates)]
             with torch.enable_grad():
                 made = ctx.before(*sources)  # [n, in]
-            grad_made = part @ expert_matrix(ctx.weight, span.expert, grad.dtype)  # [n, in]
+            grad_made = part @ expert_matrix(matrices, span.expert, grad.dtype)  # [n, in]
             if grad_A is not None and grad_B is not None:
                 grad_inner = (part @ B[span.expert]).mul_(ctx.scaling)  # [n, R]
                 grad_made.addmm_(grad_inner, A[span.expert])
@@ -145,7 +149,8 @@ def _product_of_span(
         return None
     inner = (part @ A[span.expert].t()).mul_(scaling)  # [n, R]
     place.addmm_(inner, B[span.expert].t())
-    inner[span.own :].zero_()
+    if span.room:
+        inner[span.own :].zero_()
     return inner
 
 
@@ -157,6 +162,11 @@ class _Span(NamedTuple):
     end: int
     own: int
     """Number of assignments without the padding."""
+
+    @property
+    def room(self) -> int:
+        """Rows of padding."""
+        return self.end - self.start - self.own
 
 
 def padded_spans(assignments: SortedAssignments, rows: Tensor) -> list[_Span]:
@@ -174,6 +184,17 @@ def _compiles_shapes(rows: Tensor) -> bool:
     return device.on_cpu(rows) and rows.dtype == torch.bfloat16
 
 
+def expert_matrices(weight: Tensor | Parts, rows: Tensor, experts: int) -> Tensor | Parts:
+    """Return the weight with all experts in 16 bits if that takes fewer operations: on a GPU, for several experts.
+
+    Args:
+        experts: number of experts whose matrices are needed.
+    """
+    if isinstance(weight, Parts) and experts > 1 and not device.on_cpu(rows):
+        return weight.dequantize(rows.dtype)
+    return weight
+
+
 def expert_matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Tensor:
     """Return one expert's `[out, in]`."""
     return weight.expert(expert).dequantize(dtype)[0] if isinstance(weight, Parts) else weight[expert].to(dtype)
@@ -182,13 +203,14 @@ def expert_matrix(weight: Tensor | Parts, expert: int, dtype: torch.dtype) -> Te
 def _gathered(rows: Tensor, assignments: SortedAssignments, span: _Span, top_k: int, zeros: bool = True) -> Tensor:
     """Return the rows of the span's assignments; the padding is zero, or arbitrary rows if `zeros` is False."""
     own = slice(span.start, span.start + span.own)
-    room = span.end - own.stop
+    room = span.room
     if top_k == 1:
         if not room or (not zeros and span.end <= len(rows)):
             return rows[span.start : span.end]
         return F.pad(rows[own], (0, 0, 0, room))
-    index = assignments.order[own if zeros else slice(span.start, span.end)] // top_k
-    part = rows.index_select(0, F.pad(index, (0, span.end - span.start - len(index))))
-    if zeros:
+    index = assignments.tokens(top_k)[own if zeros else slice(span.start, span.end)]
+    missing = span.end - span.start - len(index)
+    part = rows.index_select(0, F.pad(index, (0, missing)) if missing else index)
+    if zeros and room:
         part[span.own :].zero_()
     return part

@@ -17,7 +17,7 @@ from torch import Tensor
 from jetmoe import device
 from jetmoe.autograd import is_traced, is_transformed, is_vmapped, require_first_order
 from jetmoe.experts.assignments import Routing, dispatch
-from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrix
+from jetmoe.experts.frozen_linear import Before, FrozenLinear, GatedLinear, expert_matrices, expert_matrix
 from jetmoe.low_rank import LowRank
 from jetmoe.nf4 import cpu as nf4_cpu
 from jetmoe.nf4.parts import BLOCK, Parts, nested_code
@@ -142,6 +142,8 @@ def _sorted_nf4_linear(parts: Parts, rows: Tensor, routing: Routing) -> Tensor:
         return _GroupedNF4Linear.apply(rows, routing.sorted().ends, *parts)
     if is_traced():
         return _every_expert_linear(parts, rows, routing.sorted().ends)
+    if not _needs_gradient(rows) and not isinstance(matrices := expert_matrices(parts, rows, len(rows)), Parts):
+        return _sorted_linear(matrices, rows, routing)
     experts = enumerate(rows.split(routing.sorted().sizes()))
     return torch.cat([_NF4Linear.apply(part, parts.expert(e)) for e, part in experts])
 

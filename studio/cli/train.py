@@ -65,11 +65,14 @@ def resume(run: RunId, as_json: Json = False) -> None:
 def _print_audit(recipe: Any, as_json: bool) -> None:
     from studio.backend.models import placement
     from studio.backend.training.audit import audit_report, table
+    from studio.backend.training.cpu_memory import require_memory
     from studio.backend.training.prepare import prepare, processes
     from studio.backend.training.run import OUT_OF_MEMORY
 
     with placement.shortage(OUT_OF_MEMORY):
-        report = audit_report(prepare(recipe))
+        prepared = prepare(recipe)
+        require_memory(prepared)
+        report = audit_report(prepared)
     if processes().is_main_process:
         print(json.dumps(report) if as_json else table(report))
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import jetmoe  # noqa: F401  registers the classes
 from jetmoe.decode import compiled_step, step
+from jetmoe.device import has_grouped_mm
 from jetmoe.experts.assignments import Routing
 from jetmoe.experts.experts import Experts
 from jetmoe.experts.products import sorted_product
@@ -105,6 +106,7 @@ def details(place: Place) -> None:
     table("check", "error")
     row("decoding in bf16 never waits for the card", partial(_waits, place, "bf16"))
     row("decoding in 4 bits never waits for the card", partial(_waits, place, "nf4"))
+    row("a prompt in 4 bits never waits for the card", partial(_prompt_waits, place))
     row("an expert without tokens, 4 bits", partial(_idle_expert, place, False))
     row("an expert without tokens, double 4 bits", partial(_idle_expert, place, True))
     if not place.is_toy:
@@ -123,6 +125,18 @@ def _waits(place: Place, weights: str) -> list[Any]:
         step(model, token, position, cache)
         with place.no_waits():
             step(model, token, position + 1, cache)
+    return ["none"]
+
+
+def _prompt_waits(place: Place) -> list[Any]:
+    model = toy("jetmoe", "nf4").to(place.device)
+    ids = torch.randint(3, 99, (1, 24)).to(place.device)
+    if not has_grouped_mm(model.lm_head.weight):
+        return ["not on this card, where a loop over experts needs their numbers of tokens"]
+    with torch.no_grad():
+        model(ids, use_cache=False)
+        with place.no_waits():
+            model(ids, use_cache=False)
     return ["none"]
 
 

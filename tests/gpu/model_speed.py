@@ -203,7 +203,7 @@ def _spread(place: Place) -> list[Any]:
 
 def _launch(place: Place) -> list[Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "tests.gpu.two_cards"]
-    done = subprocess.run([*command, place.device], capture_output=True, text=True, timeout=45, check=False)
+    done = subprocess.run([*command, place.device], capture_output=True, text=True, timeout=25, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return [done.stdout.strip().splitlines()[-1]]

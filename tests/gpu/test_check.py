@@ -50,6 +50,12 @@ def test_every_step_is_a_function():
         assert f"def {function}(place" in (Path(check.__file__).parent / f"{module}.py").read_text()
 
 
+def test_the_limits_fit_into_the_whole_and_training_comes_before_what_compiles():
+    assert sum(step.seconds for step in check.STEPS) <= check.MOST_S
+    order = [step.function for step in check.STEPS]
+    assert order.index("model_speed.training") < order.index("model_speed.four_layers")
+
+
 def test_a_step_that_fails_costs_its_own_rest(tmp_path, monkeypatch):
     script = tmp_path / "step.py"
     script.write_text("import sys\nprint('| row | 1 |', flush=True)\nsys.exit('broken' if sys.argv[1] == 'a' else 0)")

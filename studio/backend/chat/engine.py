@@ -377,6 +377,7 @@ class Engine:
             context_size=decoder.context_size,
             precision=precision,
             title=entry.title,
+            warning=place.warning,
             defaults=model_defaults(entry, decoder.model.generation_config, tokenizer),
         )
 

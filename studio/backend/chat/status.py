@@ -28,6 +28,8 @@ class EngineStatus:
     """Memory of the weights and the cache, and the share of parameters in 4 bits."""
     title: str = ""
     """Name of the model that answers."""
+    warning: str = ""
+    """What is wrong with the machine, as `Placement` says it."""
     defaults: ModelDefaults = NO_DEFAULTS
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""

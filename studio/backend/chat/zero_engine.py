@@ -134,6 +134,11 @@ def _seconds(task: str, new_tokens: int, *arguments: Any) -> float:
     return START_S + new_tokens / SLOWEST_TOK_S
 
 
+def quota_s(new_tokens: int) -> float:
+    """Return the seconds of a visitor's quota that an answer uses at most, on the dearest GPU."""
+    return zero_gpu.granted(_seconds("answer", new_tokens)) * zero_gpu.DEAREST
+
+
 @zero_gpu.lent(_seconds)
 def _on_gpu(task: str, new_tokens: int, *arguments: Any) -> Iterator[Any]:
     assert _served is not None

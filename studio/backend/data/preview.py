@@ -69,6 +69,11 @@ class Preview:
     tokens: Summary | None = None
     """None until the model and its tokenizer are downloaded."""
 
+    def longest(self, recipe: Recipe) -> int:
+        """Return the most tokens that a row, or a pack, of the recipe may have."""
+        is_packed = recipe.packing and recipe.task == "chat"
+        return recipe.max_length if is_packed or self.is_part or self.tokens is None else self.tokens.longest
+
 
 def fields_of(format_name: str) -> dict[str, bool]:
     """Return the fields of a format and whether each is required; empty if there is no such format."""

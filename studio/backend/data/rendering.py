@@ -63,6 +63,11 @@ class Summary:
     controls: dict[str, int]
     """The number of examples that hold each control token as text."""
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that an example may have: the end of the last bin with examples."""
+        return max((edge - 1 for edge, count in zip(self.edges[1:], self.counts, strict=True) if count), default=0)
+
 
 class Span(NamedTuple):
     text: str

@@ -2,6 +2,7 @@
 
 needs = needs_of(catalog.entry("allenai/OLMoE-1B-7B-0924"), "nf4", loaded_gib=1.5)
 needs.problem                          # a sentence, or "" if the model can be loaded
+require_step_memory(recipe, 512)       # raises StudioError if a step with the starter does not fit
 rows()                                 # what `models --json` prints
 """
 
@@ -15,9 +16,16 @@ from huggingface_hub import constants
 from studio.backend.models import catalog, hub, placement
 from studio.backend.models.catalog import GIB, ModelEntry
 from studio.backend.models.placement import Placement, Precision
+from studio.backend.recipe import Recipe
 from studio.backend.system.home import home
 from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
+
+# Of the starter in bf16: what a step needs for each token of a batch, without gradient checkpointing (measured by
+# `python -m tests.benchmarks.step_memory`) and with it (the inputs of 30 layers and what one of them saves), and what a
+# process needs, with an adapter for each of its ranks.
+STEP_MIB = {False: 1.4, True: 0.15}
+PROCESS_GIB, RANK_GIB = 1.8, 0.023
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,29 @@ def needs_of(model: ModelEntry, precision: Precision, loaded_gib: float = 0.0, t
         loaded_gib,
         notice,
     )
+
+
+def require_step_memory(recipe: Recipe, longest: int) -> None:
+    """Raise StudioError if a run with the starter needs more memory than a CPU has free.
+
+    This is arithmetic from measured figures, without a model. The process of a run measures every model.
+
+    Args:
+        longest: tokens of the longest row of a batch.
+    """
+    if recipe.model != catalog.STARTER.id or recipe.method == "probe":
+        return
+    place = placement.place_of(catalog.STARTER, recipe.precision)
+    if place.device != "cpu":
+        return
+    step_gib = recipe.batch_size * longest * STEP_MIB[recipe.gradient_checkpointing] / 1024
+    wide = 2 if place.precision == "fp32" else 1
+    needed, free = wide * (PROCESS_GIB + step_gib) + RANK_GIB * recipe.r, placement.free_gib(place)
+    if needed > free:
+        raise StudioError(
+            f"A step of this run needs up to {needed:.1f} GiB of memory, and {free:.1f} GiB are free: lower batch_size "
+            "or max_length, or set gradient_checkpointing. Change that under Recipe."
+        )
 
 
 def _free_disk(model: ModelEntry) -> float:

@@ -20,8 +20,7 @@ from jetmoe.nf4 import cpu as nf4_cpu
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
 from studio.backend.models.catalog import ModelEntry
-from studio.backend.system import zero_gpu
-from studio.backend.system.plan import available_memory
+from studio.backend.system import plan, zero_gpu
 from studio.errors import StudioError
 
 Precision = Literal["auto", "nf4", "bf16", "fp32"]
@@ -39,6 +38,8 @@ class Placement:
     """Data type of all weights that are not 4-bit."""
     notice: str = ""
     """A sentence for the user if something is slower on this machine than elsewhere."""
+    warning: str = ""
+    """A sentence for the user if this machine has a GPU that is not used."""
 
 
 def first_model() -> str:
@@ -86,7 +87,9 @@ def place_of(model: ModelEntry, precision: Precision) -> Placement:
     dtype = torch.float32 if wanted == "fp32" else default_dtype("cuda" if zero_gpu.waits() else device)
     if wanted == "bf16":
         wanted = {torch.float32: "fp32", torch.float16: "fp16"}.get(dtype, wanted)
-    return Placement(device, wanted, dtype, "" if zero_gpu.waits() else _notices(device, wanted, precision))
+    if zero_gpu.waits():
+        return Placement(device, wanted, dtype)
+    return Placement(device, wanted, dtype, _notice(device, wanted, precision), unused_gpu())
 
 
 def load_model(
@@ -157,7 +160,7 @@ def needed_gib(model: ModelEntry, place: Placement) -> float:
 def free_gib(place: Placement) -> float:
     """Return the free memory of the place: that of the machine, or of all its GPUs together."""
     if place.device == "cpu":
-        return available_memory() / GIB
+        return plan.available_memory() / GIB
     return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / GIB
 
 
@@ -170,10 +173,6 @@ def unused_gpu() -> str:
     cuda = torch.version.cuda
     built = f"for CUDA {cuda}, which the driver may be too old for" if cuda else "without CUDA"
     return f"{where} has a GPU that torch can't use: torch {torch.__version__} is built {built}. Install another build."
-
-
-def _notices(device: str, used: str, wanted: str) -> str:
-    return " ".join(filter(None, [unused_gpu(), _notice(device, used, wanted)]))
 
 
 def _notice(device: str, used: str, wanted: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from studio.backend.system.files import unwritable
 from studio.backend.system.home import local
+from studio.backend.system.plan import free_disk
 from studio.errors import StudioError
 
 DATABASE = "runs.sqlite3"
@@ -94,6 +95,7 @@ class Database:
     def _reserve(self) -> Iterator[None]:
         """Free the reserve while the database is open and the disk is full; fill it before and after."""
         reserve = self.path.with_name(RESERVE)
+        # The disk itself, because what a Space's plan leaves free is a sum over all files, too slow for each access.
         if shutil.disk_usage(reserve.parent).free < RESERVE_BYTES:
             with suppress(OSError):
                 reserve.unlink(missing_ok=True)
@@ -180,7 +182,7 @@ def write_ahead(db: sqlite3.Connection) -> None:
 
 def sentence_of(error: sqlite3.Error, path: Path) -> str:
     """Return a message with a remedy, or an empty string if the error is a bug."""
-    code, free = code_of(error), shutil.disk_usage(path.parent).free
+    code, free = code_of(error), free_disk(path.parent)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"Another program keeps {path} locked. Close it, or try again in a moment."
     is_io = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)

@@ -15,7 +15,7 @@ from pathlib import Path
 from studio.backend.hosting import demo
 from studio.backend.runs.store import RunStore
 from studio.backend.system.files import read_json, require_space
-from studio.backend.system.plan import size
+from studio.backend.system.plan import size, total_disk
 from studio.errors import StudioError
 
 GIB = 2**30
@@ -37,7 +37,7 @@ def require_room(store: RunStore, owner: str = "", more_bytes: int = 0) -> None:
     """
     require_space(store.home, more_bytes)
     limits = demo.limits()
-    quota = limits.quota_gib if limits else quota_gib()
+    quota = limits.quota_gib if limits else quota_gib(store.home)
     used = (sum(size(store.home / name) for name in ("runs", "uploads", "adapters")) + more_bytes) / GIB
     if used > quota:
         raise StudioError(
@@ -74,13 +74,15 @@ def owner_of_adapter(folder: Path) -> str | None:
     return owner if isinstance(owner, str) else None
 
 
-def quota_gib() -> float:
-    """Return the quota for all runs, uploads and adapters in GiB.
+def quota_gib(home: Path) -> float:
+    """Return the quota for all runs, uploads and adapters in GiB; by default 50 GiB, or half of a smaller disk.
 
     Raises:
         StudioError: `$STUDIO_QUOTA_GIB` is not a number.
     """
-    text = os.environ.get("STUDIO_QUOTA_GIB", str(QUOTA_GIB))
+    text = os.environ.get("STUDIO_QUOTA_GIB")
+    if text is None:
+        return min(QUOTA_GIB, total_disk(home) / 2 / GIB)
     try:
         return float(text)
     except ValueError as error:

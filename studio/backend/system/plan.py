@@ -2,7 +2,7 @@
 
     os.environ.update(thread_limits())      # before torch is imported
     available_memory()                      # bytes
-    free_disk(home())                       # bytes
+    free_disk(home()), total_disk(home())   # bytes
 
 A Space sees the memory, the cores and the disk of its host. Its plan is in the variables `MEMORY` and `CPU_CORES`, but
 not the disk: the smallest plan has 50 GB, and `STUDIO_DISK_GIB` names another size.
@@ -74,11 +74,16 @@ def free_disk(folder: Path) -> int:
     Raises:
         StudioError: `$STUDIO_DISK_GIB` is not a number.
     """
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free, limit = shutil.disk_usage(there).free, _disk_limit()
-    if limit is None or is_mounted(there):
-        return free
-    return max(0, min(free, limit - sum(map(size, _written()))))
+    there = _existing(folder)
+    free, limit = shutil.disk_usage(there).free, _disk_limit(there)
+    return free if limit is None else max(0, min(free, limit - sum(map(size, _written()))))
+
+
+def total_disk(folder: Path) -> int:
+    """Return the bytes of the disk of a folder, used and free; errors as for `free_disk`."""
+    there = _existing(folder)
+    total, limit = shutil.disk_usage(there).total, _disk_limit(there)
+    return total if limit is None else min(total, limit)
 
 
 def size(folder: Path) -> int:
@@ -129,7 +134,14 @@ def _bytes(text: str) -> int | None:
     return int(float(found[1]) * UNITS[found[2]]) if found else None
 
 
-def _disk_limit() -> int | None:
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def _disk_limit(folder: Path) -> int | None:
+    """Return the bytes that the studio may use on the disk of a folder; None for the whole disk."""
+    if is_mounted(folder):
+        return None
     text = os.environ.get("STUDIO_DISK_GIB", str(SPACE_DISK_GIB) if is_space() else "")
     try:
         return int(float(text) * GIB) if text else None

@@ -32,7 +32,12 @@ def lent(seconds: Callable[..., float]) -> Callable[[Callable[..., Any]], Callab
     """Run a function, or a generator, on a GPU for `seconds(*arguments)` seconds."""
     if not ACTIVE:
         return lambda function: function
-    return spaces.GPU(duration=lambda *arguments: int(min(seconds(*arguments), LONGEST_S / DEAREST)))
+    return spaces.GPU(duration=lambda *arguments: int(granted(seconds(*arguments))))
+
+
+def granted(seconds: float) -> float:
+    """Return the seconds of GPU time that a call may ask for at most."""
+    return min(seconds, LONGEST_S / DEAREST)
 
 
 def waits() -> bool:

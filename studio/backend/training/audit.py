@@ -17,7 +17,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jetmoe.adapters.audit import AuditRow, audit
 from studio.backend.classification.features import BATCH_TOKENS, last_hidden
@@ -26,19 +25,12 @@ from studio.backend.data.packing import in_batches, pad_id
 from studio.backend.data.rendering import Rendered, Span, preview
 from studio.backend.recipe import Recipe
 from studio.backend.system.plan import available_memory
-from studio.backend.training import fsdp, gpu_memory
+from studio.backend.training import cpu_memory, fsdp, gpu_memory
 from studio.backend.training.fitted_head import rows_to_fit
 from studio.backend.training.prepare import Prepared, processes
 
 TRIAL_STEPS = 3
 GIB = 2**30
-# Per trained fp32 parameter: the weight, its gradient and AdamW's two moments.
-BYTES_PER_TRAINED = 16
-# Python and its libraries.
-RUNTIME_BYTES = 0.7 * GIB
-# Measured on the starter. glibc can't reuse the memory of the last step for all activations, so a CPU needs about twice
-# as much.
-WASTE = 2.0
 
 
 def audit_report(prepared: Prepared) -> dict[str, Any]:
@@ -164,7 +156,7 @@ def _forecast(prepared: Prepared, trained: int) -> dict[str, float]:
     if on_gpu:
         needed, free = gpu_memory.needed_and_free(trained, parts)
     else:
-        needed, free = _cpu_memory(prepared, trained, activations, parts)
+        needed, free = cpu_memory.needed_and_free(prepared, trained, activations, parts)
     step_s = seconds * recipe.gradient_accumulation
     return {
         "memory_gib": round(needed / GIB, 2),
@@ -190,15 +182,6 @@ def _reading_seconds(prepared: Prepared) -> float:
     return (time.perf_counter() - start) * sum(map(len, texts)) / sum(map(len, batch))
 
 
-def _cpu_memory(prepared: Prepared, trained: int, activations: int, parts: int) -> tuple[float, float]:
-    """Return the bytes that the run needs, and those that are free for it and the loaded weights."""
-    weights = prepared.base.get_memory_footprint()
-    # Besides its shards, a device holds the current layer and the next one.
-    gathered = 2 * weights / len(prepared.base.model.layers) if fsdp.is_fsdp() else 0.0
-    needed = (weights + BYTES_PER_TRAINED * trained) / parts + gathered + WASTE * activations + RUNTIME_BYTES
-    return needed, available_memory() + weights / parts
-
-
 def _trial(prepared: Prepared) -> tuple[float, int, float]:
     """Return the seconds of a batch, the bytes saved for its backward pass, and its tokens; nothing is trained."""
     model, recipe = prepared.model, prepared.recipe
@@ -213,13 +196,12 @@ def _trial(prepared: Prepared) -> tuple[float, int, float]:
         features = [rows[(step * recipe.batch_size + i) % len(rows)] for i in range(recipe.batch_size)]
         batch = {name: values.to(prepared.base.device) for name, values in prepared.collate(features).items()}
         start = time.perf_counter()
-        keeping = _Kept()
-        with keeping:
+        with cpu_memory.Saved() as saved:
             loss = prepared.loss(batch)
         loss.backward()
         loss.item()  # waits for the GPU
         seconds.append(time.perf_counter() - start)
-        kept = max(kept, keeping.bytes)
+        kept = max(kept, saved.bytes)
         tokens.append(batch["input_ids"].numel())
         model.zero_grad(set_to_none=True)
     # The first step is left out, because it also allocates buffers and compiles kernels.
@@ -234,25 +216,7 @@ def _trial_rows(prepared: Prepared) -> list[Any]:
     return [*sorted(rows, key=lambda row: -len(row[0]))[: prepared.recipe.batch_size], *rows]
 
 
-class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Count the bytes that autograd saves inside the block, each shared storage once."""
-
-    def __init__(self) -> None:
-        self.storages: dict[int, int] = {}
-        super().__init__(self._count, lambda tensor: tensor)
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.storages.values())
-
-
 def _free_gib() -> float:
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] / GIB
+        return gpu_memory.unused() / GIB
     return available_memory() / GIB

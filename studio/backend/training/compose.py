@@ -33,7 +33,8 @@ from studio.backend.recipe import Recipe
 from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.backend.system.progress import Progress, reading
-from studio.backend.training.prepare import prepare_data, specialist_experts
+from studio.backend.training.chosen_experts import specialist_experts
+from studio.backend.training.prepare import prepare_data
 from studio.errors import StudioError
 
 FITTED_TOKENS = 2000

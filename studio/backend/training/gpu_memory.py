@@ -15,6 +15,11 @@ def needed_and_free(trained: int, parts: int = 1) -> tuple[float, float]:
         trained: number of trained parameters.
         parts: number of devices that the parameters are sharded over.
     """
-    free, _ = torch.cuda.mem_get_info()
     needed = torch.cuda.max_memory_allocated() + BYTES_OF_MOMENTS * trained / parts
-    return needed, free + torch.cuda.memory_reserved()
+    return needed, unused() + torch.cuda.memory_allocated()
+
+
+def unused() -> int:
+    """Return the bytes that are free on the current GPU, with those that this process has cached and does not use."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

@@ -28,14 +28,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from jetmoe import RoutingRecorder
 from jetmoe.adapters.ddp import exclude_frozen
-from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError, lora_config, require_free_routers
-from jetmoe.specialists import only, replica
-from studio.analysis.load import assignments
 from studio.backend.classification.head import LabelledCollator, configure, head_loss
 from studio.backend.data.dataset import Dataset, read, settings_of
 from studio.backend.data.examples import Example
@@ -48,10 +44,9 @@ from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.system.progress import Progress, reading
 from studio.backend.training import fsdp
+from studio.backend.training.chosen_experts import specialist_experts, train_hot_experts, train_specialist
 from studio.errors import StudioError
 
-# The hot experts are chosen from the routing of this many training tokens.
-HOT_TOKENS = 16_384
 SAMPLES = 3
 MEASURED = 2000
 """Held-out rows of a chat run that an evaluation reads at most."""
@@ -140,9 +135,9 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     model = _adapted(base, adapter)
     warnings = [*data.warnings]
     if "hot" in recipe.preset.split("+") and recipe.method == "lora":
-        warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
+        warnings.append(train_hot_experts(base, _texts(data), recipe.hot_share))
     if recipe.specialist:
-        warnings.append(_train_specialist(base, recipe.specialist))
+        warnings.append(train_specialist(base, recipe.specialist))
     if recipe.balance_loss:
         base.config.aux_loss_coef = recipe.balance_loss
     if fsdp.is_fsdp():
@@ -332,42 +327,6 @@ def _texts(data: TrainingData) -> list[Feature]:
     return data.train if data.labels is None else [[(token_ids, ())] for token_ids, _ in data.train]
 
 
-def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
-    """Mask the gradients of all but the hot experts; return a sentence with the number of hot experts."""
-    hot = hot_experts(_load_on(base, rows), share)  # [L, N, E]
-    mask_gradients(base, hot)
-    per_router = hot.sum(axis=-1)
-    return (
-        f"Only {int(hot.sum())} of {hot.size} experts are trained, {per_router.min()} to {per_router.max()} of "
-        f"{hot.shape[-1]} in a router: those that take {share:.0%} of the routing on your data."
-    )
-
-
-def specialist_experts(config: MoeConfig, text: str) -> list[int]:
-    """Return the experts that the setting `specialist` names.
-
-    Raises:
-        StudioError: the model has no such experts, or its routers select more than these.
-    """
-    kind, _, numbers = text.partition(" ")
-    try:
-        experts = replica(config, int(numbers)) if kind == "replica" else [int(each) for each in numbers.split(",")]
-        only(config, experts)
-    except ValueError as error:
-        raise StudioError(f"{error} (specialist: {text})") from error
-    return experts
-
-
-def _train_specialist(base: Any, text: str) -> str:
-    """Route every token to the specialist's experts; return a sentence that says so."""
-    experts = specialist_experts(base.config, text)
-    only(base.config, experts).apply(base)
-    return (
-        f"Every token of this run is routed to the experts {', '.join(map(str, experts))}, and only these are trained. "
-        "In a chat the model's own routers decide, until `python -m studio compose` fits them."
-    )
-
-
 @atexit.register
 def _leave() -> None:
     """Destroy the process group before Python exits.
@@ -383,21 +342,3 @@ def _leave() -> None:
 def processes() -> PartialState:
     """Return the processes that `accelerate launch` started for this run, or a single process without it."""
     return PartialState(cpu=not torch.cuda.is_available())
-
-
-@torch.no_grad()
-def _load_on(base: Any, rows: Sequence[Feature]) -> np.ndarray:
-    """Return each expert's share of the assignments on the training rows, float64 `[L, N, E]`."""
-    counts: Any = 0
-    tokens = 0
-    for row in rows:
-        for token_ids, _ in row:
-            recorder = RoutingRecorder(base, len(token_ids))
-            ids = torch.tensor([token_ids], device=base.device)
-            base.model(input_ids=ids, use_cache=False, recorder=recorder)
-            trace = recorder.trace(token_ids, [""] * len(token_ids), True)
-            counts = counts + assignments(trace, "expert")  # [L, N, E]
-            tokens += len(token_ids)
-        if tokens >= HOT_TOKENS:
-            break
-    return counts / counts.sum(axis=-1, keepdims=True)

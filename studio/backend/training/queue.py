@@ -19,8 +19,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -89,13 +89,14 @@ class Jobs:
         """When to send SIGTERM to a cancelled run."""
         self._addresses: dict[str, str] = {}
         """Who queued a run, as far as this server knows."""
-        self._adding, self._changing = threading.Lock(), threading.Lock()
+        self._adding, self._changing, self._pause = threading.Lock(), threading.Lock(), threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._running: Run | None = None
         self._notice_until = 0.0
-        self._copied_at = 0.0
+        self._copied_at = self._alone_at = -COPY_S
         self._clean_at = 0.0
+        self._has_waited = False  # for another server that used the home
 
     def open(self) -> None:
         """Start the supervisor. Only one server per home supervises; another one takes over when it ends.
@@ -170,6 +171,24 @@ class Jobs:
         ids = [run.id for run in self.store.queue()]
         return ids.index(run_id) + 1 if run_id in ids else 0
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Start no run inside the block; raise StudioError if one is being trained, or the queue is paused already."""
+        if not self._pause.acquire(blocking=False):
+            raise StudioError("Another check is running. Try again in a moment.")
+        try:
+            with self._changing:  # not while a run is being started
+                training = self.training()
+            if training is not None:
+                raise StudioError(
+                    "Another run is being trained, and there is memory for one at a time. Check again when it has "
+                    "ended, or start your run: it waits in the queue and is checked before its first step."
+                )
+            yield
+        finally:
+            self._pause.release()
+            self._wake.set()
+
     def training(self) -> Run | None:
         """Return the run that is being trained, by this server or in a terminal."""
         return next((run for run in self.store.list() if run.state == "running"), None)
@@ -228,13 +247,16 @@ class Jobs:
                 self._notify(notice)
 
     def _notify(self, notice: str) -> None:
-        logger.warning("%s", notice)
+        if notice != self.notice:
+            logger.warning("%s", notice)
         self.notice, self._notice_until = notice, time.monotonic() + NOTICE_S
 
     def _tick(self) -> None:
         if not self._supervises():
             self._running = self.training()
             return
+        if is_mounted(self.store.home):
+            self._require_alone()
         self._keep_copy()
         if notice := self.store.take_notice():
             self._notify(notice)
@@ -248,14 +270,12 @@ class Jobs:
             return
         with self._changing:
             queue = self.store.queue()
-            if queue:
+            if queue and not self._pause.locked():
                 self._begin(queue[0])
 
     def _keep_copy(self) -> None:
         if time.monotonic() - self._copied_at >= COPY_S:
             self._copied_at = time.monotonic()
-            if is_mounted(self.store.home):
-                self._require_alone()
             self.store.keep_copy()
 
     def _clean(self) -> None:
@@ -265,14 +285,24 @@ class Jobs:
             _delete_leftovers(self.store.home, DAY_S)
 
     def _require_alone(self) -> None:
-        """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses."""
+        """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses.
+
+        Once that server is gone, its runs are added to the list of this one.
+        """
+        if time.monotonic() - self._alone_at < COPY_S:
+            return
         file, name = self.store.home / "server.txt", socket.gethostname()
         if file.exists() and file.read_bytes() != name.encode() and time.time() - file.stat().st_mtime < 3 * COPY_S:
+            self._has_waited = True
             raise StudioError(
-                "Another server uses the same storage, so this one does not save its list of runs there. Stop one of "
-                "them, or give it another STUDIO_HOME."
+                "Another server uses the same storage, so this one starts no runs and does not save its list of runs. "
+                "Its runs wait in the queue. Stop one of the servers, or give it another STUDIO_HOME."
             )
         atomic_write(file, name)
+        self._alone_at = time.monotonic()
+        if self._has_waited and (notice := self.store.repair()):
+            self._notify(notice)
+        self._has_waited = False
 
     def _supervises(self) -> bool:
         if self._lock.is_locked:

@@ -41,6 +41,7 @@ from studio.backend.training import fitted_head, fsdp, head_evaluation
 from studio.backend.training.audit import audit_report, total_steps
 from studio.backend.training.callback import RunCallback
 from studio.backend.training.checkpoint import last_checkpoint, last_step
+from studio.backend.training.cpu_memory import require_memory
 from studio.backend.training.head_trainer import HeadTrainer, save_labels, trainer_class
 from studio.backend.training.prepare import Prepared, prepare, processes
 from studio.backend.training.trainer import load_adapter, load_best
@@ -166,6 +167,7 @@ class _Training:
     def finish(self) -> tuple[Ending | Literal["queued"], str]:
         """Train and save the adapter; return the outcome and its message."""
         self._tell_start()
+        require_memory(self.prepared)
         if self.checkpoint is None:
             self._audit()
         if isinstance(self.trainer, HeadTrainer) and not self._fit_head():

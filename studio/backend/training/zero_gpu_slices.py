@@ -49,8 +49,13 @@ def slices(jobs: Jobs, run_id: str) -> Iterator[str]:
             else:
                 time.sleep(POLL_S)
             yield _progress(jobs, run_id)
+    except Exception as error:
+        # The message of an error from `spaces` is for the visitor; others have none.
+        reason = getattr(error, "message", "The GPU time ended with an error.")
+        _leave(jobs, run_id, f"{reason} The run can be resumed.")
+        raise
     finally:
-        _leave(jobs, run_id)
+        _leave(jobs, run_id, LEFT)
 
 
 def _go_on(store: RunStore, run_id: str) -> None:
@@ -73,9 +78,9 @@ def _slice(run_id: str, seconds: float) -> str:
     return ""
 
 
-def _leave(jobs: Jobs, run_id: str) -> None:
+def _leave(jobs: Jobs, run_id: str, message: str) -> None:
     if any(run.id == run_id for run in jobs.store.queue()):
-        jobs.store.finish(run_id, "interrupted", LEFT)
+        jobs.store.finish(run_id, "interrupted", message)
 
 
 def _progress(jobs: Jobs, run_id: str) -> str:

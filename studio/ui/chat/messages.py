@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from studio.backend.chat.zero_engine import quota_s
 from studio.backend.models.catalog import STARTER
 from studio.ui.chat.answering import Draft
 from studio.ui.chat.conversation import EDITED, Answer, Conversation, Turn
@@ -50,6 +51,11 @@ def pending_message(draft: Draft) -> dict[str, Any]:
     if draft.text or not draft.waiting:
         return _message(Turn("assistant", draft.text or "…", draft.answer))
     return _message(Turn("assistant", f"*{draft.waiting}*", draft.answer))
+
+
+def quota_note(new_tokens: float) -> str:
+    """Return HTML with the time that an answer takes on a ZeroGPU Space."""
+    return f"<p>An answer uses up to {quota_s(int(new_tokens)):.0f} s of your daily GPU quota.</p>"
 
 
 def heading(title: str) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from studio.backend.system import zero_gpu
 from studio.ui.chat.events import ChatEvents
-from studio.ui.chat.messages import WELCOME, heading
+from studio.ui.chat.messages import WELCOME, heading, quota_note
 from studio.ui.chat.model_picker import ModelPicker
 from studio.ui.chat.sampling_form import RECOMMENDED, sampling_controls
 from studio.ui.common import browser
@@ -106,6 +107,7 @@ class _Page:
             submit_btn="Send", stop_btn=False, autofocus=True,
         )  # fmt: skip
         long(self.box)
+        self.quota = gr.HTML(visible=zero_gpu.ACTIVE, elem_id="quota", js_on_load=None)
         gr.HTML('<a href="#routing-column">↓ Routing</a>', elem_classes="phone-link", js_on_load=None)
         with gr.Row(elem_id="who"):
             self.adapter = gr.Dropdown(
@@ -144,6 +146,10 @@ class _Page:
         self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
         with gr.Row(elem_id="sampling"):
             self.sampling = sampling_controls()
+        length: Any = self.sampling["max_new_tokens"]
+        if zero_gpu.ACTIVE:
+            self.quota.value = quota_note(length.value)
+            length.change(quota_note, length, self.quota, **AT_ONCE)
 
     def outputs(self) -> list[Any]:
         """Return the outputs in the order of `Shown`."""

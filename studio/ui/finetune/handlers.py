@@ -17,6 +17,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ from studio.backend.data.preview import Preview, fields_of, preview
 from studio.backend.export import hub, kept
 from studio.backend.hosting import demo
 from studio.backend.models import catalog
+from studio.backend.models.needs import require_step_memory
 from studio.backend.recipe import Recipe
 from studio.backend.recipe_file import recipes
 from studio.backend.runs.room import require_room
@@ -143,6 +145,10 @@ class FinetuneHandlers(Owned):
         if not self.jobs.begins:  # a process of its own has no GPU
             yield audit_view.lent(preview(recipe), recipe)
             return
+        with self.jobs.paused() if demo.limits() else nullcontext():
+            yield from self._checked(recipe)
+
+    def _checked(self, recipe: Recipe) -> Iterator[str]:
         training = self.jobs.training()
         whose = "" if training is None else name_for(self.owner, training)
         note = f"{whose} is training at the same time, which slows down the measured steps." if whose else ""
@@ -205,6 +211,8 @@ class FinetuneHandlers(Owned):
         if limits := demo.limits():
             limits.check_recipe(recipe, self._model_ids())
             limits.check_rows(seen.rows)
+            if self.jobs.training() is None:  # which needs memory itself, and ends first
+                require_step_memory(recipe, seen.longest(recipe))
         return recipe
 
     # --- existing runs

@@ -128,7 +128,7 @@ def banner(status: EngineStatus, training: str = "", is_host: bool = False) -> s
         text = _failure(change, is_host)
     details = ""
     if change is None and state == "ready":
-        text, details = f"{status.title} is ready.", _details(status)
+        text, details = f"{status.title} is ready. {status.warning}".strip(), _details(status)
     elif change is not None and status.state == "ready":
         text = f"{text} {status.title} still answers."
     is_busy = state in ("preparing", "loading")

@@ -15,6 +15,8 @@ from tests.e2e.space.openid import NAME, TOKEN
 from tests.e2e.space.surroundings import HUB, Space
 from tests.e2e.studio_page import SLOW, StudioPage, settle, unfold
 
+# Each takes a core for a second or two. If half of the reloads stayed at "Loading…" again, all would pass once in
+# sixteen runs.
 RELOADS = 4
 SHORT = {"max_steps": 2, "batch_size": 1, "gradient_accumulation": 1, "max_length": 64, "eval_steps": 2,
          "save_steps": 2}  # fmt: skip

@@ -1,18 +1,24 @@
 """A demo's limits: when they are on, and what they refuse."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from studio.backend.data import uploads
+from studio.backend.data import hub_dataset, stored, uploads
 from studio.backend.hosting import demo
+from studio.backend.models import catalog, starter
 from studio.backend.recipe import Recipe
+from studio.backend.system.files import require_space
+from studio.backend.system.home import home
 from studio.backend.training import queue as jobs
 from studio.errors import StudioError
 from studio.ui.chat.conversation import checked_text
 from studio.ui.chat.sampling_form import read_sampling
 from studio.ui.page.status import demo_note
+from studio.ui.server.limits import FOLDER_BYTES
 
+GIB = 2**30
 SAMPLING = (512, 0.7, 0.9, 40, 0.0, 1.0, "", "")
 
 
@@ -89,6 +95,20 @@ def test_files_and_the_queue_are_small(on, tmp_path, monkeypatch):
         queue.store.create(Recipe(data="identity"))
     with pytest.raises(StudioError, match="4 runs are queued already"):
         queue.start(Recipe(data="identity"))
+
+
+def test_what_a_space_stores_fits_its_disk(on, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "me/studio")
+    shared = FOLDER_BYTES + stored.KEPT_BYTES + hub_dataset.KEPT_BYTES + starter.BUILD_BYTES
+    largest = max(model.download_gib for model in catalog.RELEASED) * GIB
+    disk = 50e9
+    assert demo.limits().quota_gib * GIB + shared + largest < disk
+    assert jobs.quota_gib(home()) * GIB + shared < disk, "without the limits of a demo, with the starter"
+    # Uploads and adapters get what is free of the plan, whatever the disk of the host has.
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**13, 0, 10**13))
+    monkeypatch.setenv("STUDIO_DISK_GIB", "0.000001")
+    with pytest.raises(StudioError, match="The disk is too full"):
+        require_space(home(), 5000)
 
 
 def test_the_page_says_so_and_how_to_have_more(on, monkeypatch):

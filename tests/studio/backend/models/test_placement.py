@@ -7,7 +7,7 @@ import torch
 
 from jetmoe import device
 from studio.backend.models import catalog, placement
-from studio.backend.system import zero_gpu
+from studio.backend.system import plan, zero_gpu
 from studio.errors import StudioError
 
 STARTER = catalog.entry("starter")
@@ -17,7 +17,7 @@ GIB = 2**30
 
 @pytest.fixture
 def plenty(monkeypatch):
-    monkeypatch.setattr(placement, "available_memory", lambda: 64 * GIB)
+    monkeypatch.setattr(plan, "available_memory", lambda: 64 * GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "capability", lambda device: (9, 0))
 
@@ -70,7 +70,7 @@ def test_what_a_processor_lacks_is_said(plenty, monkeypatch):
 
 
 def test_too_little_memory_is_said_before_loading(plenty, monkeypatch):
-    monkeypatch.setattr(placement, "available_memory", lambda: 10 * GIB)
+    monkeypatch.setattr(plan, "available_memory", lambda: 10 * GIB)
     assert placement.placement(LARGE, "nf4").device == "cpu"
     for has_bf16, needed in ((True, "18.0"), (False, "36.0")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
@@ -128,7 +128,7 @@ def test_a_gpu_that_torch_can_not_use_is_said(plenty, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("SPACE_ID", "me/studio")
     said = "This Space has a GPU that torch can't use: .* for CUDA 13.0, which the driver may be too old for"
-    assert re.match(said, placement.place_of(STARTER, "auto").notice)
+    assert re.match(said, placement.place_of(STARTER, "auto").warning)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert placement.unused_gpu() == "", "it was hidden on purpose"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

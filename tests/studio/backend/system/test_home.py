@@ -116,18 +116,26 @@ def test_a_copy_that_can_not_be_written_is_said(mount, monkeypatch):
     assert "The disk is full" in jobs.status()
 
 
-def test_two_machines_with_one_mounted_home_are_told_and_do_not_overwrite_the_list(mount, monkeypatch, tmp_path):
+def test_of_two_machines_with_one_mounted_home_one_supervises_and_no_run_is_lost(mount, monkeypatch, tmp_path):
     first = Jobs(RunStore(mount / "home"), begins=False)
-    first.store.create(RECIPE)
-    first._guarded(first._keep_copy)
+    begun: list[str] = []
+    monkeypatch.setattr(Jobs, "_begin", lambda jobs, run: begun.append(run.name))
+    first.store.create(RECIPE, "of the first")
+    first._guarded(first._tick)
     before = first.store.database.copy.read_bytes()
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     monkeypatch.setattr("socket.gethostname", lambda: "other")
-    second = Jobs(RunStore(mount / "home"), begins=False)
-    second.store.create(RECIPE)
-    second._guarded(second._keep_copy)
-    assert "Another server uses the same storage" in second.status()
+    second = Jobs(RunStore(mount / "home"))
+    second.store.create(RECIPE, "of the second")
+    first.store.create(RECIPE, "later")
+    second._guarded(second._tick)
+    assert "Another server uses the same storage" in second.status() and not begun
     assert first.store.database.copy.read_bytes() == before and first.status() == ""
+
     monkeypatch.setattr("studio.backend.training.queue.COPY_S", 0.0)  # the first one is gone
-    second._guarded(second._keep_copy)
-    assert first.store.database.copy.read_bytes() != before
+    second._guarded(second._tick)
+    assert {run.name for run in second.store.queue()} == {"of the first", "of the second", "later"}
+    assert begun == ["of the first"] and first.store.database.copy.read_bytes() != before
+    first.close()
+    second.close()

@@ -10,6 +10,7 @@ import pytest
 
 from studio.backend.models import catalog, placement
 from studio.backend.models.needs import needs_of
+from studio.backend.runs.room import quota_gib
 from studio.backend.system import plan
 from studio.errors import StudioError
 
@@ -26,7 +27,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     memory = SimpleNamespace(total=256 * GIB, available=200 * GIB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096 * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096 * GIB, total=8192 * GIB))
     monkeypatch.setattr(plan, "is_mounted", lambda folder: "bucket" in folder.parts)
     return tmp_path / "cgroup"
 
@@ -57,7 +58,8 @@ def write(folder: Path, **files: str) -> None:
 def test_without_limits_it_is_the_machine(host, tmp_path):
     write(host, memory_dot_max="max\n", cpu_dot_max="max 100000\n", memory_dot_current=str(250 * GIB))
     assert (plan.total_memory(), plan.available_memory(), plan.cores()) == (256 * GIB, 200 * GIB, 64)
-    assert plan.free_disk(tmp_path / "not" / "yet") == 4096 * GIB
+    assert plan.free_disk(tmp_path / "not" / "yet") == 4096 * GIB and plan.total_disk(tmp_path) == 8192 * GIB
+    assert quota_gib(tmp_path) == 50
     assert plan.thread_limits() == {}
 
 
@@ -79,6 +81,7 @@ def test_a_space_has_what_its_plan_gives(host, space, monkeypatch):
     write(host / "memory", memory_dot_limit_in_bytes=str(2**63 - 4096), memory_dot_usage_in_bytes=str(250 * GIB))
     assert (plan.total_memory(), plan.available_memory(), plan.cores()) == (16 * GIB, 15 * GIB, 2)
     assert plan.free_disk(space) == plan.SPACE_DISK_GIB * GIB - 2**20
+    assert plan.total_disk(space) == plan.SPACE_DISK_GIB * GIB and quota_gib(space) == plan.SPACE_DISK_GIB / 2
     assert plan.thread_limits() == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert plan.thread_limits() == {}, "what somebody sets stays"

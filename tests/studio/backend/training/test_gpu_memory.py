@@ -15,7 +15,9 @@ GIB = 2**30
 def test_the_forecast_is_the_peak_of_the_trial_and_the_moments(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 6 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 7 * GIB)  # of which a part is cached, not used
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 * GIB, 16 * GIB))
+    assert gpu_memory.unused() == 5 * GIB
     assert gpu_memory.needed_and_free(GIB) == (14 * GIB, 10 * GIB)
     assert gpu_memory.needed_and_free(GIB, parts=2) == (10 * GIB, 10 * GIB)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gradio as gr
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,6 +59,24 @@ def test_who_leaves_has_a_run_that_can_be_resumed(jobs, recipe):
     jobs.resume(run.id)
     list(zero_gpu_slices.slices(jobs, run.id))
     assert jobs.store.get(run.id).state == "done"
+
+
+def test_a_quota_that_is_used_up_interrupts_the_run(jobs, recipe, monkeypatch):
+    run = jobs.start(recipe)
+    going = zero_gpu_slices.slices(jobs, run.id)
+    next(going)
+
+    def refused(run_id: str, seconds: float) -> str:
+        raise gr.Error("You have exceeded your ZeroGPU quota (60s requested vs. 3s left).")
+
+    with monkeypatch.context() as patch, pytest.raises(gr.Error):
+        patch.setattr(zero_gpu_slices, "_slice", refused)
+        next(going)
+    left = jobs.store.get(run.id)
+    assert (left.state, left.step) == ("interrupted", 1)
+    assert left.message.endswith("(60s requested vs. 3s left). The run can be resumed.")
+    jobs.resume(run.id)
+    assert len(list(zero_gpu_slices.slices(jobs, run.id))) == 3
 
 
 def test_two_visitors_take_turns(jobs, recipe):

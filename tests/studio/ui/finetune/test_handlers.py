@@ -15,6 +15,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine
 from studio.backend.export import kept
 from studio.backend.recipe import Recipe
+from studio.backend.system import plan
 from studio.backend.training import run as train
 from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
@@ -188,6 +189,33 @@ def test_the_check_is_that_of_the_command_line_and_ends_with_its_viewer(handlers
     assert begun.wait(60)
     left.close()
     assert cancelled.wait(60)
+
+
+def test_a_demo_has_the_memory_for_one_model_at_a_time(handlers, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    monkeypatch.setattr(finetune_handlers, "run_json", lambda command, cancel: cancel.wait(60))
+    draft = draft_of(handlers, max_steps=9, batch_size=1)
+    checking = handlers.check(draft)
+    next(checking)
+    with pytest.raises(StudioError, match="Another check is running"):
+        next(handlers.check(draft))
+    run = handlers.start(draft, handlers.ticket())
+    handlers.jobs._tick()
+    assert handlers.jobs.store.get(run.id).state == "queued", "it waits for the check"
+    checking.close()
+    handlers.jobs.store.mark_running(run.id)
+    with pytest.raises(StudioError, match="Another run is being trained, and there is memory for one at a time"):
+        next(handlers.check(draft))
+    handlers.jobs.close()
+
+
+def test_a_demo_queues_no_run_that_its_memory_does_not_hold(handlers, monkeypatch):
+    monkeypatch.setenv("STUDIO_DEMO", "1")
+    monkeypatch.setattr(plan, "available_memory", lambda: 8 * plan.GIB)
+    large = draft_of(handlers, model="starter", max_steps=9, batch_size=8, max_length=1024)
+    with pytest.raises(StudioError, match=r"and 8\.0 GiB are free: lower batch_size"):
+        handlers.start(large, handlers.ticket())
+    assert not handlers.jobs.store.list()
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(handlers, trained, monkeypatch):

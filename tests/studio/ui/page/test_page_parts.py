@@ -17,7 +17,7 @@ from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
 from studio.registry import discover
 from studio.ui.chat.conversation import Answer
-from studio.ui.chat.messages import heading, statistics
+from studio.ui.chat.messages import heading, quota_note, statistics
 from studio.ui.chat.sampling_form import field_help, read_sampling
 from studio.ui.common.running import Running
 from studio.ui.page.status import actions, banner, present
@@ -67,6 +67,12 @@ def test_the_name_of_an_adapter_is_text():
     assert heading("<b>Pirate") == "<h2>&lt;b&gt;Pirate</h2>"
 
 
+def test_the_quota_of_an_answer_is_that_on_the_dearest_gpu_and_at_most_a_days():
+    # 15 s and 1 s for 12 tokens, each of which may count as 1.5 s.
+    assert "up to 24 s of your daily GPU quota" in quota_note(12)
+    assert "up to 120 s" in quota_note(2048)
+
+
 def test_the_status_line_escapes_and_shows_progress():
     shown = banner(EngineStatus("preparing", "starter", "Building <b>", 0.43, "", 0))
     assert "Building &lt;b&gt;" in shown and 'aria-valuenow="43"' in shown
@@ -75,6 +81,8 @@ def test_the_status_line_escapes_and_shows_progress():
     )
     assert "<summary>&lt;b&gt;Starter is ready. One trains.</summary><p>In bf16. Compiled" in ready
     assert "progressbar" not in ready
+    warned = banner(EngineStatus("ready", text="In bf16.", title="Starter", warning="The GPU is not used."))
+    assert "<summary>Starter is ready. The GPU is not used.</summary>" in warned, "not folded away"
 
 
 def test_the_status_line_says_that_the_present_model_still_answers():
