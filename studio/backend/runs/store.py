@@ -275,27 +275,16 @@ class RunStore:
         self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
         return self._recorded(run_id)
 
-    def rename(self, run_id: str, name: str) -> Run:
-        """Give a run another name.
+    def describe(self, run_id: str, name: str, notes: str) -> Run:
+        """Store the name of a run and the notes on it.
 
         Raises:
-            StudioError: the name is empty or invalid, or the run no longer exists.
+            StudioError: the name is empty or invalid, the notes are too long, or the run no longer exists.
         """
-        name = checked_name(name, "A run's")
+        run_id, name, notes = self.get(run_id).id, checked_name(name, "A run's"), checked_notes(notes)
         if not name:
-            raise StudioError("A run needs a name. Enter one to 80 characters.")
-        run_id = self.get(run_id).id
-        self._write("UPDATE runs SET name = ? WHERE id = ?", (name, run_id))
-        return self._recorded(run_id)
-
-    def annotate(self, run_id: str, notes: str) -> Run:
-        """Store the notes on a run, which replace the notes before.
-
-        Raises:
-            StudioError: the notes are too long, or the run no longer exists.
-        """
-        run_id, notes = self.get(run_id).id, checked_notes(notes)
-        self._write("UPDATE runs SET notes = ? WHERE id = ?", (notes, run_id))
+            raise StudioError("A run needs a name. Enter up to 80 characters.")
+        self._write("UPDATE runs SET name = ?, notes = ? WHERE id = ?", (name, notes, run_id))
         return self._recorded(run_id)
 
     def transfer_owner(self, before: str, after: str) -> None:

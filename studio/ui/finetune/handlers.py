@@ -130,11 +130,23 @@ class FinetuneHandlers(Owned):
             recipe = Recipe.load(file)
         except StudioError as error:
             raise StudioError(str(error).replace(str(file), Path(file).name)) from error
-        notice = ""
-        if recipe.model not in self._model_ids():
-            notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
-            recipe = replace(recipe, model=catalog.STARTER.id)
+        recipe, notice = self._offered(recipe)
         return draft.loaded(recipe, str(file) if file in recipes() else ""), notice
+
+    def again(self, run_id: str) -> tuple[Draft, str]:
+        """Return a draft with the settings and the data of a run, and a notice if some of them are not available."""
+        run = self._run(run_id)
+        recipe, notice = self._offered(run.recipe())
+        draft, has_data = Draft(name=run.name).loaded(recipe).with_data_of(recipe, self.owner)
+        lost = "" if has_data else f"The file {run.data_name} is no longer stored here. Upload it again."
+        return draft, f"{notice} {lost}".strip()
+
+    def _offered(self, recipe: Recipe) -> tuple[Recipe, str]:
+        """Return the recipe, with the starter if its model is not offered, and a notice about that."""
+        if recipe.model in self._model_ids():
+            return recipe, ""
+        notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
+        return replace(recipe, model=catalog.STARTER.id), notice
 
     def check(self, draft: Draft) -> Iterator[str]:
         """Yield the progress and result of a dry run in a separate process; closing the iterator ends the process."""
@@ -207,6 +219,11 @@ class FinetuneHandlers(Owned):
         return recipe
 
     # --- existing runs
+
+    def describe(self, run_id: str, name: str, notes: str) -> str:
+        """Store the name of a run and the notes on it, and return a message about it."""
+        run = self.jobs.store.describe(self._run(run_id).id, name, notes)
+        return f"The name and the notes of “{run.name}” are saved."
 
     def act(self, action: str, run_id: str) -> str:
         """Cancel, resume, delete, share or unshare a run, and return a message about it."""

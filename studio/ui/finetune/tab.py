@@ -199,6 +199,7 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     new.check.click(events.check, inputs, new.audit, **QUIET, concurrency_limit=1, concurrency_id="check")
     new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **QUIET, trigger_mode="once",
                     concurrency_limit=None)  # fmt: skip
+    runs.panel.again(events.again, None, [*everything, parts], **QUIET)
     browser.page().load(events.open_page, new.stored, [*everything, new.ticket, parts], **AT_ONCE)
 
 

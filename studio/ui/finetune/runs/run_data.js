@@ -3,6 +3,8 @@
 import { compareNumbers } from "../../common/numbers.js";
 
 const LOGGED = ["loss", "learning_rate", "grad_norm", "tok_s", "memory_gib"];
+// Held-out figures: those of a classifier depend on its task.
+const EVALUATED = ["eval_loss", "eval_accuracy", "eval_macro_f1", "eval_mean_absolute_error"];
 const ROUTED = ["flip_rate", "js", "load_shift", "entropy"];
 const ADD = {
   log: (data, step, values) => data.addLog(step, values),
@@ -21,7 +23,7 @@ export class RunData {
     this.now = 0; // the server's time
     this.lastSeq = 0;
     this.version = 0; // changes when points are removed
-    this.series = Object.fromEntries([...LOGGED, "eval_loss", ...ROUTED].map((name) => [name, { x: [], y: [] }]));
+    this.series = Object.fromEntries([...LOGGED, ...EVALUATED, ...ROUTED].map((name) => [name, { x: [], y: [] }]));
     this.routings = []; // { step, values }
     this.samples = new Map(); // answers by step, for each prompt
     this.sampledSteps = [];
@@ -51,7 +53,7 @@ export class RunData {
   }
 
   addEvaluation(step, values) {
-    this.addPoint("eval_loss", step, values.eval_loss);
+    for (const name of EVALUATED) this.addPoint(name, step, values[name]);
   }
 
   addRouting(step, values) {
