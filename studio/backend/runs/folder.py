@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from studio.backend.recipe import Recipe
 from studio.backend.runs.database import make_folder
-from studio.backend.runs.run import DATA
+from studio.backend.runs.run import CHECK, DATA
 from studio.backend.system.files import atomic_write, sha256, sync, unwritable
 from studio.errors import StudioError
 
@@ -28,12 +29,14 @@ def fingerprint_of(recipe: Recipe) -> str:
         raise StudioError(f"{data} can't be read ({error.strerror}). Check its permissions.") from error
 
 
-def make_run_folder(folder: Path, recipe: Recipe, fingerprint: str) -> None:
+def make_run_folder(folder: Path, recipe: Recipe, fingerprint: str, checked: dict[str, Any] | None) -> None:
     make_folder(folder)
     try:
         atomic_write(folder / "recipe.yaml", recipe.to_yaml())
         if fingerprint:
             atomic_write(folder / DATA, json.dumps({"fingerprint": fingerprint}))
+        if checked:
+            atomic_write(folder / CHECK, json.dumps(checked))
         sync(folder.parent)
     except OSError as error:
         raise unwritable(folder, error) from error

@@ -19,6 +19,8 @@ Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
 DATA = "data.json"
 """File with what is known of a run's data."""
+CHECK = "check.json"
+"""File with what a check of the same settings has measured."""
 LONGEST_NOTES = 10_000
 CANCELLED = "Cancelled. It can be resumed from its last checkpoint, or else from its first step."
 

@@ -70,11 +70,19 @@ class RunStore:
     def path(self) -> Path:
         return self.database.path
 
-    def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
+    def create(
+        self,
+        recipe: Recipe,
+        name: str = "",
+        begin: bool = False,
+        owner: str = "",
+        checked: dict[str, Any] | None = None,
+    ) -> Run:
         """Create a queued run with its folder; an empty name is replaced by the preset and the start of the id.
 
         Args:
             begin: mark the run as running in this process instead of queued.
+            checked: what a check of this recipe has measured; see `audit.checked_forecast`.
 
         Raises:
             StudioError: the name is invalid, or there is no space for the folder.
@@ -93,7 +101,7 @@ class RunStore:
             if begin:
                 _begin(db, run_id, os.getpid())
             # Before the commit, so that no list ever shows a run without a folder.
-            make_run_folder(self.home / "runs" / run_id, recipe, fingerprint)
+            make_run_folder(self.home / "runs" / run_id, recipe, fingerprint, checked)
         return self._recorded(run_id)
 
     def get(self, run_id: str, owner: str = "") -> Run:

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -111,14 +112,14 @@ class Jobs:
             self._thread.join()
         self._lock.release()
 
-    def start(self, recipe: Recipe, name: str = "", owner: str = "") -> Run:
-        """Add a new run to the end of the queue.
+    def start(self, recipe: Recipe, name: str = "", owner: str = "", checked: dict[str, Any] | None = None) -> Run:
+        """Add a new run to the end of the queue; `checked` is what a check of this recipe has measured.
 
         Raises:
             StudioError: the queue, the quota or the disk is full, or the store can't be written.
         """
         self._require_room(owner)
-        run = self.store.create(recipe, name, owner=owner)
+        run = self.store.create(recipe, name, owner=owner, checked=checked)
         self._wake.set()
         return run
 

@@ -81,6 +81,8 @@ class FinetuneHandlers(Owned):
         self.engine, self.jobs = engine, jobs
         self._started: OrderedDict[tuple[str, str], str] = OrderedDict()
         """Run ids by owner and ticket."""
+        self._checked: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        """What checks have measured, by owner and recipe as YAML."""
         self._starting = threading.Lock()
 
     def models(self) -> list[tuple[str, str]]:
@@ -165,6 +167,8 @@ class FinetuneHandlers(Owned):
             try:
                 for seconds, report in _beside(lambda cancel: run_json(command, cancel)):
                     waiting = card.waiting(audit_view.NAME, f"{text}: {seconds} s …", busy=True)
+                    if report is not None and not note:  # another run at the same time slows down what is measured
+                        self._keep_checked(recipe, report)
                     yield waiting if report is None else audit_view.shown(report, note)
             except StudioError as error:
                 yield card.card(audit_view.NAME, card.problem(str(error)))
@@ -177,11 +181,19 @@ class FinetuneHandlers(Owned):
         with self._starting:
             if recipe is None or key in self._started:
                 return self.jobs.store.get(self._started[key])
-            run = self.jobs.start(recipe, draft.name, self.owner)
+            checked = self._checked.get((self.owner, recipe.to_yaml()))
+            run = self.jobs.start(recipe, draft.name, self.owner, checked)
             self._started[key] = run.id
             while len(self._started) > TICKETS:
                 self._started.popitem(last=False)
             return run
+
+    def _keep_checked(self, recipe: Recipe, report: dict[str, Any]) -> None:
+        """Keep what a check has measured, so that a run with the same settings does not measure it again."""
+        checked = {"fingerprint": report["data"]["fingerprint"], "forecast": report["forecast"]}
+        self._checked[self.owner, recipe.to_yaml()] = checked
+        while len(self._checked) > TICKETS:
+            self._checked.popitem(last=False)
 
     def queued(self, run: Run) -> str:
         """Return the message for a run that was just started."""

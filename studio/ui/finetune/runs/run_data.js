@@ -12,6 +12,7 @@ const ADD = {
   routing: (data, step, values) => data.addRouting(step, values),
   sample: (data, step, values) => data.addSample(step, values),
   audit: (data, step, values) => data.addAudit(values),
+  preparing: (data, step, values) => data.addPreparing(values),
   warning: (data, step, values) => data.addWarning(values.message),
   resumed: (data, step, values) => (data.ranBefore += values.ran_s ?? 0),
 };
@@ -28,6 +29,7 @@ export class RunData {
     this.samples = new Map(); // answers by step, for each prompt
     this.sampledSteps = [];
     this.audit = this.gradients = this.logged = null;
+    this.preparing = null; // { parts, part, notes } until the first step
     this.warnings = [];
     this.ranBefore = 0; // seconds, until the run was resumed
   }
@@ -47,12 +49,21 @@ export class RunData {
     return this.ranBefore + (ended ?? (this.now || Date.now() / 1000)) - started;
   }
 
+  addPreparing({ part, parts, note }) {
+    if (!Array.isArray(parts)) return;
+    const notes = { ...this.preparing?.notes, [part]: note };
+    this.preparing = { parts: parts.map(String), part: String(part), notes };
+  }
+
   addLog(step, values) {
+    this.preparing = null;
     for (const name of LOGGED) this.addPoint(name, step, values[name]);
     this.logged = values;
   }
 
   addEvaluation(step, values) {
+    // The evaluation before training ends with the answers to the sample prompts.
+    if (this.preparing?.part === "baseline") this.preparing = { ...this.preparing, part: "samples" };
     for (const name of EVALUATED) this.addPoint(name, step, values[name]);
   }
 

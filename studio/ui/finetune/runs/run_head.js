@@ -5,6 +5,7 @@ import { formatNumber } from "../../common/numbers.js";
 import { DeleteDialog } from "./delete_dialog.js";
 import { EditForm } from "./edit_form.js";
 import { button } from "./pieces.js";
+import { Preparation } from "./preparation.js";
 import { isActive, ProgressBar, queuePlace, showState } from "./run_state.js";
 import { duration, timeOf } from "./times.js";
 
@@ -19,6 +20,7 @@ export class RunHead {
     this.source = el("p", { class: "rn-about" });
     this.notes = el("p", { class: "rn-notes" });
     this.edit = new EditForm((id, name, notes) => onAction("describe", id, { name, notes }));
+    this.preparation = new Preparation();
     this.message = el("p", { class: "rn-message" });
     this.figures = el("dl", { class: "rn-figures" });
     this.progress = new ProgressBar({
@@ -30,7 +32,8 @@ export class RunHead {
     this.root = el("div", { class: "rn-run-head" }, this.back,
       el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, this.title, this.edit.open, this.state),
         this.actions),
-      this.source, this.edit.root, this.notes, this.message, this.progress.root, this.figures, this.warnings);
+      this.source, this.edit.root, this.notes, this.message, this.preparation.root, this.progress.root, this.figures,
+      this.warnings);
   }
 
   show(data) {
@@ -42,6 +45,7 @@ export class RunHead {
     this.notes.hidden = !run.notes;
     this.edit.offer(run);
     this.showMessage(run);
+    this.preparation.show(data);
     this.progress.show(run, data.logged?.progress);
     this.showFigures(run, data);
     this.showActions(run);
@@ -94,7 +98,7 @@ function messageOf(run) {
   if (run.state === "queued") return `Waiting: ${queuePlace(run)}.`;
   if (run.state === "running" && run.cancel_requested) return "Stopping at the next step …";
   if (run.state !== "running" || run.message) return run.message;
-  return run.step ? "" : "Preparing: loading and measuring the model before the first step.";
+  return run.step ? "" : "Preparing the first step.";
 }
 
 function figuresOf(run, { logged, ran }) {

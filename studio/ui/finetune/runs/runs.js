@@ -29,6 +29,7 @@ class RunsPanel {
     this.trigger = trigger;
     this.opened = ""; // ids of runs
     this.deleted = "";
+    this.awaited = ""; // id of the opened run, until it has an adapter to export
     this.answered = new Set(); // runs that the server was asked about
     this.rows = new Map(); // all runs by id, from the list, latest first
     this.version = ""; // of the list
@@ -73,6 +74,7 @@ class RunsPanel {
     this.comparison.root.hidden = shown !== "comparison";
     this.gone.hidden = shown !== "gone" || !this.answered.has(this.opened) || this.isFast;
     if (shown === "run") this.page.show(data);
+    if (shown === "run") this.offerExport(data.row);
     if (shown === "comparison") this.comparison.show(this.compared);
   }
 
@@ -224,7 +226,13 @@ class RunsPanel {
     }
   }
 
-  // "open" again makes Python show the export box, because the run may not have had an adapter when it was opened.
+  // "open" again makes Python show the export box of a run that had no adapter when it was opened.
+  offerExport({ id, has_adapter: hasAdapter, state }) {
+    const isReady = hasAdapter && !isActive({ state });
+    if (isReady && this.awaited === id) this.trigger("open", { id });
+    this.awaited = isReady ? "" : id;
+  }
+
   async showExport(id) {
     this.trigger("open", { id });
     const box = () => document.getElementById("export-box");
