@@ -261,7 +261,8 @@ def test_the_heat_map_shows_every_evaluation(page: Page, site: Site):
     heat.locator("canvas").nth(1).focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
-    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {to_fixed(loads[1][1][1][1], 3)}")
+    share = to_fixed(loads[1][1][1][1], 3)
+    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, Feed-forward experts, group 1: {share}")
     heat.get_by_role("radio", name="change since the first").check()
     expect(heat.locator(".ch-ends")).to_contain_text("change in share")
 

@@ -213,7 +213,7 @@ class _Runs:
                 self.title = gr.HTML(elem_id="export-title", js_on_load=None)
                 kinds = [(title, kind) for kind, title in TITLES.items()]
                 self.kind = gr.Radio(kinds, value="adapter", label="Export format", elem_id="export-kind")
-                self.export = gr.Button("Export", elem_id="make-export")
+                self.export = gr.Button("Export", variant="primary", elem_id="make-export")
             self.result = gr.HTML("", elem_id="export-result", js_on_load=None)
             with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push-box"):
                 self._push()

@@ -81,7 +81,7 @@ export default class Tables {
 class VisibleRows {
   constructor({ box, table, body }, row) {
     Object.assign(this, { box, table, body, row, count: 0 });
-    [this.above, this.below] = [0, 1].map(() => el("tr", { "aria-hidden": "true" }, el("td", { colspan: "9" })));
+    [this.above, this.below] = [0, 1].map(() => el("tr", { "aria-hidden": "true" }, el("td")));
     const later = oncePerFrame();
     box.addEventListener("scroll", () => later(() => this.draw(this.count)));
   }
@@ -95,6 +95,7 @@ class VisibleRows {
     this.table.setAttribute("aria-rowcount", count + 1);
     const top = Math.floor(this.box.scrollTop / ROW_PX), inside = Math.ceil(this.box.clientHeight / ROW_PX);
     const first = Math.max(0, Math.min(top - BESIDE, count - inside)), end = Math.min(count, top + inside + BESIDE);
+    for (const each of [this.above, this.below]) each.firstChild.colSpan = this.table.tHead.rows[0].cells.length;
     this.above.firstChild.style.height = `${first * ROW_PX}px`;
     this.below.firstChild.style.height = `${(count - end) * ROW_PX}px`;
     const rows = Array.from({ length: Math.max(0, end - first) }, (_, i) => {

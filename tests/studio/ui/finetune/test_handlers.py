@@ -15,6 +15,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine
 from studio.backend.export import kept
 from studio.backend.recipe import Recipe
+from studio.backend.runs.run import CHECK
 from studio.backend.training import run as train
 from studio.backend.training.queue import Jobs
 from studio.errors import StudioError
@@ -184,6 +185,16 @@ def test_a_new_run_gets_the_settings_and_the_data_of_an_earlier_one(handlers, ho
     again, notice = handlers.again(local.id)
     assert again.upload == "" and again.source == OWN_FILE
     assert "the starter is used instead" in notice and "rows.csv is no longer stored" in notice
+
+
+def test_a_run_gets_what_a_check_of_its_settings_has_measured(handlers):
+    draft = draft_of(handlers, max_steps=2, precision="fp32")
+    report = {"data": {"fingerprint": "f"}, "forecast": {"steps": 2}}
+    handlers._keep_checked(draft.recipe([draft.settings["model"]]), report)
+    run = handlers.start(draft, "ticket")
+    assert json.loads((run.folder / CHECK).read_text()) == {"fingerprint": "f", "forecast": {"steps": 2}}
+    other = handlers.start(draft_of(handlers, max_steps=3, precision="fp32"), "another")
+    assert not (other.folder / CHECK).exists()
 
 
 def test_a_run_is_described(handlers):
