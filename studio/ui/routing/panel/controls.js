@@ -18,7 +18,8 @@ export class Controls {
     this.layer.addEventListener("input", () => panel.setLayer(Number(this.layer.value)));
     this.layerText = el("output", { class: "rp-layer-out" });
     const turn = (text, label, by) => {
-      const node = el("button", { type: "button", class: "ch-button", "aria-label": label, title: label }, text);
+      const look = { type: "button", class: "ch-button", tabindex: "-1", "aria-label": label, title: label };
+      const node = el("button", look, text); // the arrow keys of the slider do the same
       node.addEventListener("click", () => panel.setLayer(panel.settings.layer + by));
       return node;
     };
