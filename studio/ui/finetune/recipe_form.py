@@ -35,7 +35,7 @@ HELPS = {
     "(experts), attention experts only (moa), all, routers (router), or the relevant experts of your rows, ESFT (hot).",
 }
 """Help texts for the form where those of the recipe don't fit."""
-LONGEST = {"prompt": 1000, "sample_prompts": 16 * 1001, "probe_text": 10_000}
+LONGEST = {"prompt": 1000, "specialist": 1400, "sample_prompts": 16 * 1001, "probe_text": 10_000}
 
 
 class RecipeForm:
