@@ -20,7 +20,7 @@ ORDER = """
 errors registry
 jetmoe
 analysis
-backend.system backend.recipe_conflicts backend.recipe_file backend.settings
+backend.system backend.recipe_conflicts backend.recipe_file backend.recipe_labels backend.settings
 backend.recipe
 backend.hosting
 backend.models backend.runs

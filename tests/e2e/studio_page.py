@@ -223,4 +223,5 @@ class StudioPage:
         self.page.get_by_role("slider", name="Layer").fill(str(layer))
 
     def kind(self, name: str) -> Locator:
+        name = {"MoA": "Attention experts", "MoE": "Feed-forward experts"}[name]
         return self.page.locator("#routing").get_by_role("radio", name=name, exact=True)

@@ -222,7 +222,7 @@ def check_strip(chat: AdapterPage, base: RoutingTrace, trace: RoutingTrace, unit
     text = chat.difference.inner_text()
     start = f"{percent(shares.all)} of the strongest {names[unit]} differ from the base model, over all layers"
     assert text.startswith(start)
-    assert f"(MoA {percent(shares.by_kind['MoA'])}, MoE {percent(shares.by_kind['MoE'])})" in text
+    assert f"(Attention {percent(shares.by_kind['MoA'])}, Feed-forward {percent(shares.by_kind['MoE'])})" in text
 
 
 def check_cells(chat: AdapterPage, base: RoutingTrace, trace: RoutingTrace) -> None:

@@ -146,7 +146,8 @@ def test_the_map_names_chance_and_reads_values_by_keyboard(answered):
     studio.page.keyboard.press("ArrowDown")
     answer = trace[int(trace.is_prompt.sum()) :]
     share = to_fixed(load(answer, "group")[0, 1, 0], 3)
-    expect(studio.page.locator(".rp-expert_map .rp-line")).to_contain_text(f"Layer 0, MoE, copy 0: {share}")
+    value = studio.page.locator(".rp-expert_map .rp-line")
+    expect(value).to_contain_text(f"Layer 0, Feed-forward experts, copy 0: {share}")
 
 
 def test_a_long_prompt_arrives_complete(studio: StudioPage):

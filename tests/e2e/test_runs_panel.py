@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 from starlette.middleware import Middleware
 
+from studio.backend.recipe import Recipe
 from studio.backend.runs import views
 from studio.backend.runs.store import RunStore
 from studio.backend.runs.views import RunViews
@@ -54,6 +57,7 @@ class Site:
         with gr.Blocks(fill_width=True, analytics_enabled=False) as demo:
             panel = runs_panel()
             panel.act(heard("act"), queue=False)
+            panel.again(heard("again"), queue=False)
             panel.open(heard("open"), queue=False)
             show = gr.Button("Open from Python", elem_id="from-python")
             show.click(lambda: opened(self.runs["failed"].run.id), None, panel, queue=False)
@@ -149,8 +153,10 @@ def test_opening_is_in_the_address_and_python_hears_it(page: Page, site: Site):
 
 
 def test_buttons_are_there_where_they_apply_and_ask_python(page: Page, site: Site):
-    buttons = {"done": ["Chat with it", "Export", "Delete"], "failed": ["Resume", "Delete"], "running": ["Cancel"],
-               "cancelled": ["Chat with it", "Export", "Resume", "Delete"], "queued": ["Cancel", "Delete"]}  # fmt: skip
+    again = "New run from these settings"
+    buttons = {"done": ["Chat with it", "Export", again, "Delete"], "failed": ["Resume", again, "Delete"],
+               "running": ["Cancel", again], "cancelled": ["Chat with it", "Export", "Resume", again, "Delete"],
+               "queued": ["Cancel", again, "Delete"]}  # fmt: skip
     for name, texts in buttons.items():
         open_run(page, site, name)
         expect(page.locator(".rn-run-head .rn-actions button")).to_have_text(texts)
@@ -255,7 +261,8 @@ def test_the_heat_map_shows_every_evaluation(page: Page, site: Site):
     heat.locator("canvas").nth(1).focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
-    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, MoE, group 1: {to_fixed(loads[1][1][1][1], 3)}")
+    share = to_fixed(loads[1][1][1][1], 3)
+    expect(heat.locator(".rn-value")).to_contain_text(f"Layer 1, Feed-forward experts, group 1: {share}")
     heat.get_by_role("radio", name="change since the first").check()
     expect(heat.locator(".ch-ends")).to_contain_text("change in share")
 
@@ -345,16 +352,127 @@ def test_runs_are_compared(page: Page, site: Site):
     comparison = page.locator(".rn-comparison")
     expect(comparison.locator("h3")).to_have_text("Comparison of 3 runs")
     expect(comparison.locator('[data-chart="loss"] .ch-legend span')).to_have_text(names)
-    rank = comparison.locator("tr").filter(has=page.locator("th", has_text=re.compile("^r$")))
+    rank = comparison.locator("tr").filter(has=page.locator("th", has_text="LoRA rank"))
     expect(rank.locator("td")).to_have_text(["16", "16", "8"])
-    best = comparison.locator("tr", has_text="best_eval_loss").locator("td").all_text_contents()
+    best = comparison.locator("tr", has_text="Best held-out loss").locator("td").all_text_contents()
     known = [site.store.get(run_id).best_eval_loss for run_id in ids]
     assert [float(text) for text in best] == pytest.approx(known, rel=1e-3)
     rows = twin(comparison.locator('[data-chart="eval_loss"]'))
     assert [row[0] for row in rows] == ["0", "20", "40", "60", "80"]
+    answers = comparison.locator("tr", has=page.locator("th", has_text="Define: idiot")).locator("td")
+    expect(answers.first).to_contain_text("powerful tribe")
+    expect(answers.last).to_contain_text("elected")
+    page.goto(page.url)
+    expect(comparison.locator("h3")).to_have_text("Comparison of 3 runs")
+    expect(page.locator(".rn-items input:checked")).to_have_count(3)
     comparison.get_by_role("button", name="Close comparison").click()
     expect(comparison).to_be_hidden()
     expect(page.locator(".rn-items input:checked")).to_have_count(0)
+    assert "compare=" not in page.url
+
+
+def test_a_run_is_renamed_and_annotated(page: Page, site: Site):
+    toy = open_run(page, site, "cancelled")
+    site.told.clear()
+    page.get_by_role("button", name="Edit name and notes").click()
+    page.get_by_label("Name", exact=True).fill("stopped early")
+    page.get_by_label("Notes", exact=True).fill("The rate was <b>too</b> high.")
+    with page.expect_response("**/run/**"):
+        page.get_by_role("button", name="Save", exact=True).click()
+    sent = {"action": "describe", "id": toy.run.id, "name": "stopped early", "notes": "The rate was <b>too</b> high."}
+    assert site.told == [("act", sent)]
+    site.store.describe(toy.run.id, sent["name"], sent["notes"])
+    expect(page.locator(".rn-run h3")).to_have_text("stopped early")
+    expect(page.locator(".rn-notes")).to_have_text("The rate was <b>too</b> high.")
+    expect(row(page, "stopped early")).to_be_visible()
+    site.store.describe(toy.run.id, toy.run.name, "")
+
+
+def test_all_settings_are_shown(page: Page, site: Site, tmp_path: Path):
+    toy = open_run(page, site, "interrupted")
+    turn(page, "Setup")
+    settings = page.locator(".rn-settings")
+    recipe = toy.run.recipe()
+    expect(settings.locator("tbody tr")).to_have_count(len(asdict(recipe)))
+    rank = settings.locator("tr").filter(has=page.locator("th", has_text="LoRA rank"))
+    expect(rank.locator("td")).to_have_text(["8", "changed"])
+    settings.get_by_label("Only those that differ").check()
+    expect(settings.locator("tbody tr:visible")).to_have_count(3)
+    with page.expect_download() as download:
+        settings.get_by_role("button", name="Save as YAML").click()
+    download.value.save_as(tmp_path / "recipe.yaml")
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+
+
+def test_the_log_is_followed_filtered_and_downloaded(page: Page, site: Site):
+    toy = site.runs["logged"] = toy_run(site.store, "logged")
+    toy.run.log.write_text("".join(f"line {number}\n" for number in range(300)))
+    open_run(page, site, "logged")
+    turn(page, "Log")
+    log = page.get_by_role("log")
+    expect(log).to_contain_text("line 299")
+    with toy.run.log.open("a") as file:
+        file.write("loss <img src=x onerror=window.__p=1> 2.5\nunfinished")
+    expect(log).to_contain_text("<img src=x onerror=window.__p=1>")
+    expect(log).not_to_contain_text("unfinished")
+    page.get_by_label("Filter lines").fill("LOSS 2.5")
+    expect(log).to_have_text("loss <img src=x onerror=window.__p=1> 2.5")
+    expect(page.locator(".rn-log-tools")).to_contain_text("1 of 301 lines.")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download log").click()
+    assert Path(download.value.path()).read_text() == toy.run.log.read_text()
+
+
+def test_charts_are_saved(page: Page, site: Site):
+    toy = open_run(page, site, "done")
+    chart = chart_of(page, "loss")
+    expect(chart.locator(".ch-curve").first).to_have_attribute("d", re.compile("M.+L"))
+    files = {}
+    for kind in ("CSV", "SVG", "PNG"):
+        with page.expect_download() as download:
+            chart.get_by_role("button", name=f"Save Loss as {kind}").click()
+        assert download.value.suggested_filename == f"loss.{kind.lower()}"
+        files[kind] = Path(download.value.path()).read_bytes()
+    losses = {event.step: event.values["loss"] for event in toy.run.events.read() if event.kind == "log"}
+    rows = [line.split(",") for line in files["CSV"].decode().splitlines()]
+    assert rows[0] == ["Step", "training", "held-out"]
+    assert {int(step): float(loss) for step, loss, _ in rows[1:] if loss} == losses
+    drawing = ElementTree.fromstring(files["SVG"])
+    curves = [path for path in drawing.iter("{http://www.w3.org/2000/svg}path") if path.get("d")]
+    assert len(curves) >= 2 and all("var(" not in (path.get("stroke") or "") for path in curves)
+    assert files["PNG"].startswith(b"\x89PNG")
+
+
+def test_a_classifier_shows_accuracy_and_macro_f1(page: Page, site: Site):
+    toy = site.runs["classifier"] = toy_run(site.store, "classifier", task="classify")
+    for step, accuracy in ((0, 0.5), (20, 0.75), (40, 0.875)):
+        values = {"eval_loss": 1.0 - accuracy, "eval_accuracy": accuracy, "eval_macro_f1": accuracy - 0.125}
+        toy.run.events.append("eval", step, values)
+    open_run(page, site, "classifier")
+    assert twin(chart_of(page, "quality")) == [["0", "0.5", "0.375"], ["20", "0.75", "0.625"], ["40", "0.875", "0.75"]]
+
+
+def test_a_long_list_draws_what_is_visible(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(views, "READ_EVERY_S", 0.0)
+    long = Site(tmp_path)
+    for number in range(200):
+        toy_run(long.store, f"number-{number:03}", begin=False)
+    answers: list[int] = []
+    page.on("response", lambda answer: answers.append(len(answer.body())) if "watch/runs" in answer.url else None)
+    page.clock.install()
+    page.goto(long.url)
+    expect(page.locator(".rn-row-name").first).to_have_text("number-199")
+    assert page.locator(".rn-row").count() < 100
+    with page.expect_response("**/watch/runs*"):
+        page.clock.fast_forward(2000)
+    assert answers[-1] < 200 < 10_000 < answers[0], "only what has changed"
+    page.get_by_label("Search runs by name, model, data or state").fill("number-07")
+    expect(page.locator(".rn-row-name")).to_have_count(10)
+    page.get_by_label("Search runs by name, model, data or state").fill("")
+    for _ in range(10):
+        page.locator(".rn-row").last.scroll_into_view_if_needed()
+    expect(page.locator(".rn-row-name").last).to_have_text("number-000")
+    long.demo.close()
 
 
 def test_a_server_that_is_away_is_said_and_forgotten(page: Page, site: Site, browser: Browser):

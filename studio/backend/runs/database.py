@@ -18,7 +18,7 @@ from studio.errors import StudioError
 DATABASE = "runs.sqlite3"
 BUSY_S = 15.0
 SWITCHES = 100
-SCHEMA = 3
+SCHEMA = 4
 # A file that is deleted when the disk is full, so that runs can still be listed, cancelled and deleted.
 RESERVE = "reserve"
 RESERVE_BYTES, RESERVE_BLOCK = 2**20, 2**14
@@ -29,18 +29,19 @@ CREATE TABLE IF NOT EXISTS runs (
     created REAL NOT NULL, started REAL, ended REAL, pid INTEGER, pid_created REAL,
     step INTEGER NOT NULL DEFAULT 0, best_eval_loss REAL, message TEXT NOT NULL DEFAULT '',
     cancel_requested INTEGER NOT NULL DEFAULT 0, queued INTEGER NOT NULL DEFAULT 0,
-    owner TEXT NOT NULL DEFAULT '', shared INTEGER NOT NULL DEFAULT 0
+    owner TEXT NOT NULL DEFAULT '', shared INTEGER NOT NULL DEFAULT 0, notes TEXT NOT NULL DEFAULT ''
 );
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 COMMIT;
 """
-# Migrations by the version that they start from: version 1 has no queue order, version 2 has no owners.
+# Migrations by the version that they start from: version 1 has no queue order, version 2 no owners, version 3 no notes.
 CHANGES = {
     1: ("ALTER TABLE runs ADD COLUMN queued INTEGER NOT NULL DEFAULT 0", "UPDATE runs SET queued = rowid"),
     2: (
         "ALTER TABLE runs ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE runs ADD COLUMN shared INTEGER NOT NULL DEFAULT 0",
     ),
+    3: ("ALTER TABLE runs ADD COLUMN notes TEXT NOT NULL DEFAULT ''",),
 }
 
 

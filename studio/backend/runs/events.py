@@ -24,6 +24,7 @@ TrainKind = Literal[
     "routing",
     "sample",
     "audit",
+    "preparing",
     "reading",
     "warning",
     "resumed",
@@ -48,6 +49,7 @@ class TrainEvent:
         routing: the measured routing drift.
         sample: a sample prompt and its answer.
         audit: which parameters are trained, or which of them had a gradient.
+        preparing: a part of the preparation begins; `parts` has all of them in order, and `note` what is special.
         reading: how many rows have been read, to fit a head before training.
         warning: a sentence for the user; training continues.
         resumed: the run was queued again, to be resumed; `ran_s` has the seconds that it ran since it was started or

@@ -29,7 +29,7 @@ NUMBER = int | float | None
 RECORDED: dict[str, Any] = {
     "name": str, "model": str, "data": str, "state": str, "message": str, "created": int | float, "started": NUMBER,
     "ended": NUMBER, "pid": int | None, "pid_created": NUMBER, "queued": int, "cancel_requested": bool, "owner": str,
-    "shared": bool,
+    "shared": bool, "notes": str,
 }  # fmt: skip
 STATES = ("queued", "running", *get_args(Ending))
 LARGEST = 2**53
@@ -196,7 +196,13 @@ def row_of_folder(folder: Path) -> dict[str, Any] | None:
         events, ending = [], None
     if not run_id or not (found or recipe or events):
         return None
-    blank = dict.fromkeys(RECORDED) | {"owner": "", "shared": False, "queued": 0, "cancel_requested": False}
+    blank = dict.fromkeys(RECORDED) | {
+        "owner": "",
+        "shared": False,
+        "queued": 0,
+        "cancel_requested": False,
+        "notes": "",
+    }
     known = {"model": recipe.model, "data": recipe.data} if recipe else {"model": "", "data": ""}
     name = f"{recipe.preset if recipe else 'run'} {run_id[:8]}"
     row = blank | {"name": name, "created": folder.stat().st_mtime, "message": ""} | known | found

@@ -10,6 +10,9 @@ Exports are in the folder of their run, and classified files are uploads.
 from __future__ import annotations
 
 import os
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from studio.backend.hosting import demo
@@ -50,6 +53,19 @@ def require_room(store: RunStore, owner: str = "", more_bytes: int = 0) -> None:
             f"There is no room: your runs, uploads and adapters would use {own:.1f} GiB, and your part of the quota is "
             f"{quota * SHARE:g} GiB. {REMEDY}."
         )
+
+
+def delete_leftovers(home: Path, age_s: float = 0.0) -> None:
+    """Delete what exports and imports of a killed server left.
+
+    Args:
+        age_s: how long ago they were last changed, at least. A server that takes over the home may delete all of them;
+            later, another server may be writing some.
+    """
+    for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
+        with suppress(OSError):  # it was deleted meanwhile
+            if time.time() - folder.stat().st_mtime >= age_s:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def owned(store: RunStore, owner: str) -> list[Path]:

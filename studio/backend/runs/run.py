@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ Ending = Literal["done", "failed", "cancelled", "interrupted"]
 State = Literal["queued", "running"] | Ending
 DATA = "data.json"
 """File with what is known of a run's data."""
+CHECK = "check.json"
+"""File with what a check of the same settings has measured."""
+LONGEST_NOTES = 10_000
 CANCELLED = "Cancelled. It can be resumed from its last checkpoint, or else from its first step."
 
 
@@ -50,6 +54,8 @@ class Run:
     """Who may see and control the run; empty if it was created in a terminal or a single-user studio."""
     shared: bool
     """Whether others who have the run's id may view it."""
+    notes: str
+    """What its owner wrote about the run."""
 
     def is_of(self, owner: str) -> bool:
         """Return whether the run belongs to the owner; all runs belong to the empty owner."""
@@ -156,6 +162,17 @@ def checked_name(name: str, whose: str) -> str:
     if len(name) > 80 or not name.isprintable() or set(name) & set("/\\"):
         raise StudioError(f"{whose} name has up to 80 printable characters, without / and \\. Choose another name.")
     return name
+
+
+def checked_notes(notes: str) -> str:
+    """Return notes from user input, without spaces at the end and characters that a file can't hold.
+
+    Raises:
+        StudioError: the notes are too long.
+    """
+    if len(notes) > LONGEST_NOTES:
+        raise StudioError(f"Notes have up to {LONGEST_NOTES:,} characters; these have {len(notes):,}. Shorten them.")
+    return re.sub("[\0\ud800-\udfff]", "", notes).rstrip()
 
 
 def logged_ending(log: EventLog) -> tuple[Ending, str] | None:

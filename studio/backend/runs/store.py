@@ -16,7 +16,6 @@ Terminals and single-user studios use the empty owner, which sees all runs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -26,26 +25,26 @@ import time
 import uuid
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from studio.backend.recipe import Recipe
 from studio.backend.runs import recovery
-from studio.backend.runs.database import BUSY_S, Database, make_folder
+from studio.backend.runs.database import BUSY_S, Database
+from studio.backend.runs.folder import anchored, fingerprint_of, make_run_folder
 from studio.backend.runs.run import (
     CANCELLED,
-    DATA,
     Ending,
     Run,
     checked_name,
+    checked_notes,
     in_queue,
     is_alive,
     last_sign,
     process_created,
     recorded_outcome,
 )
-from studio.backend.system.files import atomic_write, make_private, sha256, sync, unwritable
+from studio.backend.system.files import unwritable
 from studio.backend.system.home import home
 from studio.errors import StudioError
 
@@ -72,19 +71,27 @@ class RunStore:
     def path(self) -> Path:
         return self.database.path
 
-    def create(self, recipe: Recipe, name: str = "", begin: bool = False, owner: str = "") -> Run:
+    def create(
+        self,
+        recipe: Recipe,
+        name: str = "",
+        begin: bool = False,
+        owner: str = "",
+        checked: dict[str, Any] | None = None,
+    ) -> Run:
         """Create a queued run with its folder; an empty name is replaced by the preset and the start of the id.
 
         Args:
             begin: mark the run as running in this process instead of queued.
+            checked: what a check of this recipe has measured; see `audit.checked_forecast`.
 
         Raises:
             StudioError: the name is invalid, or there is no space for the folder.
         """
         run_id = str(uuid.uuid4())
         name = checked_name(name, "A run's") or f"{recipe.preset} {run_id[:8]}"
-        recipe = _anchored(recipe)
-        fingerprint = _fingerprint(recipe)  # before the list is locked, because it takes time
+        recipe = anchored(recipe)
+        fingerprint = fingerprint_of(recipe)  # before the list is locked, because it takes time
         with self._open() as db:
             row = (run_id, name, recipe.model, recipe.data, time.time(), owner)
             db.execute(
@@ -95,7 +102,7 @@ class RunStore:
             if begin:
                 _begin(db, run_id, os.getpid())
             # Before the commit, so that no list ever shows a run without a folder.
-            _make_folder(self.home / "runs" / run_id, recipe, fingerprint)
+            make_run_folder(self.home / "runs" / run_id, recipe, fingerprint, checked)
         return self._recorded(run_id)
 
     def get(self, run_id: str, owner: str = "") -> Run:
@@ -277,6 +284,18 @@ class RunStore:
         self._write("UPDATE runs SET shared = ? WHERE id = ?", (shared, run_id))
         return self._recorded(run_id)
 
+    def describe(self, run_id: str, name: str, notes: str) -> Run:
+        """Store the name of a run and the notes on it.
+
+        Raises:
+            StudioError: the name is empty or invalid, the notes are too long, or the run no longer exists.
+        """
+        run_id, name, notes = self.get(run_id).id, checked_name(name, "A run's"), checked_notes(notes)
+        if not name:
+            raise StudioError("A run needs a name. Enter up to 80 characters.")
+        self._write("UPDATE runs SET name = ?, notes = ? WHERE id = ?", (name, notes, run_id))
+        return self._recorded(run_id)
+
     def transfer_owner(self, before: str, after: str) -> None:
         """Transfer all runs of one owner to another."""
         if self._write("UPDATE runs SET owner = ? WHERE owner = ?", (after, before)):
@@ -368,30 +387,3 @@ def _tell_resumed(run: Run, before: Run) -> None:
         run.events.append("resumed", run.step, {"ran_s": round(ran_s, 1)})
     except OSError as error:
         raise unwritable(run.folder, error) from error
-
-
-def _anchored(recipe: Recipe) -> Recipe:
-    """Make the data path absolute, because a run may be resumed from another folder."""
-    data = Path(recipe.data)
-    return replace(recipe, data=str(data.resolve())) if data.is_file() else recipe
-
-
-def _fingerprint(recipe: Recipe) -> str:
-    """Return the SHA-256 of the data file, to detect changes before the run starts; empty for other data."""
-    data = Path(recipe.data)
-    try:
-        return sha256(data) if data.is_file() else ""
-    except OSError as error:
-        raise StudioError(f"{data} can't be read ({error.strerror}). Check its permissions.") from error
-
-
-def _make_folder(folder: Path, recipe: Recipe, fingerprint: str) -> None:
-    make_folder(folder)
-    try:
-        make_private(folder.parent)
-        atomic_write(folder / "recipe.yaml", recipe.to_yaml())
-        if fingerprint:
-            atomic_write(folder / DATA, json.dumps({"fingerprint": fingerprint}))
-        sync(folder.parent)
-    except OSError as error:
-        raise unwritable(folder, error) from error

@@ -2,8 +2,11 @@
 
     views = RunViews(RunStore())
     views.listing(owner)["runs"][0]["state"]            # an owner's runs, latest first; the empty owner sees all
+    views.listing(owner, since=version)                 # only what has changed since an earlier answer
     views.events(run_id, after=120, owner=owner)["events"]      # the new events of one run
     views.comparison([first, second], owner)["settings"]
+    views.settings(run_id, owner)["sections"]           # all settings of a run
+    views.log(run_id, after=-1, owner=owner)["text"]    # the end of its log
 
 Another owner's run is treated as missing unless it is shared; then everybody who has its id can view it. The list, and
 the events of each run, are read from disk at most once a second, however many pages ask. A run that has ended is not
@@ -20,18 +23,22 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from jetmoe.adapters.files import CONFIG, is_classifier
-from studio.backend.recipe import Recipe
+from studio.backend.recipe import DEFAULTS, Recipe, sections
+from studio.backend.recipe_labels import label
 from studio.backend.runs.comparison import differences, side_by_side
 from studio.backend.runs.events import TrainEvent, figures
+from studio.backend.runs.log_file import read_log
 from studio.backend.runs.run import Run, data_name, file_name, in_queue
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
@@ -55,6 +62,12 @@ class _Seen(NamedTuple):
     runs: dict[str, Run]
     rows: dict[str, dict[str, Any]]
     notice: str = ""
+    version: int = 0
+    """The number of the last reading that found a change."""
+    changed: dict[str, int] = {}
+    """The version in which each row changed last."""
+    gone: dict[str, tuple[int, str]] = {}
+    """The version in which each deleted run was gone, and its owner."""
 
 
 class RunViews:
@@ -65,6 +78,8 @@ class RunViews:
         self._reading, self._remembering = threading.Lock(), threading.Lock()
         self._read_at = float("-inf")
         self._seen: _Seen | None = None
+        self._since = uuid.uuid4().hex[:8]
+        """The start of the versions of this object's answers: those of an earlier server are not comparable."""
         self._steps: dict[str, tuple[Run, int | None]] = {}
         self._histories: OrderedDict[str, _History] = OrderedDict()
 
@@ -82,14 +97,27 @@ class RunViews:
             if run := self._find(run_id)[0]:
                 self._history(run)
 
-    def listing(self, owner: str = "") -> dict[str, Any]:
-        """Return `{"runs": [row], "notice"}`, latest run first.
+    def listing(self, owner: str = "", since: str = "") -> dict[str, Any]:
+        """Return `{"runs": [row], "notice", "version", "whole", "gone": [id]}`, latest run first.
 
         If the list can't be read, the notice gives the reason and the rows are those read last.
+
+        Args:
+            since: the version of an earlier answer. The rows are those that have changed since then, and `gone` has
+                the ids of deleted runs; `whole` is false. All rows are returned if the version is unknown.
         """
         seen = self._refresh()
-        rows = [row for run_id, row in seen.rows.items() if seen.runs[run_id].is_of(owner)]
-        return {"runs": rows, "notice": seen.notice}
+        start, _, number = since.partition("-")
+        is_known = start == self._since and number.isdecimal()
+        after = int(number) if is_known else -1
+        rows = [
+            row for run_id, row in seen.rows.items() if seen.changed[run_id] > after and seen.runs[run_id].is_of(owner)
+        ]
+        gone = [run_id for run_id, (at, whose) in seen.gone.items() if is_known and at > after and owner in ("", whose)]
+        return {
+            "runs": rows, "notice": seen.notice, "version": f"{self._since}-{seen.version}", "whole": not is_known,
+            "gone": gone,
+        }  # fmt: skip
 
     def events(self, run_id: str, after: int = 0, owner: str = "") -> dict[str, Any]:
         """Return `{"run": row, "events": [{seq, step, kind, values}], "more", "now"}`.
@@ -106,15 +134,56 @@ class RunViews:
             {"seq": each.seq, "step": each.step, "kind": each.kind, "values": self._told(each)}
             for each in events[:EVENTS_A_CALL]
         ]
-        row = row | {"mine": run.is_of(owner), "has_owner": bool(owner)}
+        mine = run.is_of(owner)
+        row = row | {"mine": mine, "has_owner": bool(owner), "notes": run.notes if mine else ""}
         return {"run": row, "events": told, "more": len(events) > EVENTS_A_CALL, "now": time.time()}
 
     def comparison(self, run_ids: Sequence[str], owner: str = "") -> dict[str, Any]:
-        """Return the result of `comparison.compare`, or `{"error": sentence}`."""
+        """Return the result of `comparison.compare` with the labels of its names, or `{"error": sentence}`."""
         try:
             return self._compare(list(dict.fromkeys(run_ids)), owner)
         except StudioError as error:
             return {"error": str(error)}
+
+    def settings(self, run_id: str, owner: str = "") -> dict[str, Any]:
+        """Return all settings of a run that the owner may see, or `{"error": sentence}`.
+
+        Returns:
+            `{"sections": [{"title", "settings": [{name, label, value, default}]}], "yaml": text}`. `default` is whether
+            the value is the default.
+        """
+        try:
+            run = self._find(run_id)[0]
+            if run is None or not (run.shared or run.is_of(owner)):
+                raise StudioError("There is no such run. It may have been deleted.")
+            recipe = self._history(run).recipe()
+        except StudioError as error:
+            return {"error": self._without_home(str(error))}
+        shown = replace(recipe, data=data_name(recipe.data), model=_model_name(recipe.model))
+        return {"sections": [_section(title, names, shown) for title, names in sections().items()]} | {
+            "yaml": shown.to_yaml()
+        }
+
+    def log(self, run_id: str, after: int = -1, owner: str = "") -> dict[str, Any]:
+        """Return `{"text", "start", "next", "size"}` of a run's log; see `read_log`. Only its owner may read it."""
+        run = self._find(run_id)[0]
+        if run is None or not run.is_of(owner):
+            return {"error": "There is no such run, or you may not read its log."}
+        part = read_log(run.log, after, run.state not in ALIVE)
+        return part._asdict() | {"text": self._without_home(part.text)}
+
+    def whole_log(self, run_id: str, owner: str = "") -> Iterator[str] | None:
+        """Return the parts of a run's whole log, or None if the owner has no such run."""
+        run = self._find(run_id)[0]
+        if run is None or not run.is_of(owner):
+            return None
+        return self._parts(run)
+
+    def _parts(self, run: Run) -> Iterator[str]:
+        part = read_log(run.log, 0)
+        while part.text:
+            yield self._without_home(part.text)
+            part = read_log(run.log, part.next)
 
     def _compare(self, run_ids: list[str], owner: str) -> dict[str, Any]:
         found = [self._find(run_id)[0] for run_id in run_ids]
@@ -126,10 +195,12 @@ class RunViews:
         for name, shown in (("data", data_name), ("model", _model_name)):
             if name in settings:
                 settings[name] = {run_id: shown(value) for run_id, value in settings[name].items()}
+        latest = side_by_side({run_id: figures(history.after(0)) for run_id, history in histories.items()})
         return {
             "runs": [{"id": run.id, "name": run.name, "state": run.state} for run in runs],
             "settings": settings,
-            "figures": side_by_side({run_id: figures(history.after(0)) for run_id, history in histories.items()}),
+            "figures": latest,
+            "labels": {name: label(name) for name in [*settings, *latest]},
         }
 
     def _told(self, event: TrainEvent) -> dict[str, Any]:
@@ -175,7 +246,7 @@ class RunViews:
         with self._remembering:
             for run_id in self._histories.keys() - runs.keys():
                 del self._histories[run_id]
-        return _Seen(runs, {run.id: self._row(run, places.get(run.id, 0)) for run in runs.values()})
+        return _newer(before, runs, {run.id: self._row(run, places.get(run.id, 0)) for run in runs.values()})
 
     def _step_count(self, run: Run) -> int | None:
         before, steps = self._steps.get(run.id, (None, None))
@@ -243,6 +314,27 @@ class _History:
             assert self._run is not None, "refreshed before"
             self._recipe = self._recipe or self._run.recipe()
             return self._recipe
+
+
+def _newer(before: _Seen, runs: dict[str, Run], rows: dict[str, dict[str, Any]]) -> _Seen:
+    """Return the list as read now, with a new version if it has changed."""
+    new = [run_id for run_id, row in rows.items() if row != before.rows.get(run_id)]
+    gone = before.runs.keys() - runs.keys()
+    version = before.version + bool(new or gone)
+    changed = {run_id: before.changed.get(run_id, version) for run_id in rows} | dict.fromkeys(new, version)
+    lost = before.gone | {run_id: (version, before.runs[run_id].owner) for run_id in gone}
+    return _Seen(runs, rows, "", version, changed, lost)
+
+
+def _section(title: str, names: list[str], recipe: Recipe) -> dict[str, Any]:
+    values = {name: getattr(recipe, name) for name in names}
+    return {
+        "title": title,
+        "settings": [
+            {"name": name, "label": label(name), "value": value, "default": value == DEFAULTS[name]}
+            for name, value in values.items()
+        ],
+    }
 
 
 def _written(file: Path) -> int | None:

@@ -9,6 +9,7 @@ on a CPU, it is computed from what the trial saves for its backward pass.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
@@ -24,6 +25,7 @@ from studio.backend.data.labelled import shown
 from studio.backend.data.packing import in_batches, pad_id
 from studio.backend.data.rendering import Rendered, Span, preview
 from studio.backend.recipe import Recipe
+from studio.backend.runs.run import CHECK, Run
 from studio.backend.system.plan import available_memory
 from studio.backend.training import cpu_memory, fsdp, gpu_memory
 from studio.backend.training.fitted_head import rows_to_fit
@@ -33,8 +35,12 @@ TRIAL_STEPS = 3
 GIB = 2**30
 
 
-def audit_report(prepared: Prepared) -> dict[str, Any]:
-    """Return the rows of the audit, the warnings and the forecast as plain data."""
+def audit_report(prepared: Prepared, checked: dict[str, float] | None = None) -> dict[str, Any]:
+    """Return the rows of the audit, the warnings and the forecast as plain data.
+
+    Args:
+        checked: the forecast of an earlier report on the same run, which is then not measured again.
+    """
     rows = audit(prepared.model)
     total = sum(row.trained for row in rows)
     return {
@@ -44,8 +50,18 @@ def audit_report(prepared: Prepared) -> dict[str, Any]:
         "data": prepared.data.report(),
         "example": _example(prepared),
         "warnings": [*prepared.warnings, *_warnings(rows, prepared)],
-        "forecast": _forecast(prepared, total),
+        "forecast": checked or _forecast(prepared, total),
     }
+
+
+def checked_forecast(run: Run, prepared: Prepared) -> dict[str, float] | None:
+    """Return what a check of the run's settings has measured, or None if there was none on the same rows."""
+    try:
+        checked = json.loads((run.folder / CHECK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_same = isinstance(checked, dict) and checked.get("fingerprint") == prepared.data.dataset.fingerprint
+    return checked.get("forecast") if is_same else None
 
 
 def table(report: dict[str, Any]) -> str:

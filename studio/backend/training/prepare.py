@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -118,18 +118,28 @@ class Prepared:
         return head_loss(self.data.labels, self.model(**texts, use_cache=False).logits, batch["labels"])
 
 
-def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    progress: Progress = lambda fraction, text: None,
+    begin: Callable[[str], None] = lambda part: None,
+) -> Prepared:
     """Read the rows, load the model and add a new adapter.
+
+    Args:
+        begin: is called with the name of each part that begins: files, data and model.
 
     Raises:
         StudioError: the rows, the model or the settings can't be used; the message has the reason and a remedy.
     """
     fsdp.check(recipe)
+    begin("files")
     path = catalog.prepare(recipe.model, progress)
     adapter = _adapter_config(recipe, path)
     _check_length(recipe, path)
     tokenizer = AutoTokenizer.from_pretrained(path)
+    begin("data")
     data = prepare_data(recipe, tokenizer)
+    begin("model")
     base, precision = _load(recipe, path, progress, data.labels, pad_id(tokenizer))
     torch.manual_seed(recipe.seed)  # for the initial weights of the adapter
     model = _adapted(base, adapter)

@@ -13,15 +13,15 @@ process of a run continues, and the next server identifies it by its pid and sta
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,7 +30,7 @@ from studio.backend.hosting import demo
 from studio.backend.recipe import Recipe
 from studio.backend.runs.database import DamagedStore
 from studio.backend.runs.events import figures
-from studio.backend.runs.room import require_room
+from studio.backend.runs.room import delete_leftovers, require_room
 from studio.backend.runs.run import Ending, Run, recorded_outcome
 from studio.backend.runs.store import RunStore
 from studio.backend.system import process as child
@@ -117,8 +117,15 @@ class Jobs:
             self._thread.join()
         self._lock.release()
 
-    def start(self, recipe: Recipe, name: str = "", owner: str = "", address: str = "") -> Run:
-        """Add a new run to the end of the queue.
+    def start(
+        self,
+        recipe: Recipe,
+        name: str = "",
+        owner: str = "",
+        address: str = "",
+        checked: dict[str, Any] | None = None,
+    ) -> Run:
+        """Add a new run to the end of the queue; `checked` is what a check of this recipe has measured.
 
         Args:
             address: of the visitor, who may appear as several owners.
@@ -128,7 +135,7 @@ class Jobs:
         """
         with self._adding:
             self._require_room(owner, address)
-            run = self.store.create(recipe, name, owner=owner)
+            run = self.store.create(recipe, name, owner=owner, checked=checked)
             self._remember(run.id, address)
         self._wake.set()
         return run
@@ -282,7 +289,7 @@ class Jobs:
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_S
             clean(self.store)
-            _delete_leftovers(self.store.home, DAY_S)
+            delete_leftovers(self.store.home, DAY_S)
 
     def _require_alone(self) -> None:
         """Raise StudioError if a server on another machine uses this home, which the lock on the local disk misses.
@@ -311,7 +318,7 @@ class Jobs:
             self._lock.acquire(blocking=False)
         except Timeout:
             return False
-        _delete_leftovers(self.store.home)
+        delete_leftovers(self.store.home)
         return True
 
     def _begin(self, run: Run) -> None:
@@ -361,19 +368,6 @@ class Jobs:
 def _seconds_per_step(run: Run) -> float:
     """Return the mean time of a step, with evaluations; 0 before the first one is logged."""
     return figures(run.events.read()).get("step_s") or 0.0
-
-
-def _delete_leftovers(home: Path, age_s: float = 0.0) -> None:
-    """Delete what exports and imports of a killed server left.
-
-    Args:
-        age_s: how long ago they were last changed, at least. A server that takes over the home may delete all of them;
-            later, another server may be writing some.
-    """
-    for folder in (*home.glob("runs/*/exports/.*"), *home.glob("adapters/.*.part")):
-        with suppress(OSError):  # it was deleted meanwhile
-            if time.time() - folder.stat().st_mtime >= age_s:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent_end(run: Run, code: int) -> tuple[Ending, str]:

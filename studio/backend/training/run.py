@@ -9,7 +9,6 @@ Under `accelerate launch` every process calls the same function; only the first 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -33,17 +32,19 @@ from studio.backend.data.dataset import resolve, settings_of
 from studio.backend.models import catalog, placement
 from studio.backend.recipe import Recipe
 from studio.backend.runs.events import TrainEvent
-from studio.backend.runs.run import DATA, Ending, Run
+from studio.backend.runs.run import Ending, Run
 from studio.backend.runs.store import RunStore
-from studio.backend.system.files import atomic_write, is_full, publish, read_json, unwritable
+from studio.backend.system.files import is_full, publish, unwritable
 from studio.backend.system.progress import Progress
 from studio.backend.training import fitted_head, fsdp, head_evaluation
-from studio.backend.training.audit import audit_report, total_steps
+from studio.backend.training.audit import audit_report, checked_forecast, total_steps
 from studio.backend.training.callback import RunCallback
 from studio.backend.training.checkpoint import last_checkpoint, last_step
 from studio.backend.training.cpu_memory import require_memory
 from studio.backend.training.head_trainer import HeadTrainer, save_labels, trainer_class
-from studio.backend.training.prepare import Prepared, prepare, processes
+from studio.backend.training.prepare import prepare, processes
+from studio.backend.training.preparing import Preparing
+from studio.backend.training.same_data import require_same_data
 from studio.backend.training.trainer import load_adapter, load_best
 from studio.errors import StudioError
 
@@ -153,12 +154,13 @@ class _Training:
     def __init__(self, run: Run, store: RunStore, progress: Progress, show: Show, until: float) -> None:
         self.run, self.store = run, store
         self.recipe = run.recipe()
-        self.prepared = prepare(self.recipe, progress)
         self.is_main = processes().is_main_process
+        self.preparing = Preparing(run if self.is_main else None, self.recipe, show)
+        self.prepared = prepare(self.recipe, progress, self.preparing.begin)
         self.damaged: list[str] = []
         self.checkpoint = last_checkpoint(run, self.damaged.append)
         if self.is_main:
-            _same_data(run, self.prepared)
+            require_same_data(run, self.prepared)
         self.reporter = RunCallback(run, store, self.prepared, show, total_steps(self.prepared), until)
         self.fitted: fitted_head.FittedHead | None = None
         self.words: head_evaluation.Words | None = None
@@ -213,6 +215,7 @@ class _Training:
             if self.checkpoint is None:
                 self.reporter.warn("The head starts at random: only a run of one process fits it before training.")
             return True
+        self.preparing.begin("head")
         self.fitted = fitted_head.fit(self.prepared, self.run, self.reporter.keep_reading)
         if self.fitted is not None and self.checkpoint is None:
             self.fitted.use(self.prepared)
@@ -263,8 +266,10 @@ class _Training:
 
     def _audit(self) -> None:
         """Log the audit of the run before it starts."""
+        checked = checked_forecast(self.run, self.prepared)
+        self.preparing.begin("trial", "measured by Check" if checked else "")
         if self.is_main or fsdp.is_fsdp():
-            self.reporter.log_event("audit", audit_report(self.prepared))
+            self.reporter.log_event("audit", audit_report(self.prepared, checked))
         if fsdp.is_fsdp() and self.prepared.data.prompts:
             self.reporter.warn(
                 "The sample prompts are not answered with FSDP, because each token would gather all weights: try them "
@@ -277,8 +282,10 @@ class _Training:
             self.reporter.fitted(self.fitted.figures, self.recipe.method == "probe")
             self.reporter.evaluate_samples()
         elif self.prepared.data.held_out:
+            self.preparing.begin("baseline")
             self.trainer.evaluate()
         else:
+            self.preparing.begin("samples")
             self.reporter.evaluate_samples()
 
     def _save(self) -> None:
@@ -306,38 +313,6 @@ class _Training:
                 f"The adapter can't be written to {self.run.adapter} ({error}). Free some space and resume the run: "
                 "its last checkpoint is complete."
             ) from error
-
-
-def _same_data(run: Run, prepared: Prepared) -> None:
-    """Raise StudioError if the data file or the number of processes has changed since the run started."""
-    file, now = run.folder / DATA, prepared.data.report() | {"processes": processes().num_processes}
-    then = _read_data(file)
-    if then.get("processes", now["processes"]) != now["processes"]:
-        raise StudioError(
-            f"This run started on {then['processes']} processes and can't be resumed on {now['processes']}: use "
-            f"`accelerate launch --num_processes {then['processes']} ... -m studio runs resume {run.id[:8]}`."
-        )
-    if then.get("fingerprint", now["fingerprint"]) != now["fingerprint"]:
-        raise StudioError(
-            f"{now['file']} has changed since this run was created, so the run can't use it. Restore the old file, or "
-            "start a new run."
-        )
-    if "processes" not in then:
-        atomic_write(file, json.dumps(now))
-
-
-def _read_data(file: Path) -> dict[str, Any]:
-    """Return what is known of the data: its fingerprint when the run is queued, everything once it has started.
-
-    Raises:
-        StudioError: the file is damaged.
-    """
-    if not file.is_file():
-        return {}
-    known = read_json(file)
-    if known is None:
-        raise StudioError(f"{file} is damaged, so it is unknown whether the data has changed. Start a new run.")
-    return known
 
 
 def _agree(make: Callable[[], str]) -> str:

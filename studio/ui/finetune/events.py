@@ -72,8 +72,9 @@ class FinetuneEvents:
             lost = _problem_card(f"{error} The form starts with default values.")
         model = gr.update(choices=self.handlers.of(request).models(), value=draft.settings["model"])
         values = _controls(replace(draft, settings=draft.settings | {"model": model}))
-        # The runs panel itself opens a run named in the URL.
-        part = gr.Tabs(selected="runs") if request.query_params.get("run") else gr.skip()
+        # The runs panel itself opens the runs named in the URL.
+        shows_runs = request.query_params.get("run") or request.query_params.get("compare")
+        part = gr.Tabs(selected="runs") if shows_runs else gr.skip()
         seen, *columns = self.looked(request, draft)
         return [
             *values,
@@ -169,12 +170,26 @@ class FinetuneEvents:
 
     @shows_errors
     def act(self, request: gr.Request, event: gr.EventData) -> Iterator[None]:
-        handlers, action, run_id = self.handlers.of(request), str(event._data.get("action")), str(event._data.get("id"))
-        gr.Info(escape(handlers.act(action, run_id)))
+        handlers, sent = self.handlers.of(request), event._data
+        action, run_id = str(sent.get("action")), str(sent.get("id"))
+        if action == "describe":
+            message = handlers.describe(run_id, str(sent.get("name", "")), str(sent.get("notes", "")))
+        else:
+            message = handlers.act(action, run_id)
+        gr.Info(escape(message))
         yield
         if action == "resume":
             for _ in handlers.follow(run_id):
                 yield
+
+    @shows_errors
+    def again(self, request: gr.Request, event: gr.EventData) -> list[Any]:
+        """Open a form with the settings of a run."""
+        draft, notice = self.handlers.of(request).again(str(event._data.get("id", "")))
+        if notice:
+            gr.Warning(escape(notice))
+        filled = [*_controls(draft), *self.remembered(request, draft), *self.looked(request, draft)]
+        return [*filled, gr.Tabs(selected="new")]
 
     @shows_errors
     def export(self, request: gr.Request, run_id: str, kind: str) -> Iterator[str]:

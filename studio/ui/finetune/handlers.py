@@ -84,6 +84,8 @@ class FinetuneHandlers(Owned):
         self.engine, self.jobs = engine, jobs
         self._started: OrderedDict[tuple[str, str], str] = OrderedDict()
         """Run ids by owner and ticket."""
+        self._checked: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+        """What checks have measured, by owner and recipe as YAML."""
         self._starting = threading.Lock()
 
     def models(self) -> list[tuple[str, str]]:
@@ -133,11 +135,23 @@ class FinetuneHandlers(Owned):
             recipe = bundled_recipe(str(file)) if file in recipes() else Recipe.load(file)
         except StudioError as error:
             raise StudioError(str(error).replace(str(file), Path(file).name)) from error
-        notice = ""
-        if recipe.model not in self._model_ids():
-            notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
-            recipe = replace(recipe, model=catalog.STARTER.id)
+        recipe, notice = self._offered(recipe)
         return draft.loaded(recipe, str(file) if file in recipes() else ""), notice
+
+    def again(self, run_id: str) -> tuple[Draft, str]:
+        """Return a draft with the settings and the data of a run, and a notice if some of them are not available."""
+        run = self._run(run_id)
+        recipe, notice = self._offered(run.recipe())
+        draft, has_data = Draft(name=run.name).loaded(recipe).with_data_of(recipe, self.owner)
+        lost = "" if has_data else f"The file {run.data_name} is no longer stored here. Upload it again."
+        return draft, f"{notice} {lost}".strip()
+
+    def _offered(self, recipe: Recipe) -> tuple[Recipe, str]:
+        """Return the recipe, with the starter if its model is not offered, and a notice about that."""
+        if recipe.model in self._model_ids():
+            return recipe, ""
+        notice = f"The recipe's model {recipe.model[:80]!r} is not in the list; the starter is used instead."
+        return replace(recipe, model=catalog.STARTER.id), notice
 
     def check(self, draft: Draft) -> Iterator[str]:
         """Yield the progress and result of a dry run in a separate process; closing the iterator ends the process."""
@@ -146,9 +160,9 @@ class FinetuneHandlers(Owned):
             yield audit_view.lent(preview(recipe), recipe)
             return
         with self.jobs.paused() if demo.limits() else nullcontext():
-            yield from self._checked(recipe)
+            yield from self._trial(recipe)
 
-    def _checked(self, recipe: Recipe) -> Iterator[str]:
+    def _trial(self, recipe: Recipe) -> Iterator[str]:
         training = self.jobs.training()
         whose = "" if training is None else name_for(self.owner, training)
         note = f"{whose} is training at the same time, which slows down the measured steps." if whose else ""
@@ -160,6 +174,8 @@ class FinetuneHandlers(Owned):
             try:
                 for seconds, report in _beside(lambda cancel: run_json(command, cancel)):
                     waiting = card.waiting(audit_view.NAME, f"{text}: {seconds} s …", busy=True)
+                    if report is not None and not note:  # another run at the same time slows down what is measured
+                        self._keep_checked(recipe, report)
                     yield waiting if report is None else audit_view.shown(report, note)
             except StudioError as error:
                 yield card.card(audit_view.NAME, card.problem(str(error)))
@@ -172,11 +188,19 @@ class FinetuneHandlers(Owned):
         with self._starting:
             if recipe is None or key in self._started:
                 return self.jobs.store.get(self._started[key])
-            run = self.jobs.start(recipe, draft.name, self.owner, self.address)
+            checked = self._checked.get((self.owner, recipe.to_yaml()))
+            run = self.jobs.start(recipe, draft.name, self.owner, self.address, checked)
             self._started[key] = run.id
             while len(self._started) > TICKETS:
                 self._started.popitem(last=False)
             return run
+
+    def _keep_checked(self, recipe: Recipe, report: dict[str, Any]) -> None:
+        """Keep what a check has measured, so that a run with the same settings does not measure it again."""
+        checked = {"fingerprint": report["data"]["fingerprint"], "forecast": report["forecast"]}
+        self._checked[self.owner, recipe.to_yaml()] = checked
+        while len(self._checked) > TICKETS:
+            self._checked.popitem(last=False)
 
     def queued(self, run: Run) -> str:
         """Return the message for a run that was just started."""
@@ -216,6 +240,11 @@ class FinetuneHandlers(Owned):
         return recipe
 
     # --- existing runs
+
+    def describe(self, run_id: str, name: str, notes: str) -> str:
+        """Store the name of a run and the notes on it, and return a message about it."""
+        run = self.jobs.store.describe(self._run(run_id).id, name, notes)
+        return f"The name and the notes of “{run.name}” are saved."
 
     def act(self, action: str, run_id: str) -> str:
         """Cancel, resume, delete, share or unshare a run, and return a message about it."""

@@ -16,6 +16,7 @@ import gradio as gr
 from gradio.components import Component
 
 from studio.backend.recipe import CHOICES, DEFAULTS, PRESETS, RANGES, Recipe, sections
+from studio.backend.recipe_labels import LABELS, label
 from studio.backend.settings import field_help
 from studio.errors import StudioError
 
@@ -28,22 +29,13 @@ STEPS = {"learning_rate": 1e-5, "weight_decay": 0.01, "balance_loss": 0.001, "ma
     ("eval_share", "hot_share", "warmup_share"), 0.05
 )
 """Step sizes other than 1."""
-LABELS = {
-    "prompt": "Prompt around each text", "with_tfidf": "TF-IDF beside the head",
-    "preset": "Trained weights", "r": "LoRA rank",
-    "max_length": "Maximum row length in tokens",
-    "eval_share": "Held-out share", "lr_scheduler": "Learning rate schedule",
-    "warmup_share": "Warm-up share", "max_grad_norm": "Gradient clipping",
-    "sample_tokens": "Maximum sample length in tokens", "insist_on_router": "Train tied routers anyway",
-}  # fmt: skip
-"""Labels for settings with unclear names; the name, which messages and recipes use, follows in parentheses."""
 HELPS = {
     "model": "Base model to fine-tune. The starter needs no GPU.",
     "preset": "Weights that get an adapter: attention experts and key-value projection (attention), MLP experts "
     "(experts), attention experts only (moa), all, routers (router), or the relevant experts of your rows, ESFT (hot).",
 }
 """Help texts for the form where those of the recipe don't fit."""
-LONGEST = {"prompt": 1000, "specialist": 1200, "sample_prompts": 16 * 1001, "probe_text": 10_000}
+LONGEST = {"prompt": 1000, "specialist": 1400, "sample_prompts": 16 * 1001, "probe_text": 10_000}
 
 
 class RecipeForm:
@@ -129,4 +121,5 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _label(name: str) -> str:
-    return f"{LABELS[name]} ({name})" if name in LABELS else name.replace("_", " ").capitalize()
+    """Return the label of a setting, with its name in parentheses, which messages use, where they differ much."""
+    return f"{label(name)} ({name})" if name in LABELS else label(name)

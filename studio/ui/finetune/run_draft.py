@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +119,21 @@ class Draft:
         if recipe.format != "auto" or recipe.columns:
             draft = replace(draft, format=recipe.format, columns=recipe.columns)
         return replace(draft, encoding=recipe.encoding) if recipe.encoding != "auto" else draft
+
+    def with_data_of(self, recipe: Recipe, owner: str) -> tuple[Draft, bool]:
+        """Return the draft with a recipe's data, if the page offers it, and whether it does.
+
+        A page offers samples, data sets of the Hub and uploads of the owner. Other files of the server are left out.
+        """
+        if recipe.data in SAMPLES or hub_dataset.is_reference(recipe.data):
+            return self, True  # `loaded` has set it
+        file = Path(recipe.data)
+        upload, draft = file.parent.name, replace(self, source=OWN_FILE, upload="", file="")
+        try:
+            is_there = uploads.holds(file) and uploads.find(upload, owner) == file
+        except StudioError:
+            is_there = False
+        return (replace(draft, upload=upload, file=file.name[:80]), True) if is_there else (draft, False)
 
     @property
     def purpose(self) -> str:

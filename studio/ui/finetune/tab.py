@@ -197,34 +197,39 @@ def _wire_new_run(new: _NewRun, parts: gr.Tabs, runs: _Runs, events: FinetuneEve
     new.check.click(events.check, inputs, new.audit, **QUIET, concurrency_limit=1, concurrency_id="check")
     new.start.click(events.start, [new.ticket, *inputs], [new.ticket, parts, runs.panel], **QUIET, trigger_mode="once",
                     concurrency_limit=None)  # fmt: skip
+    runs.panel.again(events.again, None, [*everything, parts], **QUIET)
     browser.page().load(events.open_page, new.stored, [*everything, new.ticket, parts], **AT_ONCE)
 
 
 class _Runs:
+    """The export of the open run, and the runs panel below it."""
+
     def __init__(self) -> None:
         self.opened = gr.Textbox(visible="hidden")
-        self.panel = runs_panel()
         with gr.Column(visible=False, elem_id="export-box") as self.box:
-            self.title = gr.HTML(elem_id="export-title", js_on_load=None)
-            kinds = [(title, kind) for kind, title in TITLES.items()]
-            self.kind = gr.Radio(kinds, value="adapter", label="Export format", elem_id="export-kind")
-            with gr.Row(elem_classes="buttons"):
-                self.export = gr.Button("Export", elem_id="make-export")
+            with gr.Row(elem_id="export-bar"):
+                self.title = gr.HTML(elem_id="export-title", js_on_load=None)
+                kinds = [(title, kind) for kind, title in TITLES.items()]
+                self.kind = gr.Radio(kinds, value="adapter", label="Export format", elem_id="export-kind")
+                self.export = gr.Button("Export", variant="primary", elem_id="make-export")
             self.result = gr.HTML("", elem_id="export-result", js_on_load=None)
             with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push-box"):
-                self.place = gr.HTML("", elem_id="push-place", js_on_load=None)
-                with gr.Column(visible=False, elem_id="push-form") as self.form:
-                    self.repo = gr.Textbox(
-                        label="Repository", info="Created if it does not exist.", max_length=200,
-                        elem_id="push-repo",
-                    )  # fmt: skip
-                    self.public = gr.Checkbox(
-                        False, label="Public", info="Visible to everyone; otherwise only to you.", elem_id="push-public"
-                    )
-                    self.push_preview = gr.HTML("", elem_id="push-preview", js_on_load=None)
-                    with gr.Row(elem_classes="buttons"):
-                        self.push = gr.Button("Push adapter", elem_id="push")
-                    self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
+                self._push()
+        self.panel = runs_panel()
+
+    def _push(self) -> None:
+        self.place = gr.HTML("", elem_id="push-place", js_on_load=None)
+        with gr.Column(visible=False, elem_id="push-form") as self.form:
+            self.repo = gr.Textbox(
+                label="Repository", info="Created if it does not exist.", max_length=200, elem_id="push-repo"
+            )
+            self.public = gr.Checkbox(
+                False, label="Public", info="Visible to everyone; otherwise only to you.", elem_id="push-public"
+            )
+            self.push_preview = gr.HTML("", elem_id="push-preview", js_on_load=None)
+            with gr.Row(elem_classes="buttons"):
+                self.push = gr.Button("Push adapter", elem_id="push")
+            self.pushed = gr.HTML("", elem_id="push-result", js_on_load=None)
 
 
 def _wire_runs(runs: _Runs, parts: gr.Tabs, events: FinetuneEvents) -> None:

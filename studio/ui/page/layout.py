@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 TITLE = "JetMoE Studio"
 STORAGE = Path(__file__).with_name("storage.js")
-ADDRESSES = {"run": "finetune", "classifier": "classify"}
+ADDRESSES = {"run": "finetune", "compare": "finetune", "classifier": "classify"}
 """Query parameters of the page's URL, and the tabs they open."""
 HEADER = """<header class="masthead"><svg viewBox="0 0 40 40" aria-hidden="true"><g fill="none" stroke="currentColor"
 stroke-width="1.5" opacity=".35"><path d="M8 20 L20 8 L32 8 M8 20 L20 16 L32 16 M8 20 L20 24 L32 24 M8 20 L20 32 L32 32"

@@ -8,6 +8,7 @@ import { listenToPlot } from "./chart_input.js";
 import { Curve } from "./curve.js";
 import { NumberTable } from "./number_table.js";
 import { valueRange } from "./paths.js";
+import { saveButtons } from "./save_chart.js";
 import { createScale, linearTicks, logTicks } from "./scale.js";
 
 const LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 24;
@@ -43,7 +44,8 @@ export class LineChart {
     const heading = el("span", { class: "ch-title" }, this.title, unit && el("small", {}, ` ${unit}`));
     const look = `ch-chart${this.isLoss ? " ch-wide" : ""}`;
     this.root = el("figure", { class: look, "data-chart": this.name, hidden: "" },
-      el("figcaption", {}, heading, this.step), this.legend, this.plot, this.table.root);
+      el("figcaption", {}, heading, this.step), this.legend, this.plot,
+      el("div", { class: "ch-below" }, this.table.root, saveButtons(this)));
   }
 
   // `series` are { name, colour, points: { x, y }, isMarked }. The table is refilled if `version` changes.

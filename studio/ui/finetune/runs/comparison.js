@@ -1,9 +1,10 @@
-// A comparison of runs: their curves in one chart, the settings that differ, and their figures.
+// A comparison of runs: their curves in one chart, their answers, the settings that differ, and their figures.
 
 import { Board } from "../../common/charts/board.js";
 import { el, setText } from "../../common/dom.js";
 import { formatNumber } from "../../common/numbers.js";
 import { columnHeads, scrollTable, tableRow } from "../../common/tables.js";
+import { settingText } from "./run_settings.js";
 import { button, hint, SERIES_COLOURS } from "./pieces.js";
 import { fetchRuns } from "./poll.js";
 
@@ -17,6 +18,8 @@ export class Comparison {
     this.board = new Board();
     this.loss = this.board.add({ name: "loss", title: "Loss", isLoss: true });
     this.evalLoss = this.board.add({ name: "eval_loss", title: "Held-out loss", isLoss: true });
+    this.accuracy = this.board.add({ name: "eval_accuracy", title: "Held-out accuracy" });
+    this.macroF1 = this.board.add({ name: "eval_macro_f1", title: "Held-out macro-F1" });
     this.ids = ""; // of the shown runs
     this.answer = null; // the server's comparison
     this.askedKey = this.shownKey = "";
@@ -44,6 +47,8 @@ export class Comparison {
       ({ name: names[i], colour: SERIES_COLOURS[i], points: data.series[series], isMarked }));
     this.loss.show(curves("loss", false), version);
     this.evalLoss.show(curves("eval_loss", true), version);
+    this.accuracy.show(curves("eval_accuracy", true), version);
+    this.macroF1.show(curves("eval_macro_f1", true), version);
     this.showTables(runs, names);
   }
 
@@ -64,10 +69,11 @@ export class Comparison {
     }
     this.error.hidden = !answer.error;
     setText(this.error, answer.error ?? "");
-    const key = JSON.stringify([answer, names]);
+    const answers = lastAnswers(runs), key = JSON.stringify([answer, names, answers]);
     if (key === this.shownKey) return;
     this.shownKey = key;
-    this.tables.replaceChildren(...(answer.error ? [] : [settingsTable(answer, names), figuresTable(answer, names)]));
+    const tables = () => [settingsTable(answer, names), figuresTable(answer, names), ...answersTable(answers, names)];
+    this.tables.replaceChildren(...(answer.error ? [] : tables()));
   }
 }
 
@@ -84,9 +90,18 @@ function settingsTable(answer, names) {
   return el("div", {}, el("h4", {}, "Settings"), hint("All settings are the same."));
 }
 
-function settingText(value) {
-  if (value === null) return "–";
-  return typeof value === "string" ? value || "empty" : JSON.stringify(value);
+// Returns for each sample prompt the last answer of each run, or null: `[[prompt, [answer]]]`.
+export function lastAnswers(runs) {
+  const prompts = [...new Set(runs.flatMap(({ samples }) => [...samples.keys()]))];
+  const last = ({ samples }, prompt) => [...(samples.get(prompt) ?? [])].sort(([a], [b]) => a - b).at(-1)?.[1] ?? null;
+  return prompts.map((prompt) => [prompt, runs.map((run) => last(run, prompt))]);
+}
+
+function answersTable(answers, names) {
+  if (!answers.length) return [];
+  const rows = answers.map(([prompt, texts]) => tableRow(prompt, texts.map((text) => text ?? "not answered")));
+  const table = scrollTable("Last answers", [...columnHeads(["Prompt"]), ...runHeads(names)], el("tbody", {}, ...rows));
+  return [el("div", { class: "rn-side rn-samples" }, el("h4", {}, "Last answers"), table)];
 }
 
 function figuresTable(answer, names) {
@@ -99,9 +114,16 @@ function figuresTable(answer, names) {
 
 // `rows` are pairs of a name and the values by run id; `text` formats a value.
 function comparisonTable(heading, answer, names, rows, text) {
-  const heads = names.map((name, i) =>
-    el("th", { scope: "col", style: `--c: ${SERIES_COLOURS[i]}` }, el("i", { "aria-hidden": "true" }), name));
-  const lines = rows.map(([name, values]) => tableRow(name, answer.runs.map((run) => text(values[run.id] ?? null))));
-  const table = scrollTable(heading, [...columnHeads(["Name"]), ...heads], el("tbody", {}, ...lines));
+  const lines = rows.map(([name, values]) => {
+    const line = tableRow(answer.labels[name] ?? name, answer.runs.map((run) => text(values[run.id] ?? null)));
+    line.title = name;
+    return line;
+  });
+  const table = scrollTable(heading, [...columnHeads(["Name"]), ...runHeads(names)], el("tbody", {}, ...lines));
   return el("div", { class: "rn-side" }, el("h4", {}, heading), table);
+}
+
+function runHeads(names) {
+  return names.map((name, i) =>
+    el("th", { scope: "col", style: `--c: ${SERIES_COLOURS[i]}` }, el("i", { "aria-hidden": "true" }), name));
 }

@@ -4,6 +4,7 @@ import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
 import { diverging, gradient, lastLabel, lastLoad, sequential } from "../../common/charts/palette.js";
 import { el, isDark, setText, watchTheme } from "../../common/dom.js";
 import { formatNumber } from "../../common/numbers.js";
+import { kindName, shortKindName } from "../../common/router_kinds.js";
 import { Segments } from "../../common/segments.js";
 import { columnHeads, scrollTable, tableRow } from "../../common/tables.js";
 
@@ -52,7 +53,7 @@ export class RoutingLoad {
     this.slider.max = String(usable.length - 1);
     if (isFollowing) this.slider.value = this.slider.max;
     const names = usable.at(-1).values.kinds, key = names.join("\n");
-    if (key !== this.kinds) this.maps.build(names);
+    if (key !== this.kinds) this.maps.build(names.map(kindName));
     this.kinds = key;
     if (isNew || isFollowing) this.draw();
   }
@@ -111,7 +112,7 @@ export class RoutingLoad {
 
   label(n) {
     const { step, values: { load, kinds } } = this.shown;
-    return `${kinds[n]}: load of ${load.length} layers by ${this.units} ${this.unitName}s at step ${step}. ` +
+    return `${kindName(kinds[n])}: load of ${load.length} layers by ${this.units} ${this.unitName}s at step ${step}. ` +
       "Arrow keys move a cursor; the table below has the numbers.";
   }
 
@@ -131,7 +132,7 @@ export class RoutingLoad {
     }
     const { map, layer, unit } = cursor;
     const [now, first] = [this.shown, this.routings[0]].map((routing) => shareIn(routing, layer, map, unit).toFixed(3));
-    const cell = `Layer ${layer}, ${this.shown.values.kinds[map]}, ${this.unitName} ${unit}`;
+    const cell = `Layer ${layer}, ${kindName(this.shown.values.kinds[map])}, ${this.unitName} ${unit}`;
     setText(this.value, `${cell}: ${now}, ${first} at the first evaluation`);
   }
 
@@ -139,7 +140,8 @@ export class RoutingLoad {
     if (!this.table.open || !this.routings.length || this.listed === this.shown) return;
     this.listed = this.shown;
     const { load, kinds } = this.shown.values;
-    const names = kinds.flatMap((kind) => Array.from({ length: this.units }, (_, unit) => `${kind} ${unit}`));
+    const units = Array.from({ length: this.units }, (_, unit) => unit);
+    const names = kinds.flatMap((kind) => units.map((unit) => `${shortKindName(kind)} ${unit}`));
     setText(this.caption, `Load by layer at step ${this.shown.step}`);
     this.head.replaceChildren(...columnHeads(["Layer", ...names]));
     this.body.replaceChildren(...load.map((units, l) => tableRow(String(l), units.flat().map(String))));

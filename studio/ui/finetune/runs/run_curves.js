@@ -9,6 +9,14 @@ import { isActive } from "./run_state.js";
 const TRAINING = [
   { name: "loss", title: "Loss", isLoss: true, series: [["loss", "training", 0], ["eval_loss", "held-out", 5, true]] },
   {
+    name: "quality", title: "Held-out quality",
+    series: [["eval_accuracy", "accuracy", 0, true], ["eval_macro_f1", "macro-F1", 3, true]],
+  },
+  {
+    name: "error", title: "Held-out error", startsAtZero: true,
+    series: [["eval_mean_absolute_error", "mean absolute error", 5, true]],
+  },
+  {
     name: "learning_rate", title: "Learning rate", startsAtZero: true,
     series: [["learning_rate", "learning rate", 0]],
   },

@@ -3,6 +3,8 @@
 import { compareNumbers } from "../../common/numbers.js";
 
 const LOGGED = ["loss", "learning_rate", "grad_norm", "tok_s", "memory_gib"];
+// Held-out figures: those of a classifier depend on its task.
+const EVALUATED = ["eval_loss", "eval_accuracy", "eval_macro_f1", "eval_mean_absolute_error"];
 const ROUTED = ["flip_rate", "js", "load_shift", "entropy"];
 const ADD = {
   log: (data, step, values) => data.addLog(step, values),
@@ -10,6 +12,7 @@ const ADD = {
   routing: (data, step, values) => data.addRouting(step, values),
   sample: (data, step, values) => data.addSample(step, values),
   audit: (data, step, values) => data.addAudit(values),
+  preparing: (data, step, values) => data.addPreparing(values),
   warning: (data, step, values) => data.addWarning(values.message),
   resumed: (data, step, values) => (data.ranBefore += values.ran_s ?? 0),
 };
@@ -21,11 +24,12 @@ export class RunData {
     this.now = 0; // the server's time
     this.lastSeq = 0;
     this.version = 0; // changes when points are removed
-    this.series = Object.fromEntries([...LOGGED, "eval_loss", ...ROUTED].map((name) => [name, { x: [], y: [] }]));
+    this.series = Object.fromEntries([...LOGGED, ...EVALUATED, ...ROUTED].map((name) => [name, { x: [], y: [] }]));
     this.routings = []; // { step, values }
     this.samples = new Map(); // answers by step, for each prompt
     this.sampledSteps = [];
     this.audit = this.gradients = this.logged = null;
+    this.preparing = null; // { parts, part, notes } until the first step
     this.warnings = [];
     this.ranBefore = 0; // seconds, until the run was resumed
   }
@@ -45,13 +49,22 @@ export class RunData {
     return this.ranBefore + (ended ?? (this.now || Date.now() / 1000)) - started;
   }
 
+  addPreparing({ part, parts, note }) {
+    if (!Array.isArray(parts)) return;
+    const notes = { ...this.preparing?.notes, [part]: note };
+    this.preparing = { parts: parts.map(String), part: String(part), notes };
+  }
+
   addLog(step, values) {
+    this.preparing = null;
     for (const name of LOGGED) this.addPoint(name, step, values[name]);
     this.logged = values;
   }
 
   addEvaluation(step, values) {
-    this.addPoint("eval_loss", step, values.eval_loss);
+    // The evaluation before training ends with the answers to the sample prompts.
+    if (this.preparing?.part === "baseline") this.preparing = { ...this.preparing, part: "samples" };
+    for (const name of EVALUATED) this.addPoint(name, step, values[name]);
   }
 
   addRouting(step, values) {

@@ -3,7 +3,9 @@
 import { el, setText } from "../../common/dom.js";
 import { formatNumber } from "../../common/numbers.js";
 import { DeleteDialog } from "./delete_dialog.js";
+import { EditForm } from "./edit_form.js";
 import { button } from "./pieces.js";
+import { Preparation } from "./preparation.js";
 import { isActive, ProgressBar, queuePlace, showState } from "./run_state.js";
 import { duration, timeOf } from "./times.js";
 
@@ -16,6 +18,9 @@ export class RunHead {
     this.title = el("h3");
     this.state = el("span", { class: "rn-state" });
     this.source = el("p", { class: "rn-about" });
+    this.notes = el("p", { class: "rn-notes" });
+    this.edit = new EditForm((id, name, notes) => onAction("describe", id, { name, notes }));
+    this.preparation = new Preparation();
     this.message = el("p", { class: "rn-message" });
     this.figures = el("dl", { class: "rn-figures" });
     this.progress = new ProgressBar({
@@ -25,8 +30,10 @@ export class RunHead {
     this.warnings = el("ul", { class: "rn-warnings", "aria-label": "Warnings" });
     this.shownActions = this.shownWarnings = "";
     this.root = el("div", { class: "rn-run-head" }, this.back,
-      el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, this.title, this.state), this.actions),
-      this.source, this.message, this.progress.root, this.figures, this.warnings);
+      el("div", { class: "rn-head" }, el("div", { class: "rn-name" }, this.title, this.edit.open, this.state),
+        this.actions),
+      this.source, this.edit.root, this.notes, this.message, this.preparation.root, this.progress.root, this.figures,
+      this.warnings);
   }
 
   show(data) {
@@ -34,7 +41,11 @@ export class RunHead {
     setText(this.title, run.name);
     showState(this.state, run);
     setText(this.source, [run.model, run.data, `created ${timeOf(run.created)}`].join(" · "));
+    setText(this.notes, run.notes ?? "");
+    this.notes.hidden = !run.notes;
+    this.edit.offer(run);
     this.showMessage(run);
+    this.preparation.show(data);
     this.progress.show(run, data.logged?.progress);
     this.showFigures(run, data);
     this.showActions(run);
@@ -87,7 +98,7 @@ function messageOf(run) {
   if (run.state === "queued") return `Waiting: ${queuePlace(run)}.`;
   if (run.state === "running" && run.cancel_requested) return "Stopping at the next step …";
   if (run.state !== "running" || run.message) return run.message;
-  return run.step ? "" : "Preparing: loading and measuring the model before the first step.";
+  return run.step ? "" : "Preparing the first step.";
 }
 
 function figuresOf(run, { logged, ran }) {
@@ -114,6 +125,7 @@ function actionsOf(run) {
     ["export", "Export", isUsable],
     ["resume", "Resume", canResume],
     ["cancel", "Cancel", isActive(run) && !run.cancel_requested],
+    ["again", "New run from these settings", run.folder_exists],
     ["share", "Share", run.has_owner && !run.shared],
     ["unshare", "Stop sharing", run.has_owner && run.shared],
     ["delete", "Delete", run.state !== "running", "rn-risky"],

@@ -1,4 +1,5 @@
-// The list of runs: search, filter, open, and select for comparison. Row nodes are reused when their values change.
+// The list of runs: search, filter, open, and select for comparison. Only rows down to the visible ones have nodes,
+// which are reused when their values change.
 
 import { el } from "../../common/dom.js";
 import { emptyChart, hint, SERIES_COLOURS } from "./pieces.js";
@@ -7,16 +8,20 @@ import { STATES } from "./run_state.js";
 
 // Each compared run needs its own colour.
 const MOST_COMPARED = SERIES_COLOURS.length;
+const ROWS = 40; // that are added when the end of the list comes into view
 
 export class RunList {
   constructor(onOpen, onSelect) {
     Object.assign(this, { onOpen, onSelect });
     this.runs = [];
-    this.rows = new Map(); // RunRow by id
+    this.rows = new Map(); // RunRow by id, of the rows that have nodes
+    this.limit = ROWS;
     this.opened = "";
     this.selectedIds = new Set(); // for comparison
     this.tools = this.buildTools();
     this.items = el("ul", { class: "rn-items" });
+    this.end = el("li", { class: "rn-end", "aria-hidden": "true" });
+    new IntersectionObserver((entries) => entries.at(-1).isIntersecting && this.showMore()).observe(this.end);
     this.noMatch = el("p", { class: "rn-none", hidden: "" }, "No matching runs. Change the search or the filter.");
     this.empty = el("div", { class: "rn-empty" }, emptyChart(),
       el("p", {}, "No runs yet. Choose data under “New run” and click “Start run”."));
@@ -40,45 +45,59 @@ export class RunList {
 
   show(runs) {
     this.runs = runs;
-    this.removeGone();
-    runs.forEach((run, index) => {
+    this.empty.hidden = runs.length > 0;
+    this.tools.hidden = !runs.length;
+    this.compareHint.hidden = runs.length < 2;
+    const ids = new Set(runs.map((run) => run.id));
+    if (runs.length) this.selectedIds.forEach((id) => ids.has(id) || this.selectedIds.delete(id));
+    this.draw();
+  }
+
+  filter() {
+    this.limit = ROWS;
+    this.items.scrollTop = 0;
+    this.draw();
+  }
+
+  showMore() {
+    if (this.limit >= this.runs.length) return;
+    this.limit += ROWS;
+    this.draw();
+  }
+
+  draw() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean), state = this.state.value;
+    const matches = this.runs.filter((run) => (!state || run.state === state) && hasWords(run, words));
+    const shown = matches.slice(0, this.limit), ids = new Set(shown.map((run) => run.id));
+    for (const [id, row] of this.rows) if (!ids.has(id)) this.removeRow(id, row);
+    shown.forEach((run, index) => {
       if (!this.rows.has(run.id)) this.rows.set(run.id, this.addRow(run.id));
       const row = this.rows.get(run.id);
       row.show(run, run.id === this.opened);
       const there = this.items.children[index] ?? null;
       if (there !== row.root) this.items.insertBefore(row.root, there);
     });
-    this.empty.hidden = runs.length > 0;
-    this.tools.hidden = !runs.length;
-    this.compareHint.hidden = runs.length < 2;
-    this.filter();
+    if (shown.length < matches.length) this.items.append(this.end);
+    else this.end.remove();
+    this.noMatch.hidden = matches.length > 0 || !this.runs.length;
+    this.limitSelection();
   }
 
   addRow(id) {
-    return new RunRow(id, () => this.onOpen(id), (isSelected) => this.select(id, isSelected));
+    const row = new RunRow(id, () => this.onOpen(id), (isSelected) => this.select(id, isSelected));
+    row.checkbox.checked = this.selectedIds.has(id);
+    return row;
   }
 
-  removeGone() {
-    const ids = new Set(this.runs.map((run) => run.id));
-    for (const [id, row] of this.rows) {
-      if (ids.has(id)) continue;
-      row.root.remove();
-      this.rows.delete(id);
-      this.selectedIds.delete(id);
-    }
+  removeRow(id, row) {
+    row.root.remove();
+    this.rows.delete(id);
   }
 
-  filter() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let matches = 0;
-    for (const run of this.runs) {
-      const text = [run.name, run.model, run.data, run.state, STATES[run.state]].join(" ").toLowerCase();
-      const isInState = !this.state.value || run.state === this.state.value;
-      const isMatch = isInState && words.every((word) => text.includes(word));
-      this.rows.get(run.id).root.hidden = !isMatch;
-      matches += isMatch;
-    }
-    this.noMatch.hidden = matches > 0 || !this.runs.length;
+  // Selects runs for comparison.
+  choose(ids) {
+    this.selectedIds = new Set(ids.slice(0, MOST_COMPARED));
+    for (const [id, row] of this.rows) row.checkbox.checked = this.selectedIds.has(id);
   }
 
   select(id, isSelected) {
@@ -113,4 +132,18 @@ export class RunList {
   focus(id) {
     this.rows.get(id)?.button.focus();
   }
+}
+
+function hasWords(run, words) {
+  const text = [run.name, run.model, run.data, run.state, STATES[run.state]].join(" ").toLowerCase();
+  return words.every((word) => text.includes(word));
+}
+
+// Returns all runs, latest first, from those that were known and an answer with the rows that have changed.
+export function mergedRuns(known, { runs, gone, whole }) {
+  if (whole) return runs;
+  if (!runs.length && !gone.length) return known;
+  const changed = new Map(runs.map((run) => [run.id, run])), before = new Set(known.map((run) => run.id));
+  const kept = known.filter((run) => !gone.includes(run.id)).map((run) => changed.get(run.id) ?? run);
+  return [...runs.filter((run) => !before.has(run.id)), ...kept];
 }

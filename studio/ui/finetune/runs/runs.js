@@ -1,12 +1,12 @@
 // The panel of training runs: the list, the open run, the comparison, and the polling that updates them.
 
 import { el, setText } from "../../common/dom.js";
-import { addressOf, runOf } from "./address.js";
+import { addressOf, comparedOf, runOf, setAddress } from "./address.js";
 import { Comparison } from "./comparison.js";
 import { emptyChart } from "./pieces.js";
 import { fetchRuns, Poll } from "./poll.js";
 import { RunData } from "./run_data.js";
-import { RunList } from "./run_list.js";
+import { mergedRuns, RunList } from "./run_list.js";
 import { RunPage } from "./run_page.js";
 import { isActive, STATES } from "./run_state.js";
 
@@ -20,7 +20,7 @@ export function mount({ element, props, trigger, watch }) {
   const openByValue = () => props.value && panel.openSoon(JSON.parse(props.value).open);
   watch("value", openByValue);
   openByValue();
-  if (!panel.opened) panel.open(runOf(location.href));
+  if (!panel.opened) panel.openAddress(location.href);
   panel.show();
 }
 
@@ -29,8 +29,10 @@ class RunsPanel {
     this.trigger = trigger;
     this.opened = ""; // ids of runs
     this.deleted = "";
+    this.awaited = ""; // id of the opened run, until it has an adapter to export
     this.answered = new Set(); // runs that the server was asked about
-    this.rows = new Map(); // all runs by id, from the list
+    this.rows = new Map(); // all runs by id, from the list, latest first
+    this.version = ""; // of the list
     this.data = new Map(); // RunData of opened and compared runs by id
     this.listedAt = this.fastUntil = 0;
     this.root = element.querySelector(".rn-root");
@@ -42,8 +44,8 @@ class RunsPanel {
   }
 
   build(panes) {
-    this.list = new RunList((id) => this.openFromList(id), () => this.refresh());
-    this.page = new RunPage((action, id) => this.act(action, id), () => this.close());
+    this.list = new RunList((id) => this.openFromList(id), () => this.select());
+    this.page = new RunPage((...action) => this.act(...action), () => this.close(), () => this.poll.now());
     this.comparison = new Comparison(() => this.list.clearSelection());
     this.nothing = el("div", { class: "rn-nothing" }, emptyChart(),
       el("p", {}, "Open a run to see its curves, routing and answers."));
@@ -72,6 +74,7 @@ class RunsPanel {
     this.comparison.root.hidden = shown !== "comparison";
     this.gone.hidden = shown !== "gone" || !this.answered.has(this.opened) || this.isFast;
     if (shown === "run") this.page.show(data);
+    if (shown === "run") this.offerExport(data.row);
     if (shown === "comparison") this.comparison.show(this.compared);
   }
 
@@ -99,8 +102,8 @@ class RunsPanel {
   showRows(runs) {
     const changed = runs.filter((run) => this.rows.has(run.id) && this.rows.get(run.id).state !== run.state);
     if (changed.length) this.spoken.textContent = changed.map((run) => `${run.name}: ${STATES[run.state]}`).join(". ");
-    this.list.show(runs);
     this.rows = new Map(runs.map((run) => [run.id, run]));
+    this.list.show(runs);
   }
 
   refresh() {
@@ -119,16 +122,18 @@ class RunsPanel {
     const row = this.data.get(this.opened)?.row;
     if (row) this.showRows([...this.rows.values()].map((each) => (each.id === row.id ? row : each)));
     if (this.isComparing) await this.comparison.fetch(this.compared);
+    else if (row) await this.page.fetch(this.data.get(this.opened));
     this.show();
     return this.isFast || [...this.rows.values()].some(isActive) ? FAST_MS : SLOW_MS;
   }
 
   async fetchList() {
-    const { runs, notice } = await fetchRuns("runs");
+    const answer = await fetchRuns("runs", [["since", this.version]]);
     this.listedAt = Date.now();
-    showSentence(this.notice, notice);
-    this.root.toggleAttribute("data-empty", !runs.length);
-    this.showRows(runs);
+    this.version = answer.version;
+    showSentence(this.notice, answer.notice);
+    this.showRows(mergedRuns([...this.rows.values()], answer));
+    this.root.toggleAttribute("data-empty", !this.rows.size);
   }
 
   async fetchEvents(id) {
@@ -162,6 +167,20 @@ class RunsPanel {
 
   // --- actions
 
+  // Opens what an address names: a run, or a comparison of several.
+  openAddress(href) {
+    const compared = comparedOf(href);
+    if (compared.length > 1) this.list.choose(compared);
+    else this.open(runOf(href));
+  }
+
+  // Another selection of runs to compare.
+  select() {
+    if (this.isComparing) setAddress("compare", this.list.selected.join("."));
+    else setAddress("run", this.opened);
+    this.refresh();
+  }
+
   open(id) {
     if (this.isComparing) this.list.clearSelection();
     if (this.opened === id) return;
@@ -194,29 +213,32 @@ class RunsPanel {
   }
 
   // Chat, Classify and Export are other parts of the page; Python handles the other actions.
-  act(action, id) {
+  act(action, id, values = {}) {
     if (action === "chat") location.assign(addressOf(location.href, "adapter", id));
     else if (action === "classify") location.assign(addressOf(location.href, "classifier", id));
     else if (action === "export") this.showExport(id);
+    else if (action === "again") this.trigger("again", { id });
     else {
-      this.trigger("act", { action, id });
+      this.trigger("act", { action, id, ...values });
       if (action === "delete") this.deleted = id;
       this.pollFaster();
       this.poll.now();
     }
   }
 
-  // "open" again makes Python show the export box, because the run may not have had an adapter when it was opened.
+  // "open" again makes Python show the export box of a run that had no adapter when it was opened.
+  offerExport({ id, has_adapter: hasAdapter, state }) {
+    const isReady = hasAdapter && !isActive({ state });
+    if (isReady && this.awaited === id) this.trigger("open", { id });
+    this.awaited = isReady ? "" : id;
+  }
+
   async showExport(id) {
     this.trigger("open", { id });
     const box = () => document.getElementById("export-box");
     for (let tries = 0; tries < 20 && !box()?.offsetParent; tries++) await new Promise((done) => setTimeout(done, 100));
     box()?.scrollIntoView();
   }
-}
-
-function setAddress(name, id) {
-  history.replaceState(history.state, "", addressOf(location.href, name, id));
 }
 
 function showSentence(node, sentence) {

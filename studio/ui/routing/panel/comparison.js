@@ -1,6 +1,7 @@
 // The comparison with the base model: a button, and once its routing is known, the shares of differences.
 
 import { el } from "../../common/dom.js";
+import { shortKindName } from "../../common/router_kinds.js";
 import { percent } from "../../common/numbers.js";
 
 export class Comparison {
@@ -16,7 +17,8 @@ export class Comparison {
     this.line.hidden = !flips;
     if (!flips) return;
     const [all, ...shares] = flips[single ? "expert" : "group"].map(shareText);
-    const byKind = trace.N > 1 ? ` (${trace.kinds.map((kind, n) => `${kind} ${shares[n]}`).join(", ")})` : "";
+    const kinds = trace.kinds.map((kind, n) => `${shortKindName(kind)} ${shares[n]}`);
+    const byKind = trace.N > 1 ? ` (${kinds.join(", ")})` : "";
     this.line.replaceChildren(
       `${all} of the strongest ${unitNames} differ from the base model, over all layers and tokens${byKind}. ` +
         "Differences have a ",

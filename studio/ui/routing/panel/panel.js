@@ -1,13 +1,16 @@
 // The routing panel: the trace of the shown answer, the controls, and the views.
 
 import { el, watchTheme } from "../../common/dom.js";
+import { help } from "../../common/help.js";
 import { clamp } from "../../common/numbers.js";
-import { oncePerFrame } from "../../common/pacing.js";
-import { unitColours } from "./colours.js";
+import { Slices, Throttle } from "../../common/pacing.js";
+import { hasColourEach, unitColours } from "./colours.js";
 import { Comparison } from "./comparison.js";
 import { Controls } from "./controls.js";
 import { Feed } from "./feed.js";
 import { Trace } from "./trace.js";
+
+const UPDATE_MS = 250;
 
 // `views` are the names of the modules in `../views`, in the order of their display.
 export async function mount({ element, props, trigger, watch, server }, { views }) {
@@ -36,7 +39,8 @@ export class Panel {
     this.focused = null; // tokens
     this.pinned = null;
     this.views = [];
-    this.updateLater = oncePerFrame();
+    this.updates = new Throttle(() => this.draw(), UPDATE_MS);
+    this.slices = new Slices();
     this.controls = new Controls(element.querySelector(".rp-controls"), this, (answer) => trigger("pick", { answer }));
     this.comparison = new Comparison(element.querySelector(".rp-compare"), this, () =>
       trigger("compare", { answer: this.controls.answer }));
@@ -46,7 +50,7 @@ export class Panel {
   addViews(views) {
     this.views = views.map(({ name, View }) => {
       const root = el("section", { class: `rp-view rp-${name}`, "aria-label": View.title });
-      root.append(el("h3", { class: "rp-title" }, View.title));
+      root.append(el("h3", { class: "rp-title" }, View.title, help(View.title, ...View.help)));
       this.body.append(root);
       return new View(root, this);
     });
@@ -82,6 +86,7 @@ export class Panel {
 
   // Returns the number of the colour of each unit of a router.
   colours(l, n) {
+    if (hasColourEach(this.units)) return unitColours(new Array(this.units).fill(0));
     return unitColours(this.trace.countStrongest(this.part, l, n, this.single));
   }
 
@@ -104,7 +109,6 @@ export class Panel {
     this.settings.single = single;
     this.call("reset");
     this.recolour();
-    this.scheduleUpdate();
   }
 
   setScope(scope) {
@@ -126,6 +130,7 @@ export class Panel {
     this.comparison.show();
     this.controls.show();
     this.call("recolour");
+    this.updates.run();
   }
 
   reset(message) {
@@ -142,6 +147,7 @@ export class Panel {
     this.empty.querySelector(".rp-hint").textContent = hint;
     this.root.dataset.tokens = 0;
     this.trace.id = "";
+    this.slices.run([].values());
     this.comparison.root.hidden = true;
   }
 
@@ -164,14 +170,22 @@ export class Panel {
       this.comparison.root.hidden = !message.flips;
       this.comparison.show();
     }
-    this.scheduleUpdate();
+    this.updates.request();
   }
 
-  scheduleUpdate() {
-    this.updateLater(() => {
-      this.call("update");
-      this.root.dataset.tokens = this.trace.count;
-    });
+  // Draws all views; what arrives meanwhile is drawn the next time.
+  draw() {
+    if (this.trace.id) this.slices.run(this.pieces());
+  }
+
+  // A view whose `update` is a generator has pieces of its own.
+  *pieces() {
+    const { count } = this.trace;
+    for (const view of this.views) {
+      yield* view.update?.() ?? [];
+      yield;
+    }
+    this.root.dataset.tokens = count;
   }
 
   // Calls a method of every view that has it.

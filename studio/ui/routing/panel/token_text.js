@@ -15,7 +15,12 @@ function whitespace(part) {
   return el("span", { class: "rp-ws" }, [...part].map((sign) => MARKS[sign] ?? "·").join(""));
 }
 
-// Returns experts with their gates, as in "3 (0.72), 0 (0.28)".
+// Returns experts with their gates, as in "3 (0.72), 0 (0.28)"; equal gates, as of tied experts, say nothing.
 export function selectedText(selected) {
+  if (hasEqualGates(selected)) return selected.map(({ expert }) => expert).join(", ");
   return selected.map(({ expert, gate }) => `${expert} (${gate.toFixed(2)})`).join(", ");
+}
+
+export function hasEqualGates(selected) {
+  return selected.length > 1 && selected.every(({ gate }) => Math.abs(gate - selected[0].gate) < 0.001);
 }

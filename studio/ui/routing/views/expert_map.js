@@ -3,12 +3,14 @@
 import { HeatMap, HOW_TO_READ } from "../../common/charts/heat_map.js";
 import { gradient, lastLabel, lastLoad, sequential } from "../../common/charts/palette.js";
 import { el, isDark } from "../../common/dom.js";
+import { kindName } from "../../common/router_kinds.js";
 import { Segments } from "../../common/segments.js";
 
 const SCOPES = [["token", "current token"], ["answer", "whole answer"], ["prompt", "prompt"]];
 
 export default class ExpertMap {
   static title = "Layers and experts";
+  static help = ["chance-level", "Rows are layers, columns are experts. Chance is the share if all got equally much."];
 
   constructor(root, panel) {
     this.panel = panel;
@@ -28,11 +30,7 @@ export default class ExpertMap {
   }
 
   reset() {
-    this.maps.build(this.panel.trace.kinds);
-  }
-
-  recolour() {
-    this.update();
+    this.maps.build(this.panel.trace.kinds.map(kindName));
   }
 
   select() {
@@ -81,7 +79,7 @@ export default class ExpertMap {
 
   label(n) {
     const { trace, units, unitNames } = this.panel;
-    return `${trace.kinds[n]}: ${this.meaning()}, ${trace.L} layers by ${units} ${unitNames}. ` +
+    return `${kindName(trace.kinds[n])}: ${this.meaning()}, ${trace.L} layers by ${units} ${unitNames}. ` +
       "The table below has the numbers; arrow keys move a cursor.";
   }
 
@@ -100,7 +98,7 @@ export default class ExpertMap {
       return;
     }
     const { map, layer, unit } = cursor, share = this.shares(layer, map)[unit] ?? 0;
-    this.value.textContent = `Layer ${layer}, ${trace.kinds[map]}, ${unitName} ${unit}: ${share.toFixed(3)} · ` +
-      `${(share * units).toFixed(2)} × chance`;
+    const place = `Layer ${layer}, ${kindName(trace.kinds[map])}, ${unitName} ${unit}`;
+    this.value.textContent = `${place}: ${share.toFixed(3)} · ${(share * units).toFixed(2)} × chance`;
   }
 }

@@ -1,6 +1,7 @@
 // The units of the selected router as a table: how often each is the strongest or selected, and its load.
 
 import { el } from "../../common/dom.js";
+import { kindName } from "../../common/router_kinds.js";
 import { percent } from "../../common/numbers.js";
 import { scrollTable, tableRow } from "../../common/tables.js";
 import { colourClass } from "../panel/colours.js";
@@ -10,6 +11,7 @@ const FEWEST_ROWS = 8;
 
 export default class LayerExperts {
   static title = "Experts of this layer";
+  static help = ["load", "The load is the share of all assignments that an expert gets; the line in a bar is chance."];
 
   constructor(root, panel) {
     Object.assign(this, { root, panel, sort: "strongest", showsAll: false, heads: [] });
@@ -50,10 +52,6 @@ export default class LayerExperts {
     }
   }
 
-  recolour() {
-    this.update();
-  }
-
   update() {
     const { trace, part, single, units, unitNames, settings: { layer, kind } } = this.panel;
     const rows = sortedBy(unitCounts(trace, part, layer, kind, single), this.sort);
@@ -87,7 +85,8 @@ export default class LayerExperts {
     const selected = single ? `selected in ${percent(K / E, 1)} of the tokens (${K}/${E}), ` : "";
     const held = trace.gatesSumToOne ? "" : ` On average, the ${K} experts of a token together hold ` +
       `${percent(trace.gateSum(part, layer, kind))} of the router's probability.`;
-    return `Layer ${layer}, ${trace.kinds[kind]}: in how many of the ${this.tokens} tokens of the ${part} each ` +
+    const router = `Layer ${layer}, ${kindName(trace.kinds[kind])}`;
+    return `${router}: in how many of the ${this.tokens} tokens of the ${part} each ` +
       `${unitName} is the strongest${single ? " or selected" : ""}, and its share of all assignments. ` +
       `Chance: ${selected}load ${percent(1 / units, 1)} (1/${units}).${held}`;
   }

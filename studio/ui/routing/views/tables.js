@@ -1,29 +1,24 @@
 // The numbers of the other views as tables, filled only while they are open.
 
 import { el } from "../../common/dom.js";
-import { Throttle } from "../../common/pacing.js";
+import { oncePerFrame, Throttle } from "../../common/pacing.js";
+import { shortKindName } from "../../common/router_kinds.js";
 import { columnHeads, tableRow } from "../../common/tables.js";
 import { selectedText, tokenText } from "../panel/token_text.js";
 
 const REFRESH_MS = 1000;
-const FIRST_TOKENS = 500;
+const ROW_PX = 26, BESIDE = 8; // height of a row, and rows above and below the visible ones
 
 export default class Tables {
   static title = "Tables";
+  static help = ["gate", "The numbers of all views. A gate is the weight of a selected expert."];
 
   constructor(root, panel) {
     this.panel = panel;
     this.throttle = new Throttle(() => this.refresh(), REFRESH_MS);
     this.load = new Table("rp-load", () => this.fillLoad());
     this.tokens = new Table("rp-token-table", () => this.fillTokens());
-    this.listed = 0; // rows of the token table
-    this.listsAll = false;
-    this.more = el("button", { type: "button", class: "ch-button", hidden: "" });
-    this.more.addEventListener("click", () => {
-      this.listsAll = true;
-      this.fillTokens();
-    });
-    this.tokens.root.append(this.more);
+    this.rows = new VisibleRows(this.tokens, (t) => this.tokenRow(t));
     root.append(this.load.root, this.tokens.root);
   }
 
@@ -32,18 +27,9 @@ export default class Tables {
     this.throttle.request();
   }
 
-  reset() {
-    this.listsAll = false;
-    this.restart();
-  }
-
+  // Another layer, or another trace.
   recolour() {
-    this.restart();
-  }
-
-  restart() {
-    this.listed = 0;
-    this.tokens.body.replaceChildren();
+    this.rows.clear();
     this.throttle.run();
   }
 
@@ -58,7 +44,8 @@ export default class Tables {
 
   fillLoad() {
     const { trace, units, single, part } = this.panel, [start, end] = trace.range(part);
-    const names = trace.kinds.flatMap((kind) => Array.from({ length: units }, (_, unit) => `${kind} ${unit}`));
+    const all = Array.from({ length: units }, (_, unit) => unit);
+    const names = trace.kinds.flatMap((kind) => all.map((unit) => `${shortKindName(kind)} ${unit}`));
     this.load.caption.textContent =
       `Share of assignments in ${end - start} tokens of the ${part}; chance is ${(1 / units).toFixed(4)}.`;
     this.load.head.replaceChildren(...columnHeads(["Layer", ...names]));
@@ -71,17 +58,12 @@ export default class Tables {
   fillTokens() {
     const { trace, settings: { layer } } = this.panel;
     this.tokens.caption.textContent = `Experts and gates in layer ${layer}.`;
-    this.tokens.head.replaceChildren(...columnHeads(["#", "Part", "Token", ...trace.kinds]));
-    const added = document.createDocumentFragment();
-    const end = this.listsAll ? trace.count : Math.min(trace.count, FIRST_TOKENS);
-    for (; this.listed < end; this.listed++) added.append(this.tokenRow(this.listed, layer));
-    this.tokens.body.append(added);
-    this.more.hidden = this.listed === trace.count;
-    this.more.textContent = `Show all ${trace.count} tokens`;
+    this.tokens.head.replaceChildren(...columnHeads(["#", "Part", "Token", ...trace.kinds.map(shortKindName)]));
+    this.rows.draw(trace.count);
   }
 
-  tokenRow(t, l) {
-    const { trace, single, unitName } = this.panel;
+  tokenRow(t) {
+    const { trace, single, unitName, settings: { layer: l } } = this.panel;
     const experts = trace.kinds.map((_, n) => {
       const base = trace.baseUnit(t, l, n, single);
       const difference = base === null ? "" : ` · ${unitName} in the base model: ${base}`;
@@ -89,16 +71,48 @@ export default class Tables {
     });
     const row = tableRow(String(t + 1), [trace.part(t), "", ...experts]);
     row.children[2].append(...tokenText(trace.texts[t]));
+    for (const cell of row.children) cell.title = cell.textContent;
     return row;
+  }
+}
+
+// The rows of a table that are in view. Two empty rows stand for those above and below, so that the table is as high as
+// with all of them.
+class VisibleRows {
+  constructor({ box, table, body }, row) {
+    Object.assign(this, { box, table, body, row, count: 0 });
+    [this.above, this.below] = [0, 1].map(() => el("tr", { "aria-hidden": "true" }, el("td")));
+    const later = oncePerFrame();
+    box.addEventListener("scroll", () => later(() => this.draw(this.count)));
+  }
+
+  clear() {
+    this.body.replaceChildren();
+  }
+
+  draw(count) {
+    this.count = count;
+    this.table.setAttribute("aria-rowcount", count + 1);
+    const top = Math.floor(this.box.scrollTop / ROW_PX), inside = Math.ceil(this.box.clientHeight / ROW_PX);
+    const first = Math.max(0, Math.min(top - BESIDE, count - inside)), end = Math.min(count, top + inside + BESIDE);
+    for (const each of [this.above, this.below]) each.firstChild.colSpan = this.table.tHead.rows[0].cells.length;
+    this.above.firstChild.style.height = `${first * ROW_PX}px`;
+    this.below.firstChild.style.height = `${(count - end) * ROW_PX}px`;
+    const rows = Array.from({ length: Math.max(0, end - first) }, (_, i) => {
+      const row = this.row(first + i);
+      row.setAttribute("aria-rowindex", first + i + 2);
+      return row;
+    });
+    this.body.replaceChildren(...(first ? [this.above] : []), ...rows, ...(end < count ? [this.below] : []));
   }
 }
 
 class Table {
   constructor(name, fill) {
     [this.summary, this.caption, this.head, this.body] = ["summary", "caption", "tr", "tbody"].map((tag) => el(tag));
-    const table = el("table", {}, this.caption, el("thead", {}, this.head), this.body);
-    this.root = el("details", { class: `rp-table ${name}` }, this.summary,
-      el("div", { class: "rp-scroll", tabindex: "0" }, table));
+    this.table = el("table", {}, this.caption, el("thead", {}, this.head), this.body);
+    this.box = el("div", { class: "rp-scroll", tabindex: "0" }, this.table);
+    this.root = el("details", { class: `rp-table ${name}` }, this.summary, this.box);
     this.fill = fill;
     this.root.addEventListener("toggle", () => this.fillIfOpen());
   }

@@ -1,12 +1,16 @@
 // One token in every layer: the strongest unit of each router, and the selected experts as a sentence.
 
 import { el } from "../../common/dom.js";
+import { kindName } from "../../common/router_kinds.js";
 import { percent } from "../../common/numbers.js";
 import { colourClass } from "../panel/colours.js";
-import { selectedText, tokenText } from "../panel/token_text.js";
+import { hasEqualGates, selectedText, tokenText } from "../panel/token_text.js";
+
+const ROWS = 2; // of cells, for each kind of router
 
 export default class TokenDetail {
   static title = "One token across layers";
+  static help = ["router", "Each cell is a router: the number of its strongest expert, or copy, for this token."];
 
   constructor(root, panel) {
     this.panel = panel;
@@ -23,8 +27,8 @@ export default class TokenDetail {
     this.hovered = null;
     this.cells = trace.kinds.map((_, n) => Array.from({ length: trace.L }, (_, l) => this.cell(l, n)));
     this.grids.replaceChildren(...trace.kinds.map((kind, n) =>
-      el("div", { class: "rp-kind" }, el("span", { class: "rp-kind-name" }, kind),
-        el("div", { class: "rp-cells" }, ...this.cells[n]))));
+      el("div", { class: "rp-kind" }, el("span", { class: "rp-kind-name" }, kindName(kind)),
+        el("div", { class: "rp-cells", style: `--columns: ${Math.ceil(trace.L / ROWS)}` }, ...this.cells[n]))));
   }
 
   cell(l, n) {
@@ -38,10 +42,6 @@ export default class TokenDetail {
   hover(router) {
     this.hovered = router;
     this.showSentence();
-  }
-
-  recolour() {
-    this.update();
   }
 
   select() {
@@ -72,7 +72,7 @@ export default class TokenDetail {
     node.classList.toggle("rp-on", l === settings.layer && n === settings.kind);
     node.classList.toggle("rp-flip", base !== null);
     number.textContent = base === null ? unit : `${base}→${unit}`;
-    bar.style.setProperty("--gate", gate);
+    bar.style.setProperty("--gate", gate > 0.999 ? 0 : gate); // a full bar would say nothing
     node.title = this.sentence(t, l, n);
   }
 
@@ -87,8 +87,9 @@ export default class TokenDetail {
     const { trace } = this.panel;
     const group = trace.tied ? ` · copy ${trace.strongest(t, l, n, false)}` : "";
     const entropy = `entropy ${percent(trace.entropy(t, l, n))} of the maximum`;
-    const experts = `experts (gates) ${selectedText(trace.selected(t, l, n))}${this.held(t, l, n)}`;
-    return `Layer ${l}, ${trace.kinds[n]}: ${experts}${group} · ${entropy}${this.difference(t, l, n)}`;
+    const selected = trace.selected(t, l, n), name = hasEqualGates(selected) ? "experts" : "experts (gates)";
+    const experts = `${name} ${selectedText(selected)}${this.held(t, l, n)}`;
+    return `Layer ${l}, ${kindName(trace.kinds[n])}: ${experts}${group} · ${entropy}${this.difference(t, l, n)}`;
   }
 
   // Gates that are probabilities add up to the share of the probability that the selected experts hold.

@@ -8,10 +8,12 @@ import { tokenText } from "../panel/token_text.js";
 // Longer prompts start collapsed.
 const OPEN_UP_TO = { answer: 40, prompt: 2000 };
 const FOLLOW_PX = 40;
+const PIECE = 20; // tokens that are drawn at once
 const ROW = 10; // tokens that an arrow up or down moves by
 
 export default class TokenStrip {
   static title = "Tokens";
+  static help = ["gate", "Each token has the number and colour of its strongest expert, or copy, in the chosen layer."];
 
   constructor(root, panel) {
     this.panel = panel;
@@ -21,8 +23,10 @@ export default class TokenStrip {
     this.answer = new TokenList("answer", el("div", { class: "rp-answer-tokens" }, this.title), panel);
     this.colouring = el("p", { class: "rp-line" });
     this.marked = []; // nodes of the pinned and the focused token
-    root.append(this.prompt.root, this.answer.root, this.colouring);
-    this.prompt.root.addEventListener("toggle", () => this.panel.trace.id && this.update());
+    this.legend = el("ul", { class: "rp-legend", "aria-label": "Colours" });
+    this.legendKey = "";
+    root.append(this.prompt.root, this.answer.root, this.legend, this.colouring);
+    this.prompt.root.addEventListener("toggle", () => this.panel.draw());
   }
 
   reset() {
@@ -32,7 +36,8 @@ export default class TokenStrip {
     this.prompt.root.open = trace.prompt <= OPEN_UP_TO[of];
   }
 
-  update() {
+  // Adds the tokens that have arrived, which may change which units have a colour, and paints all.
+  *update() {
     const { trace } = this.panel;
     const [, prompt] = trace.range("prompt"), [start, end] = trace.range("answer");
     this.summary.textContent = `Prompt · ${prompt} tokens`;
@@ -40,15 +45,20 @@ export default class TokenStrip {
     this.prompt.root.hidden = !trace.prompt;
     this.showColouring();
     const colours = this.colours();
-    if (this.prompt.root.open) this.prompt.grow(colours);
-    this.answer.grow(colours);
+    this.showLegend(colours);
+    yield* this.answer.draw(colours);
+    if (this.prompt.root.open) yield* this.prompt.draw(colours);
   }
 
-  recolour() {
-    this.showColouring();
-    const colours = this.colours();
-    this.prompt.recolour(colours);
-    this.answer.recolour(colours);
+  showLegend(colours) {
+    const { unitName } = this.panel, key = `${unitName} ${colours}`;
+    if (key === this.legendKey) return;
+    this.legendKey = key;
+    const units = colours.map((colour, unit) => [colour, `${unitName} ${unit}`]);
+    const shown = hasColourEach(colours.length) ? units : units.filter(([colour]) => colour < COLOURED);
+    if (shown.length < units.length) shown.push([COLOURED, "others"]);
+    this.legend.replaceChildren(...shown.map(([colour, name]) =>
+      el("li", {}, el("i", { class: colourClass(colour), "aria-hidden": "true" }), name)));
   }
 
   // Returns the colours of the selected router's units.
@@ -98,17 +108,23 @@ class TokenList {
     this.nodes = [];
   }
 
-  // Adds the tokens that have arrived. They may change which units have a colour.
-  grow(colours) {
-    if (String(colours) !== String(this.colours)) this.recolour(colours);
-    const [first, end] = this.panel.trace.range(this.part), start = first + this.nodes.length;
-    if (start >= end) return;
-    const isAtEnd = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < FOLLOW_PX;
-    const added = document.createDocumentFragment();
-    for (let t = start; t < end; t++) added.append(...this.add(t));
-    this.list.append(added);
-    if (start === first) this.nodes[0].tabIndex = 0;
-    if (isAtEnd) this.list.scrollTop = this.list.scrollHeight;
+  // In pieces: paints the tokens that have a node, then adds the others.
+  *draw(colours) {
+    const { list } = this, [first, end] = this.panel.trace.range(this.part);
+    this.colours = colours;
+    const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < FOLLOW_PX;
+    for (let i = 0; i < this.nodes.length; i++) {
+      this.paint(this.nodes[i]);
+      if (i % PIECE === 0) yield;
+    }
+    for (let t = first + this.nodes.length; t < end; ) {
+      const added = document.createDocumentFragment(), stop = Math.min(end, t + PIECE);
+      for (; t < stop; t++) added.append(...this.add(t));
+      list.append(added);
+      yield;
+    }
+    if (this.nodes.length && !list.querySelector('[tabindex="0"]')) this.nodes[0].tabIndex = 0;
+    if (isAtEnd) list.scrollTop = list.scrollHeight;
   }
 
   add(t) {
@@ -120,11 +136,6 @@ class TokenList {
     this.nodes.push(node);
     this.paint(node);
     return text.includes("\n") ? [node, el("br")] : [node];
-  }
-
-  recolour(colours) {
-    this.colours = colours;
-    for (const node of this.nodes) this.paint(node);
   }
 
   // Writes only changes: there may be thousands of tokens.

@@ -320,7 +320,7 @@ def test_a_run_that_begins_here_is_never_in_the_queue(store):
 def test_a_database_of_the_first_version_gets_an_order(store):
     ids = [store.create(Recipe()).id for _ in range(2)]
     with sqlite3.connect(store.path) as db:
-        for column in ("queued", "owner", "shared"):
+        for column in ("queued", "owner", "shared", "notes"):
             db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     assert [run.id for run in store.queue()] == ids
@@ -329,13 +329,34 @@ def test_a_database_of_the_first_version_gets_an_order(store):
 def test_the_runs_of_a_database_without_owners_are_nobodys(store):
     run = store.create(Recipe(), "old")
     with sqlite3.connect(store.path) as db:
-        for column in ("owner", "shared"):
+        for column in ("owner", "shared", "notes"):
             db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 2")
     with ThreadPoolExecutor(4) as pool:
         assert [*pool.map(lambda _: store.get(run.id).owner, range(8))] == [""] * 8
     assert not store.list("anon:a") and not store.get(run.id).shared
     assert store.create(Recipe(), owner="anon:a").owner == "anon:a"
+
+
+def test_a_database_without_notes_gets_them(store):
+    run = store.create(Recipe(), "old")
+    with sqlite3.connect(store.path) as db:
+        db.execute("ALTER TABLE runs DROP COLUMN notes")
+        db.execute("PRAGMA user_version = 3")
+    assert store.get(run.id).notes == ""
+    assert store.describe(run.id, "old", "fits").notes == "fits"
+
+
+def test_a_run_is_renamed_and_annotated(store):
+    run = store.create(Recipe(), "before")
+    now = store.describe(run.id, " after ", "lower rate\nnext time \n\0")
+    assert (now.name, now.notes) == ("after", "lower rate\nnext time")
+    for name, notes in (("", ""), ("a/b", ""), ("x" * 81, ""), ("fine", "x" * 10_001)):
+        with pytest.raises(StudioError):
+            store.describe(run.id, name, notes)
+    store.path.write_bytes(b"no database at all" * 100)
+    assert store.repair()
+    assert (store.get(run.id).name, store.get(run.id).notes) == ("after", "lower rate\nnext time")
 
 
 def test_an_owner_finds_only_their_own_runs(store):
@@ -373,7 +394,7 @@ def test_a_locked_database_is_said_so(store):
 def test_a_database_of_a_newer_studio_is_left_alone(store):
     store.create(Recipe())
     with sqlite3.connect(store.path) as db:
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 5")
     with pytest.raises(StudioError, match="newer studio"):
         store.list()
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from studio.backend.recipe import Recipe
 from studio.backend.runs import views as run_views
 from studio.backend.runs.comparison import compare
 from studio.backend.runs.events import EventLog
@@ -226,9 +227,52 @@ def test_comparisons_are_those_of_the_store(store):
     ]
     ids = [toy.run.id for toy in toys]
     told = views_of(store).comparison(ids)
+    labels = told.pop("labels")
     assert told == compare([store.get(run_id) for run_id in ids])
+    assert labels["r"] == "LoRA rank" and labels["eval_loss"] == "Held-out loss"
     assert told["settings"]["r"] == dict(zip(ids, (8, 32), strict=True))
     assert json.loads(json.dumps(told)) == told
+
+
+def test_a_list_holds_only_what_has_changed_since_an_earlier_one(store, always):
+    first, second = toy_run(store, "first", owner="user:ada"), toy_run(store, "second", owner="user:bob")
+    views = views_of(store)
+    whole = views.listing()
+    assert whole["whole"] and len(whole["runs"]) == 2
+    same = views.listing(since=whole["version"])
+    assert not same["whole"] and not same["runs"] and same["version"] == whole["version"]
+    first.log(1)
+    third = toy_run(store, "third", owner="user:ada")
+    changed = views.listing(since=whole["version"])
+    assert [row["id"] for row in changed["runs"]] == [third.run.id, first.run.id]
+    store.finish(second.run.id, "done")
+    store.delete(second.run.id)
+    for owner, gone in (("", [second.run.id]), ("user:bob", [second.run.id]), ("user:ada", [])):
+        assert views.listing(owner, changed["version"])["gone"] == gone
+    for unknown in ("", "x-1", f"{changed['version']}x", "-"):
+        assert views.listing("user:ada", unknown)["whole"]
+
+
+def test_settings_are_shown_by_section_without_folders(store, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\na,b\n")
+    run = store.create(Recipe(data=str(rows), r=8), "a", owner="user:ada")
+    shown = views_of(store).settings(run.id, "user:ada")
+    values = {each["name"]: each for section in shown["sections"] for each in section["settings"]}
+    assert values["data"]["value"] == "rows.csv" and str(tmp_path) not in json.dumps(shown)
+    assert values["r"] == {"name": "r", "label": "LoRA rank", "value": 8, "default": False}
+    assert values["seed"]["default"] and "r: 8" in shown["yaml"]
+    assert [*views_of(store).settings(run.id, "user:bob")] == ["error"]
+
+
+def test_a_log_is_read_by_its_owner_and_names_no_folder(store):
+    run = store.create(Recipe(data="devils-dictionary"), "a", owner="user:ada")
+    run.log.write_text(f"saved {store.home}/runs/x\nunfinished")
+    views = views_of(store)
+    part = views.log(run.id, owner="user:ada")
+    assert part["text"] == "saved runs/x\n" and part["next"] < part["size"]
+    assert "error" in views.log(run.id, owner="user:bob") and views.whole_log(run.id, "user:bob") is None
+    assert "".join(views.whole_log(run.id, "user:ada") or ()) == "saved runs/x\nunfinished"
 
 
 def test_what_cannot_be_compared_gets_a_sentence(store):

@@ -523,6 +523,18 @@ def test_the_audit_counts_what_trains(settings):
     assert asked.startswith("<|im_start|>user\nSay ") and answer.endswith("<|im_end|>") and f"⟦{answer}⟧" in table
 
 
+def test_a_run_uses_what_a_check_has_measured(settings):
+    recipe = Recipe.from_settings(settings)
+    report = audit.audit_report(prepare(recipe))
+    forecast = report["forecast"] | {"step_s": 12.5}
+    for fingerprint, is_used in ((report["data"]["fingerprint"], True), ("other rows", False)):
+        run = RunStore().create(recipe, checked={"fingerprint": fingerprint, "forecast": forecast})
+        train.carry_out(run.id)
+        assert (values(run, "audit")[0]["forecast"]["step_s"] == 12.5) == is_used
+        parts = {each["part"]: each["note"] for each in values(run, "preparing")}
+        assert parts == {"files": "", "data": "", "model": "", "trial": "measured by Check" * is_used, "baseline": ""}
+
+
 def test_the_trial_trains_nothing(settings):
     ready = prepare(Recipe.from_settings(settings))
     before = {name: parameter.clone() for name, parameter in ready.model.named_parameters()}

@@ -15,6 +15,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine
 from studio.backend.export import kept
 from studio.backend.recipe import Recipe
+from studio.backend.runs.run import CHECK
 from studio.backend.system import plan
 from studio.backend.training import run as train
 from studio.backend.training.queue import Jobs
@@ -168,6 +169,39 @@ def test_actions_are_those_of_the_queue_and_no_others(handlers):
     for action, run_id in (("delete", run.id), ("delete", "../x"), ("shell", run.id), ("delete", "")):
         with pytest.raises(StudioError):
             handlers.act(action, run_id)
+
+
+def test_a_new_run_gets_the_settings_and_the_data_of_an_earlier_one(handlers, home):
+    file = home / "rows.csv"
+    file.write_text("prompt,completion\n" + "".join(f"{n} plus {n},{2 * n}\n" for n in range(20)))
+    draft = handlers.upload(draft_of(handlers, r=4, precision="fp32"), file)
+    run = handlers.start(draft, "ticket")
+    again, notice = handlers.again(run.id)
+    assert (again.source, again.upload, again.file, again.settings["r"]) == (OWN_FILE, draft.upload, "rows.csv", 4)
+    assert not notice and again.recipe([str(home / "toy")]) == run.recipe()
+    assert handlers.start(again, "another").id != run.id
+    sample = handlers.start(draft_of(handlers), "of a sample")
+    assert handlers.again(sample.id)[0].source == "devils-dictionary"
+    local = handlers.jobs.store.create(Recipe(data=str(file), model="a-model-that-is-gone"))
+    again, notice = handlers.again(local.id)
+    assert again.upload == "" and again.source == OWN_FILE
+    assert "the starter is used instead" in notice and "rows.csv is no longer stored" in notice
+
+
+def test_a_run_gets_what_a_check_of_its_settings_has_measured(handlers):
+    draft = draft_of(handlers, max_steps=2, precision="fp32")
+    report = {"data": {"fingerprint": "f"}, "forecast": {"steps": 2}}
+    handlers._keep_checked(draft.recipe([draft.settings["model"]]), report)
+    run = handlers.start(draft, "ticket")
+    assert json.loads((run.folder / CHECK).read_text()) == {"fingerprint": "f", "forecast": {"steps": 2}}
+    other = handlers.start(draft_of(handlers, max_steps=3, precision="fp32"), "another")
+    assert not (other.folder / CHECK).exists()
+
+
+def test_a_run_is_described(handlers):
+    run = handlers.start(draft_of(handlers), "ticket")
+    assert "“after”" in handlers.describe(run.id, "after", "worth it")
+    assert handlers.jobs.store.get(run.id).notes == "worth it"
 
 
 def test_the_check_is_that_of_the_command_line_and_ends_with_its_viewer(handlers, monkeypatch):

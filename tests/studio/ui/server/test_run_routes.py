@@ -59,6 +59,18 @@ def test_odd_places_in_the_events_get_nothing(store, page, after):
     assert page.get(f"/watch/runs/{toy.run.id}", params={"after": after}).json()["run"] is None
 
 
+def test_settings_and_logs_are_told(store, page):
+    toy = toy_run(store, "one")
+    toy.run.log.write_text("one\ntwo\n")
+    assert page.get(f"/watch/runs/{toy.run.id}/settings").json()["yaml"] == toy.run.recipe().to_yaml()
+    assert page.get(f"/watch/runs/{toy.run.id}/log?after=4").json()["text"] == "two\n"
+    whole = page.get(f"/watch/runs/{toy.run.id}/log.txt")
+    assert whole.text == "one\ntwo\n" and "attachment" in whole.headers["content-disposition"]
+    assert page.get(f"/watch/runs/{'0' * 36}/log.txt").status_code == 404
+    version = page.get("/watch/runs").json()["version"]
+    assert page.get("/watch/runs", params={"since": version}).json()["runs"] == []
+
+
 def test_nothing_is_changed_by_asking(page):
     assert page.post("/watch/runs").status_code == 405
 

@@ -77,3 +77,13 @@ test("unknown kinds are ignored", () => {
   const data = dataOf([["checkpoint", 1, {}], ["constructor", 1, {}], ["__proto__", 1, {}], ["toString", 2, {}]]);
   assert.deepEqual([data.lastSeq, data.series.loss.x], [4, []]);
 });
+
+test("the parts of the preparation are known until the first step", () => {
+  const parts = ["data", "trial", "baseline", "samples"];
+  const events = ["data", "trial", "baseline"].map((part) =>
+    ["preparing", 0, { part, parts, note: part === "trial" ? "measured by Check" : "" }]);
+  const data = dataOf(events);
+  assert.deepEqual([data.preparing.part, data.preparing.notes.trial], ["baseline", "measured by Check"]);
+  assert.equal(dataOf([...events, ["eval", 0, { eval_loss: 2 }]]).preparing.part, "samples");
+  assert.equal(dataOf([...events, ["log", 1, { loss: 2 }]]).preparing, null);
+});
