@@ -14,6 +14,7 @@ from studio.errors import StudioError
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.chat.messages import welcome
 from studio.ui.chat.sampling_form import recommendation, recommended
+from studio.ui.chat.shown import Shown
 from studio.ui.common import browser
 from studio.ui.common.picked_adapter import Picked, keep_listed, offered, read_picked
 from studio.ui.common.shown_errors import shows_errors
@@ -104,13 +105,24 @@ class ChatEvents:
         self.handlers.of(request).stop(browser.session(request))
 
     @shows_errors
-    def open_page(self, request: gr.Request, stored: str, kept: Any) -> tuple[Any, ...]:
+    def open_page(self, request: gr.Request, kept: Any) -> tuple[Any, ...]:
         wanted = request.query_params.get("adapter")
         picked, choices = self.handlers.of(request).pick(kept, wanted)
-        shown = self.handlers.of(request).open_page(stored, picked.kept())
-        if wanted and wanted != picked.adapter:
-            shown = shown._replace(notice="The adapter in the URL was deleted or belongs to another model.")
-        return (*shown.values(), *_picker(picked, choices))
+        gone = "The adapter in the URL was deleted or belongs to another model."
+        return (gone if wanted and wanted != picked.adapter else "", *_picker(picked, choices))
+
+    @shows_errors
+    def show(self, request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).open(stored, browser.session(request), picked).values()
+
+    @shows_errors
+    def take_over(self, request: gr.Request, earlier: str, picked: Any) -> tuple[Any, ...]:
+        """Show the conversation of an earlier version. One that can't be read is removed, with a warning."""
+        try:
+            return (*self.handlers.of(request).take_over(earlier, picked).values(), gr.skip())
+        except StudioError as error:
+            notice = f"The conversation that an earlier version stored in this browser can't be read. {error}"
+            return (*Shown(notice=notice).values(), "")
 
     @shows_errors
     def tell(self, notice: str) -> None:

@@ -3,8 +3,8 @@
     handlers = ChatHandlers(engine)
     for shown in handlers.send("Hello", stored="", system="", session="s", settings=[...]): ...
 
-The browser stores the conversation (`stored`, JSON). Handlers check it and return the new one, so the server keeps only
-traces and the answers in progress.
+The browser stores the conversations. It sends the open one (`stored`, JSON); handlers check it and return the new one
+under the same id, so the server keeps only traces and the answers in progress.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
 from studio.ui.chat.conversation import Conversation, Reply, Turn
-from studio.ui.chat.conversation_file import export_conversation, import_conversation
+from studio.ui.chat.conversation_file import export_conversation, import_conversations
 from studio.ui.chat.messages import chat_messages, edited_text, heading, pending_message, statistics, with_options
 from studio.ui.chat.routing_handlers import RoutingHandlers
 from studio.ui.chat.sampling_form import read_sampling
@@ -143,24 +143,35 @@ class ChatHandlers(RoutingHandlers):
         return self._restored(left, text, picked)
 
     def clear(self, session: str, picked: Any = None) -> Shown:
-        """Start a new conversation; an answer in progress is stopped and dropped."""
+        """Start a new conversation. An answer in progress is stopped, and kept in its own conversation."""
         self.running.stop(session, discard=True)
-        return self._restored(Conversation(), "", picked)._replace(system=None)
+        return self._restored(Conversation().identified(), "", picked)._replace(system=None)
 
     def stop(self, session: str) -> None:
         self.running.stop(session)
 
-    def open_page(self, stored: str, picked: Any = None) -> Shown:
-        """Restore the page after a refresh. An unanswered question goes back into the text box."""
+    def open(self, stored: str, session: str, picked: Any = None) -> Shown:
+        """Show a stored conversation; an answer in progress is stopped, and kept in its own conversation.
+
+        An unanswered question goes back into the text box, which is otherwise left as it is.
+        """
+        self.running.stop(session, discard=True)
+        text = None
         try:
-            conversation, text = talk.from_json(stored), ""
+            conversation = talk.from_json(stored)
             if conversation.turns and conversation.turns[-1].role == "user":
                 conversation, text = talk.undo(conversation)
         except StudioError as error:
             notice = f"The conversation stored in this browser can't be read, so it is not shown. {error}"
-            return self._restored(Conversation(), "", picked)._replace(notice=notice)
-        # None keeps text that was typed meanwhile.
-        return self._restored(conversation, text or None, picked)
+            return self._restored(Conversation().identified(), None, picked)._replace(notice=notice)
+        return self._restored(conversation, text, picked)
+
+    def take_over(self, earlier: str, picked: Any = None) -> Shown:
+        """Show the conversation that an earlier version of the studio stored, for the browser to store it anew."""
+        conversation = talk.from_json(earlier)
+        if not conversation.turns:
+            return Shown()
+        return self._restored(conversation.identified(), None, picked)
 
     def pick(self, stored: Any, wanted: str | None = None) -> tuple[Picked, list[tuple[str, str]]]:
         """Return a selection that fits the model (`wanted`, else `stored`, else none), and the dropdown's choices."""
@@ -192,11 +203,14 @@ class ChatHandlers(RoutingHandlers):
 
     def import_file(self, data: bytes, session: str, picked: Any = None) -> Shown:
         self.running.check_idle(session)
-        conversation = import_conversation(data, lambda trace: traces.open(trace, self.owner))
-        return self._restored(conversation, None, picked)
+        imported = import_conversations(data, lambda trace: traces.open(trace, self.owner))
+        conversations = [conversation.identified() for conversation in imported]
+        shown = self._restored(conversations[0], None, picked)
+        return shown if len(conversations) == 1 else shown._replace(stored=talk.several_to_json(conversations))
 
     def _opened(self, stored: str, system: str) -> Conversation:
-        return replace(talk.from_json(stored), system=talk.checked_text(system or "", "system prompt"))
+        conversation = talk.from_json(stored).identified()
+        return replace(conversation, system=talk.checked_text(system or "", "system prompt"))
 
     def _asked(
         self, before: Conversation, conversation: Conversation, settings: list[Any], stored_picked: Any
@@ -220,10 +234,13 @@ class ChatHandlers(RoutingHandlers):
                 for asked, shown in self._drafts(asked, run):  # noqa: B007, B020
                     yield shown
             except Exception:
-                yield self._ended(before, asked, sent)
+                if not run.discarded:
+                    yield self._ended(before, asked, sent)
                 raise
             if not run.discarded:
                 yield self._ended(before, asked, sent)
+            elif asked.own.text != asked.start:  # the page shows another conversation by now
+                yield Shown(stored=talk.to_json(asked.answered()))
 
     def _drafts(self, asked: Asked, run: Run) -> Iterator[tuple[Asked, Shown]]:
         """Generate the adapter's answer first, so that a conversation that is stopped early continues with it."""
@@ -231,9 +248,9 @@ class ChatHandlers(RoutingHandlers):
         for draft in write_answer(
             self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner, asked.start
         ):
+            asked = replace(asked, own=draft)
             if run.discarded:
                 continue
-            asked = replace(asked, own=draft)
             trace = traces.get(draft.answer.trace_id, self.owner)
             routing = None
             if trace is not None:
@@ -247,9 +264,9 @@ class ChatHandlers(RoutingHandlers):
         yield asked, Shown(stored=talk.to_json(asked.answered()))
         base_side = asked.conversation.base_side()
         for draft in write_answer(self.engine, base_side, asked.sampling, run.cancel, owner=self.owner):
+            asked = replace(asked, base=draft)
             if run.discarded:
                 continue
-            asked = replace(asked, base=draft)
             shown += 1
             yield asked, asked.sides()._replace(stored=_kept(asked, shown))
         if not run.cancel.is_set():

@@ -50,11 +50,6 @@ TO_BOX = (
 )
 CONFIRM_DELETE = """(picked) =>
   [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
-STORAGE = "jetmoe-studio-conversation"
-ELSEWHERE = (
-    "Another tab has stored a conversation. The latest message of either tab replaces what the other one stored: "
-    "export the conversation that you want to keep."
-)
 UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
 
 
@@ -65,8 +60,8 @@ class Tab:
     order: int
 
     def keep(self) -> list[gr.BrowserState]:
-        """Create the browser storage for the conversation and the selected adapter."""
-        return [browser.kept("", STORAGE), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+        """Create the browser storage for the selected adapter; of the conversation, what earlier versions stored."""
+        return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         _wire(_Page(engine, *kept), ChatEvents(engine))
@@ -78,8 +73,8 @@ TAB = Tab("chat", "Chat", order=10)
 class _Page:
     """The components, in page order."""
 
-    def __init__(self, engine: Engine, stored: gr.BrowserState, picked: gr.BrowserState) -> None:
-        self.engine, self.stored, self.picked = engine, stored, picked
+    def __init__(self, engine: Engine, earlier: gr.BrowserState, picked: gr.BrowserState) -> None:
+        self.engine, self.earlier, self.picked = engine, earlier, picked
         self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
         self.notice = gr.Textbox(visible="hidden", elem_id="notice")
@@ -92,7 +87,10 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
-        browser.elsewhere(ELSEWHERE, STORAGE, "conversation-elsewhere")
+        bar = mounting("chat/conversations/conversations.js", events=["show"])
+        self.stored = gr.HTML(
+            "", html_template="<div></div>", js_on_load=bar, apply_default_css=False, elem_id="conversations"
+        )
         with gr.Row(elem_id="sides", equal_height=False):
             with gr.Column(min_width=240, elem_id="own-side"):
                 self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)
@@ -201,10 +199,13 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         [page.system, page.recommendation, page.chat, *(page.sampling[name] for name in RECOMMENDED)],
         **AT_ONCE,
     )
-    browser.page().load(events.open_page, [page.stored, page.picked], [*shown, *picking], **AT_ONCE).success(
-        events.tell,
-        page.notice,
-        None,
-        js=FORGET_ADDRESS,
-        **QUIET,  # queued, because Gradio shows no message from unqueued events
+    # Messages are told by a queued event, because Gradio shows none of an unqueued one.
+    page.stored.show(events.show, [page.stored, page.picked], shown, **AT_ONCE).success(
+        events.tell, page.notice, None, **QUIET
+    )
+    browser.page().load(events.open_page, page.picked, [page.notice, *picking], **AT_ONCE).success(
+        events.tell, page.notice, None, js=FORGET_ADDRESS, **QUIET
+    ).success(**arranging)
+    browser.page().load(events.take_over, [page.earlier, page.picked], [*shown, page.earlier], **AT_ONCE).success(
+        events.tell, page.notice, None, **QUIET
     )

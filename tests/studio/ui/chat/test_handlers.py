@@ -23,6 +23,7 @@ from studio.errors import StudioError
 from studio.ui.chat import answering
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
+from studio.ui.chat.conversation_file import SEVERAL
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.chat.shown import Shown
 from studio.ui.common.trace_store import traces
@@ -176,12 +177,42 @@ def test_stop_keeps_what_is_written(handlers, every_token):
     assert len(turn.answer.token_ids) - turn.answer.prompt_tokens < 200
 
 
-def test_a_new_chat_drops_the_answer_that_is_written(handlers, every_token):
+@pytest.mark.parametrize("leave", ["clear", "open"])
+def test_an_answer_that_is_left_is_kept_in_its_own_conversation(handlers, every_token, leave):
     updates = handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0))
-    for _ in range(4):
-        next(updates)
-    assert not talk.from_json(handlers.clear("session").stored).turns
-    assert list(updates) == []
+    first = [next(updates) for _ in range(4)][0]
+    if leave == "clear":
+        assert not talk.from_json(handlers.clear("session").stored).turns
+    else:
+        handlers.open("", "session")
+    (final,) = updates
+    assert all(value is None for name, value in final._asdict().items() if name != "stored")
+    kept = talk.from_json(final.stored)
+    assert kept.id == talk.from_json(first.stored).id and kept.turns[1].content
+
+
+def test_a_conversation_has_one_id_from_its_first_message_on(handlers, asked):
+    again = last(list(handlers.send("And another?", asked["stored"], "", "session", SHORT)))
+    ids = {talk.from_json(each["stored"]).id for each in (asked, again)}
+    assert len(ids) == 1 and all(ids)
+    assert talk.from_json(handlers.clear("session").stored).id not in ids
+
+
+def test_the_conversation_of_an_earlier_version_is_taken_over_once(handlers, asked):
+    document = json.loads(asked["stored"])
+    shown = handlers.take_over(json.dumps({name: document[name] for name in ("system", "turns")}))
+    assert talk.from_json(shown.stored).turns == talk.from_json(asked["stored"]).turns
+    assert handlers.take_over("") == handlers.take_over('{"system": "", "turns": []}') == Shown()
+    with pytest.raises(StudioError):
+        handlers.take_over("{")
+
+
+def test_several_conversations_are_imported_at_once(handlers, asked):
+    document = {"format": SEVERAL, "conversations": [json.loads(asked["stored"])] * 2}
+    shown = handlers.import_file(json.dumps(document).encode(), "session")
+    several = json.loads(shown.stored)["several"]
+    assert len({talk.from_json(each).id for each in several} | {talk.from_json(asked["stored"]).id}) == 3
+    assert len(shown.chat) == 2
 
 
 def test_leaving_the_page_stops_the_engine(handlers, every_token):
@@ -219,7 +250,7 @@ def test_answers_that_are_not_there(handlers, asked, number):
 
 def test_a_refresh_in_the_middle_puts_the_question_back(handlers):
     stored = talk.to_json(talk.append_user(talk.Conversation(), "Still unanswered?"))
-    shown = handlers.open_page(stored)
+    shown = handlers.open(stored, "session")
     assert shown.box["value"] == "Still unanswered?" and shown.chat == []
 
 
@@ -447,7 +478,7 @@ def test_two_sides_are_shown_where_they_are_wanted_or_were_made(toy):
     wanted = toy.handlers.arrange("", toy.picked(beside=True))
     assert wanted.base_side["visible"] and wanted.title["value"] == "<h2>one</h2>"
     made = toy.ask("Hi", toy.picked(beside=True))
-    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open_page(made["stored"], None)):
+    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open(made["stored"], "session")):
         assert shown.base_side["visible"] and len(shown.base_chat) == 2 and shown.base_stats
     went_on = toy.ask("And?", None, made["stored"])
     assert len(went_on["base_chat"]) == 4 and answer_turn(went_on).base is None
