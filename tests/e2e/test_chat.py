@@ -210,14 +210,3 @@ def test_empty_messages_and_a_megabyte_stay_in_the_box(studio: StudioPage):
     assert studio.questions.count() == 0
     studio.set_length(4)
     studio.ask_and_wait(QUESTION)
-
-
-def test_a_conversation_in_two_tabs_is_said(studio: StudioPage, steps: Steps):
-    steps.allow()
-    note = studio.page.locator("#conversation-elsewhere p")
-    expect(note).to_be_hidden()
-    other = StudioPage(studio.page.context.new_page(), studio.url).open()
-    other.set_length(4)
-    other.ask_and_wait("Hi")
-    expect(note).to_be_visible(timeout=SLOW)
-    other.page.close()

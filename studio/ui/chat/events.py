@@ -13,7 +13,7 @@ from studio.backend.adapters.uploads import import_adapter
 from studio.errors import StudioError
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.chat.messages import welcome
-from studio.ui.chat.sampling_form import recommendation, recommended
+from studio.ui.chat.sampling_form import kept, recommendation, recommended
 from studio.ui.chat.shown import Shown
 from studio.ui.common import browser
 from studio.ui.common.picked_adapter import Picked, keep_listed, offered, read_picked
@@ -82,15 +82,19 @@ class ChatEvents:
             yield values.values()
 
     @shows_errors
-    def describe_model(self) -> tuple[Any, ...]:
-        """Show what the loaded model brings along: its system prompt, its settings, and what it is for."""
+    def describe_model(self, stored_sampling: Any = None) -> tuple[Any, ...]:
+        """Show what the loaded model brings along: its system prompt, its settings, and what it is for.
+
+        Settings that this browser stored for the model take precedence.
+        """
         status = self.engine.status()
         defaults, title = status.defaults, status.title or "The model"
         none = "Sent at the start of every conversation. Empty: none is sent."
         default = "Sent at the start of every conversation. Empty: the chat template's own is sent, shown in grey."
         system = gr.update(placeholder=defaults.system, info=default if defaults.system else none)
         placeholder = gr.update(placeholder=welcome(status.model_id))
-        return system, recommendation(title, defaults), placeholder, *recommended(defaults)
+        settings = kept(stored_sampling, status.model_id) or recommended(defaults)
+        return system, recommendation(title, defaults), placeholder, *settings
 
     @shows_errors
     def undo(self, request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import gradio as gr
 from studio.ui.chat.events import ChatEvents
 from studio.ui.chat.messages import WELCOME, heading
 from studio.ui.chat.model_picker import ModelPicker
-from studio.ui.chat.sampling_form import RECOMMENDED, sampling_controls
+from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
 from studio.ui.common.listeners import ANSWERING, AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE, Picked
@@ -48,6 +48,8 @@ FORGET_ADDRESS = browser.forgetting("adapter")
 TO_BOX = (
     "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
 )
+KEEP_SAMPLING = "(model, ...values) => ({ model, values })"
+NOTHING = "() => null"
 CONFIRM_DELETE = """(picked) =>
   [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
 UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
@@ -60,8 +62,12 @@ class Tab:
     order: int
 
     def keep(self) -> list[gr.BrowserState]:
-        """Create the browser storage for the selected adapter; of the conversation, what earlier versions stored."""
-        return [browser.kept("", "jetmoe-studio-conversation"), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+        """Create the browser storage for the adapter, the sampling, and the conversation of earlier versions."""
+        return [
+            browser.kept("", "jetmoe-studio-conversation"),
+            browser.kept(Picked().kept(), "jetmoe-studio-adapter"),
+            browser.kept(None, "jetmoe-studio-sampling"),
+        ]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         _wire(_Page(engine, *kept), ChatEvents(engine))
@@ -73,8 +79,9 @@ TAB = Tab("chat", "Chat", order=10)
 class _Page:
     """The components, in page order."""
 
-    def __init__(self, engine: Engine, earlier: gr.BrowserState, picked: gr.BrowserState) -> None:
-        self.engine, self.earlier, self.picked = engine, earlier, picked
+    def __init__(self, engine: Engine, *kept: gr.BrowserState) -> None:
+        self.engine = engine
+        self.earlier, self.picked, self.chosen_sampling = kept
         self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
         self.notice = gr.Textbox(visible="hidden", elem_id="notice")
@@ -142,7 +149,9 @@ class _Page:
         self.system = gr.Textbox(
             label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )
-        self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
+        with gr.Row(elem_id="sampling-head"):
+            self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
+            self.reset = gr.Button("Use these values", size="sm", elem_id="sampling-reset", scale=0, min_width=140)
         with gr.Row(elem_id="sampling"):
             self.sampling = sampling_controls()
 
@@ -192,13 +201,13 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         **arranging
     )
     page.picker.wire(lambda change: change(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging))
-    gr.on(
-        [browser.page().load, page.picker.loaded.change],
-        events.describe_model,
-        None,
-        [page.system, page.recommendation, page.chat, *(page.sampling[name] for name in RECOMMENDED)],
-        **AT_ONCE,
-    )
+    sampling = [*page.sampling.values()]
+    described: dict[str, Any] = {"outputs": [page.system, page.recommendation, page.chat, *sampling], **AT_ONCE}
+    changed = [browser.page().load, page.picker.loaded.change]
+    gr.on(changed, events.describe_model, page.chosen_sampling, **described)
+    page.reset.click(events.describe_model, None, **described).success(None, None, page.chosen_sampling, js=NOTHING)
+    choosing: dict[str, Any] = {"js": KEEP_SAMPLING, "trigger_mode": "always_last", **QUIET}
+    gr.on([each.input for each in sampling], None, [page.picker.model, *sampling], page.chosen_sampling, **choosing)
     # Messages are told by a queued event, because Gradio shows none of an unqueued one.
     page.stored.show(events.show, [page.stored, page.picked], shown, **AT_ONCE).success(
         events.tell, page.notice, None, **QUIET

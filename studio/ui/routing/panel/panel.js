@@ -4,6 +4,7 @@ import { el, watchTheme } from "../../common/dom.js";
 import { clamp } from "../../common/numbers.js";
 import { oncePerFrame } from "../../common/pacing.js";
 import { unitColours } from "./colours.js";
+import { keepChoices, readChoices } from "./choices.js";
 import { Comparison } from "./comparison.js";
 import { Controls } from "./controls.js";
 import { Feed } from "./feed.js";
@@ -32,7 +33,7 @@ export class Panel {
       ["body", "empty", "status", "tied", "probabilities"].map((name) => element.querySelector(`.rp-${name}`));
     this.of = this.root.dataset.of; // "answer" or "prompt"
     this.trace = new Trace();
-    this.settings = { layer: 0, kind: 0, single: false, scope: this.of };
+    this.settings = { layer: 0, kind: 0, single: false, scope: this.of, layers: 0, ...readChoices(this.of) };
     this.focused = null; // tokens
     this.pinned = null;
     this.views = [];
@@ -91,25 +92,30 @@ export class Panel {
   }
 
   setLayer(layer) {
-    this.settings.layer = clamp(layer, 0, this.trace.L - 1);
+    this.choose({ layer: clamp(layer, 0, this.trace.L - 1), layers: this.trace.L });
     this.recolour();
   }
 
   setKind(kind) {
-    this.settings.kind = kind;
+    this.choose({ kind });
     this.recolour();
   }
 
   setSingle(single) {
-    this.settings.single = single;
+    this.choose({ single });
     this.call("reset");
     this.recolour();
     this.scheduleUpdate();
   }
 
   setScope(scope) {
-    this.settings.scope = scope;
+    this.choose({ scope });
     this.recolour();
+  }
+
+  choose(choice) {
+    Object.assign(this.settings, choice);
+    keepChoices(this.of, this.settings);
   }
 
   focus(token) {
@@ -149,7 +155,8 @@ export class Panel {
     const { trace, settings } = this;
     this.focused = this.pinned = null;
     settings.kind = Math.min(settings.kind, trace.N - 1);
-    if (this.controls.layers !== trace.L) settings.layer = Math.floor(trace.L / 2);
+    // A layer that was chosen for another model means nothing here.
+    if (settings.layers !== trace.L) Object.assign(settings, { layer: Math.floor(trace.L / 2), layers: trace.L });
     this.tied.hidden = !trace.tied;
     this.probabilities.hidden = trace.gatesSumToOne;
     this.controls.reset();

@@ -180,7 +180,7 @@ def test_stop_keeps_what_is_written(handlers, every_token):
 @pytest.mark.parametrize("leave", ["clear", "open"])
 def test_an_answer_that_is_left_is_kept_in_its_own_conversation(handlers, every_token, leave):
     updates = handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0))
-    first = [next(updates) for _ in range(4)][0]
+    first, *_ = (next(updates) for _ in range(4))
     if leave == "clear":
         assert not talk.from_json(handlers.clear("session").stored).turns
     else:
