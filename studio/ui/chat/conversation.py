@@ -199,6 +199,13 @@ def edit_answer(conversation: Conversation, index: int, text: str) -> Conversati
     return replace(conversation, turns=turns)
 
 
+def up_to(conversation: Conversation, index: int) -> Conversation:
+    """Return the conversation up to turn `index`: the same one, or a new one if turns follow."""
+    if index == len(conversation.turns) - 1:
+        return conversation
+    return replace(conversation, turns=conversation.turns[: index + 1], id="").identified()
+
+
 def undo(conversation: Conversation) -> tuple[Conversation, str]:
     """Remove the last question and its answer; return the question too, for the text box."""
     asked = retry(conversation).turns

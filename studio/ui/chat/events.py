@@ -82,6 +82,20 @@ class ChatEvents:
             yield values.values()
 
     @shows_errors
+    def branch(
+        self, request: gr.Request, chosen: gr.EventData, stored: str, system: str, *settings: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        handlers, session = self.handlers.of(request), browser.session(request)
+        answer, token, token_id = (chosen._data.get(name) for name in ("answer", "token", "id"))
+        for values in handlers.branch(answer, token, token_id, stored, system, session, list(settings)):
+            yield values.values()
+
+    @shows_errors
+    def keep_alternatives(self, request: gr.Request, stored: str, chosen: gr.EventData) -> tuple[Any, ...]:
+        answer, token = chosen._data.get("answer"), chosen._data.get("token")
+        return self.handlers.of(request).keep_alternatives(stored, answer, token).values()
+
+    @shows_errors
     def describe_model(self, stored_sampling: Any = None) -> tuple[Any, ...]:
         """Show what the loaded model brings along: its system prompt, its settings, and what it is for.
 

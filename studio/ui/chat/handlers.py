@@ -56,6 +56,8 @@ class Asked:
     """Whether the base model answers too."""
     start: str = ""
     """Beginning of the answer, which is continued."""
+    branches: bool = False
+    """Whether the beginning is a new one, which is kept even if the model adds nothing."""
     others: tuple[Turn, ...] = ()
     """The other variants of the answer, and its place among them."""
     number: int | None = None
@@ -113,6 +115,23 @@ class ChatHandlers(RoutingHandlers):
         base = asked.base if turn.base is None else Draft(turn.base.content, "", turn.base.answer)
         asked = replace(asked, start=turn.content, own=Draft(turn.content, ""), base=base)
         yield from self._answer(before, replace(asked, others=turn.others, number=turn.number), session)
+
+    def branch(
+        self, number: int, token: int, token_id: int, stored: str, system: str, session: str, settings: list[Any]
+    ) -> Iterator[Shown]:
+        """Write another variant of an answer, with an alternative in the place of a token.
+
+        Where other messages follow the answer, the variant begins a conversation of its own, so that nothing is lost.
+        """
+        whole = self._opened(stored, system)
+        turn = self._turn(stored, number)[1]
+        start = self._branch(turn.answer or talk.Answer(), token, token_id)
+        before = talk.up_to(whole, whole.answers()[number])
+        picked = Picked(turn.answer.adapter if turn.answer else "").kept()
+        asked = self._asked(before, talk.retry(before), settings, picked)
+        base = asked.base if turn.base is None else Draft(turn.base.content, "", turn.base.answer)
+        asked = replace(asked, start=start, own=Draft(start, ""), base=base, others=turn.variants(), branches=True)
+        yield from self._answer(before, asked, session)
 
     def switch(self, step: int, stored: str, session: str, picked: Any = None) -> Shown:
         """Show the next variant of the last answer, or the one before."""
@@ -273,7 +292,7 @@ class ChatHandlers(RoutingHandlers):
             self._compare(asked.own.answer)
 
     def _ended(self, before: Conversation, asked: Asked, sent: str | None) -> Shown:
-        if asked.own.text == asked.start:
+        if asked.own.text == asked.start and not asked.branches:
             if asked.own.answer.finish == "stop":
                 gr.Info(NOTHING_TO_ADD if asked.start else EMPTY)
             return self._shown(before, asked)._replace(

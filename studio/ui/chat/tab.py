@@ -178,6 +178,8 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     page.base_chat.select(events.select_base, page.stored, shown, **QUIET)
     page.routing.pick(events.pick, page.stored, shown, **QUIET)
     page.routing.compare(events.compare, page.stored, shown, **QUIET)
+    page.routing.ask(events.keep_alternatives, page.stored, shown, **QUIET)
+    page.routing.branch(events.branch, [page.stored, page.system, *page.sampling.values()], shown, **writing)
     page.export.click(events.export, page.stored, page.exported, **QUIET).success(
         None, page.exported, page.exported, js=DOWNLOAD, **QUIET
     )
@@ -201,7 +203,7 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         **arranging
     )
     page.picker.wire(lambda change: change(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging))
-    sampling = [*page.sampling.values()]
+    sampling: list[Any] = [*page.sampling.values()]
     described: dict[str, Any] = {"outputs": [page.system, page.recommendation, page.chat, *sampling], **AT_ONCE}
     changed = [browser.page().load, page.picker.loaded.change]
     gr.on(changed, events.describe_model, page.chosen_sampling, **described)

@@ -13,21 +13,23 @@ import { Trace } from "./trace.js";
 // `views` are the names of the modules in `../views`, in the order of their display.
 export async function mount({ element, props, trigger, watch, server }, { views }) {
   const modules = await Promise.all(views.map((name) => import(`../views/${name}.js`)));
-  const panel = new Panel(element, trigger);
+  const panel = new Panel(element, trigger, (...asked) => server.alternatives(...asked));
   panel.addViews(views.map((name, i) => ({ name, View: modules[i].default })));
   const feed = new Feed(panel.trace, (...asked) => server.rows(...asked), {
     onReset: (message) => panel.reset(message),
     onRows: (message) => panel.showRows(message),
     onCompared: () => panel.recolour(),
+    onKept: () => panel.call("select"),
   });
   watch("value", () => feed.receive(props.value));
   feed.receive(props.value);
 }
 
-// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames`, `part`, `colours` and `current` to
-// read; `setLayer`, `setScope`, `focus` and `pin` to change what is shown.
+// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames`, `part`, `colours`, `current`,
+// `pinned`, `answer` and `fetchAlternatives` to read; `setLayer`, `setScope`, `focus`, `pin` and `trigger` to act.
 export class Panel {
-  constructor(element, trigger) {
+  constructor(element, trigger, fetchAlternatives) {
+    Object.assign(this, { trigger, fetchAlternatives });
     this.root = element.querySelector(".rp-root");
     [this.body, this.empty, this.status, this.tied, this.probabilities] =
       ["body", "empty", "status", "tied", "probabilities"].map((name) => element.querySelector(`.rp-${name}`));
@@ -84,6 +86,11 @@ export class Panel {
   // Returns the number of the colour of each unit of a router.
   colours(l, n) {
     return unitColours(this.trace.countStrongest(this.part, l, n, this.single));
+  }
+
+  // The number of the shown answer in the conversation.
+  get answer() {
+    return this.controls.answer;
   }
 
   // The token under the pointer or the keyboard cursor, else the pinned one, else the latest.
