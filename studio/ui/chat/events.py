@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,8 @@ class ChatEvents:
     def open_page(self, request: gr.Request, kept: Any) -> tuple[Any, ...]:
         wanted = request.query_params.get("adapter")
         picked, choices = self.handlers.of(request).pick(kept, wanted)
+        if wanted and wanted == picked.adapter:
+            picked = replace(picked, beside=True)
         gone = "The adapter in the URL was deleted or belongs to another model."
         return (gone if wanted and wanted != picked.adapter else "", *_picker(picked, choices))
 
@@ -161,7 +164,10 @@ class ChatEvents:
         picked = read_picked(kept)
         # No value here, so that a checkbox that was checked meanwhile stays checked.
         switch = gr.update(interactive=True) if picked.adapter else gr.update(value=False, interactive=False)
-        return (*self.handlers.of(request).arrange(stored, kept).values(), switch)
+        handlers = self.handlers.of(request)
+        # The examples of an empty conversation are prompts from the rows of the adapter's run.
+        chat = gr.update(examples=[{"text": text} for text in handlers.examples(picked.adapter)])
+        return (*handlers.arrange(stored, kept)._replace(chat=chat).values(), switch)
 
     @shows_errors
     def upload(self, request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:

@@ -10,18 +10,20 @@ under the same id, so the server keeps only traces and the answers in progress.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from studio.backend.adapters.find import sample_prompts
 from studio.backend.adapters.uploads import Choice, delete_upload
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
 from studio.ui.chat.conversation import Conversation, Reply, Turn
 from studio.ui.chat.conversation_file import export_conversation, import_conversations
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.messages import chat_messages, edited_text, heading, pending_message, statistics, with_options
 from studio.ui.chat.routing_handlers import RoutingHandlers
 from studio.ui.chat.sampling_form import read_sampling
@@ -212,6 +214,13 @@ class ChatHandlers(RoutingHandlers):
     def arrange(self, stored: str, picked: Any) -> Shown:
         """Show one conversation or two side by side, after the selection has changed."""
         return self._sides(talk.from_json(stored), picked)
+
+    def examples(self, adapter: str) -> Sequence[str]:
+        """Return the prompts that an empty conversation offers: those of the adapter's run, else the studio's."""
+        try:
+            return (sample_prompts(adapter, self.owner) if adapter else []) or EXAMPLES
+        except StudioError:  # deleted meanwhile, which the next answer says
+            return EXAMPLES
 
     def export_file(self, stored: str, session: str) -> str:
         self.running.check_idle(session)

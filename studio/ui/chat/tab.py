@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from studio.ui.chat.events import ChatEvents
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.messages import WELCOME, heading
 from studio.ui.chat.model_picker import ModelPicker
 from studio.ui.chat.sampling_form import sampling_controls
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-# Different kinds of text, because the starter's routers distinguish them. The starter answered each of them right in 10
-# of 10 tries, by `python -m tests.benchmarks.first_answers`.
-EXAMPLES = (
-    "What is the capital of Japan?",
-    "What is the chemical formula of water?",
-    "Who wrote Romeo and Juliet?",
-    "Write a Python function that checks whether a number is even.",
-    "Write a Python function that adds two numbers.",
-    "Write a short poem about the sea.",
-)
 LATEX = [{"left": left, "right": right, "display": display} for left, right, display in (
     ("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False),
 )]  # fmt: skip

@@ -24,6 +24,7 @@ from studio.ui.chat import answering
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
 from studio.ui.chat.conversation_file import SEVERAL
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.chat.shown import Shown
 from studio.ui.common.trace_store import traces
@@ -207,6 +208,49 @@ def test_the_conversation_of_an_earlier_version_is_taken_over_once(handlers, ask
         handlers.take_over("{")
 
 
+def branch(handlers, stored: str, answer: int, token: int, token_id: int) -> dict:
+    return last(list(handlers.branch(answer, token, token_id, stored, "", "session", SHORT)))
+
+
+def test_an_answer_branches_at_a_token_and_the_first_variant_is_kept(handlers, asked):
+    before = talk.from_json(asked["stored"])
+    answer = before.turns[1].answer
+    token = answer.prompt_tokens + 2
+    other = next(each for each in traces.alternatives(answer.trace_id, token) if not each.is_chosen)
+    branched = talk.from_json(branch(handlers, asked["stored"], 0, token, other.token_id)["stored"])
+    start = "".join(traces.get(answer.trace_id).texts[answer.prompt_tokens : token]) + other.text
+    assert branched.turns[1].content.startswith(start) and len(branched.turns[1].content) > len(start)
+    assert branched.id == before.id and branched.turns[1].others[0].content == before.turns[1].content
+    again = last(list(handlers.send("And another?", asked["stored"], "", "session", SHORT)))
+    apart = talk.from_json(branch(handlers, again["stored"], 0, token, other.token_id)["stored"])
+    assert apart.id != before.id and len(apart.turns) == 2 and apart.turns[1].content.startswith(start)
+
+
+def test_alternatives_that_were_not_kept_are_computed_again(handlers, asked):
+    answer = talk.from_json(asked["stored"]).turns[1].answer
+    token = answer.prompt_tokens + 1
+    kept = traces.alternatives(answer.trace_id, token)
+    lost = json.loads(asked["stored"])
+    trace_id = traces.open(traces.get(answer.trace_id))
+    lost["turns"][1]["answer"]["trace_id"] = trace_id
+    assert traces.alternatives(trace_id, token) == ()
+    shown = handlers.keep_alternatives(json.dumps(lost), 0, token)
+    assert json.loads(shown.routing) == {"id": trace_id, "kept": token}
+    assert [each.token_id for each in traces.alternatives(trace_id, token)] == [each.token_id for each in kept]
+
+
+@pytest.mark.parametrize(
+    ("token", "token_id"), [(0, 1), (-1, 1), (10**6, 1), (None, 1), (True, 1), ("last", -1), ("last", None)]
+)
+def test_a_branch_that_is_not_offered_gets_a_sentence(handlers, asked, token, token_id):
+    last_token = len(talk.from_json(asked["stored"]).turns[1].answer.token_ids) - 1
+    with pytest.raises(StudioError):
+        branch(handlers, asked["stored"], 0, last_token if token == "last" else token, token_id)
+    if token != "last":
+        with pytest.raises(StudioError):
+            handlers.keep_alternatives(asked["stored"], 0, token)
+
+
 def test_several_conversations_are_imported_at_once(handlers, asked):
     document = {"format": SEVERAL, "conversations": [json.loads(asked["stored"])] * 2}
     shown = handlers.import_file(json.dumps(document).encode(), "session")
@@ -352,6 +396,17 @@ def test_an_uploaded_adapter_is_deleted_by_its_owner_alone(toy):
     picked, choices, name = handlers.delete_adapter({"adapter": choice.id})
     assert (picked.adapter, name) == ("", "mine") and choice.id not in [identity for _, identity in choices]
     assert choice.id not in handlers.engine.adapters()
+
+
+def test_the_examples_are_prompts_of_the_adapters_run(toy):
+    run, handlers = toy.runs[0], toy.handlers
+    assert handlers.examples("") == handlers.examples(run.id) == handlers.examples("0" * 32) == EXAMPLES
+    for prompt in ("One?", "One?", "x" * 1000, "Two?", "Three?", "Four?"):
+        run.events.append("sample", 1, {"prompt": prompt, "answer": "…"})
+    try:
+        assert handlers.examples(run.id) == ["One?", "Two?", "Three?"]
+    finally:
+        (run.folder / "events.jsonl").unlink()
 
 
 def answer_turn(shown: dict) -> talk.Turn:
