@@ -192,7 +192,7 @@ def test_tabs_have_their_own_conversation_and_the_same_one_is_said(talks: Conver
     ("broken", "sentence"),
     [
         ("IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); }", "refuses storage"),
-        ("IDBObjectStore.prototype.put = function () { this.transaction.abort(); }", "is full"),
+        ("IDBObjectStore.prototype.put = function () { try { this.transaction.abort(); } catch {} }", "is full"),
     ],
     ids=["refused", "full"],
 )

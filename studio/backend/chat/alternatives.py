@@ -1,21 +1,19 @@
 """The most likely tokens of each step: kept while an answer is written, or computed again from its tokens.
 
 kept = most_likely(logits, tokenizer, chosen=token_id)
-again = alternatives(engine, token_ids, index, adapter=None)      # of the step that chose token_ids[index]
+again = alternatives(decoder, tokenizer, token_ids, index)        # of the step that chose token_ids[index]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from studio.backend.chat.decoder import Decoder
 from studio.errors import StudioError
-
-if TYPE_CHECKING:
-    from studio.backend.chat.engine import Engine
 
 MOST = 8
 
@@ -51,17 +49,15 @@ def most_likely(logits: Tensor, tokenizer: PreTrainedTokenizerFast, chosen: int)
 
 
 def alternatives(
-    engine: Engine, token_ids: Sequence[int], index: int, adapter: str | None = None
+    decoder: Decoder, tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int], index: int
 ) -> tuple[Alternative, ...]:
-    """Compute the most likely tokens at `index` again, with the base model or an adapter.
+    """Compute the most likely tokens at `index` again. The caller must hold the model, as by `Engine.turn`.
 
     Raises:
-        StudioError: no model is ready, the adapter is unavailable, or there is no such token in the vocabulary.
+        StudioError: there is no token at `index`, or a token is not in the vocabulary.
     """
-    with engine.turn(adapter) as turn:
-        assert turn is not None  # never cancelled
-        vocab_size = turn.decoder.model.config.vocab_size
-        if not 0 < index < len(token_ids) or not all(0 <= each < vocab_size for each in token_ids):
-            raise StudioError("This token has no alternatives: it is not in the answer. Reload the page.")
-        logits = turn.decoder.prefill(token_ids[:index], room=0)  # [1, V]
-        return most_likely(logits.cpu(), turn.tokenizer, token_ids[index])
+    vocab_size = decoder.model.config.vocab_size
+    if not 0 < index < len(token_ids) or not all(0 <= each < vocab_size for each in token_ids):
+        raise StudioError("This token has no alternatives: it is not in the answer. Reload the page.")
+    logits = decoder.prefill(token_ids[:index], room=0)  # [1, V]
+    return most_likely(logits.cpu(), tokenizer, token_ids[index])

@@ -21,6 +21,7 @@ from jetmoe.modeling import MoeForCausalLM
 from studio.backend.chat.cache import cache_size, new_cache
 from studio.backend.chat.compiled_steps import CompiledSteps
 from studio.backend.chat.steps import NativeSteps, Steps
+from studio.backend.models.placement import GIB
 from studio.errors import StudioError
 
 # Prefill runs in chunks, so that a cancellation takes effect between two of them.
@@ -115,6 +116,15 @@ class Decoder:
             return 0
         stored = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]  # type: ignore[union-attr]
         return sum(part.nbytes for part in stored if part is not None)
+
+    @property
+    def memory_text(self) -> str:
+        """The memory use, as in "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
+        parts = [f"weights {self.weight_bytes / GIB:.2f} GiB"]
+        if self.cache_bytes:
+            parts.append(f"cache {self.cache_bytes / GIB:.2f} GiB")
+        share = self.quantized_share
+        return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
     def _read(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor([list(token_ids)], device=self.model.device)

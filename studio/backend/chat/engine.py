@@ -101,7 +101,7 @@ class Engine:
         """Return the state of the model that answers; without one, that of the model that is being loaded."""
         decoder, change = self._decoder, self.loader.change
         if decoder is not None:
-            return replace(self._status, speed=decoder.steps.text, memory=memory_text(decoder), change=change)
+            return replace(self._status, speed=decoder.steps.text, memory=decoder.memory_text, change=change)
         if change is not None:
             return EngineStatus(change.state, change.model_id, change.text, change.progress, change=change)
         return EngineStatus()
@@ -212,6 +212,16 @@ class Engine:
             for _ in ticket.wait():
                 pass
             return self._trace(list(token_ids), prompt_tokens, adapter)
+
+    def prompt_text(self, messages: Messages, sampling: Sampling) -> str:
+        """Return the prompt for an answer as the model gets it, with control tokens. It does not wait in the queue.
+
+        Raises:
+            StudioError: no model is ready, or the messages can't be answered.
+        """
+        decoder, tokenizer = self._ready()
+        prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+        return "".join(token_texts(tokenizer, prompt.token_ids))
 
     @contextmanager
     def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
@@ -378,15 +388,6 @@ class Engine:
             gc.unfreeze()
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def memory_text(decoder: Decoder) -> str:
-    """Return the memory use, as in "weights 4.6 GiB, cache 0.2 GiB, 97 % of parameters in 4-bit"."""
-    parts = [f"weights {decoder.weight_bytes / placement.GIB:.2f} GiB"]
-    if decoder.cache_bytes:
-        parts.append(f"cache {decoder.cache_bytes / placement.GIB:.2f} GiB")
-    share = decoder.quantized_share
-    return ", ".join([*parts, f"{share:.0%} of parameters in 4-bit".replace("%", " %")] if share else parts)
 
 
 def _state(folder: Path) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from studio.backend.data.prompt import RAW
 from studio.errors import StudioError
 from studio.ui.common.longest_text import longest_text
 
@@ -90,6 +91,8 @@ class Conversation:
     """Where the browser stores it: 32 hexadecimal digits, or empty for a conversation that is not stored yet."""
     title: str = ""
     """Name given by the user; the list shows the first question if it is empty."""
+    raw: bool | None = None
+    """Whether the model continues the text of all turns, without a chat template; None: as suits the model."""
 
     def identified(self) -> Conversation:
         """Return the conversation with an id, a new one if it has none."""
@@ -99,6 +102,8 @@ class Conversation:
         """Return the messages for the engine; `start` is the beginning of the answer, if there is one."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
         begun = [{"role": "assistant", "content": start}] if start else []
+        if self.raw:
+            return [{"role": RAW, "content": "".join(turn.content for turn in self.turns)}, *begun]
         return system + [{"role": turn.role, "content": turn.content} for turn in self.turns] + begun
 
     def answers(self) -> list[int]:
@@ -221,7 +226,8 @@ def edit(conversation: Conversation, index: int, text: str) -> Conversation:
 
 def to_json(conversation: Conversation) -> str:
     """Return JSON for browser storage. If it is too long, the oldest answers lose their token ids."""
-    document = {"id": conversation.id, "title": conversation.title, "system": conversation.system}
+    named = {"id": conversation.id, "title": conversation.title, "raw": conversation.raw}
+    document = named | {"system": conversation.system}
     turns = [asdict(turn) for turn in conversation.turns]
     for turn in [*turns, None]:
         stored = json.dumps(document | {"turns": turns}, ensure_ascii=False)
@@ -263,7 +269,8 @@ def parse(data: Any) -> Conversation:
     turns = tuple(_turn(turn, number) for number, turn in enumerate(data["turns"], start=1))
     stored_id, title = data.get("id"), checked_text(data.get("title", ""), "title")[:MAX_TITLE]
     known = stored_id if isinstance(stored_id, str) and _ID.fullmatch(stored_id) else ""
-    return Conversation(checked_text(data.get("system", ""), "system prompt"), turns, known, title)
+    raw = data.get("raw") if isinstance(data.get("raw"), bool) else None
+    return Conversation(checked_text(data.get("system", ""), "system prompt"), turns, known, title, raw)
 
 
 def _turn(data: Any, number: int) -> Turn:

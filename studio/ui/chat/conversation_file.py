@@ -30,7 +30,7 @@ MAX_FILE = 64 * 2**20
 
 def export_conversation(conversation: Conversation, find_trace: Callable[[Answer], RoutingTrace | None]) -> str:
     """Return the text of the file. If `find_trace` returns None, the answer is exported without its trace."""
-    document = {"format": FORMAT, "title": conversation.title, "system": conversation.system}
+    document = {"format": FORMAT, "title": conversation.title, "raw": conversation.raw, "system": conversation.system}
     turns = [_exported_turn(turn, find_trace) for turn in conversation.turns]
     return json.dumps(document | {"turns": turns}, ensure_ascii=False, indent=1)
 

@@ -97,7 +97,7 @@ class ChatEvents:
         return self.handlers.of(request).keep_alternatives(stored, answer, token).values()
 
     @shows_errors
-    def describe_model(self, stored_sampling: Any = None) -> tuple[Any, ...]:
+    def describe_model(self, stored: str, stored_sampling: Any = None) -> tuple[Any, ...]:
         """Show what the loaded model brings along: its system prompt, its settings, and what it is for.
 
         Settings that this browser stored for the model take precedence.
@@ -109,15 +109,28 @@ class ChatEvents:
         system = gr.update(placeholder=defaults.system, info=default if defaults.system else none)
         placeholder = gr.update(placeholder=welcome(status.model_id))
         settings = kept(stored_sampling, status.model_id) or recommended(defaults)
-        return system, recommendation(title, defaults), placeholder, *settings
+        raw = self.handlers.is_raw(stored)
+        return system, recommendation(title, defaults), placeholder, raw, *settings
 
     @shows_errors
     def undo(self, request: gr.Request, stored: str, picked: Any) -> tuple[Any, ...]:
         return self.handlers.of(request).undo(stored, browser.session(request), picked).values()
 
     @shows_errors
-    def clear(self, request: gr.Request, picked: Any) -> tuple[Any, ...]:
-        return self.handlers.of(request).clear(browser.session(request), picked).values()
+    def clear(self, request: gr.Request, picked: Any, raw: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).clear(browser.session(request), picked, raw is True).values()
+
+    @shows_errors
+    def choose_raw(self, request: gr.Request, stored: str, raw: Any) -> tuple[Any, ...]:
+        return self.handlers.of(request).choose_raw(stored, raw).values()
+
+    @shows_errors
+    def show_prompt(self, request: gr.Request, text: str, stored: str, system: str, *settings: Any) -> str:
+        try:
+            prompt = self.handlers.of(request).prompt_text(text or "", stored, system, list(settings))
+        except StudioError as error:
+            return f"<p>{escape(str(error))}</p>"
+        return f"<pre>{escape(prompt)}</pre>"
 
     @shows_errors
     def stop(self, request: gr.Request) -> None:

@@ -163,10 +163,23 @@ class ChatHandlers(RoutingHandlers):
         left, text = talk.undo(talk.from_json(stored))
         return self._restored(left, text, picked)
 
-    def clear(self, session: str, picked: Any = None) -> Shown:
+    def clear(self, session: str, picked: Any = None, raw: bool | None = None) -> Shown:
         """Start a new conversation. An answer in progress is stopped, and kept in its own conversation."""
         self.running.stop(session, discard=True)
-        return self._restored(Conversation().identified(), "", picked)._replace(system=None)
+        return self._restored(Conversation(raw=raw).identified(), "", picked)._replace(system=None)
+
+    def choose_raw(self, stored: str, raw: Any) -> Shown:
+        """Switch between chat and raw completion from the next message on."""
+        return Shown(stored=talk.to_json(replace(talk.from_json(stored).identified(), raw=raw is True)))
+
+    def prompt_text(self, text: str, stored: str, system: str, settings: list[Any]) -> str:
+        """Return the prompt of the next message, or of the last answer if there is none, as the model gets it."""
+        conversation = self._opened(stored, system)
+        if text.strip():
+            conversation = talk.append_user(conversation, text)
+        elif conversation.answers():
+            conversation = talk.retry(conversation)
+        return self.engine.prompt_text(conversation.messages(), read_sampling(*settings))
 
     def stop(self, session: str) -> None:
         self.running.stop(session)
@@ -238,7 +251,19 @@ class ChatHandlers(RoutingHandlers):
 
     def _opened(self, stored: str, system: str) -> Conversation:
         conversation = talk.from_json(stored).identified()
-        return replace(conversation, system=talk.checked_text(system or "", "system prompt"))
+        system = talk.checked_text(system or "", "system prompt")
+        return replace(conversation, system=system, raw=self._is_raw(conversation))
+
+    def is_raw(self, stored: str) -> bool:
+        """Return whether a stored conversation is a raw completion; one that can't be read gets the model's default."""
+        try:
+            return self._is_raw(talk.from_json(stored))
+        except StudioError:
+            return self._is_raw(Conversation())
+
+    def _is_raw(self, conversation: Conversation) -> bool:
+        has_template = self.engine.status().defaults.has_template
+        return not has_template if conversation.raw is None else conversation.raw
 
     def _asked(
         self, before: Conversation, conversation: Conversation, settings: list[Any], stored_picked: Any
@@ -333,6 +358,7 @@ class ChatHandlers(RoutingHandlers):
             routing=routing,
             stats=statistics(answer) if answer else "",
             system=conversation.system,
+            raw=self._is_raw(conversation),
         )
 
     def _sides(self, conversation: Conversation, stored_picked: Any) -> Shown:

@@ -47,7 +47,9 @@ class RoutingHandlers(Owned):
         _check_token(answer, token)
         if traces.get(answer.trace_id, self.owner) is None or not self._can_replay(answer):
             raise StudioError(_why_lost(answer, self.engine.status().model_id))
-        found = alternatives(self.engine, answer.token_ids, token, answer.adapter or None)
+        with self.engine.turn(answer.adapter or None) as turn:
+            assert turn is not None  # never cancelled
+            found = alternatives(turn.decoder, turn.tokenizer, answer.token_ids, token)
         traces.keep(answer.trace_id, token, found)
         return Shown(routing=kept_message(answer.trace_id, token))
 

@@ -140,6 +140,12 @@ class _Page:
         self.system = gr.Textbox(
             label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )
+        self.raw = gr.Checkbox(
+            label="Raw completion", elem_id="raw",
+            info="The model continues your text as it stands: no chat template, no system prompt. For base models.",
+        )  # fmt: skip
+        with gr.Accordion("Prompt as the model gets it", open=False, elem_id="prompt") as self.prompt:
+            self.prompt_text = gr.HTML(elem_id="prompt-text", js_on_load=None)
         with gr.Row(elem_id="sampling-head"):
             self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
             self.reset = gr.Button("Use these values", size="sm", elem_id="sampling-reset", scale=0, min_width=140)
@@ -149,7 +155,7 @@ class _Page:
     def outputs(self) -> list[Any]:
         """Return the outputs in the order of `Shown`."""
         conversation = [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
-        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
+        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice, self.raw]
 
 
 def _wire(page: _Page, events: ChatEvents) -> None:
@@ -164,7 +170,7 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     page.chat.edit(events.edit, asking, shown, **writing)
     page.box.stop(events.stop, None, None, js=TO_BOX, **AT_ONCE)
     page.chat.undo(events.undo, [page.stored, page.picked], shown, **AT_ONCE)
-    gr.on([page.chat.clear, page.fresh.click], events.clear, page.picked, shown, **AT_ONCE)
+    gr.on([page.chat.clear, page.fresh.click], events.clear, [page.picked, page.raw], shown, **AT_ONCE)
     page.chat.select(events.select, page.stored, shown, **QUIET)
     page.base_chat.select(events.select_base, page.stored, shown, **QUIET)
     page.routing.pick(events.pick, page.stored, shown, **QUIET)
@@ -194,13 +200,6 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         **arranging
     )
     page.picker.wire(lambda change: change(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging))
-    sampling: list[Any] = [*page.sampling.values()]
-    described: dict[str, Any] = {"outputs": [page.system, page.recommendation, page.chat, *sampling], **AT_ONCE}
-    changed = [browser.page().load, page.picker.loaded.change]
-    gr.on(changed, events.describe_model, page.chosen_sampling, **described)
-    page.reset.click(events.describe_model, None, **described).success(None, None, page.chosen_sampling, js=NOTHING)
-    choosing: dict[str, Any] = {"js": KEEP_SAMPLING, "trigger_mode": "always_last", **QUIET}
-    gr.on([each.input for each in sampling], None, [page.picker.model, *sampling], page.chosen_sampling, **choosing)
     # Messages are told by a queued event, because Gradio shows none of an unqueued one.
     page.stored.show(events.show, [page.stored, page.picked], shown, **AT_ONCE).success(
         events.tell, page.notice, None, **QUIET
@@ -211,3 +210,21 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     browser.page().load(events.take_over, [page.earlier, page.picked], [*shown, page.earlier], **AT_ONCE).success(
         events.tell, page.notice, None, **QUIET
     )
+    _wire_settings(page, events)
+
+
+def _wire_settings(page: _Page, events: ChatEvents) -> None:
+    sampling: list[Any] = [*page.sampling.values()]
+    described: dict[str, Any] = {
+        "outputs": [page.system, page.recommendation, page.chat, page.raw, *sampling], **AT_ONCE
+    }  # fmt: skip
+    changed = [browser.page().load, page.picker.loaded.change]
+    gr.on(changed, events.describe_model, [page.stored, page.chosen_sampling], **described)
+    page.reset.click(events.describe_model, page.stored, **described).success(
+        None, None, page.chosen_sampling, js=NOTHING
+    )
+    choosing: dict[str, Any] = {"js": KEEP_SAMPLING, "trigger_mode": "always_last", **QUIET}
+    gr.on([each.input for each in sampling], None, [page.picker.model, *sampling], page.chosen_sampling, **choosing)
+    page.raw.input(events.choose_raw, [page.stored, page.raw], page.outputs(), **AT_ONCE)
+    prompting = [page.box, page.stored, page.system, *page.sampling.values()]
+    page.prompt.expand(events.show_prompt, prompting, page.prompt_text, **AT_ONCE)

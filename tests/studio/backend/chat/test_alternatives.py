@@ -34,7 +34,7 @@ def test_a_replay_finds_the_alternatives_that_were_kept(engine, monkeypatch, is_
         monkeypatch.setattr(engine._decoder, "steps", Steps(engine._decoder.model))
     ids, tokens = answer(engine, temperature=0, repetition_penalty=1.0)
     for index, event in enumerate(tokens, start=len(ids) - len(tokens)):
-        kept, again = event.alternatives, alternatives(engine, ids, index)
+        kept, again = event.alternatives, alternatives(engine._decoder, engine._tokenizer, ids, index)
         assert [each.token_id for each in kept] == [each.token_id for each in again]
         assert [each.logprob for each in kept] == pytest.approx([each.logprob for each in again], abs=1e-4)
         assert kept[0].is_chosen and kept[0].token_id == event.token_id and kept[0].logprob == event.logprob
@@ -60,6 +60,6 @@ def test_penalty_and_temperature_do_not_change_them(engine):
 @pytest.mark.parametrize("index", [-1, 0, 10**6])
 def test_a_token_that_is_not_there_gets_a_sentence(engine, index):
     with pytest.raises(StudioError, match="no alternatives"):
-        alternatives(engine, [1, 2, 3], index)
+        alternatives(engine._decoder, engine._tokenizer, [1, 2, 3], index)
     with pytest.raises(StudioError, match="no alternatives"):
-        alternatives(engine, [1, 10**9, 3], 2)
+        alternatives(engine._decoder, engine._tokenizer, [1, 10**9, 3], 2)

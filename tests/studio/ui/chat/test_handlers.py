@@ -16,6 +16,7 @@ from studio.analysis.flips import flips
 from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.chat.events import TokenEvent
+from studio.backend.chat.model_defaults import ModelDefaults
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.backend.settings import defaults
@@ -249,6 +250,37 @@ def test_a_branch_that_is_not_offered_gets_a_sentence(handlers, asked, token, to
     if token != "last":
         with pytest.raises(StudioError):
             handlers.keep_alternatives(asked["stored"], 0, token)
+
+
+def test_a_raw_completion_continues_the_text_of_all_turns(handlers):
+    begun = handlers.choose_raw("", True).stored
+    assert handlers.prompt_text("Once <|im_end|>", begun, "ignored", SHORT) == "Once <|im_end|>"
+    asked = last(list(handlers.send("Once ", begun, "ignored", "session", SHORT)))
+    conversation = talk.from_json(asked["stored"])
+    answer = conversation.turns[1].answer
+    assert conversation.raw and "".join(traces.get(answer.trace_id)[: answer.prompt_tokens].texts) == "Once "
+    longer = last(list(handlers.continue_answer(asked["stored"], "", "session", SHORT)))
+    more = last(list(handlers.send(" and", longer["stored"], "", "session", SHORT)))
+    turns = talk.from_json(more["stored"]).turns
+    assert handlers.prompt_text("", more["stored"], "", SHORT) == "".join(turn.content for turn in turns[:3])
+    assert handlers.clear("session", raw=True).raw is True and not talk.from_json(handlers.clear("session").stored).raw
+
+
+def test_the_prompt_of_a_chat_is_shown_with_its_control_tokens(handlers, asked):
+    shown = handlers.prompt_text("And another?", asked["stored"], "Be brief.", SHORT)
+    assert "Be brief." in shown and shown.count("<|im_start|>") == 5 and shown.endswith("<|im_start|>assistant\n")
+    with pytest.raises(StudioError, match="nothing to answer"):
+        handlers.prompt_text("", "", "", SHORT)
+    with pytest.raises(StudioError, match="too long"):
+        handlers.prompt_text("word " * 19_000, handlers.choose_raw("", True).stored, "", SHORT)
+
+
+def test_a_model_without_a_template_completes_texts(handlers, monkeypatch):
+    status = replace(handlers.engine.status(), defaults=ModelDefaults(has_template=False))
+    monkeypatch.setattr(handlers.engine, "status", lambda: status)
+    assert handlers.is_raw("") and handlers.is_raw("{") and not handlers.is_raw(handlers.choose_raw("", False).stored)
+    sent = last(list(handlers.send("Once ", "", "", "session", SHORT)))
+    assert talk.from_json(sent["stored"]).raw
 
 
 def test_several_conversations_are_imported_at_once(handlers, asked):
