@@ -186,7 +186,7 @@ class ChatEvents:
     def upload(self, request: gr.Request, files: list[str], name: str) -> tuple[Any, ...]:
         model_id = self.engine.status().model_id
         if model_id is None:
-            raise StudioError("An adapter needs a model, and none is loaded. Load one under “Advanced” first.")
+            raise StudioError("An adapter needs a model, and none is loaded. Load one above the chat first.")
         choice = import_adapter([Path(file) for file in files or []], name or "", model_id, owner_of(request))
         gr.Info(f"{escape(choice.title)} is now selected.", title="Adapter uploaded")
         return (*_picker(*self.handlers.of(request).pick(None, choice.id)), "")

@@ -85,10 +85,7 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
-        bar = mounting("chat/conversations/conversations.js", events=["show"])
-        self.stored = gr.HTML(
-            "", html_template="<div></div>", js_on_load=bar, apply_default_css=False, elem_id="conversations"
-        )
+        self._head()
         with gr.Row(elem_id="sides", equal_height=False):
             with gr.Column(min_width=240, elem_id="own-side"):
                 self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)
@@ -106,14 +103,6 @@ class _Page:
             submit_btn="Send", stop_btn=False, autofocus=True,
         )  # fmt: skip
         gr.HTML('<a href="#routing-column">↓ Routing</a>', elem_classes="phone-link", js_on_load=None)
-        with gr.Row(elem_id="who"):
-            self.adapter = gr.Dropdown(
-                [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,
-                min_width=200, scale=1,
-            )  # fmt: skip
-            self.beside = gr.Checkbox(
-                label="Side by side with base model", interactive=False, elem_id="beside", min_width=150, scale=0
-            )  # fmt: skip
         with gr.Row(elem_id="actions"):
             self.fresh = gr.Button("New chat", size="sm", elem_id="new-chat")
             self.export = gr.Button("Export", size="sm", elem_id="export")
@@ -123,6 +112,23 @@ class _Page:
             self._upload()
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self._settings()
+
+    def _head(self) -> None:
+        """Add the list of conversations, and who answers."""
+        bar = mounting("chat/conversations/conversations.js", events=["show"])
+        with gr.Row(elem_id="chat-head"):
+            self.stored = gr.HTML(
+                "", html_template="<div></div>", js_on_load=bar, apply_default_css=False, elem_id="conversations"
+            )
+            self.picker = ModelPicker(self.engine)
+            self.adapter = gr.Dropdown(
+                [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,
+                container=False, min_width=150, scale=1,
+            )  # fmt: skip
+            self.beside = gr.Checkbox(
+                label="Side by side", interactive=False, elem_id="beside", container=False, min_width=110, scale=0
+            )
+        self.picker.add_panel()
 
     def _upload(self) -> None:
         with gr.Row(elem_id="upload-row"):
@@ -136,7 +142,7 @@ class _Page:
             self.delete = gr.Button("Delete adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150)
 
     def _settings(self) -> None:
-        self.picker = ModelPicker(self.engine)
+        self.picker.add_settings()
         self.system = gr.Textbox(
             label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )

@@ -57,7 +57,7 @@ export class ConversationList {
     opening.addEventListener("click", () => this.leave(() => this.actions.open(head.id)));
     const item = el("li", {}, opening);
     item.append(button("✎", () => this.edit(item, head), `Rename ${name}`),
-      button("🗑", () => this.remove(head), `Delete ${name}`));
+      button("🗑\ufe0e", () => this.remove(head), `Delete ${name}`));
     return item;
   }
 
