@@ -35,6 +35,7 @@ class Bar {
   constructor(element, component, store) {
     this.component = component;
     this.notes = new Set();
+    this.typed = null; // text that is not kept yet
     this.library = new Library(store, (event) => this.hear(event));
     this.list = new ConversationList({
       open: (id) => this.open(id), startNew: () => document.querySelector("#new-chat").click(),
@@ -52,6 +53,7 @@ class Bar {
     document.addEventListener("input", ({ target }) => {
       if (!target.matches("#box textarea")) return;
       clearTimeout(this.typing);
+      this.typed = target.value;
       this.typing = setTimeout(() => this.keepDraft(), DRAFT_MS);
     });
     addEventListener("pagehide", () => this.keepDraft());
@@ -82,6 +84,8 @@ class Bar {
   receive() {
     const { value } = this.component.props;
     if (!value || value === this.library.value) return;
+    // What was typed belongs to the conversation before, whose text box may be another's by now.
+    if (this.typed !== null) this.keepDraft(this.typed);
     this.hold(this.library.receive(value));
     // The server may have emptied the text box, which is drawn after this.
     setTimeout(() => this.keepDraft());
@@ -111,9 +115,10 @@ class Bar {
     this.box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
-  keepDraft() {
+  keepDraft(text = this.box?.value) {
     clearTimeout(this.typing);
-    if (this.box) this.library.keepDraft(this.box.value);
+    this.typed = null;
+    if (text !== undefined) this.library.keepDraft(text);
   }
 
   // --- the list
