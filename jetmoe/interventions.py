@@ -90,11 +90,18 @@ class Intervention:
         Raises:
             ValueError: the intervention was made for another model, or another one is active on this model.
         """
-        decoder = next((module for module in model.modules() if isinstance(module, MoeModel)), None)
-        layers: list[Any] = [] if decoder is None else [*decoder.layers]
-        routers = [router for layer in layers for router in layer.routers()]
-        rows = [each.flatten(0, 1) for each in (self.biases, self.forced, self.scales)]  # [L * N, E]
-        if decoder is None or len(routers) != len(rows[0]) or decoder.config.num_local_experts != rows[0].shape[1]:
+        self.apply(model)
+        try:
+            yield
+        finally:
+            for router in routers_of(model):
+                router.change = None
+
+    def apply(self, model: nn.Module) -> None:
+        """Change the routers of a model for good. Raise ValueError as `on` does."""
+        routers, rows = routers_of(model), [each.flatten(0, 1) for each in (self.biases, self.forced, self.scales)]
+        sizes = [find_decoder(model).config.num_local_experts] * len(routers)
+        if sizes != [rows[0].shape[1]] * len(rows[0]):  # [L * N, E]
             raise ValueError("The intervention was made for a model with other layers, routers or experts.")
         if any(router.change is not None for router in routers):
             raise ValueError("Another intervention is active on this model: leave its block first.")
@@ -102,11 +109,6 @@ class Intervention:
             device = next(router.parameters()).device
             # Copies, because tensors that share memory can't be inputs of a compiled layer.
             router.change = RouterChange(*(row.to(device, copy=True) for row in change))
-        try:
-            yield
-        finally:
-            for router in routers:
-                router.change = None
 
     def _changed(
         self, experts: Sequence[int], layers: Sequence[int] | None, kind: str | None
@@ -139,3 +141,17 @@ class Intervention:
         if forced > K:
             raise ValueError(f"A router would be forced to select {forced} experts, and it selects {K}.")
         return self
+
+
+def routers_of(model: nn.Module) -> list[Any]:
+    """Return the routers of a model, in the order of its layers and router kinds."""
+    layers: list[Any] = [*find_decoder(model).layers]
+    return [router for layer in layers for router in layer.routers()]
+
+
+def find_decoder(model: nn.Module) -> MoeModel:
+    """Return the decoder of a model, below any heads and adapters. Raise ValueError if it is none of ours."""
+    decoder = next((module for module in model.modules() if isinstance(module, MoeModel)), None)
+    if decoder is None:
+        raise ValueError("This is no model of `jetmoe`: import it before the model is loaded.")
+    return decoder

@@ -4,7 +4,9 @@ import ast
 import os
 import pkgutil
 import re
+import sys
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 
@@ -37,8 +39,10 @@ ui.page
 RANK = {part: rank for rank, line in enumerate(ORDER.strip().splitlines()) for part in line.split()}
 # What stands beside each other in the order, and must not meet all the same.
 APART = {"jetmoe": ("errors", "registry"), "cli": ("ui",), "ui": ("cli",)}
+# Peers of the benchmarks, and what comes with a CUDA build of torch.
+OPTIONAL = {"llama_cpp", "openvino", "openvino_genai", "triton"}
 UNNAMED = {"utils.py", "helpers.py", "manager.py", "misc.py"}
-LONGEST_FILE = 410
+LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 UI = ROOT / "studio" / "ui"
 LONGEST_SCRIPT = 250
@@ -105,6 +109,15 @@ def circle(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
     return graph
+
+
+def test_requirements_name_every_library_that_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {re.match(r"[\w-]*", line)[0].lower().replace("_", "-") for line in lines}
+    used = {name.partition(".")[0] for path in modules().values() for name in imports(path)}
+    used -= {"jetmoe", "studio", *OPTIONAL, *sys.stdlib_module_names}
+    names = {name: {one.lower().replace("_", "-") for one in packages_distributions()[name]} for name in used}
+    assert not [name for name, packages in names.items() if not packages & required]
 
 
 def test_no_file_is_named_for_nothing():

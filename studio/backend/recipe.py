@@ -34,7 +34,6 @@ SECTIONS = {
     "log_steps": "Evaluation and checkpoints",
 }
 
-
 # How `data` names a data set of the Hugging Face Hub, which `studio/backend/data/hub_dataset.py` reads.
 HUB_PREFIX = "hub:"
 PRESETS = ("attention", "experts", "moa", "all", "router", "hot")
@@ -44,6 +43,7 @@ EXPECTED_PRESETS = f"one or more of {', '.join(PRESETS)}, each once and joined b
 EXPECTED_COLUMNS = f"up to {MOST_COLUMNS} pairs of field: column, each up to {LONGEST_COLUMN} characters"
 AUTO_PROMPT = "auto"
 EXPECTED_PROMPT = f"auto, or a text with {{text}} exactly once and up to {LONGEST_PROMPT} characters"
+EXPECTED_SPECIALIST = "empty, a replica such as replica 1, or experts such as experts 3,17,40"
 EXPECTED_PROMPTS = f"a list of up to {MOST_PROMPTS} texts of up to {LONGEST_PROMPT} characters"
 
 
@@ -60,6 +60,13 @@ def _prompt(text: str) -> str:
     return text
 
 
+def _specialist(text: str) -> str:
+    if text and not re.fullmatch(r"replica \d{1,3}|experts \d{1,3}(, ?\d{1,3}){0,255}", text):
+        raise ValueError(EXPECTED_SPECIALIST)
+    return text
+
+
+Specialist = Annotated[str, AfterValidator(_specialist)]
 Presets = Annotated[str, AfterValidator(_presets)]
 SamplePrompt = Annotated[Text, MinLen(1), MaxLen(LONGEST_PROMPT)]
 Column = Annotated[Text, MinLen(1), MaxLen(LONGEST_COLUMN)]
@@ -174,6 +181,13 @@ class Recipe(Settings):
         description=(
             "For hot: train only the relevant experts (ESFT), which together take this share of the routing on your "
             "data."
+        ),
+    )
+    specialist: Specialist = Field(
+        default="",
+        json_schema_extra={"expected": EXPECTED_SPECIALIST},
+        description=(
+            "Route every token to these experts, and train only them: replica 1, or experts 3,17,40. Empty: off."
         ),
     )
     insist_on_router: bool = Field(

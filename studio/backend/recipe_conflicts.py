@@ -27,6 +27,13 @@ CLASHES: list[tuple[tuple[str, ...], Callable[..., bool], str]] = [
         "task=classify answers no prompts: leave out sample_prompts",
     ),
     (
+        ("specialist", "task", "preset"),
+        lambda experts, task, preset: (
+            bool(experts) and (task == "classify" or not {*preset.split("+")} <= {"moa", "experts"})
+        ),
+        "specialist trains experts alone: set task to chat, and preset to moa+experts (OLMoE: experts)",
+    ),
+    (
         ("task", "balance_loss"),
         lambda task, weight: task == "classify" and bool(weight),
         "task=classify has no load-balancing loss: set balance_loss to 0",

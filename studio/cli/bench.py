@@ -12,7 +12,8 @@ from studio.cli.runs import Json
 
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmark the studio against its peers, all in one call.")
 Shape = Annotated[
-    str | None, typer.Option(help="Random weights in a shape instead of a model: jetmoe-8b or olmoe-1b-7b.")
+    str | None,
+    typer.Option(help="Random weights instead of a model, shaped like jetmoe-8b or olmoe-1b-7b; NAME:2 has 2 layers."),
 ]
 
 

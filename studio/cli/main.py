@@ -30,6 +30,7 @@ import typer
 from studio.cli.bench import bench_app
 from studio.cli.chat import chat
 from studio.cli.classify import classify_app
+from studio.cli.compose import compose
 from studio.cli.export import export
 from studio.cli.output import Model, print_table, progress_bar
 from studio.cli.runs import Json, runs_app
@@ -44,6 +45,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(user_app, name="user")
 app.command()(chat)
 app.command()(train)
+app.command()(compose)
 app.command()(export)
 classify_app.command("train")(train_classifier)
 runs_app.command()(resume)
@@ -108,7 +110,7 @@ def upcycle(
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE checkpoint.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a 16-bit JetMoE or OLMoE checkpoint.")],
     directory: Annotated[Path, typer.Argument(help="Folder for the 4-bit checkpoint; finished files are kept.")],
     double: Annotated[bool, typer.Option(help="Quantize the scales too, which makes the experts 8 % smaller.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response, expect
 
-from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave
+from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave, unfold
 
 
 class ClassifyPage:
@@ -36,9 +36,8 @@ class ClassifyPage:
         return self
 
     def show_template(self) -> None:
-        self.page.get_by_role("button", name="Prompt template").click()
+        unfold(self.page, "Prompt template")
         expect(self.template).to_be_visible()
-        settle(self.page)
 
     def choose(self, element: str, option: str | re.Pattern) -> None:
         choose(self.page, element, option)

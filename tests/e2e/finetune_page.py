@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave
+from tests.e2e.studio_page import SLOW, choose, settle, settle_to_leave, unfold
 
 
 class FinetunePage:
@@ -56,10 +56,8 @@ class FinetunePage:
 
     def begin(self, **settings: object) -> str:
         """Starts a run with these settings; returns its id, which the address then has."""
-        if settings:
-            all_settings = self.page.locator("#all-settings")
-            if not self.page.locator("#recipe-log_steps").is_visible():
-                all_settings.get_by_role("button").first.click()
+        if settings and not self.page.locator("#recipe-log_steps").is_visible():
+            unfold(self.page, "All settings")
         for name, value in settings.items():
             self.set(name, value)
         before = self.page.url

@@ -95,6 +95,12 @@ def settle(page: Page, most_ms: int = 5000) -> None:
     )
 
 
+def unfold(page: Page, name: str) -> None:
+    """Opens an accordion, and waits until Gradio has drawn what is in it and set its values."""
+    page.get_by_role("button", name=name).click()
+    settle(page)
+
+
 def settle_to_leave(page: Page) -> None:
     """A page that is left in the middle of an event tells its console so."""
     with suppress(Error):  # it is leaving by itself, as where its server is back
@@ -142,7 +148,7 @@ class StudioPage:
 
     def _advanced(self) -> None:
         if not self.page.locator("#system textarea").is_visible():
-            self.page.get_by_role("button", name="Advanced").click()
+            unfold(self.page, "Advanced")
         expect(self.page.locator("#system textarea")).to_be_visible()
 
     def ask(self, text: str) -> None:

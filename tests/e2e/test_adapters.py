@@ -15,7 +15,7 @@ from tests.builders.adapters import finished_run, make_adapter
 from tests.builders.decimals import to_fixed
 from tests.builders.served import Steps, ToyStudio
 from tests.builders.traces import exported_trace
-from tests.e2e.studio_page import SLOW, StudioPage, choose
+from tests.e2e.studio_page import SLOW, StudioPage, choose, unfold
 
 QUESTION = "Say 7"
 HOSTILE = "Pirate <b>${window.__p=1}"
@@ -260,7 +260,7 @@ def test_side_by_side_compares_by_itself_and_the_bases_answer_has_its_own_routin
 
 def test_an_uploaded_adapter_is_picked(chat: AdapterPage, tuned: Tuned, tmp_path: Path):
     chat.settle()
-    chat.page.get_by_role("button", name="Adapters").click()
+    unfold(chat.page, "Adapters")
     bad = tmp_path / "adapter_model.safetensors"
     bad.write_bytes(b"junk")
     upload(chat, [bad])

@@ -29,7 +29,7 @@ from tests.builders.served import ToyStudio
 from tests.builders.toy_folder import spelling_toy
 from tests.builders.waiting import until
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, Server, StudioPage
+from tests.e2e.studio_page import SLOW, Server, StudioPage, unfold
 
 ROWS = "".join(
     json.dumps({"prompt": f"Say {i}", "completion": f"{i} is {'even' if i % 2 == 0 else 'odd'}"}) + "\n"
@@ -240,7 +240,7 @@ def test_an_adapter_is_exported_and_pushed_to_the_hub(tuning, page, place, tmp_p
     assert {"config.json", "model.safetensors", "merge_proof.json", "README.md", "tokenizer.json"} <= names
     expect(page.locator("#export-result")).to_contain_text("Merge proof")
     tuning.export("Adapter", tmp_path)
-    tuning.page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    unfold(page, "Push to the Hugging Face Hub")
     expect(page.locator("#push-place")).to_contain_text("this machine's token")
     expect(page.get_by_role("checkbox", name="Public")).not_to_be_checked()
     name = page.get_by_label("Repository")

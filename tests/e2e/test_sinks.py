@@ -22,7 +22,7 @@ from tests.builders.toy_runs import toy_run
 from tests.builders.visitors import Studio, Visitor, two_visitors
 from tests.e2e.classify_page import ClassifyPage
 from tests.e2e.finetune_page import FinetunePage
-from tests.e2e.studio_page import SLOW, StudioPage, choose
+from tests.e2e.studio_page import SLOW, StudioPage, choose, unfold
 
 # As long as a name may be, and without the slashes that none has.
 NAME = "<img src=x onerror=window.__p=1>${window.__p=1}{{__p=1}}<svg onload=__p=1>"
@@ -104,7 +104,7 @@ def test_chat(ada: Watched, page: Page):
     says(page.locator("#stats"), NAME)
     says(chat.questions, LABELS[0])
     ada.is_unharmed()
-    page.get_by_role("button", name="Adapters").click()
+    unfold(page, "Adapters")
     upload(page, "#adapter-upload", f"{LABELS[0]}.json", b"x")
     says(chat.toast, "onerror")
 

@@ -192,6 +192,8 @@ def test_one_intervention_at_a_time_and_only_on_its_model():
             pass
         raise RuntimeError("inside")
     assert torch.equal(forward(model)[0], before), "nothing is left of it"
-    for other in (toy("olmoe"), toy_model(), torch.nn.Linear(2, 2)):
+    for other in (toy("olmoe"), toy_model()):
         with pytest.raises(ValueError, match="for a model with other layers"), change.on(other):
             pass
+    with pytest.raises(ValueError, match="no model of `jetmoe`"), change.on(torch.nn.Linear(2, 2)):
+        pass

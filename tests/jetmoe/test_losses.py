@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from jetmoe import losses
 from jetmoe.losses import IGNORED, chunked_cross_entropy, load_balancing_loss, router_z_loss
@@ -31,6 +32,15 @@ def test_layers_that_collapse_differently_do_not_cancel():
     """Pooled over layers these four look perfectly even."""
     layers = [collapsed(e) for e in range(4)]
     assert load_balancing_loss(layers, top_k=1) == pytest.approx(4.0)
+
+
+def test_one_layer_reads_what_transformers_reads():
+    """Of several layers, transformers pools the tokens, so that layers which collapse differently cancel there."""
+    logits = torch.randn(50, 8)
+    torch.testing.assert_close(load_balancing_loss([logits], 2), load_balancing_loss_func((logits,), 8, 2))
+    several = [torch.randn(50, 8) for _ in range(3)]
+    alone = [load_balancing_loss_func((layer,), 8, 2) for layer in several]
+    torch.testing.assert_close(load_balancing_loss(several, 2), torch.stack(alone).mean())
 
 
 def test_padding_does_not_count():

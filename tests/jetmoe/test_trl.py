@@ -30,14 +30,23 @@ save_file({"logits": model(load_file(folder / "ids.safetensors")["ids"]).logits.
 """
 
 
+COMPILED = 'max_steps=1, torch_compile=True, torch_compile_backend="aot_eager"'
+"""Without the C++ of Inductor, which takes minutes."""
+
+
 @pytest.mark.processes
-def test_the_script_of_the_docs_trains_an_adapter_that_stock_peft_loads(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [("max_steps=3", 2), pytest.param(COMPILED, 1, marks=pytest.mark.compiles)],
+    ids=["eager", "compiled"],
+)
+def test_the_script_of_the_docs_trains_an_adapter_that_stock_peft_loads(settings, layers, tmp_path):
     (script,) = re.findall(
         r"```python\n(import jetmoe\nfrom datasets.*?)```", (ROOT / "docs/python.md").read_text(), re.S
     )
     assert len(script.splitlines()) <= 20 and "max_steps=20" in script
-    (tmp_path / "sft.py").write_text(script.replace("max_steps=20", "max_steps=3, learning_rate=0.1"))
-    toy_folder(tmp_path / "starter")
+    (tmp_path / "sft.py").write_text(script.replace("max_steps=20", f"{settings}, learning_rate=0.1"))
+    toy_folder(tmp_path / "starter", num_hidden_layers=layers)
     toy_rows(tmp_path / "rows.jsonl")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run([sys.executable, "sft.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -48,7 +57,7 @@ def test_the_script_of_the_docs_trains_an_adapter_that_stock_peft_loads(tmp_path
         untrained = base(IDS).logits
         trained = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")(IDS).logits
     factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert len(factors) == 20 and all(one.any() for name, one in factors.items() if ".lora_B." in name)
+    assert len(factors) == 10 * layers and all(one.any() for name, one in factors.items() if ".lora_B." in name)
     assert (trained - untrained).abs().max() > 0.1
     save_file({"ids": IDS}, tmp_path / "ids.safetensors")
     run_stock(STOCK, tmp_path)

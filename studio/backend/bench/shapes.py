@@ -50,10 +50,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def settings(shape: str) -> dict[str, Any]:
-    """Return the configuration of a shape, for any class. Raise StudioError if the shape is unknown."""
-    if shape not in SHAPES:
-        raise StudioError(f"There is no shape {shape!r}; pick one of {', '.join(SHAPES)}.")
-    return SHAPES[shape]
+    """Return the configuration of a shape, for any class; of `NAME:LAYERS`, with fewer layers.
+
+    Raises:
+        StudioError: the shape is unknown, or the number of layers is none that it can have.
+    """
+    name, _, layers = shape.partition(":")
+    if name not in SHAPES:
+        raise StudioError(f"There is no shape {name!r}; pick one of {', '.join(SHAPES)}.")
+    whole, most = SHAPES[name], SHAPES[name]["num_hidden_layers"]
+    if not layers:
+        return whole
+    if not (layers.isdecimal() and 1 <= int(layers) <= most):
+        raise StudioError(f"{layers!r} is no number of layers; {name} has {most}, such as {name}:2 for the first two.")
+    return {**whole, "num_hidden_layers": int(layers)}
 
 
 def ours(shape: str, quantization: Any, dtype: torch.dtype, device: str, **changes: Any) -> Any:

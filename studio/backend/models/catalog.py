@@ -65,7 +65,7 @@ STARTER = ModelEntry(
     needs_gib={"bf16": 1.5, "nf4": 1.0},
     licence="Apache-2.0",
     download_gib=0.1,
-    # In 4 bits, a model this small loses more quality than it saves memory; the README has both figures.
+    # In 4 bits, a model this small loses more quality than it saves memory; docs/benchmarks.md has both figures.
     cpu_precision="bf16",
     chat_template=True,
     sampling={"temperature": 0.2, "top_p": 0.9},

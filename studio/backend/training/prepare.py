@@ -33,6 +33,7 @@ from jetmoe.adapters.hot_experts import hot_experts, mask_gradients
 from jetmoe.config import MoeConfig
 from jetmoe.loading.checkpoint import CheckpointError, read_model_config
 from jetmoe.lora import AdapterError, lora_config, require_free_routers
+from jetmoe.specialists import only, replica
 from studio.analysis.load import assignments
 from studio.backend.classification.head import LabelledCollator, configure, head_loss
 from studio.backend.data.dataset import Dataset, read, settings_of
@@ -136,6 +137,8 @@ def prepare(recipe: Recipe, progress: Progress = lambda fraction, text: None) ->
     warnings = [*data.warnings]
     if "hot" in recipe.preset.split("+") and recipe.method == "lora":
         warnings.append(_train_hot_experts(base, _texts(data), recipe.hot_share))
+    if recipe.specialist:
+        warnings.append(_train_specialist(base, recipe.specialist))
     if recipe.balance_loss:
         base.config.aux_loss_coef = recipe.balance_loss
     if fsdp.is_fsdp():
@@ -261,6 +264,8 @@ def _adapter_config(recipe: Recipe, path: Path) -> peft.LoraConfig:
     try:
         base = read_model_config(path)
         require_free_routers(base, preset, recipe.insist_on_router)
+        if recipe.specialist:
+            specialist_experts(base, recipe.specialist)
         return lora_config(preset, r, recipe.lora_alpha, task_type, base.model_type)
     except CheckpointError as error:
         raise StudioError(str(error)) from error
@@ -302,6 +307,31 @@ def _train_hot_experts(base: Any, rows: Sequence[Feature], share: float) -> str:
     return (
         f"Only {int(hot.sum())} of {hot.size} experts are trained, {per_router.min()} to {per_router.max()} of "
         f"{hot.shape[-1]} in a router: those that take {share:.0%} of the routing on your data."
+    )
+
+
+def specialist_experts(config: MoeConfig, text: str) -> list[int]:
+    """Return the experts that the setting `specialist` names.
+
+    Raises:
+        StudioError: the model has no such experts, or its routers select more than these.
+    """
+    kind, _, numbers = text.partition(" ")
+    try:
+        experts = replica(config, int(numbers)) if kind == "replica" else [int(each) for each in numbers.split(",")]
+        only(config, experts)
+    except ValueError as error:
+        raise StudioError(f"{error} (specialist: {text})") from error
+    return experts
+
+
+def _train_specialist(base: Any, text: str) -> str:
+    """Route every token to the specialist's experts; return a sentence that says so."""
+    experts = specialist_experts(base.config, text)
+    only(base.config, experts).apply(base)
+    return (
+        f"Every token of this run is routed to the experts {', '.join(map(str, experts))}, and only these are trained. "
+        "In a chat the model's own routers decide, until `python -m studio compose` fits them."
     )
 
 

@@ -24,6 +24,7 @@ fast rows. There is a table of [JetMoE](compatibility.md) and one of [OLMoE](com
 - Ours: the largest difference to stock in any output, loss, gradient or saved tensor, relative to the largest value
   of that tensor; 0e+00 for equal token ids. Where stock fails, the difference to the same work without the feature
   (without compiling, for example), or "works" if there is none. Otherwise the first words of the error.
+- TorchAo, Quanto, HQQ, Liger and ONNX are not installed: their rows compare what is said.
 - A row that begins with DEFECT: stock works, and ours differs or fails without naming a remedy.
 """
 

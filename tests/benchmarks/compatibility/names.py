@@ -81,3 +81,6 @@ FAMILY = os.environ.get("COMPATIBILITY_FAMILY", "jetmoe")
 HERE = NAMES[FAMILY]
 LINEAR, OTHER, OTHERS = HERE.linear, HERE.other, HERE.others
 MOE, MOA = HERE.moe, HERE.moa
+
+CRASH = "Crash"
+"""The error of a row whose process ended, or took too long."""

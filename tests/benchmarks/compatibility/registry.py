@@ -14,6 +14,8 @@ MODULES = (
     "heads_and_pipelines", "execution", "hooks", "compilers",
 )  # fmt: skip
 TOLERANCE = 1e-5
+LIMIT = 120
+"""Seconds of the processor that a row may take. Other work on the machine does not count."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Row:
     tolerance: float
     """Largest difference, relative to the largest value of a tensor (of at least 0.01)."""
     four_bits: bool
+    limit: int
 
     @property
     def key(self) -> str:
@@ -34,13 +37,13 @@ ROWS: dict[str, Row] = {}
 
 
 def row(
-    group: str, name: str, *, tolerance: float = TOLERANCE, four_bits: bool = False
+    group: str, name: str, *, tolerance: float = TOLERANCE, four_bits: bool = False, limit: int = LIMIT
 ) -> Callable[[Callable[[Place], Results]], Callable[[Place], Results]]:
     """Register a function as a row; with `four_bits`, also as a row on 4-bit experts."""
 
     def register(run: Callable[[Place], Results]) -> Callable[[Place], Results]:
         for bits in (False, True)[: 1 + four_bits]:
-            made = Row(group, name + ", on 4-bit experts" * bits, run, tolerance, bits)
+            made = Row(group, name + ", on 4-bit experts" * bits, run, tolerance, bits, limit)
             assert made.key not in ROWS, made.key
             ROWS[made.key] = made
         return run

@@ -16,8 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-# For one row, in seconds of the processor, so that other work on the machine does not count.
-LIMIT = int(os.environ.get("COMPATIBILITY_LIMIT", 120))
+from tests.benchmarks.compatibility.names import CRASH
 
 
 def main(library: str, checkpoints: Path, out: Path) -> None:
@@ -37,7 +36,7 @@ def main(library: str, checkpoints: Path, out: Path) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if status:
             late = status in (-signal.SIGALRM, -signal.SIGXCPU, -signal.SIGKILL)
-            died = f"no result in {LIMIT} seconds" if late else f"the process ended with {status}"
+            died = f"no result in {rows[name].limit} seconds" if late else f"the process ended with {status}"
             (out / f"{number}.json").write_text(json.dumps({"refusals": {"": _refusal(died)}}))
         print(
             f"{library}: {number + 1}/{len(names)} {name}, {time.monotonic() - start:.1f} s",
@@ -48,7 +47,7 @@ def main(library: str, checkpoints: Path, out: Path) -> None:
 
 
 def _refusal(message: str) -> dict:
-    return {"error": "Crash", "message": message, "clear": False, "claim": False, "trace": message}
+    return {"error": CRASH, "message": message, "clear": False, "claim": False, "trace": message}
 
 
 def _import_early(names: list[str]) -> None:
@@ -88,8 +87,8 @@ def _run(row, ours: bool, checkpoints: Path, out: Path) -> int:
 
     from tests.benchmarks.compatibility.place import Place, Refusal
 
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-    signal.alarm(6 * LIMIT)  # where it waits for something
+    resource.setrlimit(resource.RLIMIT_CPU, (row.limit, row.limit))
+    signal.alarm(6 * row.limit)  # where it waits for something
     if not os.environ.get("COMPATIBILITY_LOG"):
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -13,7 +13,7 @@ from tests.e2e.classify_page import ClassifyPage
 from tests.e2e.finetune_page import FinetunePage
 from tests.e2e.space.openid import NAME, TOKEN
 from tests.e2e.space.surroundings import HUB, Space
-from tests.e2e.studio_page import SLOW, StudioPage, settle
+from tests.e2e.studio_page import SLOW, StudioPage, settle, unfold
 
 RELOADS = 4
 SHORT = {"max_steps": 2, "batch_size": 1, "gradient_accumulation": 1, "max_length": 64, "eval_steps": 2,
@@ -68,7 +68,7 @@ def test_a_visitor_chats_classifies_and_tunes_within_the_limits(frame, space: Sp
     tuning = FinetunePage(frame, "")
     expect(tuning.command).not_to_have_value("", timeout=SLOW)
     settle(frame)
-    frame.locator("#all-settings").get_by_role("button").first.click()
+    unfold(frame, "All settings")
     tuning.set("max_steps", 500)
     tuning.start.click()
     expect(tuning.toast.first).to_contain_text("here a run is limited to max_steps from 1 to 60")
@@ -98,7 +98,7 @@ def test_who_signs_in_on_its_own_tab_keeps_what_was_made_and_pushes_it(
     tuning.until_state("Done")
     page.locator("#make-export").click()
     expect(page.locator("#export-result a.dp-download")).to_be_visible(timeout=SLOW)
-    page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    unfold(page, "Push to the Hugging Face Hub")
     page.get_by_label("Repository").fill("pirate")
     page.get_by_role("button", name="Push adapter").click()
     expect(page.locator("#push-result a")).to_have_attribute("href", f"{hub.url}/{NAME}/pirate", timeout=SLOW)

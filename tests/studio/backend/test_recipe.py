@@ -44,7 +44,13 @@ def test_every_bundled_file_loads_and_says_how_to_launch_it(file):
 
 
 def test_the_bundled_recipes_have_names():
-    names = {"starter/lora_experts", "starter/lora_all", "starter/classify", "starter/classify_quick"}
+    names = {
+        "starter/lora_experts",
+        "starter/lora_all",
+        "starter/classify",
+        "starter/classify_quick",
+        "starter/specialist",
+    }
     names |= {"jetmoe-8b/classify"} | {f"jetmoe-8b/qlora_{preset}" for preset in ("attention", "experts", "all", "hot")}
     names |= {f"olmoe-1b-7b/{name}" for name in ("qlora_all", "qlora_hot", "classify")}
     assert set(recipes()) == names

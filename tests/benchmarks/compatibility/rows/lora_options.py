@@ -164,11 +164,12 @@ def eva(place: Place) -> Results:
 def corda(place: Place) -> Results:
     # It imports `dataclass` from the package attrs, which nothing else here needs.
     sys.modules.setdefault("attr", dataclasses)
+    from peft.tuners.lora.config import CordaConfig
     from peft.tuners.lora.corda import preprocess_corda
 
     model = place.model().requires_grad_(False)
-    config = lora(init_lora_weights="corda", corda_config=peft.CordaConfig(corda_method="kpm"))
-    preprocess_corda(model, config, run_model=lambda: model(BATCH))
+    config = lora(init_lora_weights="corda", corda_config=CordaConfig(corda_method="kpm"), target_modules=[LINEAR])
+    preprocess_corda(model, config, run_model=lambda: model(BATCH[:1]))  # it takes one text at a time
     adapted = adapt(model, config, std=None)
     return _changes(adapted) | {"logits": logits(adapted)}
 

@@ -304,7 +304,7 @@ def compiled(place: Place, full: bool, backend: str) -> Results:
 
 for full, backend in ((False, "inductor"), (False, "aot_eager"), (True, "aot_eager")):
     name = f"torch_compile_backend={backend}{', all weights' * full}"
-    row(GROUP, name, tolerance=TRAINED, four_bits=not full and backend != "inductor")(
+    row(GROUP, name, tolerance=TRAINED, four_bits=not full and backend != "inductor", limit=900)(
         partial(compiled, full=full, backend=backend)
     )
 

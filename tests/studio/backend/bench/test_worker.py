@@ -10,6 +10,7 @@ from jetmoe.experts.experts import LinearExperts
 from jetmoe.nf4.parts import BYTES_PER_WEIGHT
 from studio.backend.bench import report as bench
 from studio.backend.bench import shapes, worker
+from studio.errors import StudioError
 from tests.builders.toy_folder import toy_folder
 
 TOY = {
@@ -42,6 +43,14 @@ def test_a_row_says_its_share_of_the_bandwidth(work, monkeypatch, weights):
     model, _ = worker.load_model({**work, "weights": weights})
     limit = 1e6 / worker.bytes_per_token(model.config, {**work, "weights": weights})
     assert row["bandwidth"] == pytest.approx(row["decode_tok_s"] / limit, abs=0.01)
+
+
+def test_a_shape_has_fewer_layers_if_asked(work):
+    assert shapes.settings("toy:1") == {**TOY, "num_hidden_layers": 1}
+    assert shapes.settings("toy") == TOY
+    for layers in ("0", "3", "two"):
+        with pytest.raises(StudioError, match=f"'{layers}' is no number of layers; toy has 2"):
+            shapes.settings(f"toy:{layers}")
 
 
 def test_a_row_of_a_peer(work, tmp_path, monkeypatch):
