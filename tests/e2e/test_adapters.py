@@ -203,7 +203,6 @@ def test_what_flips_is_framed_and_counted(chat: AdapterPage, tuned: Tuned):
     check_strip(chat, base, trace, "expert")
     text = chat.difference.inner_text()
     chat.open()
-    chat.page.get_by_text("single experts").click()
     expect(chat.difference).to_have_text(text)
 
 
