@@ -203,7 +203,6 @@ def test_what_flips_is_framed_and_counted(chat: AdapterPage, tuned: Tuned):
     check_strip(chat, base, trace, "expert")
     text = chat.difference.inner_text()
     chat.open()
-    chat.page.get_by_text("single experts").click()
     expect(chat.difference).to_have_text(text)
 
 
@@ -318,3 +317,17 @@ def test_picking_and_comparing_by_keyboard_alone(chat: AdapterPage):
     chat.page.get_by_role("button", name="Compare with base model").focus()
     chat.page.keyboard.press("Enter")
     expect(chat.difference).to_be_visible()
+
+
+def test_chat_with_a_run_begins_side_by_side_with_prompts_of_its_rows(chat: AdapterPage, tuned: Tuned):
+    chat.set_length(4)
+    chat.ask_and_wait(QUESTION)
+    events = RunStore().get(tuned.lawyer).events
+    for prompt in ("One <b>?", "Two?", "Three?", "Four?"):
+        events.append("sample", 1, {"prompt": prompt, "answer": "…"})
+    chat.open(f"?adapter={tuned.lawyer}")
+    expect(chat.page.locator("#chat .example")).to_have_text(["One <b>?", "Two?", "Three?"])
+    expect(chat.beside).to_be_checked()
+    assert chat.questions.count() == 0
+    chat.page.locator("#chat .example").nth(1).click()
+    expect(chat.base_answers).to_have_count(1, timeout=SLOW)

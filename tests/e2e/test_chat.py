@@ -1,5 +1,7 @@
 """Chatting in a real browser with a toy: send, stop, retry, undo, edit, refresh, export, import."""
 
+import json
+
 from playwright.sync_api import Browser, expect
 
 from studio.ui.chat.conversation_file import FORMAT
@@ -241,18 +243,37 @@ def test_empty_messages_and_a_megabyte_stay_in_the_box(studio: StudioPage):
     studio.ask_and_wait(QUESTION)
 
 
-def test_each_tab_keeps_its_own_conversation(studio: StudioPage, steps: Steps):
+def test_the_alternatives_to_a_token_are_listed_and_one_is_followed(studio: StudioPage, steps: Steps):
+    steps.allow()
+    studio.set_length(8)
+    first = studio.ask_and_wait(QUESTION).partition("\n")[0]
+    studio.tokens.nth(2).click()
+    rows = studio.page.get_by_role("table", name="Alternatives to the token").get_by_role("row")
+    expect(rows.first).to_be_visible()
+    shares = [float(text.removesuffix(" %")) for text in rows.locator("td:nth-child(3)").all_text_contents()]
+    assert shares == sorted(shares, reverse=True) or shares[:8] == sorted(shares[:8], reverse=True)
+    expect(rows.and_(studio.page.locator("[aria-current]"))).to_have_count(1)
+    branch = rows.get_by_role("button").first
+    text = json.loads((branch.get_attribute("aria-label") or "").removeprefix("Branch with "))
+    branch.click()
+    expect(studio.page.locator("#chat .options")).to_contain_text("Answer 1 of 2")
+    assert studio.wait().startswith(first[:2] + text)
+
+
+def test_a_raw_completion_gets_the_text_as_it_stands(studio: StudioPage, steps: Steps):
     steps.allow()
     studio.set_length(4)
-    studio.ask_and_wait("From the first tab")
-    other = StudioPage(studio.page.context.new_page(), studio.url).open()
-    expect(other.questions).to_have_text(["From the first tab"], timeout=SLOW)  # a new tab opens the latest one
-    other.page.get_by_role("button", name="New chat").click()
-    expect(other.questions).to_have_count(0)
-    other.set_length(4)
-    other.ask_and_wait("From the second tab")
+    shown, prompt = studio.page.locator("#prompt-text pre"), studio.page.locator("#prompt button").first
+    studio.box.fill("Once <b>upon")
+    prompt.click()
+    expect(shown).to_contain_text("<|im_start|>user\nOnce <b>upon<|im_end|>")
+    prompt.click()
+    studio.page.locator("#raw input").check()
+    prompt.click()
+    expect(shown).to_have_text("Once <b>upon")
+    studio.send.click()
+    studio.wait()
+    assert "".join(studio.page.locator(".rp-prompt .rp-text").all_text_contents()) == "Once·<b>upon"
     studio.open()
-    expect(studio.questions).to_have_text(["From the first tab"], timeout=SLOW)
-    other.open()
-    expect(other.questions).to_have_text(["From the second tab"], timeout=SLOW)
-    other.page.close()
+    studio._advanced()
+    expect(studio.page.locator("#raw input")).to_be_checked()

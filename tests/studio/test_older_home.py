@@ -101,7 +101,7 @@ def test_a_recipe_reads_as_it_was_written(home):
 def test_what_browsers_keep_is_read_under_the_same_names():
     kept = [tab.keep() for tab in discover("studio.ui", "TAB", module="tab")]
     states = [state for each in kept for state in (each if isinstance(each, list | tuple) else [each])]
-    assert {state.storage_key for state in states} == BROWSER.keys()
+    assert {state.storage_key for state in states} == {*BROWSER.keys(), "jetmoe-studio-sampling"}
     talk = conversation.from_json(BROWSER["jetmoe-studio-conversation"])
     assert [turn.content for turn in talk.turns] == ["Say 7", "seven"]
     assert read_picked(BROWSER["jetmoe-studio-adapter"]).adapter == NAMED["uploaded"]

@@ -33,6 +33,9 @@ from studio.backend.runs.run import Run
 from studio.backend.runs.store import RunStore
 from studio.errors import StudioError
 
+LONGEST_PROMPT = 300
+"""Characters of a sample prompt that is offered as an example; longer ones would fill the page."""
+
 
 class Found(NamedTuple):
     folder: Path
@@ -107,6 +110,14 @@ def find_id(adapter_id: str, owner: str = "") -> Found:
     upload = find_upload(adapter_id, owner)
     require_digest(upload.folder / WEIGHTS, upload.sha256)
     return Found(upload.folder, None, upload)
+
+
+def sample_prompts(adapter_id: str, owner: str = "", most: int = 3) -> list[str]:
+    """Return the first sample prompts of the run that made an adapter, from its own rows; [] for an upload."""
+    run = find_id(adapter_id, owner).run
+    events = [] if run is None else run.events.read()
+    prompts = dict.fromkeys(event.values["prompt"] for event in events if event.kind == "sample")
+    return [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT][:most]
 
 
 def require_model(found: Found, model_id: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from jetmoe.modeling import MoeForCausalLM
+from studio.backend.chat.alternatives import most_likely
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.events import Timing, TokenEvent
 from studio.backend.chat.sampling import Sampler, Sampling
@@ -58,15 +59,18 @@ class Answer:
                 finish = "length"
                 break
             seen = torch.tensor([self.decoder.token_ids])
+            logits = logits.cpu()
             token_id, logprob = self.sampler.choose(logits, seen)
             if token_id in self.ends:
                 finish = "stop"
                 break
+            others = most_likely(logits, self.tokenizer, token_id)
             logits = self.decoder.step(token_id)
             self._count_token()
             text = texts_of_answer.push(token_id)
             trace = self.decoder.trace([text], prompt_tokens, start=len(self.decoder.token_ids) - 1)
-            yield TokenEvent("token", self.stop_texts.push(text), token_id, logprob, trace, self._timing())
+            shown = self.stop_texts.push(text)
+            yield TokenEvent("token", shown, token_id, logprob, trace, self._timing(), alternatives=others)
             if self.stop_texts.reached:
                 finish = "stop"
                 break

@@ -34,14 +34,13 @@ from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.decoders import Decoders
 from studio.backend.chat.events import TokenEvent
 from studio.backend.chat.loading import Loader, silent
-from studio.backend.chat.model_defaults import model_defaults
 from studio.backend.chat.queue import Queue
 from studio.backend.chat.sampling import Sampling
-from studio.backend.chat.status import EngineStatus, memory_text
+from studio.backend.chat.status import EngineStatus, memory_text, ready_status
 from studio.backend.chat.steps import keep_all
 from studio.backend.chat.text_stream import token_texts
 from studio.backend.data.prompt import Messages, fit_prompt
-from studio.backend.models import catalog, placement
+from studio.backend.models import placement
 from studio.backend.models.placement import Placement, Precision
 from studio.backend.system.progress import Progress
 from studio.errors import StudioError
@@ -199,6 +198,16 @@ class Engine:
                 pass
             return self._trace(list(token_ids), prompt_tokens, adapter)
 
+    def prompt_text(self, messages: Messages, sampling: Sampling) -> str:
+        """Return the prompt for an answer as the model gets it, with control tokens. It does not wait in the queue.
+
+        Raises:
+            StudioError: no model is ready, or the messages can't be answered.
+        """
+        decoder, tokenizer = self._ready()
+        prompt = fit_prompt(tokenizer, messages, decoder.context_size, sampling.max_new_tokens)
+        return "".join(token_texts(tokenizer, prompt.token_ids))
+
     @contextmanager
     def turn(self, adapter: str | None = None, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Turn | None]:
         """Hold the model for work other than an answer, such as a batch to classify, until the end of the block.
@@ -353,7 +362,7 @@ class Engine:
         if self._decoder is not None:
             self._decoder.steps.close()
             gc.unfreeze()  # so that `keep_all` frees the replaced model
-        self._status = self._ready_status(model_id, place, decoder, tokenizer)
+        self._status = ready_status(model_id, place, decoder, tokenizer)
         self._decoders, self._tokenizer, self._adapters = Decoders(decoder), tokenizer, Adapters(decoder.model)
         self._ensured = {}
         keep_all()
@@ -361,25 +370,6 @@ class Engine:
         if self.compile_steps:
             decoder.steps.enable()
         return self._status.text
-
-    def _ready_status(
-        self, model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast
-    ) -> EngineStatus:
-        # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
-        precision = "nf4" if decoder.quantized_share else place.precision
-        entry = catalog.entry(model_id)
-        text = f"{entry.title} in {precision} on the {place.device.upper()}."
-        return EngineStatus(
-            "ready",
-            model_id,
-            f"{text} {place.notice}".strip(),
-            1.0,
-            context_size=decoder.context_size,
-            precision=precision,
-            title=entry.title,
-            warning=place.warning,
-            defaults=model_defaults(entry, decoder.model.generation_config, tokenizer),
-        )
 
     def unload(self) -> None:
         """Free the memory of the loaded model. The caller must hold the queue."""

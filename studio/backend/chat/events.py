@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from jetmoe.routing import RoutingTrace
+    from studio.backend.chat.alternatives import Alternative
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class TokenEvent:
         queued: another request is running; `place` is 1 for the next in the queue. May come several times.
         notice: `text` is a sentence for the user (older turns were dropped, answer cut at the limit ...).
         prompt: the prefill is done; `trace` holds the rows of all prompt tokens.
-        token: `text` is the text that the token adds (may be ""), `trace` holds the token's row.
+        token: `text` is the text that the token adds (may be ""), `trace` holds the token's row, `alternatives` the
+            most likely tokens of the step.
         done: the answer is complete; `text` is the remaining text, `finish` is the reason.
     """
 
@@ -45,3 +47,4 @@ class TokenEvent:
     timing: Timing | None = None
     place: int = 0
     finish: Literal["", "stop", "length", "cancelled"] = ""
+    alternatives: tuple[Alternative, ...] = ()

@@ -183,7 +183,7 @@ class Loader:
 
     def _failed(self) -> Change:
         if self.change is None or self.change.state != "failed":
-            raise StudioError("No model has failed to load. Pick one under “Advanced”.")
+            raise StudioError("No model has failed to load. Pick one above the chat.")
         return self.change
 
     def _begin(self, model_id: str, precision: Precision) -> None:

@@ -29,6 +29,8 @@ class ModelDefaults(NamedTuple):
     """Where they are from; empty if there are none."""
     system: str = ""
     """The system prompt that the chat template writes if there is none; empty if it writes none."""
+    has_template: bool = True
+    """Whether the model has a chat template; a base model without one continues texts."""
 
 
 NO_DEFAULTS = ModelDefaults()
@@ -38,12 +40,12 @@ def model_defaults(
     entry: ModelEntry, generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> ModelDefaults:
     """Return the settings of the catalog, or else those of the model's generation_config.json."""
-    system = default_system_prompt(tokenizer)
+    system, has_template = default_system_prompt(tokenizer), bool(tokenizer.chat_template)
     if entry.sampling:
-        return ModelDefaults(entry.sampling, CARD, system)
+        return ModelDefaults(entry.sampling, CARD, system, has_template)
     stored = {} if generation is None else generation.to_diff_dict()
     found = {name: stored[name] for name in NAMES if _is_usable(name, stored.get(name))}
-    return ModelDefaults(found, FILE if found else "", system)
+    return ModelDefaults(found, FILE if found else "", system, has_template)
 
 
 def _is_usable(name: str, value: Any) -> bool:

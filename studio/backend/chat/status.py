@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers import PreTrainedTokenizerFast
+
 from studio.backend.chat.decoder import Decoder
 from studio.backend.chat.loading import Change
-from studio.backend.chat.model_defaults import NO_DEFAULTS, ModelDefaults
-from studio.backend.models.placement import GIB
+from studio.backend.chat.model_defaults import NO_DEFAULTS, ModelDefaults, model_defaults
+from studio.backend.models import catalog
+from studio.backend.models.placement import GIB, Placement
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,25 @@ class EngineStatus:
     defaults: ModelDefaults = NO_DEFAULTS
     change: Change | None = None
     """Another model that is being loaded, or that could not be loaded."""
+
+
+def ready_status(model_id: str, place: Placement, decoder: Decoder, tokenizer: PreTrainedTokenizerFast) -> EngineStatus:
+    """Return the status of a model that was just loaded."""
+    # A 4-bit checkpoint stays 4-bit, whatever precision was requested.
+    precision = "nf4" if decoder.quantized_share else place.precision
+    entry = catalog.entry(model_id)
+    text = f"{entry.title} in {precision} on the {place.device.upper()}."
+    return EngineStatus(
+        "ready",
+        model_id,
+        f"{text} {place.notice}".strip(),
+        1.0,
+        context_size=decoder.context_size,
+        precision=precision,
+        title=entry.title,
+        warning=place.warning,
+        defaults=model_defaults(entry, decoder.model.generation_config, tokenizer),
+    )
 
 
 def memory_text(decoder: Decoder, cache_bytes: int) -> str:

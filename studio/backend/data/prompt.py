@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from studio.errors import StudioError
 
 Messages = Sequence[dict[str, Any]]
-ROLES = ("system", "user", "assistant")
+RAW = "raw"
+"""Role of a text that the model continues as it stands, without a chat template."""
+ROLES = ("system", "user", "assistant", RAW)
 MAX_CHARACTERS = 1_000_000
 # Fallback for base models without a chat template, which continue the text.
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -53,12 +55,14 @@ def fit_prompt(
 ) -> Prompt:
     """Return the prompt for an answer, without the oldest turns if they don't fit.
 
-    If the last message is the assistant's, the answer continues it.
+    If the last message is the assistant's, the answer continues it. A text of the role `RAW` is the whole prompt.
 
     Raises:
         StudioError: there is nothing to answer, or the last message alone is too long.
     """
     kept = _checked(messages)
+    if kept[0]["role"] == RAW:
+        return _fit_raw(tokenizer, kept, context_size, max_new_tokens)
     start = encode_plain(tokenizer, kept.pop()["content"]) if kept[-1]["role"] == "assistant" else []
     notices = [] if tokenizer.chat_template else ["This model has no chat template: it continues your text."]
     room = context_size - min(max_new_tokens, context_size // 2) - len(start)
@@ -69,17 +73,32 @@ def fit_prompt(
         fewest = bisect_left(shorter, True, key=lambda some: len(encode_chat(tokenizer, some)) <= room)
         remaining = shorter[min(fewest, len(shorter) - 1)]
         token_ids, dropped = encode_chat(tokenizer, remaining), len(kept) - len(remaining)
-    if len(token_ids) > room:
-        raise StudioError(
-            f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
-            f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
-        )
+    _require_room(token_ids, room, context_size)
     if dropped:
         notices.append(
             f"The conversation is longer than the model's context of {context_size:,} tokens: the oldest "
             f"{dropped} message{'s were' if dropped > 1 else ' was'} left out of this answer."
         )
     return Prompt(token_ids + start, tuple(notices), len(start))
+
+
+def _fit_raw(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], context_size: int, max_new_tokens: int
+) -> Prompt:
+    text, start = messages[0]["content"], "".join(message["content"] for message in messages[1:])
+    # With the token that begins every text of some tokenizers; control tokens in the text itself are plain text.
+    token_ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+    started = encode_plain(tokenizer, start)
+    _require_room(token_ids, context_size - min(max_new_tokens, context_size // 2) - len(started), context_size)
+    return Prompt(token_ids + started, (), len(started))
+
+
+def _require_room(token_ids: list[int], room: int, context_size: int) -> None:
+    if len(token_ids) > room:
+        raise StudioError(
+            f"The message is too long: {len(token_ids):,} tokens. The model's context holds {context_size:,}, and "
+            f"{context_size - room:,} are reserved for the answer. Shorten the message or lower max_new_tokens."
+        )
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
@@ -229,7 +248,10 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[dict[s
 
 
 def _checked(messages: Messages) -> list[dict[str, str]]:
-    if not any(message.get("role") == "user" for message in messages[-2:]) or messages[-1].get("role") == "system":
+    if (
+        not any(message.get("role") in ("user", RAW) for message in messages[-2:])
+        or messages[-1].get("role") == "system"
+    ):
         raise StudioError("Write a message first: there is nothing to answer.")
     for message in messages:
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):

@@ -38,6 +38,8 @@ class Draft:
         """Return the draft with one more event, whose routing goes into the trace store."""
         if event.trace is not None:
             traces.append(self.answer.trace_id, event.trace)
+        if event.alternatives:
+            traces.keep(self.answer.trace_id, len(self.answer.token_ids), event.alternatives)
         if event.kind == "queued":
             return replace(self, waiting=_place(event.place))
         if event.kind == "notice":

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from studio.backend.data.prompt import RAW
 from studio.errors import StudioError
 from studio.ui.common.longest_text import longest_text
 
@@ -26,7 +28,8 @@ MAX_STORED = 1_500_000
 """Characters of JSON; browser storage holds about 5 MB, and the value is encrypted there."""
 EDITED = "edited"
 """How an answer ended that the user has changed."""
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+MAX_TITLE = 120
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,23 @@ class Turn:
 class Conversation:
     system: str = ""
     turns: tuple[Turn, ...] = field(default=())
+    id: str = ""
+    """Where the browser stores it: 32 hexadecimal digits, or empty for a conversation that is not stored yet."""
+    title: str = ""
+    """Name given by the user; the list shows the first question if it is empty."""
+    raw: bool | None = None
+    """Whether the model continues the text of all turns, without a chat template; None: as suits the model."""
+
+    def identified(self) -> Conversation:
+        """Return the conversation with an id, a new one if it has none."""
+        return self if self.id else replace(self, id=uuid.uuid4().hex)
 
     def messages(self, start: str = "") -> list[dict[str, str]]:
         """Return the messages for the engine; `start` is the beginning of the answer, if there is one."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
         begun = [{"role": "assistant", "content": start}] if start else []
+        if self.raw:
+            return [{"role": RAW, "content": "".join(turn.content for turn in self.turns)}, *begun]
         return system + [{"role": turn.role, "content": turn.content} for turn in self.turns] + begun
 
     def answers(self) -> list[int]:
@@ -189,6 +204,13 @@ def edit_answer(conversation: Conversation, index: int, text: str) -> Conversati
     return replace(conversation, turns=turns)
 
 
+def up_to(conversation: Conversation, index: int) -> Conversation:
+    """Return the conversation up to turn `index`: the same one, or a new one if turns follow."""
+    if index == len(conversation.turns) - 1:
+        return conversation
+    return replace(conversation, turns=conversation.turns[: index + 1], id="").identified()
+
+
 def undo(conversation: Conversation) -> tuple[Conversation, str]:
     """Remove the last question and its answer; return the question too, for the text box."""
     asked = retry(conversation).turns
@@ -204,9 +226,11 @@ def edit(conversation: Conversation, index: int, text: str) -> Conversation:
 
 def to_json(conversation: Conversation) -> str:
     """Return JSON for browser storage. If it is too long, the oldest answers lose their token ids."""
+    named = {"id": conversation.id, "title": conversation.title, "raw": conversation.raw}
+    document = named | {"system": conversation.system}
     turns = [asdict(turn) for turn in conversation.turns]
     for turn in [*turns, None]:
-        stored = json.dumps({"system": conversation.system, "turns": turns}, ensure_ascii=False)
+        stored = json.dumps(document | {"turns": turns}, ensure_ascii=False)
         if len(stored) <= MAX_STORED or turn is None:
             break
         for part in (turn, turn["base"], *turn["others"]):
@@ -215,6 +239,11 @@ def to_json(conversation: Conversation) -> str:
     if len(stored) > MAX_STORED:
         raise StudioError("This conversation is too long for the browser's storage. Export it and start a new one.")
     return stored
+
+
+def several_to_json(conversations: list[Conversation]) -> str:
+    """Return JSON for the browser to store all of them and open the first."""
+    return json.dumps({"several": [to_json(each) for each in conversations]}, ensure_ascii=False)
 
 
 def from_json(stored: Any) -> Conversation:
@@ -238,7 +267,10 @@ def parse(data: Any) -> Conversation:
     if len(data["turns"]) > MAX_TURNS:
         raise StudioError(f"The conversation has {len(data['turns'])} messages, but at most {MAX_TURNS} can be opened.")
     turns = tuple(_turn(turn, number) for number, turn in enumerate(data["turns"], start=1))
-    return Conversation(checked_text(data.get("system", ""), "system prompt"), turns)
+    stored_id, title = data.get("id"), checked_text(data.get("title", ""), "title")[:MAX_TITLE]
+    known = stored_id if isinstance(stored_id, str) and _ID.fullmatch(stored_id) else ""
+    raw = data.get("raw") if isinstance(data.get("raw"), bool) else None
+    return Conversation(checked_text(data.get("system", ""), "system prompt"), turns, known, title, raw)
 
 
 def _turn(data: Any, number: int) -> Turn:
@@ -282,7 +314,7 @@ def _answer(data: Any, number: int) -> Answer:
         raise StudioError(f"Message {number} has more prompt_tokens than token_ids.")
     return Answer(
         model_id=_typed(data, "model_id", str, "", number)[:200],
-        trace_id=trace_id if _TRACE_ID.fullmatch(trace_id) else "",
+        trace_id=trace_id if _ID.fullmatch(trace_id) else "",
         token_ids=tuple(token_ids),
         prompt_tokens=prompt_tokens,
         ttft_s=_number(data, "ttft_s", number),

@@ -1,10 +1,11 @@
 """Export and import of a conversation as JSON, with the routing of its answers.
 
     text = export_conversation(conversation, traces.get)
-    conversation = import_conversation(file_bytes, traces.open)
+    conversations = import_conversations(file_bytes, traces.open)
 
 The file has the content of `conversation.to_json`, plus a `trace` for each answer: `RoutingTrace.to_bytes` as base64.
-For answers shown side by side, `base` is the base model's reply.
+For answers shown side by side, `base` is the base model's reply. A file of several conversations, which the browser
+writes from its storage, has a list of them without traces.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from studio.errors import StudioError
 from studio.ui.chat.conversation import Answer, Conversation, Turn, parse
 
 FORMAT = "jetmoe-studio-conversation-1"
+SEVERAL = "jetmoe-studio-conversations-1"
 MAX_FILE = 64 * 2**20
 
 
 def export_conversation(conversation: Conversation, find_trace: Callable[[Answer], RoutingTrace | None]) -> str:
     """Return the text of the file. If `find_trace` returns None, the answer is exported without its trace."""
+    document = {"format": FORMAT, "title": conversation.title, "raw": conversation.raw, "system": conversation.system}
     turns = [_exported_turn(turn, find_trace) for turn in conversation.turns]
-    return json.dumps({"format": FORMAT, "system": conversation.system, "turns": turns}, ensure_ascii=False, indent=1)
+    return json.dumps(document | {"turns": turns}, ensure_ascii=False, indent=1)
 
 
 def _exported_turn(turn: Turn, find_trace: Callable[[Answer], RoutingTrace | None]) -> dict[str, Any]:
@@ -52,14 +55,23 @@ def _exported_answer(answer: Answer, find_trace: Callable[[Answer], RoutingTrace
     return exported
 
 
-def import_conversation(data: bytes, open_trace: Callable[[RoutingTrace], str]) -> Conversation:
-    """Return the conversation in the file. After all checks, its traces are opened under new ids.
+def import_conversations(data: bytes, open_trace: Callable[[RoutingTrace], str]) -> list[Conversation]:
+    """Return the conversations in the file, at least one. After all checks, the traces are opened under new ids.
 
     Raises:
         StudioError: the file was not exported from this page; no trace is opened.
     """
     document = _document(data)
-    conversation = parse(document)
+    if document["format"] == FORMAT:
+        return [_imported(document, open_trace)]
+    listed = document.get("conversations")
+    if not isinstance(listed, list) or not listed:
+        raise StudioError("The file holds no conversations. Choose a file exported from this page.")
+    return [replace(parse(each), id="") for each in listed]
+
+
+def _imported(document: dict[str, Any], open_trace: Callable[[RoutingTrace], str]) -> Conversation:
+    conversation = replace(parse(document), id="")
     pairs = list(zip(document["turns"], conversation.turns, strict=True))
     traces = [_traces(raw, turn, number) for number, (raw, turn) in enumerate(pairs, start=1)]
     turns = [_with_traces(turn, found, open_trace) for turn, found in zip(conversation.turns, traces, strict=True)]
@@ -73,7 +85,7 @@ def _document(data: bytes) -> dict[str, Any]:
         document = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise StudioError("The file is not valid JSON. Choose a conversation exported from this page.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.get("format") not in (FORMAT, SEVERAL):
         raise StudioError(f"The format of the file is not {FORMAT!r}. Choose a conversation exported from this page.")
     return document
 

@@ -3,25 +3,27 @@
     handlers = ChatHandlers(engine)
     for shown in handlers.send("Hello", stored="", system="", session="s", settings=[...]): ...
 
-The browser stores the conversation (`stored`, JSON). Handlers check it and return the new one, so the server keeps only
-traces and the answers in progress.
+The browser stores the conversations. It sends the open one (`stored`, JSON); handlers check it and return the new one
+under the same id, so the server keeps only traces and the answers in progress.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from studio.backend.adapters.find import sample_prompts
 from studio.backend.adapters.uploads import Choice, delete_upload
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
 from studio.ui.chat.conversation import Conversation, Reply, Turn
-from studio.ui.chat.conversation_file import export_conversation, import_conversation
+from studio.ui.chat.conversation_file import export_conversation, import_conversations
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.messages import chat_messages, edited_text, heading, pending_message, statistics, with_options
 from studio.ui.chat.routing_handlers import RoutingHandlers
 from studio.ui.chat.sampling_form import read_sampling
@@ -56,6 +58,8 @@ class Asked:
     """Whether the base model answers too."""
     start: str = ""
     """Beginning of the answer, which is continued."""
+    branches: bool = False
+    """Whether the beginning is a new one, which is kept even if the model adds nothing."""
     others: tuple[Turn, ...] = ()
     """The other variants of the answer, and its place among them."""
     number: int | None = None
@@ -114,6 +118,23 @@ class ChatHandlers(RoutingHandlers):
         asked = replace(asked, start=turn.content, own=Draft(turn.content, ""), base=base)
         yield from self._answer(before, replace(asked, others=turn.others, number=turn.number), session)
 
+    def branch(
+        self, number: int, token: int, token_id: int, stored: str, system: str, session: str, settings: list[Any]
+    ) -> Iterator[Shown]:
+        """Write another variant of an answer, with an alternative in the place of a token.
+
+        Where other messages follow the answer, the variant begins a conversation of its own, so that nothing is lost.
+        """
+        whole = self._opened(stored, system)
+        turn = self._turn(stored, number)[1]
+        start = self._branch(turn.answer or talk.Answer(), token, token_id)
+        before = talk.up_to(whole, whole.answers()[number])
+        picked = Picked(turn.answer.adapter if turn.answer else "").kept()
+        asked = self._asked(before, talk.retry(before), settings, picked)
+        base = asked.base if turn.base is None else Draft(turn.base.content, "", turn.base.answer)
+        asked = replace(asked, start=start, own=Draft(start, ""), base=base, others=turn.variants(), branches=True)
+        yield from self._answer(before, asked, session)
+
     def switch(self, step: int, stored: str, session: str, picked: Any = None) -> Shown:
         """Show the next variant of the last answer, or the one before."""
         self.running.check_idle(session)
@@ -142,25 +163,49 @@ class ChatHandlers(RoutingHandlers):
         left, text = talk.undo(talk.from_json(stored))
         return self._restored(left, text, picked)
 
-    def clear(self, session: str, picked: Any = None) -> Shown:
-        """Start a new conversation; an answer in progress is stopped and dropped."""
+    def clear(self, session: str, picked: Any = None, raw: bool | None = None) -> Shown:
+        """Start a new conversation. An answer in progress is stopped, and kept in its own conversation."""
         self.running.stop(session, discard=True)
-        return self._restored(Conversation(), "", picked)._replace(system=None)
+        return self._restored(Conversation(raw=raw).identified(), "", picked)._replace(system=None)
+
+    def choose_raw(self, stored: str, raw: Any) -> Shown:
+        """Switch between chat and raw completion from the next message on."""
+        return Shown(stored=talk.to_json(replace(talk.from_json(stored).identified(), raw=raw is True)))
+
+    def prompt_text(self, text: str, stored: str, system: str, settings: list[Any]) -> str:
+        """Return the prompt of the next message, or of the last answer if there is none, as the model gets it."""
+        conversation = self._opened(stored, system)
+        if text.strip():
+            conversation = talk.append_user(conversation, text)
+        elif conversation.answers():
+            conversation = talk.retry(conversation)
+        return self.engine.prompt_text(conversation.messages(), read_sampling(*settings))
 
     def stop(self, session: str) -> None:
         self.running.stop(session)
 
-    def open_page(self, stored: str, picked: Any = None) -> Shown:
-        """Restore the page after a refresh. An unanswered question goes back into the text box."""
+    def open(self, stored: str, session: str, picked: Any = None) -> Shown:
+        """Show a stored conversation; an answer in progress is stopped, and kept in its own conversation.
+
+        An unanswered question goes back into the text box, which is otherwise left as it is.
+        """
+        self.running.stop(session, discard=True)
+        text = None
         try:
-            conversation, text = talk.from_json(stored), ""
+            conversation = talk.from_json(stored)
             if conversation.turns and conversation.turns[-1].role == "user":
                 conversation, text = talk.undo(conversation)
         except StudioError as error:
             notice = f"The conversation stored in this browser can't be read, so it is not shown. {error}"
-            return self._restored(Conversation(), "", picked)._replace(notice=notice)
-        # None keeps text that was typed meanwhile.
-        return self._restored(conversation, text or None, picked)
+            return self._restored(Conversation().identified(), None, picked)._replace(notice=notice)
+        return self._restored(conversation, text, picked)
+
+    def take_over(self, earlier: str, picked: Any = None) -> Shown:
+        """Show the conversation that an earlier version of the studio stored, for the browser to store it anew."""
+        conversation = talk.from_json(earlier)
+        if not conversation.turns:
+            return Shown()
+        return self._restored(conversation.identified(), None, picked)
 
     def pick(self, stored: Any, wanted: str | None = None) -> tuple[Picked, list[tuple[str, str]]]:
         """Return a selection that fits the model (`wanted`, else `stored`, else none), and the dropdown's choices."""
@@ -183,6 +228,13 @@ class ChatHandlers(RoutingHandlers):
         """Show one conversation or two side by side, after the selection has changed."""
         return self._sides(talk.from_json(stored), picked)
 
+    def examples(self, adapter: str) -> Sequence[str]:
+        """Return the prompts that an empty conversation offers: those of the adapter's run, else the studio's."""
+        try:
+            return (sample_prompts(adapter, self.owner) if adapter else []) or EXAMPLES
+        except StudioError:  # deleted meanwhile, which the next answer says
+            return EXAMPLES
+
     def export_file(self, stored: str, session: str) -> str:
         self.running.check_idle(session)
         conversation = talk.from_json(stored)
@@ -192,11 +244,26 @@ class ChatHandlers(RoutingHandlers):
 
     def import_file(self, data: bytes, session: str, picked: Any = None) -> Shown:
         self.running.check_idle(session)
-        conversation = import_conversation(data, lambda trace: traces.open(trace, self.owner))
-        return self._restored(conversation, None, picked)
+        imported = import_conversations(data, lambda trace: traces.open(trace, self.owner))
+        conversations = [conversation.identified() for conversation in imported]
+        shown = self._restored(conversations[0], None, picked)
+        return shown if len(conversations) == 1 else shown._replace(stored=talk.several_to_json(conversations))
 
     def _opened(self, stored: str, system: str) -> Conversation:
-        return replace(talk.from_json(stored), system=talk.checked_text(system or "", "system prompt"))
+        conversation = talk.from_json(stored).identified()
+        system = talk.checked_text(system or "", "system prompt")
+        return replace(conversation, system=system, raw=self._is_raw(conversation))
+
+    def is_raw(self, stored: str) -> bool:
+        """Return whether a stored conversation is a raw completion; one that can't be read gets the model's default."""
+        try:
+            return self._is_raw(talk.from_json(stored))
+        except StudioError:
+            return self._is_raw(Conversation())
+
+    def _is_raw(self, conversation: Conversation) -> bool:
+        has_template = self.engine.status().defaults.has_template
+        return not has_template if conversation.raw is None else conversation.raw
 
     def _asked(
         self, before: Conversation, conversation: Conversation, settings: list[Any], stored_picked: Any
@@ -220,10 +287,13 @@ class ChatHandlers(RoutingHandlers):
                 for asked, shown in self._drafts(asked, run):  # noqa: B007, B020
                     yield shown
             except Exception:
-                yield self._ended(before, asked, sent)
+                if not run.discarded:
+                    yield self._ended(before, asked, sent)
                 raise
             if not run.discarded:
                 yield self._ended(before, asked, sent)
+            elif asked.own.text != asked.start:  # the page shows another conversation by now
+                yield Shown(stored=talk.to_json(asked.answered()))
 
     def _drafts(self, asked: Asked, run: Run) -> Iterator[tuple[Asked, Shown]]:
         """Generate the adapter's answer first, so that a conversation that is stopped early continues with it."""
@@ -231,9 +301,9 @@ class ChatHandlers(RoutingHandlers):
         for draft in write_answer(
             self.engine, asked.conversation, asked.sampling, run.cancel, asked.adapter, self.owner, asked.start
         ):
+            asked = replace(asked, own=draft)
             if run.discarded:
                 continue
-            asked = replace(asked, own=draft)
             trace = traces.get(draft.answer.trace_id, self.owner)
             routing = None
             if trace is not None:
@@ -247,16 +317,16 @@ class ChatHandlers(RoutingHandlers):
         yield asked, Shown(stored=talk.to_json(asked.answered()))
         base_side = asked.conversation.base_side()
         for draft in write_answer(self.engine, base_side, asked.sampling, run.cancel, owner=self.owner):
+            asked = replace(asked, base=draft)
             if run.discarded:
                 continue
-            asked = replace(asked, base=draft)
             shown += 1
             yield asked, asked.sides()._replace(stored=_kept(asked, shown))
         if not run.cancel.is_set():
             self._compare(asked.own.answer)
 
     def _ended(self, before: Conversation, asked: Asked, sent: str | None) -> Shown:
-        if asked.own.text == asked.start:
+        if asked.own.text == asked.start and not asked.branches:
             if asked.own.answer.finish == "stop":
                 gr.Info(NOTHING_TO_ADD if asked.start else EMPTY)
             return self._shown(before, asked)._replace(
@@ -288,6 +358,7 @@ class ChatHandlers(RoutingHandlers):
             routing=routing,
             stats=statistics(answer) if answer else "",
             system=conversation.system,
+            raw=self._is_raw(conversation),
         )
 
     def _sides(self, conversation: Conversation, stored_picked: Any) -> Shown:

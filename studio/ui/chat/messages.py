@@ -15,7 +15,7 @@ FINISHES = {"cancelled": "stopped", EDITED: "edited"}
 WELCOME = "### Ask a question\nThe answer appears here, and the experts behind each token in the routing panel."
 SMALL = (
     "The starter is a small model, for trying and tuning: it makes mistakes that large models don't make. Tune it "
-    "under “Fine-tune”, or load another model under “Advanced”."
+    "under “Fine-tune”, or load another model above the chat."
 )
 UNFINISHED = ("length", *FINISHES)
 

@@ -1,6 +1,8 @@
-"""The model picker under “Advanced”: what a model needs, a question before a download, and the progress.
+"""The model picker above the chat: what a model needs, a question before a download, and the progress.
 
-picker = ModelPicker(engine)                # creates the components
+picker = ModelPicker(engine)                # creates the list of models
+picker.add_panel()                          # and, where they belong on the page, the question and the settings
+picker.add_settings()
 picker.wire(on_change)                      # `on_change(event)` updates what depends on the model
 """
 
@@ -35,27 +37,31 @@ class ModelPicker:
 
     def __init__(self, engine: Engine) -> None:
         self.events = PickerEvents(engine)
-        with gr.Row():
-            self.model = gr.Dropdown(
-                choices(engine), label="Model", elem_id="model",
-                info="Asks before it downloads, or before the present model stops.",
-            )  # fmt: skip
-            self.precision = gr.Dropdown(
-                PRECISIONS, value="auto", label="Precision", elem_id="precision",
-                info="For expert and attention weights. Automatic: 4-bit on a GPU; on a CPU it depends on the model.",
-            )  # fmt: skip
-        self.other = gr.Textbox(
-            label="Another model of the Hub", info="A JetMoE or OLMoE model: owner/name or owner/name@revision.",
-            lines=1, max_lines=1, submit_btn="Look up", elem_id="hub-model",
-        )  # fmt: skip
+        self.model = gr.Dropdown(
+            choices(engine), label="Model", elem_id="model", container=False, min_width=150, scale=1
+        )
         self.asked = gr.State("")
+        self.loaded = gr.Textbox(visible="hidden", elem_id="model-loaded")
+        self.seen = gr.State(())
+
+    def add_panel(self) -> None:
+        """Add what asks before a download, or before the present model stops."""
         with gr.Column(visible=False, elem_id="model-panel") as self.panel:
             self.facts = gr.HTML(js_on_load=None, elem_id="model-facts")
             with gr.Row(elem_id="model-actions"):
                 self.load = gr.Button("Load", variant="primary", size="sm", elem_id="model-load")
                 self.cancel = gr.Button("Cancel", size="sm", elem_id="model-cancel")
-        self.loaded = gr.Textbox(visible="hidden", elem_id="model-loaded")
-        self.seen = gr.State(())
+
+    def add_settings(self) -> None:
+        with gr.Row():
+            self.precision = gr.Dropdown(
+                PRECISIONS, value="auto", label="Precision", elem_id="precision",
+                info="For expert and attention weights. Automatic: 4-bit on a GPU; on a CPU it depends on the model.",
+            )  # fmt: skip
+            self.other = gr.Textbox(
+                label="Another model of the Hub", info="A JetMoE or OLMoE model: owner/name or owner/name@revision.",
+                lines=1, max_lines=1, submit_btn="Look up", elem_id="hub-model",
+            )  # fmt: skip
 
     def wire(self, on_change: Callable[[Any], None]) -> None:
         panel = [self.asked, self.panel, self.facts, self.load]

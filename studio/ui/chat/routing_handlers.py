@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flips
+from studio.backend.chat.alternatives import alternatives
 from studio.errors import StudioError
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.conversation import Answer, Conversation
@@ -14,6 +15,7 @@ from studio.ui.chat.messages import statistics
 from studio.ui.chat.shown import Shown
 from studio.ui.common.picked_adapter import offered
 from studio.ui.common.trace_store import traces
+from studio.ui.routing.routing_panel import can_branch, kept_message
 from studio.ui.routing.routing_panel import message as routing_message
 from studio.ui.server.identity import Owned
 
@@ -38,6 +40,27 @@ class RoutingHandlers(Owned):
         if not turn.answer or not turn.answer.adapter:
             raise StudioError("The base model itself wrote this answer. Select an answer by an adapter.")
         return self._shown_routing(conversation, number, compared=True)
+
+    def keep_alternatives(self, stored: str, number: int, token: int) -> Shown:
+        """Compute the alternatives to a token of answer `number` again, for the panel to fetch them."""
+        answer = self._turn(stored, number)[1].answer or Answer()
+        _check_token(answer, token)
+        if traces.get(answer.trace_id, self.owner) is None or not self._can_replay(answer):
+            raise StudioError(_why_lost(answer, self.engine.status().model_id))
+        with self.engine.turn(answer.adapter or None) as turn:
+            assert turn is not None  # never cancelled
+            found = alternatives(turn.decoder, turn.tokenizer, answer.token_ids, token)
+        traces.keep(answer.trace_id, token, found)
+        return Shown(routing=kept_message(answer.trace_id, token))
+
+    def _branch(self, answer: Answer, token: int, token_id: int) -> str:
+        """Return the text of the answer up to a token, and an alternative in its place."""
+        _check_token(answer, token)
+        trace, _ = self._trace(answer)
+        chosen = [each for each in traces.alternatives(answer.trace_id, token, self.owner) if each.token_id == token_id]
+        if trace is None or not chosen or not can_branch(chosen[0]):
+            raise StudioError("The answer can't branch here. Click the token again to see its alternatives.")
+        return "".join(trace.texts[answer.prompt_tokens : token]) + chosen[0].text
 
     def show_message(self, stored: str, index: int, on_base_side: bool = False) -> Shown:
         """Show the routing of the answer at message `index`, or of the answer to that message."""
@@ -93,12 +116,20 @@ class RoutingHandlers(Owned):
 
     def _trace(self, answer: Answer) -> tuple[RoutingTrace | None, bool]:
         """Return the trace of an answer, and whether it was recomputed; None if that is impossible."""
-        trace, model_id = traces.get(answer.trace_id, self.owner), self.engine.status().model_id
-        if trace is not None or not answer.token_ids or answer.model_id != model_id:
+        trace = traces.get(answer.trace_id, self.owner)
+        if trace is not None or not self._can_replay(answer):
             return trace, False
-        if answer.adapter and answer.adapter not in [adapter for _, adapter in self._offered()]:
-            return None, False
         return self.engine.replay(answer.token_ids, answer.prompt_tokens, adapter=answer.adapter or None), True
+
+    def _can_replay(self, answer: Answer) -> bool:
+        if not answer.token_ids or answer.model_id != self.engine.status().model_id:
+            return False
+        return not answer.adapter or answer.adapter in [adapter for _, adapter in self._offered()]
+
+
+def _check_token(answer: Answer, token: int) -> None:
+    if type(token) is not int or not answer.prompt_tokens <= token < len(answer.token_ids):
+        raise StudioError("The answer has no such token. Reload the page.")
 
 
 def _why_lost(answer: Answer, model_id: str | None) -> str:

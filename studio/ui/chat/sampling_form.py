@@ -38,9 +38,20 @@ def sampling_controls() -> dict[str, Component]:
 
 
 def recommended(defaults: ModelDefaults) -> list[Any]:
-    """Return updates for `RECOMMENDED`: the values that the model recommends, else the studio's."""
-    own = studio_defaults(Sampling)
-    return [gr.update(value=defaults.sampling.get(name, own[name])) for name in RECOMMENDED]
+    """Return updates for all controls. Those of `RECOMMENDED` get the model's values, else the studio's."""
+    values = {name: studio_defaults(Sampling)[name] for name in RECOMMENDED} | defaults.sampling
+    return [gr.update(value=values[name]) if name in values else gr.skip() for name in studio_defaults(Sampling)]
+
+
+def kept(stored: Any, model_id: str | None) -> list[Any] | None:
+    """Return the values that this browser stored for the model; None if there are none, or no longer valid ones."""
+    if not isinstance(stored, dict) or stored.get("model") != model_id or not isinstance(stored.get("values"), list):
+        return None
+    try:
+        read_sampling(*stored["values"])
+    except StudioError:
+        return None
+    return stored["values"]
 
 
 def recommendation(title: str, defaults: ModelDefaults) -> str:

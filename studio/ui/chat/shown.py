@@ -24,6 +24,8 @@ class Shown(NamedTuple):
     """Column of the base model's conversation."""
     notice: Any = None
     """Warning to show once the page is open."""
+    raw: Any = None
+    """Whether the conversation is a raw completion."""
 
     def values(self) -> tuple[Any, ...]:
         return tuple(gr.skip() if value is None else value for value in self)

@@ -9,9 +9,10 @@ import gradio as gr
 
 from studio.backend.system import zero_gpu
 from studio.ui.chat.events import ChatEvents
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.messages import WELCOME, heading, quota_note
 from studio.ui.chat.model_picker import ModelPicker
-from studio.ui.chat.sampling_form import RECOMMENDED, sampling_controls
+from studio.ui.chat.sampling_form import sampling_controls
 from studio.ui.common import browser
 from studio.ui.common.listeners import ANSWERING, AT_ONCE, QUIET
 from studio.ui.common.picked_adapter import NONE, Picked
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
     from studio.backend.chat.engine import Engine
     from studio.backend.training.queue import Jobs
 
-# Different kinds of text, because the starter's routers distinguish them. The starter answered each of them right in 10
-# of 10 tries, by `python -m tests.benchmarks.first_answers`.
-EXAMPLES = (
-    "What is the capital of Japan?",
-    "What is the chemical formula of water?",
-    "Who wrote Romeo and Juliet?",
-    "Write a Python function that checks whether a number is even.",
-    "Write a Python function that adds two numbers.",
-    "Write a short poem about the sea.",
-)
 LATEX = [{"left": left, "right": right, "display": display} for left, right, display in (
     ("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False),
 )]  # fmt: skip
@@ -50,9 +41,10 @@ FORGET_ADDRESS = browser.forgetting("adapter")
 TO_BOX = (
     "() => { if (document.activeElement.matches(':focus-visible')) document.querySelector('#box textarea').focus(); }"
 )
+KEEP_SAMPLING = "(model, ...values) => ({ model, values })"
+NOTHING = "() => null"
 CONFIRM_DELETE = """(picked) =>
   [picked, confirm("Delete the selected adapter? It can't be restored.") ? "yes" : ""]"""
-STORAGE = "jetmoe-studio-conversation"  # each tab of the browser has its own, by `page/storage.js`
 UPLOAD_HELP = "Upload PEFT's adapter_config.json and adapter_model.safetensors, or a .zip of both."
 
 
@@ -63,8 +55,12 @@ class Tab:
     order: int
 
     def keep(self) -> list[gr.BrowserState]:
-        """Create the browser storage for the conversation and the selected adapter."""
-        return [long(browser.kept("", STORAGE)), browser.kept(Picked().kept(), "jetmoe-studio-adapter")]
+        """Create the browser storage for the adapter, the sampling, and the conversation of earlier versions."""
+        return [
+            long(browser.kept("", "jetmoe-studio-conversation")),
+            browser.kept(Picked().kept(), "jetmoe-studio-adapter"),
+            browser.kept(None, "jetmoe-studio-sampling"),
+        ]
 
     def build(self, engine: Engine, jobs: Jobs, kept: list[gr.BrowserState]) -> None:
         _wire(_Page(engine, *kept), ChatEvents(engine))
@@ -76,8 +72,9 @@ TAB = Tab("chat", "Chat", order=10)
 class _Page:
     """The components, in page order."""
 
-    def __init__(self, engine: Engine, stored: gr.BrowserState, picked: gr.BrowserState) -> None:
-        self.engine, self.stored, self.picked = engine, stored, picked
+    def __init__(self, engine: Engine, *kept: gr.BrowserState) -> None:
+        self.engine = engine
+        self.earlier, self.picked, self.chosen_sampling = kept
         self.listed = gr.State([(NONE.title, NONE.id)])
         self.exported = gr.Textbox(visible="hidden", elem_id="exported")
         self.notice = gr.Textbox(visible="hidden", elem_id="notice")
@@ -90,6 +87,7 @@ class _Page:
                 self.routing = routing_panel()
 
     def _talk(self) -> None:
+        self._head()
         with gr.Row(elem_id="sides", equal_height=False):
             with gr.Column(min_width=240, elem_id="own-side"):
                 self.title = gr.HTML(visible=False, elem_id="own-title", js_on_load=None)
@@ -109,14 +107,6 @@ class _Page:
         long(self.box)
         self.quota = gr.HTML(visible=zero_gpu.ACTIVE, elem_id="quota", js_on_load=None)
         gr.HTML('<a href="#routing-column">↓ Routing</a>', elem_classes="phone-link", js_on_load=None)
-        with gr.Row(elem_id="who"):
-            self.adapter = gr.Dropdown(
-                [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,
-                min_width=200, scale=1,
-            )  # fmt: skip
-            self.beside = gr.Checkbox(
-                label="Side by side with base model", interactive=False, elem_id="beside", min_width=150, scale=0
-            )  # fmt: skip
         with gr.Row(elem_id="actions"):
             self.fresh = gr.Button("New chat", size="sm", elem_id="new-chat")
             self.export = gr.Button("Export", size="sm", elem_id="export")
@@ -126,6 +116,24 @@ class _Page:
             self._upload()
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self._settings()
+
+    def _head(self) -> None:
+        """Add the list of conversations, and who answers."""
+        bar = mounting("chat/conversations/conversations.js", events=["show"])
+        with gr.Row(elem_id="chat-head"):
+            self.stored = gr.HTML(
+                "", html_template="<div></div>", js_on_load=bar, apply_default_css=False, elem_id="conversations"
+            )
+            long(self.stored)
+            self.picker = ModelPicker(self.engine)
+            self.adapter = gr.Dropdown(
+                [(NONE.title, NONE.id)], value=NONE.id, label="Adapter", elem_id="adapter", filterable=False,
+                container=False, min_width=150, scale=1,
+            )  # fmt: skip
+            self.beside = gr.Checkbox(
+                label="Side by side", interactive=False, elem_id="beside", container=False, min_width=110, scale=0
+            )
+        self.picker.add_panel()
 
     def _upload(self) -> None:
         with gr.Row(elem_id="upload-row"):
@@ -139,11 +147,19 @@ class _Page:
             self.delete = gr.Button("Delete adapter", size="sm", elem_id="adapter-delete", scale=0, min_width=150)
 
     def _settings(self) -> None:
-        self.picker = ModelPicker(self.engine)
+        self.picker.add_settings()
         self.system = gr.Textbox(
             label="System prompt", info="Sent at the start of every conversation.", lines=2, elem_id="system"
         )
-        self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
+        self.raw = gr.Checkbox(
+            label="Raw completion", elem_id="raw",
+            info="The model continues your text as it stands: no chat template, no system prompt. For base models.",
+        )  # fmt: skip
+        with gr.Accordion("Prompt as the model gets it", open=False, elem_id="prompt") as self.prompt:
+            self.prompt_text = gr.HTML(elem_id="prompt-text", js_on_load=None)
+        with gr.Row(elem_id="sampling-head"):
+            self.recommendation = gr.HTML(elem_id="sampling-source", js_on_load=None)
+            self.reset = gr.Button("Use these values", size="sm", elem_id="sampling-reset", scale=0, min_width=140)
         with gr.Row(elem_id="sampling"):
             self.sampling = sampling_controls()
         length: Any = self.sampling["max_new_tokens"]
@@ -154,7 +170,7 @@ class _Page:
     def outputs(self) -> list[Any]:
         """Return the outputs in the order of `Shown`."""
         conversation = [self.chat, self.stored, self.box, self.routing, self.stats, self.system]
-        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice]
+        return [*conversation, self.base_chat, self.base_stats, self.title, self.base_side, self.notice, self.raw]
 
 
 def _wire(page: _Page, events: ChatEvents) -> None:
@@ -169,11 +185,13 @@ def _wire(page: _Page, events: ChatEvents) -> None:
     page.chat.edit(events.edit, asking, shown, **writing)
     page.box.stop(events.stop, None, None, js=TO_BOX, **AT_ONCE)
     page.chat.undo(events.undo, [page.stored, page.picked], shown, **AT_ONCE)
-    gr.on([page.chat.clear, page.fresh.click], events.clear, page.picked, shown, **AT_ONCE)
+    gr.on([page.chat.clear, page.fresh.click], events.clear, [page.picked, page.raw], shown, **AT_ONCE)
     page.chat.select(events.select, page.stored, shown, **QUIET)
     page.base_chat.select(events.select_base, page.stored, shown, **QUIET)
     page.routing.pick(events.pick, page.stored, shown, **QUIET)
     page.routing.compare(events.compare, page.stored, shown, **QUIET)
+    page.routing.ask(events.keep_alternatives, page.stored, shown, **QUIET)
+    page.routing.branch(events.branch, [page.stored, page.system, *page.sampling.values()], shown, **writing)
     page.export.click(events.export, page.stored, page.exported, **QUIET).success(
         None, page.exported, page.exported, js=DOWNLOAD, **QUIET
     )
@@ -197,17 +215,31 @@ def _wire(page: _Page, events: ChatEvents) -> None:
         **arranging
     )
     page.picker.wire(lambda change: change(events.refresh, page.picked, picking, **AT_ONCE).success(**arranging))
-    gr.on(
-        [browser.page().load, page.picker.loaded.change],
-        events.describe_model,
-        None,
-        [page.system, page.recommendation, page.chat, *(page.sampling[name] for name in RECOMMENDED)],
-        **AT_ONCE,
+    # Messages are told by a queued event, because Gradio shows none of an unqueued one.
+    page.stored.show(events.show, [page.stored, page.picked], shown, **AT_ONCE).success(
+        events.tell, page.notice, None, **QUIET
     )
-    browser.page().load(events.open_page, [page.stored, page.picked], [*shown, *picking], **AT_ONCE).success(
-        events.tell,
-        page.notice,
-        None,
-        js=FORGET_ADDRESS,
-        **QUIET,  # queued, because Gradio shows no message from unqueued events
+    browser.page().load(events.open_page, page.picked, [page.notice, *picking], **AT_ONCE).success(
+        events.tell, page.notice, None, js=FORGET_ADDRESS, **QUIET
+    ).success(**arranging)
+    browser.page().load(events.take_over, [page.earlier, page.picked], [*shown, page.earlier], **AT_ONCE).success(
+        events.tell, page.notice, None, **QUIET
     )
+    _wire_settings(page, events)
+
+
+def _wire_settings(page: _Page, events: ChatEvents) -> None:
+    sampling: list[Any] = [*page.sampling.values()]
+    described: dict[str, Any] = {
+        "outputs": [page.system, page.recommendation, page.chat, page.raw, *sampling], **AT_ONCE
+    }  # fmt: skip
+    changed = [browser.page().load, page.picker.loaded.change]
+    gr.on(changed, events.describe_model, [page.stored, page.chosen_sampling], **described)
+    page.reset.click(events.describe_model, page.stored, **described).success(
+        None, None, page.chosen_sampling, js=NOTHING
+    )
+    choosing: dict[str, Any] = {"js": KEEP_SAMPLING, "trigger_mode": "always_last", **QUIET}
+    gr.on([each.input for each in sampling], None, [page.picker.model, *sampling], page.chosen_sampling, **choosing)
+    page.raw.input(events.choose_raw, [page.stored, page.raw], page.outputs(), **AT_ONCE)
+    prompting = [page.box, page.stored, page.system, *page.sampling.values()]
+    page.prompt.expand(events.show_prompt, prompting, page.prompt_text, **AT_ONCE)

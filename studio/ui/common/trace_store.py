@@ -4,6 +4,7 @@ trace_id = traces.open(owner=owner)  # ids are created by the server
 traces.append(trace_id, event.trace)
 traces.get(trace_id, owner)          # None if dropped or owned by someone else; the empty owner gets every trace
 traces.compare(trace_id, base)       # stores the base model's routing of the same tokens, which `base` returns
+traces.keep(trace_id, 7, most_likely)         # stores the alternatives to token 7, which `alternatives` returns
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import uuid
 from collections import OrderedDict
 
 from jetmoe.routing import RoutingTrace
+from studio.backend.chat.alternatives import Alternative
 
 CAPACITY_BYTES = 512 * 2**20
+ALTERNATIVE_BYTES = 200
+"""Memory of one alternative: a tuple, a float and a short text."""
 
 
 class TraceStore:
@@ -24,6 +28,7 @@ class TraceStore:
         self.capacity_bytes = capacity_bytes
         self._parts: OrderedDict[str, list[RoutingTrace]] = OrderedDict()
         self._bases: dict[str, RoutingTrace] = {}
+        self._alternatives: dict[str, dict[int, tuple[Alternative, ...]]] = {}
         self._sizes: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -33,6 +38,7 @@ class TraceStore:
         trace_id = uuid.uuid4().hex
         with self._lock:
             self._parts[trace_id], self._sizes[trace_id], self._owners[trace_id] = [], 0, owner
+            self._alternatives[trace_id] = {}
         if trace is not None:
             self.append(trace_id, trace)
         return trace_id
@@ -76,6 +82,22 @@ class TraceStore:
         with self._lock:
             return self._bases.get(trace_id)
 
+    def keep(self, trace_id: str, token: int, alternatives: tuple[Alternative, ...]) -> None:
+        """Store the alternatives to a token, which are dropped with the trace; no-op if that was dropped meanwhile."""
+        with self._lock:
+            kept = self._alternatives.get(trace_id)
+            if kept is None:
+                return
+            self._sizes[trace_id] += ALTERNATIVE_BYTES * (len(alternatives) - len(kept.get(token, ())))
+            kept[token] = alternatives
+
+    def alternatives(self, trace_id: str, token: int, owner: str = "") -> tuple[Alternative, ...]:
+        """Return the alternatives to a token; () if none are stored, or the trace is someone else's."""
+        with self._lock:
+            if owner not in ("", self._owners.get(trace_id)):
+                return ()
+            return self._alternatives.get(trace_id, {}).get(token, ())
+
     def ids(self) -> list[str]:
         with self._lock:
             return list(self._parts)
@@ -83,7 +105,7 @@ class TraceStore:
     def _drop_oldest(self) -> None:
         while len(self._parts) > 1 and sum(self._sizes.values()) > self.capacity_bytes:
             dropped, _ = self._parts.popitem(last=False)
-            del self._sizes[dropped], self._owners[dropped]
+            del self._sizes[dropped], self._owners[dropped], self._alternatives[dropped]
             self._bases.pop(dropped, None)
 
 

@@ -10,26 +10,11 @@
     }
   }
 
-  keepByTab("jetmoe-studio-conversation");
-
   // Before the page is drawn; `theme_toggle.js` does it again, because Gradio sets the theme of the system.
   document.addEventListener("DOMContentLoaded", () => {
     const theme = localStorage.getItem("jetmoe-studio-theme");
     if (theme && !location.search.includes("__theme=")) document.body.classList.toggle("dark", theme === "dark");
   });
-
-  // Each tab reads what it stored itself. What another one stored later is only read by new tabs.
-  function keepByTab(kept) {
-    const { getItem, setItem } = Storage.prototype;
-    const isKept = (storage, key) => storage === localStorage && key === kept;
-    Storage.prototype.getItem = function (key) {
-      return (isKept(this, key) ? getItem.call(sessionStorage, key) : null) ?? getItem.call(this, key);
-    };
-    Storage.prototype.setItem = function (key, value) {
-      if (isKept(this, key)) setItem.call(sessionStorage, key, value);
-      setItem.call(this, key, value);
-    };
-  }
 
   function inMemory() {
     const kept = new Map();

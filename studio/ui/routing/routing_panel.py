@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ import numpy as np
 from jetmoe.routing import RoutingTrace
 from studio.analysis.flips import flip_shares, flips
 from studio.analysis.load import Unit, strongest
+from studio.backend.chat.alternatives import Alternative
 from studio.registry import discover
 from studio.ui.common.trace_store import traces
 from studio.ui.server.identity import owner_of
@@ -31,6 +33,7 @@ HERE = Path(__file__).parent
 PUSHED = 64
 """Maximum tokens per message; the page fetches the others, such as a long prompt."""
 FETCHED = 256
+EVENTS = ("pick", "compare", "ask", "branch")
 UNITS: tuple[Unit, Unit] = ("group", "expert")
 
 
@@ -49,7 +52,8 @@ class View:
 def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "answer") -> gr.HTML:
     """Return the component, whose value is a `message`.
 
-    Its event "pick" selects another answer of the conversation, "compare" a comparison with the base model's routing.
+    Its event "pick" selects another answer of the conversation, "compare" a comparison with the base model's routing,
+    "ask" the alternatives to a token, and "branch" an alternative to write another answer with.
 
     Args:
         of: "answer" shows answers with their prompts, "prompt" only prompts.
@@ -58,11 +62,9 @@ def routing_panel(elem_id: str = "routing", of: Literal["answer", "prompt"] = "a
     return gr.HTML(
         value="",
         html_template=template.replace('data-of="answer"', f'data-of="{of}"'),
-        js_on_load=mounting(
-            "routing/panel/panel.js", events=("pick", "compare"), views=[view.name for view in _views()]
-        ),
+        js_on_load=mounting("routing/panel/panel.js", events=EVENTS, views=[view.name for view in _views()]),
         apply_default_css=False,
-        server_functions=[rows],
+        server_functions=[rows, alternatives],
         elem_id=elem_id,
     )
 
@@ -122,6 +124,29 @@ def rows(asked: Any, request: gr.Request) -> dict[str, Any]:
         return {"from": start, "rows": _rows(trace[tokens])}
     base = traces.base(trace_id)
     return {} if base is None else {"from": start, "rows": _base_rows(base[tokens], trace[tokens])}
+
+
+def kept_message(trace_id: str, token: int) -> str:
+    """Return the message that the alternatives to a token can be fetched."""
+    return json.dumps({"id": trace_id, "kept": token})
+
+
+def alternatives(asked: Any, request: gr.Request) -> dict[str, Any]:
+    """Return the alternatives to a token for the page's `[trace_id, token]`; {} if none are stored."""
+    if not (isinstance(asked, list) and len(asked) == 2 and isinstance(asked[0], str) and type(asked[1]) is int):
+        return {}
+    found = traces.alternatives(asked[0], asked[1], owner_of(request))
+    return {"tokens": [_listed(each) for each in found]} if found else {}
+
+
+def can_branch(alternative: Alternative) -> bool:
+    """Return whether an answer can continue after the token: it is text, and ends no character half-way."""
+    return not alternative.is_special and alternative.text != "" and "\ufffd" not in alternative.text
+
+
+def _listed(each: Alternative) -> dict[str, Any]:
+    listed = {"id": each.token_id, "text": each.text, "p": math.exp(each.logprob), "chosen": each.is_chosen}
+    return listed | {"branches": can_branch(each)}
 
 
 def _head(trace: RoutingTrace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ export class Controls {
     };
     this.kinds = new Segments("Router kind", [], (kind) => panel.setKind(Number(kind)));
     const single = el("input", { type: "checkbox" });
+    single.checked = panel.settings.single;
     single.addEventListener("change", () => panel.setSingle(single.checked));
     this.single = el("label", { class: "rp-check" }, single, "single experts");
     root.append(

@@ -4,8 +4,8 @@
 
 export class Feed {
   // `fetchRows(id, start)` and `fetchRows(id, start, "base")` return { from, rows }, or {} if there are none.
-  constructor(trace, fetchRows, { onReset, onRows, onCompared }) {
-    Object.assign(this, { trace, fetchRows, onReset, onRows, onCompared });
+  constructor(trace, fetchRows, { onReset, onRows, onCompared, onKept }) {
+    Object.assign(this, { trace, fetchRows, onReset, onRows, onCompared, onKept });
     this.announced = new Set(); // ids of answers
     this.wanted = ""; // the answer to show
     this.shown = "";
@@ -17,6 +17,10 @@ export class Feed {
     const message = JSON.parse(value);
     if (!message.id) {
       this.onReset(message);
+      return;
+    }
+    if ("kept" in message) {
+      this.onKept(message);
       return;
     }
     const isNew = !this.announced.has(message.id);

@@ -4,6 +4,7 @@ import { el, watchTheme } from "../../common/dom.js";
 import { help } from "../../common/help.js";
 import { clamp } from "../../common/numbers.js";
 import { Slices, Throttle } from "../../common/pacing.js";
+import { keepChoices, readChoices } from "./choices.js";
 import { hasColourEach, unitColours } from "./colours.js";
 import { Comparison } from "./comparison.js";
 import { Controls } from "./controls.js";
@@ -15,27 +16,29 @@ const UPDATE_MS = 250;
 // `views` are the names of the modules in `../views`, in the order of their display.
 export async function mount({ element, props, trigger, watch, server }, { views }) {
   const modules = await Promise.all(views.map((name) => import(`../views/${name}.js`)));
-  const panel = new Panel(element, trigger);
+  const panel = new Panel(element, trigger, (...asked) => server.alternatives(...asked));
   panel.addViews(views.map((name, i) => ({ name, View: modules[i].default })));
   const feed = new Feed(panel.trace, (...asked) => server.rows(...asked), {
     onReset: (message) => panel.reset(message),
     onRows: (message) => panel.showRows(message),
     onCompared: () => panel.recolour(),
+    onKept: () => panel.call("select"),
   });
   watch("value", () => feed.receive(props.value));
   feed.receive(props.value);
 }
 
-// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames`, `part`, `colours` and `current` to
-// read; `setLayer`, `setScope`, `focus` and `pin` to change what is shown.
+// What views use: `trace`, `settings`, `single`, `units`, `unitName`, `unitNames`, `part`, `colours`, `current`,
+// `pinned`, `answer` and `fetchAlternatives` to read; `setLayer`, `setScope`, `focus`, `pin` and `trigger` to act.
 export class Panel {
-  constructor(element, trigger) {
+  constructor(element, trigger, fetchAlternatives) {
+    Object.assign(this, { trigger, fetchAlternatives });
     this.root = element.querySelector(".rp-root");
     [this.body, this.empty, this.status, this.tied, this.probabilities] =
       ["body", "empty", "status", "tied", "probabilities"].map((name) => element.querySelector(`.rp-${name}`));
     this.of = this.root.dataset.of; // "answer" or "prompt"
     this.trace = new Trace();
-    this.settings = { layer: 0, kind: 0, single: false, scope: this.of };
+    this.settings = { layer: 0, kind: 0, single: false, scope: this.of, layers: 0, ...readChoices(this.of) };
     this.focused = null; // tokens
     this.pinned = null;
     this.views = [];
@@ -90,30 +93,40 @@ export class Panel {
     return unitColours(this.trace.countStrongest(this.part, l, n, this.single));
   }
 
+  // The number of the shown answer in the conversation.
+  get answer() {
+    return this.controls.answer;
+  }
+
   // The token under the pointer or the keyboard cursor, else the pinned one, else the latest.
   get current() {
     return this.focused ?? this.pinned ?? this.trace.count - 1;
   }
 
   setLayer(layer) {
-    this.settings.layer = clamp(layer, 0, this.trace.L - 1);
+    this.choose({ layer: clamp(layer, 0, this.trace.L - 1), layers: this.trace.L });
     this.recolour();
   }
 
   setKind(kind) {
-    this.settings.kind = kind;
+    this.choose({ kind });
     this.recolour();
   }
 
   setSingle(single) {
-    this.settings.single = single;
+    this.choose({ single });
     this.call("reset");
     this.recolour();
   }
 
   setScope(scope) {
-    this.settings.scope = scope;
+    this.choose({ scope });
     this.recolour();
+  }
+
+  choose(choice) {
+    Object.assign(this.settings, choice);
+    keepChoices(this.of, this.settings);
   }
 
   focus(token) {
@@ -155,7 +168,8 @@ export class Panel {
     const { trace, settings } = this;
     this.focused = this.pinned = null;
     settings.kind = Math.min(settings.kind, trace.N - 1);
-    if (this.controls.layers !== trace.L) settings.layer = Math.floor(trace.L / 2);
+    // A layer that was chosen for another model means nothing here.
+    if (settings.layers !== trace.L) Object.assign(settings, { layer: Math.floor(trace.L / 2), layers: trace.L });
     this.tied.hidden = !trace.tied;
     this.probabilities.hidden = trace.gatesSumToOne;
     this.controls.reset();

@@ -9,8 +9,8 @@ import pytest
 
 from jetmoe.routing import RoutingTrace
 from studio.errors import StudioError
-from studio.ui.chat.conversation import Answer, Conversation, Reply, Turn
-from studio.ui.chat.conversation_file import export_conversation, import_conversation
+from studio.ui.chat.conversation import Answer, Conversation, Reply, Turn, to_json
+from studio.ui.chat.conversation_file import SEVERAL, export_conversation, import_conversations
 from studio.ui.common.trace_store import TraceStore
 from tests.builders.traces import make_trace
 
@@ -24,7 +24,7 @@ def exported() -> tuple[dict, Conversation, RoutingTrace]:
 
 
 def reimport(document: dict, store: TraceStore | None = None) -> Conversation:
-    return import_conversation(json.dumps(document).encode(), (store or TraceStore()).open)
+    return import_conversations(json.dumps(document).encode(), (store or TraceStore()).open)[0]
 
 
 def test_a_conversation_comes_back_with_its_traces():
@@ -78,17 +78,27 @@ def test_an_answer_whose_trace_is_lost_is_exported_without():
         b"[]",
         b'{"format": "other", "turns": []}',
         b'{"format": "jetmoe-studio-conversation-1"}',
+        b'{"format": "jetmoe-studio-conversations-1"}',
+        b'{"format": "jetmoe-studio-conversations-1", "conversations": []}',
+        b'{"format": "jetmoe-studio-conversations-1", "conversations": [{"turns": [{"role": "system"}]}]}',
     ],
 )
 def test_other_files_get_a_sentence(data):
     with pytest.raises(StudioError):
-        import_conversation(data, TraceStore().open)
+        import_conversations(data, TraceStore().open)
+
+
+def test_several_conversations_of_a_browser_come_back_under_new_ids():
+    stored = [replace(exported()[1], id=digit * 32, title=f"Chat {digit}") for digit in "12"]
+    document = {"format": SEVERAL, "conversations": [json.loads(to_json(each)) for each in stored]}
+    again = import_conversations(json.dumps(document).encode(), TraceStore().open)
+    assert again == [replace(each, id="") for each in stored]
 
 
 def test_a_file_too_large_is_not_read(monkeypatch):
     monkeypatch.setattr("studio.ui.chat.conversation_file.MAX_FILE", 10)
     with pytest.raises(StudioError, match="at most"):
-        import_conversation(b" " * 11, TraceStore().open)
+        import_conversations(b" " * 11, TraceStore().open)
 
 
 def _changed(trace: RoutingTrace, **changes) -> str:

@@ -16,6 +16,7 @@ from studio.analysis.flips import flips
 from studio.backend.adapters.uploads import import_adapter
 from studio.backend.chat.engine import Engine, Sampling
 from studio.backend.chat.events import TokenEvent
+from studio.backend.chat.model_defaults import ModelDefaults
 from studio.backend.recipe import Recipe
 from studio.backend.runs.store import RunStore
 from studio.backend.settings import defaults
@@ -23,6 +24,8 @@ from studio.errors import StudioError
 from studio.ui.chat import answering
 from studio.ui.chat import conversation as talk
 from studio.ui.chat.answering import Draft, write_answer
+from studio.ui.chat.conversation_file import SEVERAL
+from studio.ui.chat.examples import EXAMPLES
 from studio.ui.chat.handlers import ChatHandlers
 from studio.ui.chat.shown import Shown
 from studio.ui.common.trace_store import traces
@@ -176,12 +179,116 @@ def test_stop_keeps_what_is_written(handlers, every_token):
     assert len(turn.answer.token_ids) - turn.answer.prompt_tokens < 200
 
 
-def test_a_new_chat_drops_the_answer_that_is_written(handlers, every_token):
+@pytest.mark.parametrize("leave", ["clear", "open"])
+def test_an_answer_that_is_left_is_kept_in_its_own_conversation(handlers, every_token, leave):
     updates = handlers.send("Count to one thousand.", "", "", "session", settings(temperature=0))
-    for _ in range(4):
-        next(updates)
-    assert not talk.from_json(handlers.clear("session").stored).turns
-    assert list(updates) == []
+    first, *_ = (next(updates) for _ in range(4))
+    if leave == "clear":
+        assert not talk.from_json(handlers.clear("session").stored).turns
+    else:
+        handlers.open("", "session")
+    (final,) = updates
+    assert all(value is None for name, value in final._asdict().items() if name != "stored")
+    kept = talk.from_json(final.stored)
+    assert kept.id == talk.from_json(first.stored).id and kept.turns[1].content
+
+
+def test_a_conversation_has_one_id_from_its_first_message_on(handlers, asked):
+    again = last(list(handlers.send("And another?", asked["stored"], "", "session", SHORT)))
+    ids = {talk.from_json(each["stored"]).id for each in (asked, again)}
+    assert len(ids) == 1 and all(ids)
+    assert talk.from_json(handlers.clear("session").stored).id not in ids
+
+
+def test_the_conversation_of_an_earlier_version_is_taken_over_once(handlers, asked):
+    document = json.loads(asked["stored"])
+    shown = handlers.take_over(json.dumps({name: document[name] for name in ("system", "turns")}))
+    assert talk.from_json(shown.stored).turns == talk.from_json(asked["stored"]).turns
+    assert handlers.take_over("") == handlers.take_over('{"system": "", "turns": []}') == Shown()
+    with pytest.raises(StudioError):
+        handlers.take_over("{")
+
+
+def branch(handlers, stored: str, answer: int, token: int, token_id: int) -> dict:
+    return last(list(handlers.branch(answer, token, token_id, stored, "", "session", SHORT)))
+
+
+def test_an_answer_branches_at_a_token_and_the_first_variant_is_kept(handlers, asked):
+    before = talk.from_json(asked["stored"])
+    answer = before.turns[1].answer
+    token = answer.prompt_tokens + 2
+    other = next(each for each in traces.alternatives(answer.trace_id, token) if not each.is_chosen)
+    branched = talk.from_json(branch(handlers, asked["stored"], 0, token, other.token_id)["stored"])
+    start = "".join(traces.get(answer.trace_id).texts[answer.prompt_tokens : token]) + other.text
+    assert branched.turns[1].content.startswith(start) and len(branched.turns[1].content) > len(start)
+    assert branched.id == before.id and branched.turns[1].others[0].content == before.turns[1].content
+    again = last(list(handlers.send("And another?", asked["stored"], "", "session", SHORT)))
+    apart = talk.from_json(branch(handlers, again["stored"], 0, token, other.token_id)["stored"])
+    assert apart.id != before.id and len(apart.turns) == 2 and apart.turns[1].content.startswith(start)
+
+
+def test_alternatives_that_were_not_kept_are_computed_again(handlers, asked):
+    answer = talk.from_json(asked["stored"]).turns[1].answer
+    token = answer.prompt_tokens + 1
+    kept = traces.alternatives(answer.trace_id, token)
+    lost = json.loads(asked["stored"])
+    trace_id = traces.open(traces.get(answer.trace_id))
+    lost["turns"][1]["answer"]["trace_id"] = trace_id
+    assert traces.alternatives(trace_id, token) == ()
+    shown = handlers.keep_alternatives(json.dumps(lost), 0, token)
+    assert json.loads(shown.routing) == {"id": trace_id, "kept": token}
+    assert [each.token_id for each in traces.alternatives(trace_id, token)] == [each.token_id for each in kept]
+
+
+@pytest.mark.parametrize(
+    ("token", "token_id"), [(0, 1), (-1, 1), (10**6, 1), (None, 1), (True, 1), ("last", -1), ("last", None)]
+)
+def test_a_branch_that_is_not_offered_gets_a_sentence(handlers, asked, token, token_id):
+    last_token = len(talk.from_json(asked["stored"]).turns[1].answer.token_ids) - 1
+    with pytest.raises(StudioError):
+        branch(handlers, asked["stored"], 0, last_token if token == "last" else token, token_id)
+    if token != "last":
+        with pytest.raises(StudioError):
+            handlers.keep_alternatives(asked["stored"], 0, token)
+
+
+def test_a_raw_completion_continues_the_text_of_all_turns(handlers):
+    begun = handlers.choose_raw("", True).stored
+    assert handlers.prompt_text("Once <|im_end|>", begun, "ignored", SHORT) == "Once <|im_end|>"
+    asked = last(list(handlers.send("Once ", begun, "ignored", "session", SHORT)))
+    conversation = talk.from_json(asked["stored"])
+    answer = conversation.turns[1].answer
+    assert conversation.raw and "".join(traces.get(answer.trace_id)[: answer.prompt_tokens].texts) == "Once "
+    longer = last(list(handlers.continue_answer(asked["stored"], "", "session", SHORT)))
+    more = last(list(handlers.send(" and", longer["stored"], "", "session", SHORT)))
+    turns = talk.from_json(more["stored"]).turns
+    assert handlers.prompt_text("", more["stored"], "", SHORT) == "".join(turn.content for turn in turns[:3])
+    assert handlers.clear("session", raw=True).raw is True and not talk.from_json(handlers.clear("session").stored).raw
+
+
+def test_the_prompt_of_a_chat_is_shown_with_its_control_tokens(handlers, asked):
+    shown = handlers.prompt_text("And another?", asked["stored"], "Be brief.", SHORT)
+    assert "Be brief." in shown and shown.count("<|im_start|>") == 5 and shown.endswith("<|im_start|>assistant\n")
+    with pytest.raises(StudioError, match="nothing to answer"):
+        handlers.prompt_text("", "", "", SHORT)
+    with pytest.raises(StudioError, match="too long"):
+        handlers.prompt_text("word " * 19_000, handlers.choose_raw("", True).stored, "", SHORT)
+
+
+def test_a_model_without_a_template_completes_texts(handlers, monkeypatch):
+    status = replace(handlers.engine.status(), defaults=ModelDefaults(has_template=False))
+    monkeypatch.setattr(handlers.engine, "status", lambda: status)
+    assert handlers.is_raw("") and handlers.is_raw("{") and not handlers.is_raw(handlers.choose_raw("", False).stored)
+    sent = last(list(handlers.send("Once ", "", "", "session", SHORT)))
+    assert talk.from_json(sent["stored"]).raw
+
+
+def test_several_conversations_are_imported_at_once(handlers, asked):
+    document = {"format": SEVERAL, "conversations": [json.loads(asked["stored"])] * 2}
+    shown = handlers.import_file(json.dumps(document).encode(), "session")
+    several = json.loads(shown.stored)["several"]
+    assert len({talk.from_json(each).id for each in several} | {talk.from_json(asked["stored"]).id}) == 3
+    assert len(shown.chat) == 2
 
 
 def test_leaving_the_page_stops_the_engine(handlers, every_token):
@@ -219,7 +326,7 @@ def test_answers_that_are_not_there(handlers, asked, number):
 
 def test_a_refresh_in_the_middle_puts_the_question_back(handlers):
     stored = talk.to_json(talk.append_user(talk.Conversation(), "Still unanswered?"))
-    shown = handlers.open_page(stored)
+    shown = handlers.open(stored, "session")
     assert shown.box["value"] == "Still unanswered?" and shown.chat == []
 
 
@@ -321,6 +428,17 @@ def test_an_uploaded_adapter_is_deleted_by_its_owner_alone(toy):
     picked, choices, name = handlers.delete_adapter({"adapter": choice.id})
     assert (picked.adapter, name) == ("", "mine") and choice.id not in [identity for _, identity in choices]
     assert choice.id not in handlers.engine.adapters()
+
+
+def test_the_examples_are_prompts_of_the_adapters_run(toy):
+    run, handlers = toy.runs[0], toy.handlers
+    assert handlers.examples("") == handlers.examples(run.id) == handlers.examples("0" * 32) == EXAMPLES
+    for prompt in ("One?", "One?", "x" * 1000, "Two?", "Three?", "Four?"):
+        run.events.append("sample", 1, {"prompt": prompt, "answer": "…"})
+    try:
+        assert handlers.examples(run.id) == ["One?", "Two?", "Three?"]
+    finally:
+        (run.folder / "events.jsonl").unlink()
 
 
 def answer_turn(shown: dict) -> talk.Turn:
@@ -447,7 +565,7 @@ def test_two_sides_are_shown_where_they_are_wanted_or_were_made(toy):
     wanted = toy.handlers.arrange("", toy.picked(beside=True))
     assert wanted.base_side["visible"] and wanted.title["value"] == "<h2>one</h2>"
     made = toy.ask("Hi", toy.picked(beside=True))
-    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open_page(made["stored"], None)):
+    for shown in (toy.handlers.arrange(made["stored"], None), toy.handlers.open(made["stored"], "session")):
         assert shown.base_side["visible"] and len(shown.base_chat) == 2 and shown.base_stats
     went_on = toy.ask("And?", None, made["stored"])
     assert len(went_on["base_chat"]) == 4 and answer_turn(went_on).base is None

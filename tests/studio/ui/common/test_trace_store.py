@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from studio.backend.chat.alternatives import Alternative
 from studio.ui.common.trace_store import TraceStore
 from tests.builders.traces import make_trace
 
@@ -31,6 +32,19 @@ def test_ids_are_long_random_and_known_to_nobody_else():
     store = TraceStore()
     assert len({store.open() for _ in range(100)}) == 100
     assert store.get("") is None and store.get("0" * 32) is None
+
+
+def test_alternatives_are_their_owners_and_go_with_the_trace():
+    store = TraceStore(capacity_bytes=12_000)
+    mine = store.open(make_trace(), "me")
+    found = (Alternative(7, "x", -0.5, True, False),)
+    store.keep(mine, 3, found)
+    assert store.alternatives(mine, 3, "me") == store.alternatives(mine, 3) == found
+    assert store.alternatives(mine, 3, "other") == store.alternatives(mine, 4) == store.alternatives("", 3) == ()
+    for _ in range(5):
+        store.open(make_trace())
+    store.keep(mine, 4, found)
+    assert store.alternatives(mine, 3) == store.alternatives(mine, 4) == ()
 
 
 def test_the_bases_trace_goes_with_the_trace():

@@ -126,7 +126,8 @@ def test_neighbouring_colours_differ_in_lightness_or_hue():
 
 def test_every_view_has_a_module_and_its_style_is_in_the_page():
     views = discover("studio.ui.routing.views", "VIEW")
-    assert [view.name for view in views] == ["token_strip", "token_detail", "layer_experts", "expert_map", "tables"]
+    names = ["token_strip", "alternatives", "token_detail", "layer_experts", "expert_map", "tables"]
+    assert [view.name for view in views] == names
     folder = Path(routing_panel.__file__).parent / "views"
     for view in views:
         module = (folder / f"{view.name}.js").read_text()

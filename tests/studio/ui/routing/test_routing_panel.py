@@ -9,8 +9,9 @@ import pytest
 
 from studio.analysis.flips import flips
 from studio.analysis.load import strongest
+from studio.backend.chat.alternatives import Alternative
 from studio.ui.common.trace_store import traces
-from studio.ui.routing.routing_panel import FETCHED, PUSHED, message, routing_panel, rows
+from studio.ui.routing.routing_panel import FETCHED, PUSHED, alternatives, can_branch, message, routing_panel, rows
 from tests.builders.traces import make_trace
 
 NOBODY = gr.Request(state={"owner": ""})
@@ -106,6 +107,16 @@ def test_anybody_may_ask_and_gets_nothing_without_an_id(request_):
 @pytest.mark.parametrize("start", [-1, 40, 10**9, 1.0, "0", None, True])
 def test_starts_outside_of_the_trace_get_nothing(start):
     assert rows([traces.open(make_trace()), start], NOBODY) == {}
+
+
+def test_alternatives_are_served_to_their_owner_with_what_can_branch():
+    trace_id = traces.open(make_trace())
+    traces.keep(trace_id, 7, (Alternative(5, " a", 0.0, True, False), Alternative(6, "\ufffd", -1.0, False, False)))
+    listed = alternatives([trace_id, 7], NOBODY)["tokens"]
+    assert listed[0] == {"id": 5, "text": " a", "p": 1.0, "chosen": True, "branches": True}
+    assert not listed[1]["branches"] and not can_branch(Alternative(7, "<|im_end|>", -1.0, False, True))
+    for asked in ([trace_id, 8], [trace_id, True], [trace_id], ["0" * 32, 7], None, {}, [[trace_id], 7]):
+        assert alternatives(asked, NOBODY) == {}
 
 
 def test_the_template_is_constant_and_has_no_place_for_text():

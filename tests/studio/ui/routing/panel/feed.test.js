@@ -11,7 +11,7 @@ const FETCHED = 25;
 
 // A server with the rows of the answers, and what a feed reported of it. `gate` can hold its answers back.
 function setUp(gate = () => Promise.resolve()) {
-  const seen = { asked: [], resets: [], rows: 0, compared: 0 };
+  const seen = { asked: [], resets: [], rows: 0, compared: 0, kept: [] };
   const trace = new Trace();
   const fetchRows = async (id, start, part) => {
     seen.asked.push([id, start, ...(part ? [part] : [])]);
@@ -25,6 +25,7 @@ function setUp(gate = () => Promise.resolve()) {
     onReset: (message) => seen.resets.push(message.id),
     onRows: () => seen.rows++,
     onCompared: () => seen.compared++,
+    onKept: ({ kept }) => seen.kept.push(kept),
   });
   return { feed, trace, seen };
 }
@@ -42,6 +43,14 @@ test("messages in order need no fetch", async () => {
   await settled();
   assert.deepEqual([trace.count, seen.asked, seen.resets, seen.rows], [90, [], ["a"], 9]);
   assert.deepEqual(trace.texts, ANSWERS.a.map((token) => token.text));
+});
+
+test("alternatives that were computed again leave the shown answer alone", async () => {
+  const { feed, trace, seen } = setUp();
+  feed.receive(message("a", 0, 10));
+  feed.receive(JSON.stringify({ id: "a", kept: 7 }));
+  await settled();
+  assert.deepEqual([trace.count, seen.kept, seen.resets], [10, [7], ["a"]]);
 });
 
 test("what a merged message left out is fetched, and the trace ends complete", async () => {
