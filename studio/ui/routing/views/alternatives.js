@@ -10,6 +10,7 @@ const EXPLANATION = "Probabilities of the model, before temperature and filters.
 
 export default class Alternatives {
   static title = "Alternatives";
+  static help = ["probability", "The most likely tokens at this place; one that you follow begins another answer."];
 
   constructor(root, panel) {
     Object.assign(this, { root, panel, asked: "" });
