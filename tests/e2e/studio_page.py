@@ -175,6 +175,7 @@ class StudioPage:
         """Until the answer is complete; returns its text."""
         expect(self.page.locator("#stats .figures:not([data-previous])")).to_be_visible(timeout=SLOW)
         expect(self.send).to_be_visible()
+        settle(self.page)  # Gradio closes its stream of events; a click at this moment is answered with the next event
         return self.answers.last.inner_text()
 
     def let_through(self, steps: Steps, tokens: int) -> int:

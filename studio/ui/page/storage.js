@@ -10,6 +10,9 @@
     }
   }
 
+  // An address that asks for an adapter starts a new conversation; the page forgets that part of the address soon.
+  if (new URL(location.href).searchParams.has("adapter")) sessionStorage.removeItem("jetmoe-studio-open-conversation");
+
   // Before the page is drawn; `theme_toggle.js` does it again, because Gradio sets the theme of the system.
   document.addEventListener("DOMContentLoaded", () => {
     const theme = localStorage.getItem("jetmoe-studio-theme");

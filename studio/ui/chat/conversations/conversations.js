@@ -9,7 +9,7 @@ import { titleOf } from "./records.js";
 import { openStore } from "./store.js";
 import { Tabs } from "./tabs.js";
 
-const OPEN = "jetmoe-studio-open-conversation"; // id, of this tab
+const OPEN = "jetmoe-studio-open-conversation"; // id, of this tab; `page/storage.js` forgets it for a new conversation
 const EARLIER = "jetmoe-studio-conversation"; // where earlier versions stored the only conversation
 const DRAFT_MS = 300;
 const NOTES = {
@@ -60,18 +60,16 @@ class Bar {
     addEventListener("beforeunload", (event) => this.library.unsaved.size && event.preventDefault());
   }
 
-  // Shows what the tab showed before it was loaded again, unless something was sent meanwhile or an address asks for an
-  // adapter, which starts a new conversation.
+  // Shows what the tab showed before it was loaded again, unless something was sent meanwhile.
   async begin() {
     const { props } = this.component, id = sessionStorage.getItem(OPEN);
-    const isAsked = new URL(location.href).searchParams.has("adapter");
     this.tabs = new Tabs(this.library.id, {
       onChanged: (head) => this.changedElsewhere(head),
       onRemoved: (removed) => this.library.removedElsewhere(removed),
       onSame: (isSame) => this.note("same", isSame),
     });
     if (props.value) this.receive();
-    else if (id && !isAsked && this.library.heads.has(id)) await this.open(id);
+    else if (id && this.library.heads.has(id)) await this.open(id);
     else this.hold(this.library.value);
   }
 
