@@ -9,6 +9,7 @@ from studio.backend.data import hub_dataset, stored, uploads
 from studio.backend.hosting import demo
 from studio.backend.models import catalog, starter
 from studio.backend.recipe import Recipe
+from studio.backend.runs import room
 from studio.backend.system.files import require_space
 from studio.backend.system.home import home
 from studio.backend.training import queue as jobs
@@ -103,7 +104,7 @@ def test_what_a_space_stores_fits_its_disk(on, monkeypatch):
     largest = max(model.download_gib for model in catalog.RELEASED) * GIB
     disk = 50e9
     assert demo.limits().quota_gib * GIB + shared + largest < disk
-    assert jobs.quota_gib(home()) * GIB + shared < disk, "without the limits of a demo, with the starter"
+    assert room.quota_gib(home()) * GIB + shared < disk, "without the limits of a demo, with the starter"
     # Uploads and adapters get what is free of the plan, whatever the disk of the host has.
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**13, 0, 10**13))
     monkeypatch.setenv("STUDIO_DISK_GIB", "0.000001")

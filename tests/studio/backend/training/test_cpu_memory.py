@@ -1,5 +1,7 @@
 """Whether a run fits into the memory of a CPU, before its first step."""
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -47,7 +49,7 @@ def test_a_run_that_does_not_fit_is_refused_before_its_first_step(settings, tmp_
     cpu_memory.require_memory(ready)
     monkeypatch.setattr(audit, "_trial", lambda prepared: pytest.fail("whole steps were tried"))
     # The toy fits, but not a thousand of its rows at once.
-    monkeypatch.setattr(plan, "available_memory", lambda: plan.GIB // 16)
+    monkeypatch.setattr(cpu_memory, "plan", SimpleNamespace(available_memory=lambda: plan.GIB // 16))
     with pytest.raises(StudioError, match=SENTENCE):
         started(settings, batch_size=1000)
     (run,) = RunStore().list()

@@ -399,7 +399,7 @@ def test_a_trained_classifier_labels_texts_and_files(handlers, engine, brought, 
     (run.folder / evaluation.FILE).unlink()
     assert evaluation_view.UNMEASURED[:60] in handlers.quality(run.id)
     (run.folder / evaluation.FILE).write_text("{")
-    assert "can&#x27;t be read" in handlers.quality(run.id) or "can't be read" in handlers.quality(run.id)
+    assert "evaluation.json of the run" in handlers.quality(run.id) and "is damaged" in handlers.quality(run.id)
     assert handlers.quality("") == handlers.quality("../..") == evaluation_view.waiting()
 
 

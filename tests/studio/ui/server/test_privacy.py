@@ -62,7 +62,7 @@ TOLD = {
     "an export": lambda v, t: v.get(f"/exports/{t.run}/adapter.zip"),
     "a classified file": lambda v, t: v.get(f"/labelled/{t.result}.csv"),
     "the draft of a run": lambda v, t: v.event("open_page", "data-preview", draft(t)),
-    "the adapters of the chat": lambda v, t: v.event("open_page", "chat", "", {"adapter": t.run}),
+    "the adapters of the chat": lambda v, t: v.event("open_page", "adapter", {"adapter": t.run}),
     "an uploaded adapter": lambda v, t: v.event("arrange", "base-side", "", {"adapter": t.adapter, "beside": True}),
     "the picker": lambda v, t: v.event("open_list", "adapter"),
     "the adapters picked anew": lambda v, t: v.event("refresh", "adapter", {"adapter": t.adapter}),
