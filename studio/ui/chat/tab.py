@@ -165,7 +165,9 @@ class _Page:
         length: Any = self.sampling["max_new_tokens"]
         if zero_gpu.ACTIVE:
             self.quota.value = quota_note(length.value)
-            length.change(quota_note, length, self.quota, **AT_ONCE)
+            # What is typed is within the bounds only once the field is left.
+            within = f"(value) => Math.min(Math.max(value ?? 0, {length.minimum}), {length.maximum})"
+            length.change(quota_note, length, self.quota, js=within, **AT_ONCE)
 
     def outputs(self) -> list[Any]:
         """Return the outputs in the order of `Shown`."""
