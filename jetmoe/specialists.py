@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peft
 import torch
@@ -98,9 +98,11 @@ def compose(
     return adapted
 
 
-class _Specialist:
-    def __init__(self, config: peft.LoraConfig, weights: dict[Factor, Tensor], experts: Tensor, name: str) -> None:
-        self.config, self.weights, self.experts, self.name = config, weights, experts, name
+class _Specialist(NamedTuple):
+    config: peft.LoraConfig
+    weights: dict[Factor, Tensor]
+    experts: Tensor  # [L, N, E] bool, those that it changes
+    name: str
 
 
 def _read(folder: Path | str, model: Any) -> _Specialist:

@@ -16,6 +16,7 @@ from jetmoe import upcycle as upcycling
 from jetmoe.gguf_tokenizer import tokenizer_from_metadata
 from jetmoe.loading.checkpoint import CheckpointError
 from jetmoe.routers import collect_router_inputs, fit_router_rows
+from jetmoe.specialists import replica
 from jetmoe.upcycle import dense_to_jetmoe, random_rows, upcycle
 from tests.benchmarks.upcycle_exactness import toy_rows
 from tests.builders.gguf import KINDS, vocabulary
@@ -173,12 +174,12 @@ def test_every_token_takes_all_slots_of_one_replica():
 def test_a_masked_replica_changes_nothing_and_a_masked_slot_does():
     model = upcycled(toy())
     ids, change = torch.randint(1, 97, (1, 60)), Intervention(model.config)
-    replica = [expert for expert, group in enumerate(model.config.groups) if group == 0]
+    experts = replica(model.config, 0)
     with torch.no_grad():
         before = model(ids).logits
-        with change.mask(replica).on(model):
+        with change.mask(experts).on(model):
             assert relative_error(model(ids).logits, before) < 1e-5
-        with change.mask(replica[:1]).on(model):
+        with change.mask(experts[:1]).on(model):
             assert relative_error(model(ids).logits, before) > 1e-2
 
 
